@@ -1,0 +1,1 @@
+"""The command line: verbs; each imports what it needs when chosen."""

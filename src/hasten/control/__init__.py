@@ -1,0 +1,1 @@
+"""How much to draft: measured cost against live acceptance."""

@@ -1,0 +1,1 @@
+"""Words shared by every room: types, configuration, errors, registry. Importing this room never imports torch."""

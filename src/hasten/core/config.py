@@ -1,0 +1,70 @@
+"""Settings of an engine: one frozen dataclass. Flags, environment variables and TOML keys are all read off its fields."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from hasten.core.errors import ConfigError
+from hasten.core.registry import nearest
+
+PRECISIONS = ("auto", "int8", "bf16", "fp32", "fp64")
+VERIFY_RULES = ("coupled",)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """How an engine runs. Every default works; nothing here has to be touched.
+
+    ``draft``: "auto", "none" or a spec such as "suffix+lm". ``draft_model`` names the model the lm drafter uses where the
+    catalogue names none. ``cache_tokens`` is the size of the key-value pool in positions (0: chosen from the model's context,
+    at least one full context up to 8192). ``max_rows`` bounds the rows of one step (prefill chunks and trees together);
+    ``max_sequences`` bounds how many sequences run at once. ``threads=0`` uses every physical core.
+    ``context_length=0`` takes the model's own.
+
+    Raises ConfigError, one sentence, when a value is out of range.
+    """
+
+    model: str = "smollm2-135m"
+    draft: str = "auto"
+    draft_model: str | None = None
+    precision: str = "auto"
+    device: str = "auto"
+    threads: int = 0
+    context_length: int = 0
+    cache_tokens: int = 0
+    max_rows: int = 512
+    max_sequences: int = 16
+    prefix_cache: bool = True
+    verify: str = "coupled"
+
+    def __post_init__(self) -> None:
+        _one_of("precision", self.precision, PRECISIONS)
+        _one_of("verify", self.verify, VERIFY_RULES)
+        if self.device != "auto" and self.device != "cpu" and not self.device.startswith("cuda"):
+            raise ConfigError(f"device must be auto, cpu, cuda or cuda:N, not '{self.device}'.")
+        for name, low, high in (
+            ("threads", 0, 1024),
+            ("context_length", 0, 2**24),
+            ("cache_tokens", 0, 2**28),
+            ("max_rows", 16, 2**16),
+            ("max_sequences", 1, 4096),
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+                raise ConfigError(f"{name} must be a whole number from {low} to {high}, not {value!r}.")
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> EngineConfig:
+        """Build from names and values; an unknown name is a ConfigError that offers the nearest one."""
+        known = [field.name for field in fields(cls)]
+        for name in values:
+            if name not in known:
+                raise ConfigError(f"There is no setting called '{name}'{nearest(name, known)}")
+        return cls(**values)
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{name} must be one of {', '.join(allowed)}, not {value!r}.")

@@ -1,0 +1,82 @@
+"""Names that stand for implementations: a table of "module:attribute" rows, resolved only when chosen, and open to other
+packages through entry points. A *spec* is how a user writes one: ``suffix``, ``suffix(max_depth=12)``, ``suffix+lm``."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from typing import Any
+
+from hasten.core.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """One implementation asked for: its registered name and keyword arguments."""
+
+    name: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Registry:
+    """``rows`` maps a name to "module:attribute". ``group`` is the entry-point group that may add names."""
+
+    kind: str
+    group: str
+    rows: Mapping[str, str]
+
+    def names(self) -> list[str]:
+        """Every known name, sorted; imports nothing."""
+        return sorted({*self.rows, *(point.name for point in entry_points(group=self.group))})
+
+    def resolve(self, name: str) -> Any:
+        """The object registered as ``name``. Raises ConfigError with the nearest name when there is none."""
+        target = self.rows.get(name)
+        if target is not None:
+            module, _, attribute = target.partition(":")
+            return getattr(importlib.import_module(module), attribute)
+        for point in entry_points(group=self.group, name=name):
+            return point.load()
+        raise ConfigError(f"There is no {self.kind} called '{name}'{nearest(name, self.names())}")
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """The end of an error sentence: the closest known name, or the list of all."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean '{close[0]}'?" if close else f"; known are: {', '.join(sorted(known))}."
+
+
+def parse_specs(text: str) -> list[Spec]:
+    """Read ``name``, ``name(key=literal, ...)`` or several joined by '+'. Literals only: nothing is executed.
+
+    Raises ConfigError when the text is not of that form.
+    """
+    try:
+        tree = ast.parse(text.strip(), mode="eval").body
+        return [_spec(part) for part in _terms(tree)]
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as problem:
+        raise ConfigError(f"'{text}' is not a drafter spec; write name, name(key=value) or several joined by '+'.") from problem
+
+
+def _terms(node: ast.expr) -> list[ast.expr]:
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        return [*_terms(node.left), node.right]
+    return [node]
+
+
+def _spec(node: ast.expr) -> Spec:
+    if isinstance(node, ast.Name):
+        return Spec(node.id)
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args:
+        arguments: dict[str, Any] = {}
+        for keyword in node.keywords:
+            if keyword.arg is None:
+                raise ValueError("no ** in a spec")
+            arguments[keyword.arg] = ast.literal_eval(keyword.value)
+        return Spec(node.func.id, arguments)
+    raise ValueError("neither a name nor a call")

@@ -1,0 +1,175 @@
+"""What a request returns: text, tokens, and an honest account of what it cost and who guessed it. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hasten.core.types import FinishReason, TokenLogprob
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of the prompt, of them those found in the prefix cache, and tokens delivered over all answers."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds. ``load_s`` is what loading the model took (once an engine); ``prefill_s`` lasts from the request's first step
+    to its first token; ``decode_s`` from there to its last."""
+
+    load_s: float
+    prefill_s: float
+    decode_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Decoding speed of the request, and the speed that plain decoding would have had on this machine at this context,
+    from measured one-row steps. ``speedup`` is their ratio. None where nothing was decoded or measured."""
+
+    tokens_per_second: float | None
+    plain_tokens_per_second: float | None
+
+    @property
+    def speedup(self) -> float | None:
+        if not self.tokens_per_second or not self.plain_tokens_per_second:
+            return None
+        return self.tokens_per_second / self.plain_tokens_per_second
+
+
+@dataclass(slots=True)
+class DraftCount:
+    """Nodes that one drafter had verified, and those accepted."""
+
+    drafted: int = 0
+    accepted: int = 0
+
+
+@dataclass(slots=True)
+class Speculation:
+    """Rounds (verification passes) of a request and what drafting brought; a node is counted for the drafter it is credited to."""
+
+    rounds: int = 0
+    by_drafter: dict[str, DraftCount] = field(default_factory=dict)
+
+    @property
+    def drafted(self) -> int:
+        return sum(count.drafted for count in self.by_drafter.values())
+
+    @property
+    def accepted(self) -> int:
+        return sum(count.accepted for count in self.by_drafter.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One of the n answers of a request. ``provenance`` names, token by token, the drafter that guessed it or "model"."""
+
+    index: int
+    text: str
+    tokens: list[int]
+    finish_reason: FinishReason
+    provenance: list[str]
+    logprobs: list[TokenLogprob] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """The finished request: its answers and its account. ``text``, ``tokens`` and ``finish_reason`` are the first answer's."""
+
+    id: str
+    model: str
+    precision: str
+    exact: bool
+    answers: list[Answer]
+    usage: Usage
+    timing: Timing
+    speed: Speed
+    speculation: Speculation
+
+    @property
+    def text(self) -> str:
+        return self.answers[0].text
+
+    @property
+    def tokens(self) -> list[int]:
+        return self.answers[0].tokens
+
+    @property
+    def finish_reason(self) -> FinishReason:
+        return self.answers[0].finish_reason
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that ``hasten generate --json`` prints; further answers stand under "answers" when n > 1."""
+        first = self.answers[0]
+        out: dict[str, Any] = {
+            "id": self.id,
+            "text": first.text,
+            "tokens": first.tokens,
+            "finish_reason": first.finish_reason,
+            "usage": {
+                "prompt_tokens": self.usage.prompt_tokens,
+                "completion_tokens": self.usage.completion_tokens,
+                "cached_tokens": self.usage.cached_tokens,
+            },
+            "timing": {
+                "load_s": round(self.timing.load_s, 4),
+                "prefill_s": round(self.timing.prefill_s, 4),
+                "decode_s": round(self.timing.decode_s, 4),
+            },
+            "speed": {
+                "tokens_per_second": _rounded(self.speed.tokens_per_second),
+                "plain_tokens_per_second": _rounded(self.speed.plain_tokens_per_second),
+                "speedup": _rounded(self.speed.speedup),
+            },
+            "speculation": {
+                "rounds": self.speculation.rounds,
+                "drafted": self.speculation.drafted,
+                "accepted": self.speculation.accepted,
+                "by_drafter": {
+                    name: {"drafted": count.drafted, "accepted": count.accepted}
+                    for name, count in sorted(self.speculation.by_drafter.items())
+                },
+            },
+            "provenance": first.provenance,
+            "exact": self.exact,
+            "precision": self.precision,
+            "model": self.model,
+        }
+        if first.logprobs is not None:
+            out["logprobs"] = [_logprob(entry) for entry in first.logprobs]
+        if len(self.answers) > 1:
+            out["answers"] = [
+                {"index": a.index, "text": a.text, "tokens": a.tokens, "finish_reason": a.finish_reason} for a in self.answers
+            ]
+        return out
+
+
+@dataclass(frozen=True, slots=True)
+class StreamEvent:
+    """A piece of an answer as it becomes final: whole UTF-8 characters only, and never text that a stop string may still take
+    back. ``tokens`` and ``provenance`` cover the tokens committed since the last event of this answer. The last event of a
+    request carries its ``completion``."""
+
+    index: int
+    text: str
+    tokens: list[int]
+    provenance: list[str]
+    completion: Completion | None = None
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 3)
+
+
+def _logprob(entry: TokenLogprob) -> dict[str, Any]:
+    return {
+        "token": entry.token,
+        "logprob": entry.logprob,
+        "top": [{"token": token, "logprob": value} for token, value in entry.top],
+    }

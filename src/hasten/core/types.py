@@ -1,0 +1,277 @@
+"""The vocabulary of the engine: what travels between its rooms. Imports no torch and nothing else of Hasten but errors.
+
+Words. A *row* is one token fed to the model in a step. The *root* of a round is the last known token of a sequence, which
+has no keys and values yet. A *node* is a drafted token; its parent is another node or the root (``ROOT``). A node is
+*accepted* when the target itself would have chosen it there; the *bonus* token is the target's own choice after the last
+accepted node. *Context* is the number of positions of a sequence whose keys and values are committed in the pool.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from hasten.core.errors import InvalidRequest
+
+ROOT = -1
+BLOCK_SIZE = 64
+MODEL_SOURCE = "model"  # provenance of a token that nobody drafted
+
+MAX_TOP_LOGPROBS = 20
+MAX_STOP_STRINGS = 16
+MAX_LOGIT_BIAS = 4096
+MAX_N = 64
+
+FinishReason = Literal["stop", "length", "cancelled", "error"]
+
+
+def _require(ok: bool, sentence: str) -> None:
+    if not ok:
+        raise InvalidRequest(sentence)
+
+
+def _number(name: str, value: object, low: float, high: float, allowed: str) -> None:
+    ok = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and low <= value <= high
+    _require(ok, f"{name} must be {allowed}, not {value!r}.")
+
+
+def _integer(name: str, value: object, low: int, high: int, allowed: str) -> None:
+    ok = isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+    _require(ok, f"{name} must be {allowed}, not {value!r}.")
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How tokens are chosen from the target's logits, and when a request ends.
+
+    The defaults are greedy decoding. ``seed=None`` draws a fresh seed per request; a given seed makes the text repeatable,
+    whatever the batch, the drafts or the load. ``n`` asks for that many answers; answer ``i`` uses a seed derived from
+    (seed, i). ``logprobs=k`` reports the chosen token's log-probability and the k most likely ones (0: chosen only).
+    ``max_tokens=None`` generates until the context is full.
+
+    Raises InvalidRequest, one sentence, when a value is out of range.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    max_tokens: int | None = 256
+    ignore_eos: bool = False
+    seed: int | None = None
+    n: int = 1
+    logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        _number("temperature", self.temperature, 0.0, 100.0, "a number from 0 to 100")
+        _integer("top_k", self.top_k, 0, 2**31 - 1, "a whole number, 0 for no limit")
+        _number("top_p", self.top_p, 0.0, 1.0, "a number above 0 and at most 1")
+        _require(self.top_p > 0.0, "top_p must be a number above 0 and at most 1, not 0.")
+        _number("min_p", self.min_p, 0.0, 1.0, "a number from 0 to 1")
+        _number("repetition_penalty", self.repetition_penalty, 1e-2, 100.0, "a number from 0.01 to 100")
+        _number("presence_penalty", self.presence_penalty, -2.0, 2.0, "a number from -2 to 2")
+        _number("frequency_penalty", self.frequency_penalty, -2.0, 2.0, "a number from -2 to 2")
+        if self.max_tokens is not None:
+            _integer("max_tokens", self.max_tokens, 1, 2**31 - 1, "a whole number of at least 1")
+        if self.seed is not None:
+            _integer("seed", self.seed, 0, 2**64 - 1, "a whole number from 0 to 2^64 - 1")
+        if self.logprobs is not None:
+            _integer("logprobs", self.logprobs, 0, MAX_TOP_LOGPROBS, f"a whole number from 0 to {MAX_TOP_LOGPROBS}")
+        _integer("n", self.n, 1, MAX_N, f"a whole number from 1 to {MAX_N}")
+        _require(isinstance(self.ignore_eos, bool), f"ignore_eos must be true or false, not {self.ignore_eos!r}.")
+        self._check_collections()
+
+    def _check_collections(self) -> None:
+        stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        _require(len(stops) <= MAX_STOP_STRINGS, f"stop takes at most {MAX_STOP_STRINGS} strings, not {len(stops)}.")
+        for text in stops:
+            _require(isinstance(text, str) and text != "", f"each stop must be a non-empty string, not {text!r}.")
+        object.__setattr__(self, "stop", stops)
+        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+        for token in self.stop_token_ids:
+            _integer("each stop_token_ids entry", token, 0, 2**31 - 1, "a token id")
+        _require(len(self.logit_bias) <= MAX_LOGIT_BIAS, f"logit_bias takes at most {MAX_LOGIT_BIAS} entries.")
+        for token, bias in self.logit_bias.items():
+            _integer("each logit_bias key", token, 0, 2**31 - 1, "a token id")
+            _number("each logit_bias value", bias, -100.0, 100.0, "a number from -100 to 100")
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0.0
+
+    @property
+    def needs_history(self) -> bool:
+        """Whether the choice at a node depends on the tokens before it (penalties), not on its logits alone."""
+        return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
+
+
+@dataclass(slots=True)
+class DraftTree:
+    """Drafted tokens after a root. Nodes stand in topological order: a parent has a smaller index than its children.
+
+    ``scores[i]`` is the drafter's own estimate of P(node i accepted | its parent accepted), in [0, 1].
+    ``drafters[i]`` names who proposed node i. Siblings have distinct tokens; ``add`` merges equal ones.
+    """
+
+    tokens: list[int] = field(default_factory=list)
+    parents: list[int] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+    drafters: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def child(self, parent: int, token: int) -> int | None:
+        """Index of the child of ``parent`` that carries ``token``, or None."""
+        for index in range(parent + 1, len(self.tokens)):
+            if self.parents[index] == parent and self.tokens[index] == token:
+                return index
+        return None
+
+    def add(self, parent: int, token: int, score: float, drafter: str) -> int:
+        """Append a node, or find the equal sibling and keep the higher score; returns the node's index."""
+        found = self.child(parent, token)
+        if found is not None:
+            if score > self.scores[found]:
+                self.scores[found], self.drafters[found] = score, drafter
+            return found
+        self.tokens.append(token)
+        self.parents.append(parent)
+        self.scores.append(score)
+        self.drafters.append(drafter)
+        return len(self.tokens) - 1
+
+    def merge(self, other: DraftTree) -> None:
+        """Add every node of ``other``; equal paths become one."""
+        placed: list[int] = []
+        for token, parent, score, drafter in zip(other.tokens, other.parents, other.scores, other.drafters, strict=True):
+            at = ROOT if parent == ROOT else placed[parent]
+            placed.append(self.add(at, token, score, drafter))
+
+    def depths(self) -> list[int]:
+        """Depth of each node; a child of the root has depth 1."""
+        out: list[int] = []
+        for parent in self.parents:
+            out.append(1 if parent == ROOT else out[parent] + 1)
+        return out
+
+    def survivals(self) -> list[float]:
+        """P(node accepted) of each node: the product of scores along its path."""
+        out: list[float] = []
+        for parent, score in zip(self.parents, self.scores, strict=True):
+            out.append(score if parent == ROOT else out[parent] * score)
+        return out
+
+    def path(self, node: int) -> list[int]:
+        """Nodes from the root's child down to ``node``."""
+        out: list[int] = []
+        while node != ROOT:
+            out.append(node)
+            node = self.parents[node]
+        return out[::-1]
+
+    def keep(self, nodes: set[int]) -> DraftTree:
+        """The sub-tree of ``nodes``, which must contain the parent of each of its members."""
+        place = {ROOT: ROOT}
+        out = DraftTree()
+        for index in range(len(self.tokens)):
+            if index in nodes:
+                place[index] = len(out)
+                out.tokens.append(self.tokens[index])
+                out.parents.append(place[self.parents[index]])
+                out.scores.append(self.scores[index])
+                out.drafters.append(self.drafters[index])
+        return out
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """Log-probability (natural log) of the chosen token and of the most likely ones, after penalties and bias, before
+    temperature and filters."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(slots=True)
+class Verdict:
+    """What verification decided for one sequence: ``path`` are the accepted nodes, ``tokens`` what is emitted (the accepted
+    nodes' tokens and the bonus token, so one more than ``path``), ``logprobs`` one entry a token when asked for."""
+
+    path: list[int]
+    tokens: list[int]
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One answer being generated. ``tokens`` are the prompt and the output so far; ``tokens[:computed]`` have keys and values
+    in ``blocks``. A sequence has no phase: a step computes some of the tokens that are known and not computed."""
+
+    id: int
+    request_id: str
+    params: SamplingParams
+    seed: int
+    tokens: list[int]
+    prompt_length: int
+    tenant: str = ""
+    index: int = 0  # which of the request's n answers
+    computed: int = 0
+    cached: int = 0  # prompt tokens found in the prefix cache
+    blocks: list[int] = field(default_factory=list)
+    provenance: list[str] = field(default_factory=list)  # one name an output token: a drafter or MODEL_SOURCE
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+
+    @property
+    def output(self) -> list[int]:
+        return self.tokens[self.prompt_length :]
+
+    @property
+    def output_length(self) -> int:
+        return len(self.tokens) - self.prompt_length
+
+    @property
+    def finished(self) -> bool:
+        return self.finish_reason is not None
+
+
+@dataclass(slots=True)
+class Segment:
+    """The rows of one sequence in a step: ``chain`` (known tokens that follow the context; the last one is the root when
+    there is a tree) and then the nodes of ``tree``, which hang below the last chain token.
+
+    Row i is written at virtual index ``context + i``. Its position is ``context + i`` for a chain row and
+    ``context + len(chain) - 1 + depth`` for a node. Logits are wanted for all rows from ``first_logit`` on
+    (``len(chain) + len(tree)`` asks for none).
+    """
+
+    blocks: list[int]
+    context: int
+    chain: list[int]
+    tree: DraftTree = field(default_factory=DraftTree)
+    first_logit: int = 0
+
+    @property
+    def rows(self) -> int:
+        return len(self.chain) + len(self.tree)
+
+
+@dataclass(slots=True)
+class Batch:
+    """Everything one forward pass computes: segments of different sequences, laid out one after the other."""
+
+    segments: list[Segment]
+
+    @property
+    def rows(self) -> int:
+        return sum(segment.rows for segment in self.segments)

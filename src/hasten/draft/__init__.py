@@ -1,0 +1,1 @@
+"""Drafters: whoever can guess the next tokens cheaply."""

@@ -1,0 +1,1 @@
+"""Who runs, one step, and the library's front door."""

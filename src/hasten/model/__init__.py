@@ -1,0 +1,1 @@
+"""Models: files to weights, weights to logits."""

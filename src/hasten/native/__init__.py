@@ -1,0 +1,1 @@
+"""C++ kernels behind a C interface. Imports nothing of Hasten."""

@@ -1,0 +1,1 @@
+"""Choosing and verifying: pure functions on logits. All exactness rests here."""
