@@ -223,6 +223,7 @@ class Sequence:
     seed: int
     tokens: list[int]
     prompt_length: int
+    length_limit: int  # prompt and output together never pass this
     tenant: str = ""
     index: int = 0  # which of the request's n answers
     computed: int = 0
@@ -243,6 +244,10 @@ class Sequence:
     @property
     def finished(self) -> bool:
         return self.finish_reason is not None
+
+    @property
+    def tokens_left(self) -> int:
+        return self.length_limit - len(self.tokens)
 
 
 @dataclass(slots=True)

@@ -1,0 +1,208 @@
+"""The engine: requests in, tokens out, one ``step`` at a time. One thread; whoever needs more puts a queue in front of it."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from hasten.control.controller import Controller
+from hasten.core.errors import InvalidRequest
+from hasten.core.results import Completion, StreamEvent
+from hasten.core.types import Batch, SamplingParams, Sequence, Verdict
+from hasten.engine.drafting import Drafting
+from hasten.engine.requests import AnswerState, Request, provenance_of
+from hasten.engine.scheduler import Scheduled, Scheduler
+from hasten.engine.text import TextStream
+from hasten.model.executor import Executor
+from hasten.model.tokenizer import Tokenizer
+from hasten.sampling.filters import History
+from hasten.sampling.noise import derive_seed, fresh_seed
+from hasten.sampling.verify import verify_tree
+
+
+@dataclass(slots=True)
+class Engine:
+    """``eos`` are the token ids that end an answer; ``vocabulary`` how many ids may be chosen (a model's table may be padded)."""
+
+    executor: Executor
+    scheduler: Scheduler
+    drafting: Drafting
+    controller: Controller
+    tokenizer: Tokenizer
+    eos: frozenset[int]
+    vocabulary: int
+    max_rows: int
+    model: str
+    load_seconds: float = 0.0
+    _ids: itertools.count[int] = field(default_factory=itertools.count)
+    _requests: dict[int, Request] = field(default_factory=dict)  # by sequence id
+
+    def submit(self, prompt: list[int], params: SamplingParams, tenant: str = "", request_id: str | None = None) -> Request:
+        """Queue a request. Raises InvalidRequest or PromptTooLong, one sentence, when it can never be served."""
+        self._check_prompt(prompt, params)
+        seed = fresh_seed() if params.seed is None else params.seed
+        limit = self.scheduler.capacity
+        if params.max_tokens is not None:
+            limit = min(limit, len(prompt) + params.max_tokens)
+        first = next(self._ids)
+        name = request_id or f"request-{first}"
+        sequences = [
+            Sequence(
+                id=first if index == 0 else next(self._ids),
+                request_id=name,
+                params=params,
+                seed=derive_seed(seed, index),
+                tokens=list(prompt),
+                prompt_length=len(prompt),
+                length_limit=limit,
+                tenant=tenant,
+                index=index,
+            )
+            for index in range(params.n)
+        ]
+        self.scheduler.add(sequences)
+        request = Request(name, [self._answer(sequence) for sequence in sequences])
+        for sequence in sequences:
+            self._requests[sequence.id] = request
+            self.drafting.begin(sequence)
+        return request
+
+    def step(self) -> list[tuple[Request, StreamEvent]]:
+        """Run one forward pass over whatever is ready; returns what became final. An idle engine does nothing."""
+        items = self.scheduler.plan()
+        self._start_clocks(items)
+        self.drafting.propose(items, self.max_rows - sum(item.chain for item in items))
+        packed = self.scheduler.pack(items)
+        if not packed.items:
+            return []
+        self.executor.copy_blocks(packed.copies)
+        batch = Batch([item.segment() for item in packed.items])
+        started = time.perf_counter()
+        logits = self.executor.forward(batch)
+        forward = time.perf_counter() - started
+        events: list[tuple[Request, StreamEvent]] = []
+        row = 0
+        for item, segment in zip(packed.items, batch.segments, strict=True):
+            wanted = segment.rows - segment.first_logit
+            if item.completes:
+                events.append(self._advance(item, logits[row : row + wanted]))
+            else:
+                self.scheduler.committed(item, 0)
+            row += wanted
+        self._learn_cost(packed.items, batch.rows, forward, time.perf_counter() - started)
+        return events
+
+    def cancel(self, request: Request) -> None:
+        """End every unfinished answer of a request; its blocks are free at once."""
+        for answer in request.answers:
+            if not answer.sequence.finished:
+                answer.sequence.finish_reason = "cancelled"
+                self._leave(answer.sequence)
+
+    def cancel_all(self) -> None:
+        for request in list({id(request): request for request in self._requests.values()}.values()):
+            self.cancel(request)
+
+    @property
+    def idle(self) -> bool:
+        return self.scheduler.idle
+
+    def _answer(self, sequence: Sequence) -> AnswerState:
+        history = History(sequence.tokens) if sequence.params.needs_history else None
+        return AnswerState(sequence, TextStream(self.tokenizer, sequence.params.stop), history)
+
+    def _advance(self, item: Scheduled, logits: Tensor) -> tuple[Request, StreamEvent]:
+        """Verify one sequence's tree, keep what was accepted, and report it. ``logits`` [1 + nodes, vocabulary]: root first."""
+        sequence, tree = item.sequence, item.tree
+        request = self._requests[sequence.id]
+        answer = request.answers[sequence.index]
+        verdict = verify_tree(
+            tree,
+            logits,
+            sequence.params,
+            sequence.seed,
+            position=len(sequence.tokens),
+            history=answer.history,
+            limit=sequence.tokens_left,
+            vocabulary_size=self.vocabulary,
+        )
+        first_round = sequence.output_length == 0
+        emitted = self._append(request, sequence, verdict, provenance_of(tree, verdict.path, len(verdict.tokens)))
+        accepted = verdict.path[:emitted]
+        chain = item.chain
+        self.executor.commit(sequence.blocks, sequence.computed, [*range(chain), *(chain + node for node in accepted)])
+        self.scheduler.committed(item, len(accepted))
+        if not first_round:
+            request.account(tree, accepted)
+        request.clock(emitted, self._plain_step())
+        self.drafting.observe(sequence, tree, verdict)
+        if sequence.finished:
+            self._leave(sequence)
+        return request, request.event(answer, self._completion(request) if request.finished else None)
+
+    def _append(self, request: Request, sequence: Sequence, verdict: Verdict, provenance: list[str]) -> int:
+        """Add the verdict's tokens one by one until the answer ends; returns how many were added."""
+        answer = request.answers[sequence.index]
+        params = sequence.params
+        for count, token in enumerate(verdict.tokens, start=1):
+            sequence.tokens.append(token)
+            sequence.provenance.append(provenance[count - 1])
+            if verdict.logprobs:
+                sequence.logprobs.append(verdict.logprobs[count - 1])
+            ends = token in params.stop_token_ids or (token in self.eos and not params.ignore_eos)
+            if not ends:
+                text, ends = answer.stream.push(token)
+                answer.fresh_text += text
+            if ends:
+                sequence.finish_reason = "stop"
+            elif sequence.tokens_left <= 0:
+                sequence.finish_reason = "length"
+            if sequence.finished:
+                answer.fresh_text += answer.stream.finish()
+                break
+        answer.text += answer.fresh_text
+        if answer.history is not None:
+            answer.history.extend(verdict.tokens[:count])
+        return count
+
+    def _leave(self, sequence: Sequence) -> None:
+        self.scheduler.remove(sequence)
+        self.drafting.end(sequence)
+        del self._requests[sequence.id]
+
+    def _completion(self, request: Request) -> Completion:
+        precision = self.executor.decoder.precision.name
+        return request.completion(self.model, precision, self.load_seconds, bool(self.drafting.drafters))
+
+    def _plain_step(self) -> float | None:
+        """Seconds that a plain step of what is decoding now would take."""
+        if not self.controller.curve.known:
+            return None
+        decoding = sum(1 for sequence in self.scheduler.running if sequence.output_length > 0)
+        return self.controller.plain_seconds(max(1, decoding))
+
+    def _learn_cost(self, items: list[Scheduled], rows: int, forward: float, whole: float) -> None:
+        """Decoding steps teach the cost curve; prompt chunks have other shapes and would distort it."""
+        if all(item.completes and item.sequence.output_length > 1 for item in items):
+            self.controller.curve.observe(rows, forward)
+            self.controller.overhead.observe(whole - forward)
+
+    def _start_clocks(self, items: list[Scheduled]) -> None:
+        now = time.perf_counter()
+        for item in items:
+            request = self._requests[item.sequence.id]
+            if request.started is None:
+                request.started = now
+
+    def _check_prompt(self, prompt: list[int], params: SamplingParams) -> None:
+        if not prompt:
+            raise InvalidRequest("The prompt is empty; give at least one token.")
+        for token in prompt:
+            if not 0 <= token < self.vocabulary:
+                raise InvalidRequest(f"The prompt holds token id {token}; this model's ids go from 0 to {self.vocabulary - 1}.")
+        for token in (*params.logit_bias, *params.stop_token_ids):
+            if token >= self.vocabulary:
+                raise InvalidRequest(f"Token id {token} is not in the vocabulary; this model's ids go up to {self.vocabulary - 1}.")

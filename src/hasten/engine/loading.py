@@ -1,0 +1,188 @@
+"""From a configuration to a running engine: find the models, load them, size the pools, measure the machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from hasten.cache.blocks import BlockManager
+from hasten.cache.pool import KeyValuePool
+from hasten.control.controller import Controller
+from hasten.control.cost import CostCurve
+from hasten.core.config import EngineConfig
+from hasten.core.errors import ConfigError, HastenError, VocabularyMismatch
+from hasten.core.progress import Progress, silent
+from hasten.core.registry import Spec, parse_specs
+from hasten.core.types import BLOCK_SIZE, Batch, Segment
+from hasten.draft import DRAFTERS
+from hasten.draft.base import Drafter
+from hasten.draft.lm import LanguageModelDrafter
+from hasten.engine.drafting import Drafting
+from hasten.engine.engine import Engine
+from hasten.engine.scheduler import Scheduler
+from hasten.model import catalogue, storage
+from hasten.model.executor import Executor
+from hasten.model.loaders import open_source
+from hasten.model.precision import choose_precision
+from hasten.model.tokenizer import Tokenizer, load_tokenizer
+from hasten.model.weights import load_decoder
+
+log = logging.getLogger(__name__)
+DEFAULT_CACHE_TOKENS = 8192
+PROFILED_ROWS = (1, 2, 4, 8, 16, 32)
+PROFILE_CONTEXT = 256
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model on the device: executor over a pool of ``num_blocks``, tokenizer, and its usable context."""
+
+    name: str
+    executor: Executor
+    tokenizer: Tokenizer
+    context_length: int
+    num_blocks: int
+
+
+def load_engine(config: EngineConfig, progress: Progress = silent) -> Engine:
+    """Everything up to the first request. Raises a HastenError, one sentence, when anything about it cannot be."""
+    started = time.perf_counter()
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    device = choose_device(config.device)
+    specs = None if config.draft == "auto" else parse_specs(config.draft)
+    resolved = catalogue.resolve(config.model, fetch=True, progress=progress)
+    target = load_model(resolved.name, resolved.path, config, device, progress)
+    vocabulary = target.tokenizer.vocabulary_size
+    drafters = _auto_drafters(config, resolved.draft, target, device, progress) if specs is None else [
+        _make_drafter(spec, config, resolved.draft, target, device, progress) for spec in specs if spec.name != "none"
+    ]
+    blocks = BlockManager(target.num_blocks, prefix_cache=config.prefix_cache)
+    scheduler = Scheduler(blocks, target.context_length, config.max_rows, config.max_sequences)
+    controller = Controller(profile(target.executor) if drafters else CostCurve())
+    engine = Engine(
+        executor=target.executor,
+        scheduler=scheduler,
+        drafting=Drafting(drafters, controller, vocabulary),
+        controller=controller,
+        tokenizer=target.tokenizer,
+        eos=frozenset(target.tokenizer.eos_token_ids),
+        vocabulary=vocabulary,
+        max_rows=config.max_rows,
+        model=target.name,
+    )
+    engine.load_seconds = time.perf_counter() - started
+    return engine
+
+
+def load_model(name: str, path: Path, config: EngineConfig, device: torch.device, progress: Progress) -> LoadedModel:
+    """Read weights and tokenizer, and allocate the pool."""
+    source = open_source(path)
+    tokenizer = load_tokenizer(path)
+    precision = choose_precision(config.precision, device)
+    shape = source.description
+    if tokenizer.vocabulary_size > shape.vocabulary_size:
+        raise VocabularyMismatch(
+            f"The tokenizer of '{name}' has {tokenizer.vocabulary_size} ids but its model only {shape.vocabulary_size}; "
+            "the files do not belong together."
+        )
+    if config.context_length > shape.context_length:
+        raise ConfigError(f"context_length {config.context_length} is more than the {shape.context_length} that '{name}' has.")
+    context = config.context_length or shape.context_length
+    tokens = config.cache_tokens or min(context, DEFAULT_CACHE_TOKENS)
+    num_blocks = -(-tokens // BLOCK_SIZE)
+    _check_memory(KeyValuePool.bytes_per_block(shape.layers, shape.kv_heads, shape.head_dim, precision.cache) * num_blocks, tokens)
+    converted = storage.converted_path(source.fingerprint, precision.name) if precision.name == "int8" else None
+    decoder = load_decoder(source, precision, device, converted, progress)
+    return LoadedModel(name, Executor(decoder, num_blocks, device), tokenizer, context, num_blocks)
+
+
+def choose_device(name: str) -> torch.device:
+    """Raises ConfigError when CUDA is asked for and absent."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"device {name} was asked for, but this PyTorch sees no CUDA device; use --device cpu.")
+    try:
+        return torch.device(name)
+    except RuntimeError as problem:
+        raise ConfigError(f"device must be auto, cpu, cuda or cuda:N, not '{name}'.") from problem
+
+
+def _check_memory(pool_bytes: int, tokens: int) -> None:
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 1 << 62
+    if pool_bytes > physical * 0.9:
+        raise ConfigError(
+            f"cache_tokens {tokens} would take {pool_bytes / 1e9:.1f} GB and this machine has {physical / 1e9:.1f} GB; ask for fewer."
+        )
+
+
+def _auto_drafters(
+    config: EngineConfig, natural: str | None, target: LoadedModel, device: torch.device, progress: Progress
+) -> list[Drafter]:
+    """Text matches always; a draft model where one is named, by the user or by the catalogue."""
+    drafters: list[Drafter] = [DRAFTERS.resolve("suffix")()]
+    if config.draft_model is not None:
+        drafters.append(_lm_drafter(config.draft_model, {}, config, target, device, progress))
+    elif natural is not None:
+        try:
+            drafters.append(_lm_drafter(natural, {}, config, target, device, progress))
+        except HastenError as problem:
+            log.warning("The draft model '%s' is left out: %s", natural, problem)
+    return drafters
+
+
+def _make_drafter(
+    spec: Spec, config: EngineConfig, natural: str | None, target: LoadedModel, device: torch.device, progress: Progress
+) -> Drafter:
+    factory = DRAFTERS.resolve(spec.name)
+    if spec.name == "lm":
+        arguments = dict(spec.arguments)
+        model = arguments.pop("model", None) or config.draft_model or natural
+        if model is None:
+            raise ConfigError(f"The lm drafter needs a draft model and none is known for '{target.name}'; name one by draft_model.")
+        return _lm_drafter(model, arguments, config, target, device, progress)
+    try:
+        drafter: Drafter = factory(**spec.arguments)
+    except TypeError as problem:
+        raise ConfigError(f"The {spec.name} drafter does not take these arguments ({problem}).") from problem
+    return drafter
+
+
+def _lm_drafter(
+    name: str, arguments: dict[str, object], config: EngineConfig, target: LoadedModel, device: torch.device, progress: Progress
+) -> Drafter:
+    resolved = catalogue.resolve(name, fetch=True, progress=progress)
+    draft = load_model(resolved.name, resolved.path, config, device, progress)
+    if draft.tokenizer.vocabulary_fingerprint != target.tokenizer.vocabulary_fingerprint:
+        raise VocabularyMismatch(
+            f"'{draft.name}' cannot draft for '{target.name}': their vocabularies differ "
+            f"({draft.tokenizer.vocabulary_size} and {target.tokenizer.vocabulary_size} ids); choose a draft of the same family."
+        )
+    blocks = BlockManager(draft.num_blocks, prefix_cache=False)
+    try:
+        return LanguageModelDrafter(
+            draft.executor.forward, blocks, target.tokenizer.vocabulary_size, draft.context_length, **arguments  # type: ignore[arg-type]
+        )
+    except TypeError as problem:
+        raise ConfigError(f"The lm drafter does not take these arguments ({problem}).") from problem
+
+
+def profile(executor: Executor, repeats: int = 3) -> CostCurve:
+    """Time decoding passes of several row counts (the least of a few repeats), in a second or two."""
+    context = min(PROFILE_CONTEXT, (executor.pool.num_blocks - 1) * BLOCK_SIZE - max(PROFILED_ROWS))
+    if context < 0:
+        return CostCurve()
+    blocks = list(range(-(-(context + max(PROFILED_ROWS)) // BLOCK_SIZE)))
+    points: dict[int, float] = {}
+    for _ in range(repeats):
+        for rows in PROFILED_ROWS:
+            started = time.perf_counter()
+            executor.forward(Batch([Segment(blocks, context, [0] * rows)]))
+            points[rows] = min(points.get(rows, float("inf")), time.perf_counter() - started)
+    return CostCurve.measured(points)

@@ -1,0 +1,115 @@
+"""A request while it runs: its answers, their text, and the account that becomes a ``Completion``."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from hasten.core.results import Answer, Completion, DraftCount, Speculation, Speed, StreamEvent, Timing, Usage
+from hasten.core.types import MODEL_SOURCE, DraftTree, Sequence
+from hasten.engine.text import TextStream
+from hasten.sampling.filters import History
+
+
+@dataclass(slots=True)
+class AnswerState:
+    """One answer: the sequence, the text of its tokens, and what has been delivered of both."""
+
+    sequence: Sequence
+    stream: TextStream
+    history: History | None = None  # kept where penalties ask for it
+    text: str = ""
+    fresh_text: str = ""
+    delivered: int = 0  # output tokens already reported in events
+
+
+@dataclass(slots=True)
+class Request:
+    """All answers of one request. ``plain_seconds`` adds up what its tokens would have taken without drafts."""
+
+    id: str
+    answers: list[AnswerState]
+    started: float | None = None
+    first_token: float | None = None
+    last_token: float | None = None
+    plain_seconds: float = 0.0
+    plain_tokens: int = 0
+    speculation: Speculation = field(default_factory=Speculation)
+
+    @property
+    def finished(self) -> bool:
+        return all(answer.sequence.finished for answer in self.answers)
+
+    def account(self, tree: DraftTree, accepted: list[int]) -> None:
+        """Count one verification round."""
+        self.speculation.rounds += 1
+        for drafter in tree.drafters:
+            self.speculation.by_drafter.setdefault(drafter, DraftCount()).drafted += 1
+        for node in accepted:
+            self.speculation.by_drafter[tree.drafters[node]].accepted += 1
+
+    def clock(self, emitted: int, plain_step: float | None) -> None:
+        """Tokens arrived now. ``plain_step`` is what a plain step of this batch costs, None where it is not measured."""
+        now = time.perf_counter()
+        if self.first_token is None:
+            self.first_token = now
+        elif plain_step is not None:
+            self.plain_seconds += emitted * plain_step
+            self.plain_tokens += emitted
+        self.last_token = now
+
+    def event(self, answer: AnswerState, completion: Completion | None) -> StreamEvent:
+        """What is new of that answer."""
+        sequence = answer.sequence
+        start = sequence.prompt_length + answer.delivered
+        event = StreamEvent(
+            sequence.index,
+            answer.fresh_text,
+            sequence.tokens[start:],
+            sequence.provenance[answer.delivered :],
+            completion,
+        )
+        answer.delivered = sequence.output_length
+        answer.fresh_text = ""
+        return event
+
+    def completion(self, model: str, precision: str, load_seconds: float, drafting: bool) -> Completion:
+        """The finished account. Without drafting the request's own speed is the plain speed."""
+        produced = sum(answer.sequence.output_length for answer in self.answers)
+        begun = self.started or 0.0
+        first = self.first_token or begun
+        decode = (self.last_token or first) - first
+        rate = (produced - 1) / decode if decode > 0 and produced > 1 else None
+        plain = rate
+        if drafting and rate is not None:
+            plain = self.plain_tokens / self.plain_seconds if self.plain_seconds > 0 else None
+        sequences = [answer.sequence for answer in self.answers]
+        return Completion(
+            id=self.id,
+            model=model,
+            precision=precision,
+            exact=True,
+            answers=[_answer(state) for state in self.answers],
+            usage=Usage(sequences[0].prompt_length, produced, max(sequence.cached for sequence in sequences)),
+            timing=Timing(load_seconds, first - begun, decode),
+            speed=Speed(rate, plain),
+            speculation=self.speculation,
+        )
+
+
+def provenance_of(tree: DraftTree, path: list[int], emitted: int) -> list[str]:
+    """Who guessed each of the ``emitted`` tokens: the accepted nodes' drafters, then the model itself."""
+    return ([tree.drafters[node] for node in path] + [MODEL_SOURCE])[:emitted]
+
+
+def _answer(state: AnswerState) -> Answer:
+    sequence = state.sequence
+    assert sequence.finish_reason is not None
+    return Answer(
+        sequence.index,
+        state.text,
+        sequence.output,
+        sequence.finish_reason,
+        sequence.provenance,
+        sequence.logprobs if sequence.params.logprobs is not None else None,
+    )

@@ -1,0 +1,191 @@
+"""Who runs in the next step, with how many rows and on which blocks. No torch.
+
+There are no phases: each sequence has known tokens and computed ones, and a step computes some of the difference under a budget of
+rows. Sequences whose last known token is all that is left (they decode) come first, then prompts in order of arrival, in
+chunks. When blocks run out, the draft rows go first, then the youngest sequence is preempted: its blocks are freed and its
+tokens are computed again later, which changes nothing in its text.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from hasten.cache.blocks import BlockManager
+from hasten.core.errors import OutOfBlocks, PromptTooLong
+from hasten.core.types import BLOCK_SIZE, DraftTree, Segment, Sequence
+
+
+@dataclass(slots=True)
+class Scheduled:
+    """One sequence's share of a step: ``chain`` known tokens to compute and, when they reach the last known one, a tree."""
+
+    sequence: Sequence
+    chain: int
+    tree: DraftTree = field(default_factory=DraftTree)
+
+    @property
+    def completes(self) -> bool:
+        """Whether the step computes the last known token, so that the next one can be chosen."""
+        return self.sequence.computed + self.chain == len(self.sequence.tokens)
+
+    def segment(self) -> Segment:
+        sequence = self.sequence
+        chain = sequence.tokens[sequence.computed : sequence.computed + self.chain]
+        first_logit = len(chain) - 1 if self.completes else len(chain) + len(self.tree)
+        return Segment(sequence.blocks, sequence.computed, chain, self.tree, first_logit)
+
+
+@dataclass(slots=True)
+class Packed:
+    """A step ready to run. ``copies`` are block copies (source, destination) to perform before it."""
+
+    items: list[Scheduled]
+    copies: list[tuple[int, int]] = field(default_factory=list)
+
+
+class Scheduler:
+    """Owns the queues. ``capacity`` is the longest sequence, in positions, that context and pool allow."""
+
+    def __init__(self, blocks: BlockManager, context_length: int, max_rows: int, max_sequences: int) -> None:
+        self.blocks = blocks
+        self.capacity = min(context_length, blocks.num_blocks * BLOCK_SIZE)
+        self.preemptions = 0
+        self._max_rows = max_rows
+        self._max_sequences = max_sequences
+        self._waiting: deque[Sequence] = deque()
+        self._running: list[Sequence] = []
+        self._sources: dict[int, Sequence] = {}  # sequence id -> the sibling whose prompt it may share
+
+    @property
+    def idle(self) -> bool:
+        return not self._waiting and not self._running
+
+    @property
+    def running(self) -> list[Sequence]:
+        return list(self._running)
+
+    @property
+    def waiting(self) -> list[Sequence]:
+        return list(self._waiting)
+
+    def add(self, siblings: list[Sequence]) -> None:
+        """Queue the n answers of one request. Raises PromptTooLong when its prompt can never fit."""
+        length = siblings[0].prompt_length
+        if length + 1 > self.capacity:
+            raise PromptTooLong(
+                f"The prompt has {length} tokens and at most {self.capacity - 1} fit (context and cache pool); "
+                "shorten it, or raise cache_tokens if the model's context allows."
+            )
+        for sequence in siblings:
+            if sequence is not siblings[0]:
+                self._sources[sequence.id] = siblings[0]
+            self._waiting.append(sequence)
+
+    def plan(self) -> list[Scheduled]:
+        """Sequences of the next step and how many known tokens each computes; admits waiting ones while there is room."""
+        self._admit()
+        items = [Scheduled(s, 1) for s in self._running if len(s.tokens) - s.computed == 1][: self._max_rows]
+        left = self._max_rows - len(items)
+        for sequence in self._running:
+            todo = len(sequence.tokens) - sequence.computed
+            if todo > 1 and left > 0:
+                items.append(Scheduled(sequence, min(todo, left)))
+                left -= min(todo, left)
+        return items
+
+    def pack(self, items: list[Scheduled]) -> Packed:
+        """Give every item the blocks its rows need; trims trees, then preempts the youngest, when there are too few."""
+        packed = Packed([])
+        for item in sorted(items, key=lambda item: self._running.index(item.sequence)):
+            if item.sequence in self._running and self._place(item, packed):
+                packed.items.append(item)
+        return packed
+
+    def _place(self, item: Scheduled, packed: Packed) -> bool:
+        if self._reserve(item, packed):
+            return True
+        item.tree = DraftTree()
+        while not self._reserve(item, packed):
+            victim = self._running[-1]
+            self._preempt(victim)
+            if victim is item.sequence:
+                return False
+        return True
+
+    def _reserve(self, item: Scheduled, packed: Packed) -> bool:
+        """Grow the block table to the item's rows and own the blocks written to; False leaves everything as it was."""
+        sequence = item.sequence
+        rows_end = sequence.computed + item.chain + len(item.tree)
+        missing = max(0, -(-rows_end // BLOCK_SIZE) - len(sequence.blocks))
+        try:
+            fresh = self.blocks.allocate(missing)
+        except OutOfBlocks:
+            return False
+        try:
+            packed.copies += self.blocks.make_writable(sequence.blocks, sequence.computed // BLOCK_SIZE)
+        except OutOfBlocks:
+            self.blocks.free(fresh)
+            return False
+        sequence.blocks += fresh
+        return True
+
+    def committed(self, item: Scheduled, accepted: int) -> None:
+        """The item's chain and ``accepted`` nodes are computed now: publish full blocks, free those no longer reached."""
+        sequence = item.sequence
+        sequence.computed += item.chain + accepted
+        self.blocks.publish(sequence.blocks, sequence.tokens, sequence.computed, sequence.tenant)
+        reached = -(-len(sequence.tokens) // BLOCK_SIZE)
+        self.blocks.free(sequence.blocks[reached:])
+        del sequence.blocks[reached:]
+
+    def remove(self, sequence: Sequence) -> None:
+        """A sequence is finished or cancelled: it leaves whatever queue it is in and its blocks are freed."""
+        if sequence in self._running:
+            self._running.remove(sequence)
+        elif sequence in self._waiting:
+            self._waiting.remove(sequence)
+        self._sources.pop(sequence.id, None)
+        self._release(sequence)
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError when tables, queues and block manager disagree. For tests and idle moments."""
+        assert all(not sequence.blocks for sequence in self._waiting), "a waiting sequence holds blocks"
+        self.blocks.check_integrity(sequence.blocks for sequence in self._running)
+
+    def _admit(self) -> None:
+        while self._waiting and len(self._running) < self._max_sequences:
+            sequence = self._waiting[0]
+            source = self._sources.get(sequence.id)
+            if source is not None and not source.finished and source.computed < source.prompt_length:
+                return  # its prompt is being computed by a sibling: share it then
+            if not self._take_prefix(sequence, source):
+                return
+            self._waiting.popleft()
+            self._running.append(sequence)
+
+    def _take_prefix(self, sequence: Sequence, source: Sequence | None) -> bool:
+        """Attach blocks that are computed already; False when what is left to compute would not fit beside the running ones."""
+        if source is not None and source.blocks and source.computed >= source.prompt_length:
+            sequence.computed = sequence.prompt_length - 1
+            sequence.blocks = self.blocks.fork(source.blocks[: -(-sequence.computed // BLOCK_SIZE)])
+        else:
+            sequence.blocks = self.blocks.match_prefix(sequence.tokens, sequence.tenant, len(sequence.tokens) - 1)
+            sequence.computed = len(sequence.blocks) * BLOCK_SIZE
+        needed = -(-(len(sequence.tokens) + 1) // BLOCK_SIZE) - len(sequence.blocks) + 1
+        if self._running and needed > self.blocks.available:
+            self._release(sequence)
+            return False
+        sequence.cached = min(sequence.computed, sequence.prompt_length)
+        return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self.preemptions += 1
+        self._running.remove(sequence)
+        self._release(sequence)
+        self._waiting.appendleft(sequence)
+
+    def _release(self, sequence: Sequence) -> None:
+        self.blocks.free(sequence.blocks)
+        sequence.blocks = []
+        sequence.computed = 0

@@ -1,0 +1,79 @@
+"""One decoder for Llama, Qwen 2, Qwen 3, Mistral and Gemma 3 text: what differs between them is data in ``ModelDescription``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hasten.model.attention import Attention
+from hasten.model.description import ModelDescription
+from hasten.model.layout import Layout
+from hasten.model.linear import Linear, rms_norm
+from hasten.model.precision import Precision
+
+
+@dataclass(frozen=True, slots=True)
+class LayerWeights:
+    """One layer: fused projections, and norm weights in the stream dtype (None where the family has none)."""
+
+    attention_norm: Tensor
+    qkv: Linear
+    query_norm: Tensor | None
+    key_norm: Tensor | None
+    output: Linear
+    post_attention_norm: Tensor | None
+    mlp_norm: Tensor
+    gate_up: Linear
+    down: Linear
+    post_mlp_norm: Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderWeights:
+    """``embedding`` [vocabulary, hidden] in the embedding dtype; ``head`` maps hidden to vocabulary."""
+
+    embedding: Tensor
+    layers: list[LayerWeights]
+    final_norm: Tensor
+    head: Linear
+
+
+class Decoder:
+    """Rows in, logits out. Holds no state of its own: keys and values live in the pool that ``attention`` writes to."""
+
+    def __init__(self, description: ModelDescription, precision: Precision, weights: DecoderWeights) -> None:
+        self.description = description
+        self.precision = precision
+        self.weights = weights
+
+    @torch.inference_mode()
+    def forward(self, layout: Layout, attention: Attention) -> Tensor:
+        """Logits [len(layout.logit_rows), vocabulary] in the stream dtype. Writes the rows' keys and values."""
+        shape = self.description
+        attention.begin(layout)
+        hidden = self.weights.embedding[layout.tokens].to(self.precision.stream)
+        if shape.embedding_scale != 1.0:
+            hidden *= shape.embedding_scale
+        for index, layer in enumerate(self.weights.layers):
+            hidden = self._layer(index, layer, hidden, attention)
+        if layout.logit_rows.numel() != hidden.shape[0]:
+            hidden = hidden[layout.logit_rows]
+        logits = self.weights.head.after_norm(hidden, self.weights.final_norm, shape.norm_eps)
+        if shape.final_softcap:
+            logits = torch.tanh(logits / shape.final_softcap) * shape.final_softcap
+        return logits
+
+    def _layer(self, index: int, layer: LayerWeights, hidden: Tensor, attention: Attention) -> Tensor:
+        eps = self.description.norm_eps
+        activation = self.description.activation
+        qkv = layer.qkv.after_norm(hidden, layer.attention_norm, eps)
+        mixed = attention(index, qkv, layer.query_norm, layer.key_norm)
+        if layer.post_attention_norm is None or layer.post_mlp_norm is None:
+            hidden = layer.output(mixed, residual=hidden)
+            gate_up = layer.gate_up.after_norm(hidden, layer.mlp_norm, eps)
+            return layer.down.after_gate(gate_up, activation, residual=hidden)
+        hidden = hidden + rms_norm(layer.output(mixed), layer.post_attention_norm, eps)
+        gate_up = layer.gate_up.after_norm(hidden, layer.mlp_norm, eps)
+        return hidden + rms_norm(layer.down.after_gate(gate_up, activation), layer.post_mlp_norm, eps)

@@ -1,0 +1,117 @@
+"""A batch as flat tensors: which row is which token, where it stands, where it is written, what it may see."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hasten.core.types import BLOCK_SIZE, Batch, Segment
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """All rows of a batch, segment after segment. T rows, S segments.
+
+    ``tokens``, ``positions``, ``slots``: int64 [T]. ``starts`` int32 [S + 1] row borders of segments. ``contexts``, ``chains`` int32
+    [S]. ``block_tables`` int32 [S, widest]. ``depths`` int32 [T]: 0 for chain rows. ``paths`` int32 [T, deepest]: for a node row of
+    depth D the virtual indices of its keys behind the chain, in position order, itself last; D entries count. ``logit_rows``
+    int64 [L].
+    """
+
+    batch: Batch
+    tokens: Tensor
+    positions: Tensor
+    slots: Tensor
+    starts: Tensor
+    contexts: Tensor
+    chains: Tensor
+    block_tables: Tensor
+    depths: Tensor
+    paths: Tensor
+    logit_rows: Tensor
+    highest_position: int
+
+
+def lay_out(batch: Batch, device: torch.device) -> Layout:
+    """Flatten a batch. The work is in plain lists: steps of a few rows dominate, and small tensors cost more."""
+    tokens: list[int] = []
+    positions: list[int] = []
+    slots: list[int] = []
+    starts = [0]
+    depths: list[int] = []
+    logit_rows: list[int] = []
+    paths: list[list[int]] = []
+    for segment in batch.segments:
+        first = len(tokens)
+        chain = len(segment.chain)
+        tokens += segment.chain
+        tokens += segment.tree.tokens
+        node_depths = segment.tree.depths()
+        positions += range(segment.context, segment.context + chain)
+        positions += [segment.context + chain - 1 + depth for depth in node_depths]
+        slots += _slots(segment)
+        depths += [0] * chain
+        depths += node_depths
+        paths += [[]] * chain
+        paths += _paths(segment)
+        logit_rows += range(first + segment.first_logit, len(tokens))
+        starts.append(len(tokens))
+    widest = max(len(segment.blocks) for segment in batch.segments)
+    tables = [segment.blocks + [0] * (widest - len(segment.blocks)) for segment in batch.segments]
+    deepest = max(1, max(depths))
+    return Layout(
+        batch,
+        torch.tensor(tokens, device=device),
+        torch.tensor(positions, device=device),
+        torch.tensor(slots, device=device),
+        torch.tensor(starts, dtype=torch.int32),
+        torch.tensor([segment.context for segment in batch.segments], dtype=torch.int32),
+        torch.tensor([len(segment.chain) for segment in batch.segments], dtype=torch.int32),
+        torch.tensor(tables, dtype=torch.int32),
+        torch.tensor(depths, dtype=torch.int32),
+        _path_table(paths, deepest),
+        torch.tensor(logit_rows, dtype=torch.int64, device=device),
+        max(positions),
+    )
+
+
+def _slots(segment: Segment) -> list[int]:
+    blocks = segment.blocks
+    return [
+        blocks[index // BLOCK_SIZE] * BLOCK_SIZE + index % BLOCK_SIZE
+        for index in range(segment.context, segment.context + segment.rows)
+    ]
+
+
+def _paths(segment: Segment) -> list[list[int]]:
+    """Virtual indices of each node's path, itself included."""
+    base = segment.context + len(segment.chain)
+    out: list[list[int]] = []
+    for node, parent in enumerate(segment.tree.parents):
+        above = [] if parent < 0 else out[parent]
+        out.append([*above, base + node])
+    return out
+
+
+def _path_table(paths: list[list[int]], deepest: int) -> Tensor:
+    table = torch.zeros(len(paths), deepest, dtype=torch.int32)
+    for row, path in enumerate(paths):
+        if path:
+            table[row, : len(path)] = torch.tensor(path, dtype=torch.int32)
+    return table
+
+
+def visibility(segment: Segment, window: int, device: torch.device) -> Tensor:
+    """bool [rows, context + rows]: which virtual indices each row attends to. ``window`` counts positions, 0 for all."""
+    chain, rows, context = len(segment.chain), segment.rows, segment.context
+    depths = segment.tree.depths()
+    position = torch.tensor([*range(context + chain), *(context + chain - 1 + depth for depth in depths)])
+    visible = torch.zeros(rows, context + rows, dtype=torch.bool)
+    visible[:, : context + chain] = torch.ones(rows, context + chain, dtype=torch.bool).tril(context)
+    for node, path in enumerate(_paths(segment)):
+        visible[chain + node, path] = True
+    if window:
+        visible &= position[None, :] > position[context:, None] - window
+    return visible.to(device)

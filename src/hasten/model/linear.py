@@ -1,0 +1,88 @@
+"""Linear layers in every precision, with the two operations that always stand before them (norm, gate) at the same border, so
+that a kernel may fuse them. The only file besides ``attention`` that chooses kernels.
+
+Shapes: x is [rows, inputs] in the stream dtype, results are [rows, outputs] in the stream dtype.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hasten.model.hadamard import hadamard_block, rotate
+
+ACTIVATIONS = {"silu": F.silu, "gelu_tanh": lambda gate: F.gelu(gate, approximate="tanh")}
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / rms(x) * weight over the last dimension (RMSNorm, 1910.07467)."""
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight
+
+
+def gated(gate_up: Tensor, activation: str) -> Tensor:
+    """activation(gate) * up, where gate and up are the halves of the last dimension."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return ACTIVATIONS[activation](gate).mul_(up)
+
+
+class Linear:
+    """y = x W^T + bias. Precisions override ``__call__``; those with fused kernels override the other two as well."""
+
+    def __init__(self, outputs: int, inputs: int, bias: Tensor | None) -> None:
+        self.outputs = outputs
+        self.inputs = inputs
+        self.bias = bias
+
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        raise NotImplementedError
+
+    def after_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return self(rms_norm(x, weight, eps))
+
+    def after_gate(self, gate_up: Tensor, activation: str, residual: Tensor | None = None) -> Tensor:
+        return self(gated(gate_up, activation), residual)
+
+
+class DenseLinear(Linear):
+    """Weights in a floating dtype; rows are cast to it and the result back to the stream's."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__(weight.shape[0], weight.shape[1], bias)
+        self.weight = weight
+
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        out = F.linear(x.to(self.weight.dtype), self.weight).to(x.dtype)
+        if self.bias is not None:
+            out += self.bias
+        return out if residual is None else out.add_(residual)
+
+
+class Int8Linear(Linear):
+    """int8 weights, one scale an output; rows rotated (``hadamard``) and rounded to int8, one scale a row; exact int32 sums through
+    oneDNN. A row's sum does not depend on the other rows of the call."""
+
+    def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None) -> None:
+        """``weight`` int8 [outputs, inputs], already rotated; ``scale`` float32 [outputs]."""
+        super().__init__(weight.shape[0], weight.shape[1], bias)
+        self.scale = scale
+        self._block = hadamard_block(self.inputs)
+        self._packed = torch.ops.onednn.qlinear_prepack(weight, None)
+        self._zero_points = torch.zeros(self.outputs, dtype=torch.int32)
+
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        codes, scale = quantise_rows(rotate(x, self._block))
+        out: Tensor = torch.ops.onednn.qlinear_pointwise(
+            codes, 1.0, 0, self._packed, self.scale, self._zero_points, None, 1.0, 0, torch.float32, "none", [], ""
+        )
+        out.mul_(scale)
+        if self.bias is not None:
+            out += self.bias
+        return out if residual is None else out.add_(residual)
+
+
+def quantise_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Round each row to int8 with its own scale: int8 [rows, n], float32 [rows, 1] with x ~ codes * scale. A row of zeros has
+    scale tiny, not 0, so that nothing divides by zero."""
+    scale = (x.abs().amax(-1, keepdim=True) / 127.0).clamp_min_(torch.finfo(x.dtype).tiny)
+    return (x / scale).round_().to(torch.int8), scale

@@ -1,0 +1,38 @@
+"""Precisions: in what form weights are kept and in what form rows flow between layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from hasten.core.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """``weights`` is the dtype of projection weights, ``stream`` that of the residual stream, norms and logits, ``cache`` that of
+    keys and values, ``embedding`` that of the embedding table."""
+
+    name: str
+    weights: torch.dtype
+    stream: torch.dtype
+    cache: torch.dtype
+    embedding: torch.dtype
+
+
+INT8 = Precision("int8", torch.int8, torch.float32, torch.float32, torch.bfloat16)
+BF16 = Precision("bf16", torch.bfloat16, torch.float32, torch.bfloat16, torch.bfloat16)
+FP32 = Precision("fp32", torch.float32, torch.float32, torch.float32, torch.float32)
+FP64 = Precision("fp64", torch.float64, torch.float64, torch.float64, torch.float64)
+_BY_NAME = {precision.name: precision for precision in (INT8, BF16, FP32, FP64)}
+
+
+def choose_precision(name: str, device: torch.device) -> Precision:
+    """``auto`` is int8 on a CPU and bf16 elsewhere. Raises ConfigError where the device cannot run what was asked for."""
+    if name == "auto":
+        return INT8 if device.type == "cpu" else BF16
+    precision = _BY_NAME[name]
+    if precision is INT8 and device.type != "cpu":
+        raise ConfigError(f"precision int8 runs on a CPU only, not on {device}; use bf16 or fp32 there.")
+    return precision

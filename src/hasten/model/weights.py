@@ -1,0 +1,222 @@
+"""From a weight source to a decoder: read piece by piece, fuse, convert. Never a second full-precision copy in memory.
+
+A piece is at most ``PIECE_BYTES`` of float32 rows, so that the peak is the finished model plus a few pieces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from hasten.core.progress import Progress, silent
+from hasten.model.conversion import ConvertedReader, ConvertedWriter, Planned, is_converted
+from hasten.model.decoder import Decoder, DecoderWeights, LayerWeights
+from hasten.model.description import ModelDescription
+from hasten.model.hadamard import hadamard_block, rotate
+from hasten.model.linear import DenseLinear, Int8Linear, Linear
+from hasten.model.precision import Precision
+
+PIECE_BYTES = 64 << 20
+
+
+class Weights(Protocol):
+    """What this file needs of a weight source (see ``loaders``)."""
+
+    @property
+    def description(self) -> ModelDescription: ...
+    @property
+    def fingerprint(self) -> str: ...
+    def names(self) -> set[str]: ...
+    def shape(self, name: str) -> tuple[int, ...]: ...
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor: ...
+
+
+@dataclass(frozen=True, slots=True)
+class FusedLinear:
+    """One projection of the decoder and the source tensors that are stacked to make it."""
+
+    name: str
+    parts: tuple[str, ...]
+    outputs: int
+    inputs: int
+
+
+def projections(source: Weights) -> list[FusedLinear]:
+    """Every projection of the decoder in the order it is built: layer by layer, the head last."""
+    out: list[FusedLinear] = []
+    for index in range(source.description.layers):
+        base = f"layers.{index}."
+        for name, parts in (("qkv", ("q", "k", "v")), ("o", ("o",)), ("gate_up", ("gate", "up")), ("down", ("down",))):
+            out.append(_fused(source, base + name, tuple(base + part for part in parts)))
+    return [*out, _fused(source, "head", ("embedding" if source.description.tied_head else "head",))]
+
+
+def _fused(source: Weights, name: str, parts: tuple[str, ...]) -> FusedLinear:
+    shapes = [source.shape(part) for part in parts]
+    return FusedLinear(name, parts, sum(shape[0] for shape in shapes), shapes[0][1])
+
+
+def _pieces(source: Weights, parts: tuple[str, ...]) -> Iterator[Tensor]:
+    """The rows of the stacked parts, float32, a bounded number at a time."""
+    for part in parts:
+        rows, columns = source.shape(part)
+        step = max(1, PIECE_BYTES // (4 * columns))
+        for start in range(0, rows, step):
+            yield source.read(part, start, min(start + step, rows))
+
+
+def load_decoder(
+    source: Weights, precision: Precision, device: torch.device, converted: Path | None, progress: Progress = silent
+) -> Decoder:
+    """Build the decoder. ``converted`` is where int8 weights are kept between loads (None: nowhere)."""
+    make: _Int8Maker | _DenseMaker
+    if precision.weights is torch.int8:
+        make = _Int8Maker(source, converted)
+    else:
+        make = _DenseMaker(source, precision, device)
+    try:
+        return _assemble(source, precision, device, make, progress)
+    except BaseException:
+        make.abandon()
+        raise
+
+
+def _assemble(
+    source: Weights, precision: Precision, device: torch.device, make: _Int8Maker | _DenseMaker, progress: Progress
+) -> Decoder:
+    names = source.names()
+
+    def vector(name: str) -> Tensor | None:
+        return source.read(name).to(device, precision.stream) if name in names else None
+
+    def needed(name: str) -> Tensor:
+        return source.read(name).to(device, precision.stream)
+
+    def bias(linear: FusedLinear) -> Tensor | None:
+        found = [vector(f"{part}_bias") for part in linear.parts]
+        present = [piece for piece in found if piece is not None]
+        return torch.cat(present) if present else None
+
+    planned = projections(source)
+    total = sum(linear.outputs * linear.inputs for linear in planned)
+    done = 0
+    embedding = make.embedding(precision.embedding).to(device)
+    built: dict[str, Linear] = {}
+    for linear in planned:
+        built[linear.name] = make.linear(linear, bias(linear))
+        done += linear.outputs * linear.inputs
+        progress("loading weights", done, total)
+    make.finish()
+    layers = [
+        LayerWeights(
+            attention_norm=needed(f"{base}attention_norm"),
+            qkv=built[f"{base}qkv"],
+            query_norm=vector(f"{base}q_norm"),
+            key_norm=vector(f"{base}k_norm"),
+            output=built[f"{base}o"],
+            post_attention_norm=vector(f"{base}post_attention_norm"),
+            mlp_norm=needed(f"{base}mlp_norm"),
+            gate_up=built[f"{base}gate_up"],
+            down=built[f"{base}down"],
+            post_mlp_norm=vector(f"{base}post_mlp_norm"),
+        )
+        for base in (f"layers.{index}." for index in range(source.description.layers))
+    ]
+    weights = DecoderWeights(embedding, layers, needed("final_norm"), built["head"])
+    return Decoder(source.description, precision, weights)
+
+
+class _DenseMaker:
+    """Projections in a floating dtype, filled piece by piece."""
+
+    def __init__(self, source: Weights, precision: Precision, device: torch.device) -> None:
+        self._source, self._precision, self._device = source, precision, device
+
+    def embedding(self, dtype: torch.dtype) -> Tensor:
+        return self._stack(("embedding",), self._source.shape("embedding"), dtype)
+
+    def linear(self, linear: FusedLinear, bias: Tensor | None) -> Linear:
+        weight = self._stack(linear.parts, (linear.outputs, linear.inputs), self._precision.weights)
+        return DenseLinear(weight, bias)
+
+    def _stack(self, parts: tuple[str, ...], shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        out = torch.empty(shape, dtype=dtype, device=self._device)
+        row = 0
+        for piece in _pieces(self._source, parts):
+            out[row : row + piece.shape[0]] = piece
+            row += piece.shape[0]
+        return out
+
+    def finish(self) -> None:
+        pass
+
+    def abandon(self) -> None:
+        pass
+
+
+class _Int8Maker:
+    """int8 projections, from the converted file where there is one, else converted now and written there."""
+
+    def __init__(self, source: Weights, path: Path | None) -> None:
+        self._source = source
+        self._reader: ConvertedReader | None = None
+        self._writer: ConvertedWriter | None = None
+        if path is not None:
+            plan = [Planned("embedding", source.shape("embedding"), torch.bfloat16)]
+            for linear in projections(source):
+                plan.append(Planned(f"{linear.name}.codes", (linear.outputs, linear.inputs), torch.int8))
+                plan.append(Planned(f"{linear.name}.scale", (linear.outputs,), torch.float32))
+            if is_converted(path, plan, source.fingerprint):
+                self._reader = ConvertedReader(path, plan, source.fingerprint)
+            else:
+                self._writer = ConvertedWriter(path, plan, source.fingerprint)
+
+    def embedding(self, dtype: torch.dtype) -> Tensor:
+        if self._reader is not None:
+            return self._reader.next("embedding")
+        out = torch.cat([piece.to(dtype) for piece in _pieces(self._source, ("embedding",))])
+        self._keep(out)
+        return out
+
+    def linear(self, linear: FusedLinear, bias: Tensor | None) -> Linear:
+        if self._reader is not None:
+            codes, scale = self._reader.next(f"{linear.name}.codes"), self._reader.next(f"{linear.name}.scale")
+        else:
+            codes, scale = quantise_weights(_pieces(self._source, linear.parts), linear.outputs, linear.inputs)
+            self._keep(codes, scale)
+        return Int8Linear(codes, scale, bias)
+
+    def _keep(self, *tensors: Tensor) -> None:
+        if self._writer is not None:
+            for tensor in tensors:
+                self._writer.write(tensor)
+
+    def finish(self) -> None:
+        if self._reader is not None:
+            self._reader.close()
+        if self._writer is not None:
+            self._writer.finish()
+
+    def abandon(self) -> None:
+        if self._writer is not None:
+            self._writer.abandon()
+
+
+def quantise_weights(pieces: Iterator[Tensor], outputs: int, inputs: int) -> tuple[Tensor, Tensor]:
+    """Rotate and round rows to int8, one scale an output: int8 [outputs, inputs], float32 [outputs]."""
+    codes = torch.empty(outputs, inputs, dtype=torch.int8)
+    scales = torch.empty(outputs)
+    block = hadamard_block(inputs)
+    row = 0
+    for piece in pieces:
+        rotated = rotate(piece, block)
+        scale = (rotated.abs().amax(1) / 127.0).clamp_min_(torch.finfo(torch.float32).tiny)
+        codes[row : row + piece.shape[0]] = rotated.div_(scale[:, None]).round_().to(torch.int8)
+        scales[row : row + piece.shape[0]] = scale
+        row += piece.shape[0]
+    return codes, scales

@@ -1,0 +1,121 @@
+"""Small random models and the parts around them, so that the engine is tested without files or network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from hasten.model.description import ModelDescription, RopeScaling
+from hasten.model.executor import Executor
+from hasten.model.precision import FP64, Precision
+from hasten.model.weights import load_decoder
+
+VOCABULARY = 61
+
+BASE = ModelDescription(
+    family="llama",
+    vocabulary_size=VOCABULARY,
+    hidden_size=48,
+    intermediate_size=64,
+    layers=2,
+    heads=4,
+    kv_heads=2,
+    head_dim=16,
+    context_length=512,
+    norm_eps=1e-6,
+    rope_theta=10000.0,
+)
+
+DESCRIPTIONS = {
+    "llama": BASE,
+    "llama3": replace(BASE, rope_scaling=RopeScaling("llama3", 8.0, 64, 1.0, 4.0), tied_head=True),
+    "qwen2": replace(BASE, family="qwen2", qkv_bias=True),
+    "qwen3": replace(BASE, family="qwen3", qk_norm=True),
+    "mistral": replace(BASE, family="mistral", sliding_window=24, sliding=(True, True)),
+    "gemma3": replace(
+        BASE,
+        family="gemma3",
+        activation="gelu_tanh",
+        qk_norm=True,
+        post_norms=True,
+        sliding_window=16,
+        sliding=(True, False),
+        local_rope_theta=1000.0,
+        embedding_scale=48**0.5,
+        tied_head=True,
+        attention_softcap=20.0,
+        final_softcap=10.0,
+    ),
+}
+
+
+@dataclass
+class RandomSource:
+    """A weight source of seeded random tensors. ``sharpness`` scales the head, so that choices are clear."""
+
+    description: ModelDescription
+    seed: int = 0
+    sharpness: float = 3.0
+    _tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        shape = self.description
+        generator = torch.Generator().manual_seed(self.seed)
+
+        def matrix(name: str, *size: int, scale: float) -> None:
+            self._tensors[name] = torch.randn(*size, generator=generator) * scale
+
+        def norm(name: str, size: int) -> None:
+            self._tensors[name] = 1.0 + 0.1 * torch.randn(size, generator=generator)
+
+        matrix("embedding", shape.vocabulary_size, shape.hidden_size, scale=1.0)
+        if not shape.tied_head:
+            matrix("head", shape.vocabulary_size, shape.hidden_size, scale=self.sharpness * shape.hidden_size**-0.5)
+        norm("final_norm", shape.hidden_size)
+        for index in range(shape.layers):
+            base = f"layers.{index}."
+            for part, rows, columns in (
+                ("q", shape.query_size, shape.hidden_size),
+                ("k", shape.kv_size, shape.hidden_size),
+                ("v", shape.kv_size, shape.hidden_size),
+                ("o", shape.hidden_size, shape.query_size),
+                ("gate", shape.intermediate_size, shape.hidden_size),
+                ("up", shape.intermediate_size, shape.hidden_size),
+                ("down", shape.hidden_size, shape.intermediate_size),
+            ):
+                matrix(base + part, rows, columns, scale=1.5 * columns**-0.5)
+                if part in "qkv" and shape.qkv_bias:
+                    matrix(f"{base}{part}_bias", rows, scale=0.3)
+            norms = ["attention_norm", "mlp_norm"] + ["post_attention_norm", "post_mlp_norm"] * shape.post_norms
+            for name in norms:
+                norm(base + name, shape.hidden_size)
+            if shape.qk_norm:
+                norm(f"{base}q_norm", shape.head_dim)
+                norm(f"{base}k_norm", shape.head_dim)
+
+    @property
+    def fingerprint(self) -> str:
+        return f"random-{self.seed}"
+
+    def names(self) -> set[str]:
+        return set(self._tensors)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._tensors[name].shape)
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        return self._tensors[name][start:stop]
+
+
+def tiny_executor(
+    kind: str = "llama", precision: Precision = FP64, num_blocks: int = 16, seed: int = 0, perturbed: float = 0.0
+) -> Executor:
+    """An executor of a tiny random model. ``perturbed`` adds noise to its weights: a draft that often agrees with it."""
+    source = RandomSource(DESCRIPTIONS[kind], seed)
+    if perturbed:
+        generator = torch.Generator().manual_seed(seed + 1)
+        for name, tensor in source._tensors.items():
+            source._tensors[name] = tensor + perturbed * tensor.std() * torch.randn(tensor.shape, generator=generator)
+    device = torch.device("cpu")
+    return Executor(load_decoder(source, precision, device, None), num_blocks, device)
