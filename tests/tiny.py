@@ -6,10 +6,21 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from hasten.cache.blocks import BlockManager
+from hasten.control.controller import Controller
+from hasten.control.cost import CostCurve
+from hasten.core.types import Batch, SamplingParams, Segment
+from hasten.draft.base import Drafter
+from hasten.engine.drafting import Drafting
+from hasten.engine.engine import Engine
+from hasten.engine.requests import Request
+from hasten.engine.scheduler import Scheduler
 from hasten.model.description import ModelDescription, RopeScaling
 from hasten.model.executor import Executor
 from hasten.model.precision import FP64, Precision
 from hasten.model.weights import load_decoder
+from hasten.sampling.choose import choose_row
+from hasten.sampling.filters import History
 
 VOCABULARY = 61
 
@@ -119,3 +130,106 @@ def tiny_executor(
             source._tensors[name] = tensor + perturbed * tensor.std() * torch.randn(tensor.shape, generator=generator)
     device = torch.device("cpu")
     return Executor(load_decoder(source, precision, device, None), num_blocks, device)
+
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ.,;:!?\n"
+
+
+class LetterTokenizer:
+    """One letter a token; the last id ends an answer."""
+
+    vocabulary_size = VOCABULARY
+    bos_token_id = None
+    eos_token_ids = (VOCABULARY - 1,)
+    special_ids = frozenset({VOCABULARY - 1})
+    strips_space = False
+    chat_template = None
+    vocabulary_fingerprint = "letters"
+
+    def encode(self, text: str, *, add_bos: bool = False) -> list[int]:
+        return [LETTERS.index(letter) for letter in text]
+
+    def decode(self, tokens: list[int], skip_special: bool = True) -> str:
+        return "".join(self.token_text(token) for token in tokens if not (skip_special and token in self.special_ids))
+
+    def token_text(self, token: int) -> str:
+        return "<end>" if token in self.special_ids else LETTERS[token]
+
+    def token_bytes(self, token: int) -> bytes:
+        return self.token_text(token).encode()
+
+
+def tiny_engine(
+    kind: str = "llama",
+    drafters: list[Drafter] | None = None,
+    *,
+    precision: Precision = FP64,
+    num_blocks: int = 24,
+    max_rows: int = 64,
+    max_sequences: int = 8,
+    prefix_cache: bool = True,
+    curve: CostCurve | None = None,
+    seed: int = 0,
+) -> Engine:
+    """An engine over a tiny random model, with drafters as given. Without a curve the controller verifies all it gets."""
+    executor = tiny_executor(kind, precision, num_blocks, seed)
+    blocks = BlockManager(num_blocks, prefix_cache=prefix_cache)
+    controller = Controller(curve or FrozenCurve())
+    return Engine(
+        executor=executor,
+        scheduler=Scheduler(blocks, executor.decoder.description.context_length, max_rows, max_sequences),
+        drafting=Drafting(drafters or [], controller, VOCABULARY),
+        controller=controller,
+        tokenizer=LetterTokenizer(),  # type: ignore[arg-type]
+        eos=frozenset(LetterTokenizer.eos_token_ids),
+        vocabulary=VOCABULARY,
+        max_rows=max_rows,
+        model=f"tiny-{kind}",
+    )
+
+
+class FrozenCurve(CostCurve):
+    """A cost that is never learnt, so that schedules are the same in every run."""
+
+    def observe(self, rows: int, seconds: float) -> None:
+        pass
+
+
+def run_all(engine: Engine, requests: list[Request]) -> list[list[int]]:
+    """Step until all are finished, with every invariant checked after every step; the output tokens of each request's first answer."""
+    for _ in range(20_000):
+        if engine.idle:
+            break
+        engine.step()
+        engine.scheduler.check_integrity()
+    assert engine.idle, "the engine does not come to an end"
+    assert engine.scheduler.blocks.available == engine.scheduler.blocks.num_blocks, "blocks leak"
+    return [request.answers[0].sequence.output for request in requests]
+
+
+_naive: dict[str, list[int]] = {}
+
+
+def naive_text(kind: str, prompt: tuple[int, ...], params: SamplingParams, seed: int = 0) -> list[int]:
+    """What the model says by the slowest and plainest means: a whole fresh pass for every token. Remembered, for it is slow."""
+    key = repr((kind, prompt, params, seed))
+    if key not in _naive:
+        _naive[key] = _naive_text(kind, prompt, params, seed)
+    return _naive[key]
+
+
+def _naive_text(kind: str, prompt: tuple[int, ...], params: SamplingParams, seed: int) -> list[int]:
+    limit = min(DESCRIPTIONS[kind].context_length, len(prompt) + (params.max_tokens or 10**9))
+    tokens, output = list(prompt), []
+    history = History(prompt)
+    assert params.seed is not None or params.greedy
+    executor = tiny_executor(kind, FP64, 8, seed)
+    while len(tokens) < limit:
+        logits = executor.forward(Batch([Segment(list(range(8)), 0, tokens, first_logit=len(tokens) - 1)]))[0]
+        token = choose_row(logits, params, params.seed or 0, len(tokens), history, vocabulary_size=VOCABULARY)
+        tokens.append(token)
+        output.append(token)
+        history.extend([token])
+        if token in params.stop_token_ids or (token in LetterTokenizer.eos_token_ids and not params.ignore_eos):
+            break
+    return output

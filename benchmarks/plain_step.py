@@ -1,0 +1,66 @@
+"""A plain decoding step against the memory floor, measured in turns in one run; load time and peak memory beside it.
+
+    python benchmarks/plain_step.py qwen2.5-coder-1.5b
+
+The floor is the bytes of weights that one step reads (projections, head, one embedding row) over the read bandwidth of the same
+moment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import time
+
+from common import machine, read_bandwidth, table
+
+from hasten.core.config import EngineConfig
+from hasten.core.progress import silent
+from hasten.core.types import BLOCK_SIZE, Batch, Segment
+from hasten.engine.loading import choose_device, load_model
+from hasten.model.catalogue import resolve
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--precision", default="int8")
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 4, 8, 16, 32])
+    parser.add_argument("--context", type=int, default=256)
+    parser.add_argument("--repeats", type=int, default=9)
+    args = parser.parse_args()
+    config = EngineConfig(model=args.model, precision=args.precision, cache_tokens=4096)
+    path = resolve(args.model, fetch=True).path
+    started = time.perf_counter()
+    model = load_model(args.model, path, config, choose_device("cpu"), silent)
+    load = time.perf_counter() - started
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    weights = model.executor.decoder.weights
+    parts = [part for layer in weights.layers for part in (layer.qkv, layer.output, layer.gate_up, layer.down)]
+    size = 1 if args.precision == "int8" else model.executor.decoder.precision.weights.itemsize
+    step_bytes = size * sum(part.outputs * part.inputs for part in [*parts, weights.head])
+    blocks = list(range(-(-(args.context + max(args.rows)) // BLOCK_SIZE)))
+    seconds: dict[int, list[float]] = {rows: [] for rows in args.rows}
+    floors: list[float] = []
+    for _ in range(args.repeats):
+        floors.append(step_bytes / read_bandwidth(512, 2))
+        for rows in args.rows:
+            started = time.perf_counter()
+            model.executor.forward(Batch([Segment(blocks, args.context, [1] * rows)]))
+            seconds[rows].append(time.perf_counter() - started)
+    floor = min(floors)
+    print(table(
+        ["rows", "median ms", "best ms", "best over floor"],
+        [[str(rows), f"{1e3 * statistics.median(s):.1f}", f"{1e3 * min(s):.1f}", f"{min(s) / floor:.2f}"] for rows, s in seconds.items()],
+    ))
+    print(json.dumps({
+        "model": args.model, "precision": args.precision, "step_GB": round(step_bytes / 1e9, 3),
+        "floor_ms": round(1e3 * floor, 1), "read_GB_s": round(step_bytes / floor / 1e9, 2),
+        "load_s": round(load, 2), "peak_GB": round(peak / 1e9, 2), **machine(),
+    }))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""What a draft model proposes: its own choice under the target's noise, the runners-up, and how sure it is of each."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from hasten.core.types import SamplingParams
+from hasten.sampling import noise
+from hasten.sampling.choose import choose_adjusted
+from hasten.sampling.filters import History, adjusted, at_least, kept, ranked, scaled
+
+_REACH = 10.0  # likelihood ratios beyond e^-10 cannot matter for a guess
+
+
+def choose_several(
+    logits: torch.Tensor,
+    params: SamplingParams,
+    seed: int,
+    position: int,
+    count: int,
+    *,
+    history: History | None = None,
+    vocabulary_size: int | None = None,
+) -> list[tuple[int, float]]:
+    """Up to ``count`` (token, confidence) pairs, the best first: ``choose_row`` of the draft's logits, then the tokens whose
+    perturbed score comes next.
+
+    Confidence is the softmax of the perturbed scores (at temperature 0: of the logits), so a choice that wins by a wide margin
+    once the shared noise is added counts as sure: it is the margin that the target has to overturn. Guesses need no exactness:
+    tokens less than e^-10 times as likely as the best are not looked at, but for the first choice itself.
+    """
+    values = adjusted(logits, params, position, history, None, vocabulary_size)
+    first = choose_adjusted(values, params, seed, position)
+    temperature = params.temperature or 1.0
+    peak = float(values[values.argmax()])
+    pool, _ = at_least(values, peak - _REACH * temperature)
+    if not params.greedy:
+        allowed = kept(values, params)
+        if allowed is not None:
+            pool = np.intersect1d(pool, allowed, assume_unique=True)
+    if first not in pool:
+        pool = np.append(pool, first)
+    scores = scaled(values[pool], peak, temperature)
+    if not params.greedy:
+        scores = scores + noise.noise_of(seed, position, pool)
+    weight = np.exp(scores - scores.max())
+    weight /= weight.sum()
+    order = [at for at in ranked(scores)[: count + 1] if pool[at] != first][: count - 1]
+    chosen = int(np.flatnonzero(pool == first)[0])
+    return [(int(pool[at]), float(weight[at])) for at in [chosen, *order]]

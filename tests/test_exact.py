@@ -1,0 +1,188 @@
+"""Promise 1: the text is a function of weights, prompt, parameters and seed, and of nothing else. In double precision, 100 %.
+
+The reference computes every token by a whole fresh pass; the engine must say the same with any drafter, any batch, any chunking,
+any budget, with prefix hits, with preemption, at any temperature.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from drafters import Malformed, OutOfVocabulary, Raising, Random, Right, RightThenWrong, TooLong, Wrong
+from tiny import DESCRIPTIONS, VOCABULARY, naive_text, run_all, tiny_engine, tiny_executor
+
+from hasten.cache.blocks import BlockManager
+from hasten.control.cost import CostCurve
+from hasten.core.types import SamplingParams, Sequence
+from hasten.draft.base import Drafter
+from hasten.draft.lm import LanguageModelDrafter
+from hasten.draft.suffix import SuffixDrafter
+
+KINDS = list(DESCRIPTIONS)
+GREEDY = SamplingParams(max_tokens=40, ignore_eos=True)
+SAMPLED = replace(GREEDY, temperature=0.8, seed=7)
+HOT = replace(GREEDY, temperature=1.5, seed=11, top_p=0.95, top_k=30, min_p=0.02)
+PENALISED = replace(GREEDY, temperature=0.7, seed=3, repetition_penalty=1.3, presence_penalty=0.4, frequency_penalty=0.3)
+BIASED = replace(GREEDY, logit_bias={5: 3.0, 9: -100.0}, frequency_penalty=1.0)
+SETTINGS = {"greedy": GREEDY, "sampled": SAMPLED, "hot": HOT, "penalised": PENALISED, "biased": BIASED}
+
+
+def prompt_of(length: int, seed: int) -> tuple[int, ...]:
+    """Repetitive enough for the suffix drafter to find matches."""
+    rng = random.Random(seed)
+    phrase = rng.choices(range(VOCABULARY - 1), k=max(3, length // 4))
+    return tuple((phrase * 5)[:length])
+
+
+def answers(kind: str) -> Callable[[Sequence], list[int]]:
+    def lookup(sequence: Sequence) -> list[int]:
+        return naive_text(kind, tuple(sequence.tokens[: sequence.prompt_length]), replace(sequence.params, seed=sequence.seed))
+
+    return lookup
+
+
+def draft_model(kind: str, perturbed: float, num_blocks: int = 24) -> LanguageModelDrafter:
+    executor = tiny_executor(kind, num_blocks=num_blocks, perturbed=perturbed)
+    return LanguageModelDrafter(executor.forward, BlockManager(num_blocks, prefix_cache=False), VOCABULARY, 512)
+
+
+DRAFTERS: dict[str, Callable[[str], list[Drafter]]] = {
+    "none": lambda kind: [],
+    "suffix": lambda kind: [SuffixDrafter()],
+    "lm-good": lambda kind: [draft_model(kind, 0.02)],
+    "lm-poor": lambda kind: [draft_model(kind, 0.5)],
+    "suffix+lm": lambda kind: [SuffixDrafter(), draft_model(kind, 0.05)],
+    "right": lambda kind: [Right(answers(kind))],
+    "wrong": lambda kind: [Wrong(answers(kind))],
+    "twigs": lambda kind: [RightThenWrong(answers(kind))],
+    "random": lambda kind: [Random()],
+    "foreign": lambda kind: [OutOfVocabulary()],
+    "too long": lambda kind: [TooLong()],
+    "all at once": lambda kind: [Random(), SuffixDrafter(), RightThenWrong(answers(kind)), TooLong(), OutOfVocabulary()],
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("drafter", DRAFTERS)
+def test_every_drafter_leaves_the_text_alone(drafter: str, setting: str) -> None:
+    """Eight prompts of different lengths in a batch of four, long prompts in chunks."""
+    kind = KINDS[sum(map(ord, drafter + setting)) % len(KINDS)]
+    params = SETTINGS[setting]
+    prompts = [prompt_of(length, seed) for seed, length in enumerate((1, 2, 5, 17, 63, 64, 65, 100))]
+    engine = tiny_engine(kind, DRAFTERS[drafter](kind), max_rows=48, max_sequences=4)
+    outputs = run_all(engine, [engine.submit(list(prompt), params) for prompt in prompts])
+    assert outputs == [naive_text(kind, prompt, replace(params, seed=params.seed or 0)) for prompt in prompts]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("max_rows", [16, 17, 64, 300])
+@pytest.mark.parametrize("max_sequences", [1, 3, 8])
+def test_budgets_batches_and_chunks(kind: str, max_rows: int, max_sequences: int) -> None:
+    prompts = [prompt_of(length, 50 + length) for length in (3, 40, 90, 130)]
+    engine = tiny_engine(
+        kind, [SuffixDrafter(), RightThenWrong(answers(kind))], max_rows=max_rows, max_sequences=max_sequences
+    )
+    requests = [engine.submit(list(prompt), params) for prompt in prompts for params in (GREEDY, SAMPLED)]
+    expected = [naive_text(kind, prompt, replace(params, seed=params.seed or 0)) for prompt in prompts for params in (GREEDY, SAMPLED)]
+    assert run_all(engine, requests) == expected
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "gemma3"])
+def test_prefix_cache_hits(kind: str) -> None:
+    shared = prompt_of(140, 1)
+    engine = tiny_engine(kind, [SuffixDrafter()])
+    for tail in ((), (3,), (4, 5, 6), prompt_of(50, 2)):
+        prompt = shared + tail
+        request = engine.submit(list(prompt), GREEDY)
+        assert run_all(engine, [request]) == [naive_text(kind, prompt, replace(GREEDY, seed=0))]
+        assert (request.answers[0].sequence.cached >= 128) == (tail != ())
+    other = engine.submit(list(shared), GREEDY, tenant="somebody else")
+    run_all(engine, [other])
+    assert other.answers[0].sequence.cached == 0
+
+
+@pytest.mark.parametrize("num_blocks", [4, 5, 7])
+def test_preemption(num_blocks: int) -> None:
+    """A pool far too small for the batch: sequences are thrown out and computed again, and nobody can tell."""
+    prompts = [prompt_of(length, 70 + length) for length in (60, 100, 30, 128, 90)]
+    engine = tiny_engine("qwen3", [SuffixDrafter(), Random()], num_blocks=num_blocks, max_rows=64)
+    outputs = run_all(engine, [engine.submit(list(prompt), SAMPLED) for prompt in prompts])
+    assert outputs == [naive_text("qwen3", prompt, SAMPLED) for prompt in prompts]
+    assert engine.scheduler.preemptions > 0
+
+
+def test_a_self_draft_is_always_accepted() -> None:
+    """The draft model is the target itself: every chain token must be accepted, hot or cold."""
+    for params in (GREEDY, SAMPLED, HOT):
+        drafter = draft_model("llama", 0.0)
+        engine = tiny_engine("llama", [drafter])
+        request = engine.submit(list(prompt_of(30, 9)), params)
+        run_all(engine, [request])
+        rounds = request.speculation.rounds
+        assert request.speculation.accepted == 39 - rounds, "the first token and one a round are the target's own"
+        assert rounds <= 20
+
+
+@pytest.mark.parametrize(
+    "drafter",
+    [Raising("begin"), Raising("propose"), Raising("observe"), Raising("end"), Raising("begin", "propose", "observe", "end"),
+     Malformed("too few"), Malformed("lengths"), Malformed("order")],
+    ids=lambda drafter: f"{drafter.name}-{getattr(drafter, '_moments', getattr(drafter, '_kind', ''))}",
+)  # fmt: skip
+def test_a_failing_drafter_costs_the_drafter_only(drafter: Drafter, caplog: pytest.LogCaptureFixture) -> None:
+    prompt = prompt_of(30, 5)
+    engine = tiny_engine("llama", [SuffixDrafter(), drafter])
+    requests = [engine.submit(list(prompt), GREEDY), engine.submit(list(prompt), SAMPLED)]
+    assert run_all(engine, requests) == [naive_text("llama", prompt, replace(p, seed=p.seed or 0)) for p in (GREEDY, SAMPLED)]
+    assert "failed" in caplog.text
+
+
+def test_the_controller_may_do_anything() -> None:
+    """Costs that make every kind of decision, down to never drafting."""
+    prompt = prompt_of(60, 8)
+    for curve in (
+        CostCurve.measured({1: 1.0, 32: 1.0}),
+        CostCurve.measured({1: 1.0, 2: 50.0, 32: 1000.0}),
+        CostCurve.measured({1: 1e-9, 64: 1e-3}),
+        CostCurve(),
+    ):
+        engine = tiny_engine("llama", [SuffixDrafter(), draft_model("llama", 0.1)], curve=curve)
+        requests = [engine.submit(list(prompt), GREEDY), engine.submit(list(prompt), HOT)]
+        assert run_all(engine, requests) == [naive_text("llama", prompt, replace(p, seed=p.seed or 0)) for p in (GREEDY, HOT)]
+
+
+def test_fuzzed_schedules() -> None:
+    """Requests arrive and are cancelled at random moments; those that finish say what they would have said alone."""
+    rng = random.Random(2026)
+    for trial in range(6):
+        kind = rng.choice(KINDS)
+        engine = tiny_engine(
+            kind,
+            [SuffixDrafter(), Random(), RightThenWrong(answers(kind))],
+            num_blocks=rng.choice([6, 9, 24]),
+            max_rows=rng.choice([16, 33, 128]),
+            max_sequences=rng.choice([2, 5, 8]),
+        )
+        pending = [
+            (prompt_of(rng.randrange(1, 150), rng.randrange(8)), rng.choice(list(SETTINGS.values()))) for _ in range(12)
+        ]
+        running = []
+        while pending or not engine.idle:
+            if pending and rng.random() < 0.3:
+                prompt, params = pending.pop()
+                running.append((prompt, params, engine.submit(list(prompt), params)))
+            if running and rng.random() < 0.02:
+                engine.cancel(rng.choice(running)[2])
+            engine.step()
+            engine.scheduler.check_integrity()
+        for prompt, params, request in running:
+            sequence = request.answers[0].sequence
+            expected = naive_text(kind, prompt, replace(params, seed=params.seed or 0))
+            if sequence.finish_reason == "cancelled":
+                assert sequence.output == expected[: sequence.output_length]
+            else:
+                assert sequence.output == expected, f"trial {trial}"
+        assert engine.scheduler.blocks.available == engine.scheduler.blocks.num_blocks
