@@ -1,0 +1,207 @@
+"""The ends of an answer, and the account of a request, when many tokens arrive at once."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from drafters import Right
+from test_exact import GREEDY, SAMPLED, answers, prompt_of
+from tiny import LETTERS, VOCABULARY, LetterTokenizer, naive_text, run_all, tiny_engine
+
+from hasten.core.errors import InvalidRequest, PromptTooLong
+from hasten.core.results import Completion, StreamEvent
+from hasten.core.types import MODEL_SOURCE, SamplingParams
+from hasten.draft.suffix import SuffixDrafter
+from hasten.engine.engine import Engine
+from hasten.engine.requests import Request
+
+KIND = "qwen2"
+PROMPT = prompt_of(30, 77)
+
+
+def run(engine: Engine, request: Request) -> tuple[list[StreamEvent], Completion]:
+    events = []
+    while not engine.idle:
+        events += [event for owner, event in engine.step() if owner is request]
+        engine.scheduler.check_integrity()
+    completion = events[-1].completion
+    assert completion is not None
+    return events, completion
+
+
+def completion_of(params: SamplingParams, drafting: bool, prompt: tuple[int, ...] = PROMPT) -> Completion:
+    plain = lambda sequence: naive_text(KIND, prompt, replace(GREEDY, max_tokens=60))  # noqa: E731
+    engine = tiny_engine(KIND, [Right(plain)] if drafting else [])
+    events, completion = run(engine, engine.submit(list(prompt), params))
+    assert "".join(event.text for event in events) == completion.text
+    assert [token for event in events for token in event.tokens] == completion.tokens
+    assert [name for event in events for name in event.provenance] == completion.answers[0].provenance
+    assert len(completion.answers[0].provenance) == len(completion.tokens) == completion.usage.completion_tokens
+    return completion
+
+
+@pytest.mark.parametrize("max_tokens", range(1, 12))
+def test_max_tokens_is_met_exactly(max_tokens: int) -> None:
+    params = replace(GREEDY, max_tokens=max_tokens)
+    completion = completion_of(params, drafting=True)
+    assert len(completion.tokens) == max_tokens
+    assert completion.finish_reason == "length"
+    assert completion.tokens == completion_of(params, drafting=False).tokens
+
+
+@pytest.mark.parametrize("place", range(2, 14))
+@pytest.mark.parametrize("length", [1, 2, 3])
+def test_a_stop_string_inside_a_block(place: int, length: int) -> None:
+    """Wherever it falls among the accepted tokens, the answer ends there as plain decoding does."""
+    text = LetterTokenizer().decode(naive_text(KIND, PROMPT, GREEDY))
+    params = replace(GREEDY, stop=(text[place : place + length],))
+    spec, plain = completion_of(params, drafting=True), completion_of(params, drafting=False)
+    assert spec.text == plain.text == text[: text.index(params.stop[0])]
+    assert spec.tokens == plain.tokens
+    assert spec.finish_reason == "stop"
+    assert spec.usage.completion_tokens == text.index(params.stop[0]) + length
+
+
+@pytest.mark.parametrize("place", range(0, 10))
+def test_an_end_token_inside_a_block(place: int) -> None:
+    ending = naive_text(KIND, PROMPT, GREEDY)[place]
+    first = naive_text(KIND, PROMPT, GREEDY).index(ending)
+    params = replace(GREEDY, stop_token_ids=(ending,))
+    spec, plain = completion_of(params, drafting=True), completion_of(params, drafting=False)
+    assert spec.tokens == plain.tokens == naive_text(KIND, PROMPT, GREEDY)[: first + 1]
+    assert spec.text == LetterTokenizer().decode(spec.tokens[:-1])
+    assert spec.finish_reason == "stop"
+
+
+def test_eos_ends_an_answer_and_shows_no_text() -> None:
+    eos = LetterTokenizer.eos_token_ids[0]
+    params = SamplingParams(max_tokens=20, logit_bias={eos: 100.0})
+    completion = completion_of(params, drafting=True)
+    assert (completion.tokens, completion.text, completion.finish_reason) == ([eos], "", "stop")
+
+
+def test_provenance_and_account() -> None:
+    completion = completion_of(replace(GREEDY, max_tokens=30), drafting=True)
+    names = completion.answers[0].provenance
+    accepted = completion.speculation.by_drafter["right"].accepted
+    assert names.count("right") == accepted == completion.speculation.accepted
+    assert names.count(MODEL_SOURCE) == completion.speculation.rounds + 1
+    assert completion.speculation.drafted >= accepted
+    assert completion.exact
+    assert completion.to_json()["usage"]["completion_tokens"] == 30
+
+
+def test_logprobs_are_those_of_plain_decoding() -> None:
+    params = replace(SAMPLED, max_tokens=20, logprobs=3)
+    with_drafts, without = completion_of(params, drafting=True), completion_of(params, drafting=False)
+    mine, theirs = with_drafts.answers[0].logprobs, without.answers[0].logprobs
+    assert mine is not None
+    assert theirs is not None
+    assert len(mine) == 20
+    for one, other in zip(mine, theirs, strict=True):
+        assert one.token == other.token
+        assert one.logprob == pytest.approx(other.logprob, abs=1e-9)
+        assert [token for token, _ in one.top] == [token for token, _ in other.top]
+
+
+def test_n_answers_share_the_prompt_and_differ() -> None:
+    engine = tiny_engine(KIND, [SuffixDrafter()], max_sequences=3)
+    request = engine.submit(list(prompt_of(100, 5)), replace(SAMPLED, n=6, max_tokens=25))
+    copies = 0
+    while not engine.idle:
+        before = engine.scheduler.blocks.num_blocks - engine.scheduler.blocks.available
+        engine.step()
+        copies = max(copies, before)
+        engine.scheduler.check_integrity()
+    outputs = [answer.sequence.output for answer in request.answers]
+    assert outputs[0] == naive_text(KIND, prompt_of(100, 5), replace(SAMPLED, max_tokens=25))
+    assert len({tuple(output) for output in outputs}) > 1
+    assert [answer.sequence.cached > 0 for answer in request.answers] == [False] + [True] * 5
+    for answer in request.answers:  # each is what its own seed says alone
+        alone = tiny_engine(KIND)
+        params = replace(SAMPLED, seed=answer.sequence.seed, max_tokens=25)
+        assert run_all(alone, [alone.submit(list(prompt_of(100, 5)), params)]) == [answer.sequence.output]
+
+
+def test_greedy_answers_of_n_are_equal() -> None:
+    engine = tiny_engine(KIND)
+    request = engine.submit(list(PROMPT), replace(GREEDY, n=3, max_tokens=10))
+    run_all(engine, [request])
+    assert len({tuple(answer.sequence.output) for answer in request.answers}) == 1
+
+
+def test_a_missing_seed_is_drawn_anew() -> None:
+    engine = tiny_engine(KIND)
+    params = SamplingParams(temperature=1.5, max_tokens=30, ignore_eos=True)
+    first, second = run_all(engine, [engine.submit(list(PROMPT), params), engine.submit(list(PROMPT), params)])
+    assert first != second
+
+
+def test_the_context_ends_an_answer() -> None:
+    engine = tiny_engine(KIND, [Right(answers(KIND))], num_blocks=2)
+    _, completion = run(engine, engine.submit(list(prompt_of(120, 3)), replace(GREEDY, max_tokens=None)))
+    assert completion.finish_reason == "length"
+    assert len(completion.tokens) == 8
+
+
+def test_cancelling_frees_everything_at_once() -> None:
+    engine = tiny_engine(KIND, [SuffixDrafter()])
+    requests = [engine.submit(list(prompt_of(90, seed)), GREEDY) for seed in range(4)]
+    for _ in range(5):
+        engine.step()
+    for request in requests:
+        engine.cancel(request)
+        engine.scheduler.check_integrity()
+    assert engine.idle
+    assert engine.scheduler.blocks.available == engine.scheduler.blocks.num_blocks
+
+
+@pytest.mark.parametrize(
+    ("prompt", "params", "sentence"),
+    [
+        ([], GREEDY, "empty"),
+        ([VOCABULARY], GREEDY, "ids go from 0"),
+        ([-1], GREEDY, "ids go from 0"),
+        ([1], replace(GREEDY, logit_bias={VOCABULARY: 1.0}), "not in the vocabulary"),
+        ([1], replace(GREEDY, stop_token_ids=(99,)), "not in the vocabulary"),
+    ],
+)
+def test_wrong_requests_are_refused(prompt: list[int], params: SamplingParams, sentence: str) -> None:
+    engine = tiny_engine(KIND)
+    with pytest.raises(InvalidRequest, match=sentence):
+        engine.submit(prompt, params)
+    assert engine.idle
+
+
+@pytest.mark.parametrize("num_blocks", [1, 3])
+def test_a_prompt_that_can_never_fit_is_refused_at_once(num_blocks: int) -> None:
+    engine = tiny_engine(KIND, num_blocks=num_blocks)
+    with pytest.raises(PromptTooLong, match=f"at most {64 * num_blocks - 1} fit"):
+        engine.submit([1] * 64 * num_blocks, GREEDY)
+    assert engine.idle
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"temperature": -1.0}, {"temperature": float("nan")}, {"temperature": float("inf")}, {"temperature": "hot"},
+        {"top_p": 0.0}, {"top_p": 1.1}, {"top_p": float("nan")}, {"top_k": -1}, {"top_k": 1.5}, {"top_k": True}, {"min_p": -0.1},
+        {"repetition_penalty": 0.0}, {"presence_penalty": 3.0}, {"frequency_penalty": float("-inf")}, {"max_tokens": 0},
+        {"max_tokens": True}, {"seed": -1}, {"seed": 2**64}, {"n": 0}, {"n": 65}, {"logprobs": 21}, {"logprobs": -1},
+        {"stop": ("",)}, {"stop": ("x",) * 17}, {"stop": (3,)}, {"stop_token_ids": (-1,)}, {"logit_bias": {-1: 1.0}},
+        {"logit_bias": {1: float("nan")}}, {"logit_bias": {1: 101.0}}, {"ignore_eos": 1},
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_wrong_parameters_are_refused_in_one_sentence(wrong: dict[str, object]) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        SamplingParams(**wrong)  # type: ignore[arg-type]
+    sentence = str(caught.value)
+    assert next(iter(wrong)) in sentence
+    assert sentence.endswith(".")
+    assert "\n" not in sentence
+
+
+def test_letters_cover_the_vocabulary() -> None:
+    assert len(LETTERS) == VOCABULARY - 1
