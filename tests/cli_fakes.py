@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import itertools
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
+import pytest
+
+import hasten
+from hasten.cli.main import run
 from hasten.core.config import EngineConfig
 from hasten.core.errors import InvalidRequest, PromptTooLong
 from hasten.core.results import Answer, Completion, DraftCount, Speculation, Speed, StreamEvent, Timing, Usage
@@ -126,3 +135,56 @@ class FakeLLM:
                 self.vocabulary.append(piece)
             out.append(self.vocabulary.index(piece))
         return out
+
+
+@dataclass
+class Outcome:
+    status: int
+    out: str
+    err: str
+
+
+class CommandLine:
+    """Runs ``hasten`` in this process with the fake model, away from the user's settings."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], home: Path) -> None:
+        self.monkeypatch, self.capsys = monkeypatch, capsys
+        for name in [name for name in os.environ if name.startswith("HASTEN_")]:
+            monkeypatch.delenv(name)
+        monkeypatch.setenv("XDG_CONFIG_HOME", str(home))
+        self.llm = type("LLMOfThisTest", (FakeLLM,), {"made": []})
+        monkeypatch.setitem(hasten.__dict__, "LLM", self.llm)
+
+    def __call__(self, *arguments: str, stdin: str = "", **environment: str) -> Outcome:
+        for name, value in environment.items():
+            self.monkeypatch.setenv(name, value)
+        self.monkeypatch.setattr("sys.stdin", io.StringIO(stdin))
+        self.capsys.readouterr()
+        status = run(arguments)
+        out, err = self.capsys.readouterr()
+        for name in environment:
+            self.monkeypatch.delenv(name)
+        return Outcome(status, out, err)
+
+    @property
+    def made(self) -> FakeLLM:
+        """The one model that was loaded."""
+        (llm,) = self.llm.made
+        return llm
+
+
+DRIVER = """
+import sys
+sys.path.insert(0, {tests!r})
+import hasten
+from cli_fakes import FakeLLM
+{settings}
+hasten.LLM = FakeLLM
+from hasten.cli.main import main
+main()
+"""
+
+
+def driver(settings: str = "") -> list[str]:
+    """A command that is ``hasten`` with the fake model, for tests of signals and pipes."""
+    return [sys.executable, "-c", DRIVER.format(tests=str(Path(__file__).parent), settings=settings)]

@@ -144,7 +144,9 @@ class FakeServer:
         content = make_wheel(payload) if wheel is None else wheel
         digest = hashlib.sha256(content).hexdigest()
         if as_json:
-            files = [{"filename": filename, "url": f"../../files/{filename}", "hashes": {"sha256": digest} if with_hash else {}}]
+            files = [
+                {"filename": filename, "url": f"../../files/{filename}", "hashes": {"sha256": digest} if with_hash else {}}
+            ]
             page = Route(json.dumps({"files": files}).encode(), "application/vnd.pypi.simple.v1+json")
         else:
             fragment = f"#sha256={digest}" if with_hash else ""

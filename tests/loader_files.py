@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
+import pytest
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 KIND = GGMLQuantizationType
@@ -117,8 +120,23 @@ def write_gguf(
     return tensors
 
 
-def peak_memory() -> int:
-    """The most main memory this process has held so far, in bytes."""
-    import resource
+def rewrite(path: Path, content: bytes) -> None:
+    """Put a new file in the place of an old one; writing over it would make some file systems flush, thousands of times."""
+    path.unlink(missing_ok=True)
+    path.write_bytes(content)
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+@contextmanager
+def bounded_memory(limit: int) -> Iterator[None]:
+    """Fail when the block makes this process hold ``limit`` bytes more of main memory than before, even for a moment."""
+    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    if not status.exists():
+        pytest.skip("peak memory is read from /proc, which this system does not have")
+
+    def amount(key: str) -> int:
+        return int(status.read_text().split(f"{key}:")[1].split()[0]) * 1024
+
+    reset.write_text("5")  # the peak starts anew
+    before = amount("VmRSS")
+    yield
+    assert amount("VmHWM") - before < limit

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import struct
 import time
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,14 @@ import numpy as np
 import pytest
 import torch
 from gguf.constants import GGMLQuantizationType
-from loader_files import HEAD_DIM, HEADS, HIDDEN, KIND, VOCABULARY, peak_memory, raw_rows, write_gguf
 
-from hasten.core.errors import CorruptModel, ModelError, ModelNotFound, UnsupportedModel
+from hasten.core.errors import CorruptModel, ModelNotFound, UnsupportedModel
 from hasten.model.description import RopeScaling
 from hasten.model.loaders import open_source
 from hasten.model.loaders.dequantise import BLOCKS, READABLE, dequantise
 from hasten.model.loaders.gguf_file import read_gguf
 from hasten.model.loaders.source import expected_shapes
+from loader_files import HEAD_DIM, HEADS, HIDDEN, KIND, VOCABULARY, bounded_memory, raw_rows, write_gguf
 
 
 def reference(raw: np.ndarray, kind: GGMLQuantizationType) -> np.ndarray:
@@ -85,9 +84,11 @@ def write_wide(path: Path, kind: GGMLQuantizationType, rows: np.ndarray) -> dict
     for key, value in sizes.items():
         writer.add_uint32(f"qwen3.{key}", value)
     writer.add_float32("qwen3.attention.layer_norm_rms_epsilon", 1e-6)
-    tensors = {name: rows for name in ("token_embd.weight", "output.weight")}
-    square = np.tile(rows, (32, 1))
-    tensors |= {f"blk.0.{n}.weight": square for n in "attn_q attn_k attn_v attn_output ffn_gate ffn_up ffn_down".split()}
+    tensors = dict.fromkeys(("token_embd.weight", "output.weight"), rows)
+    square = np.tile(rows[:8], (32, 1))
+    tensors |= {
+        f"blk.0.{n}.weight": square for n in ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"]
+    }
     for name, array in tensors.items():
         writer.add_tensor(name, array, raw_dtype=kind)
     for name, length in {"output_norm": 256, "blk.0.attn_norm": 256, "blk.0.ffn_norm": 256}.items():
@@ -334,6 +335,8 @@ def test_what_is_not_there(tmp_path: Path) -> None:
     for path in (tmp_path / "none.gguf", tmp_path, Path("a\0b.gguf")):
         with pytest.raises(ModelNotFound):
             open_source(path)
+    if not hasattr(os, "mkfifo"):
+        return
     os.mkfifo(tmp_path / "pipe.gguf")
     with pytest.raises(ModelNotFound, match="not a file"):
         open_source(tmp_path / "pipe.gguf")
@@ -345,20 +348,19 @@ def test_a_file_cut_after_opening_is_noticed(tmp_path: Path) -> None:
     source = open_source(path)
     os.truncate(path, path.stat().st_size // 2)
     with pytest.raises(CorruptModel, match="shorter"):
-        for name in source.names():
-            source.read(name)
+        source.read("layers.1.down")
     path.unlink()
     with pytest.raises(ModelNotFound):
         source.read("embedding")
 
 
 def test_memory_stays_small(tmp_path: Path) -> None:
-    """Reading does not keep the file resident: repeated reads of a few rows do not add up."""
+    """Reading a file of 25 MB piece by piece keeps none of it."""
     path = tmp_path / "model.gguf"
-    write_wide(path, KIND.Q6_K, raw_rows(KIND.Q6_K, 20000, 256, 1))
+    write_wide(path, KIND.Q6_K, raw_rows(KIND.Q6_K, 60000, 256, 1))
     source = open_source(path)
     source.read("embedding", 0, 1000)
-    before = peak_memory()
-    for start in range(0, 19000, 1000):
-        source.read("embedding", start, start + 1000)
-    assert peak_memory() - before < 3 << 20
+    with bounded_memory(8 << 20):
+        for name in ("embedding", "head"):
+            for start in range(0, 60000, 1000):
+                source.read(name, start, start + 1000)

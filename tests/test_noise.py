@@ -8,7 +8,7 @@ from decimal import Decimal, localcontext
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -54,6 +54,7 @@ def reference_gumbel(seed: int, position: int, token: int) -> float:
     return -reference_log(-reference_log(uniform))
 
 
+@settings(deadline=None)
 @given(SEEDS, POSITIONS, st.lists(TOKENS, min_size=1, max_size=9))
 def test_equals_the_python_reference_bit_for_bit(seed: int, position: int, tokens: list[int]) -> None:
     got = noise.gumbel(seed, position, torch.tensor(tokens)).tolist()
@@ -189,6 +190,7 @@ def test_first_tokens_of_neighbouring_positions_are_unrelated() -> None:
                 assert stats.chisquare(pairs).pvalue > 1e-5
 
 
+@settings(deadline=None)
 @given(SEEDS, POSITIONS, st.floats(-5, 40), st.sampled_from([0, 1, 50, 16384, 16385, 40_000]))
 def test_candidates_are_all_and_hardly_more(seed: int, position: int, least: float, total: int) -> None:
     values = noise.noise_of(seed, position, np.arange(total))
@@ -210,6 +212,7 @@ def test_candidates_at_extremes(least: float, monkeypatch: pytest.MonkeyPatch) -
     assert reach[values >= least].all()
 
 
+@settings(deadline=None)
 @given(SEEDS, st.floats(-5, 37))
 def test_can_reach_never_misses(seed: int, least: float) -> None:
     tokens = np.arange(3000)

@@ -1,1 +1,15 @@
 """Drafters: whoever can guess the next tokens cheaply."""
+
+from __future__ import annotations
+
+from hasten.core.registry import Registry
+
+DRAFTERS = Registry(
+    kind="drafter",
+    group="hasten.drafters",
+    rows={
+        "none": "hasten.draft.base:NoDrafter",
+        "suffix": "hasten.draft.suffix:SuffixDrafter",
+        "lm": "hasten.draft.lm:LanguageModelDrafter",
+    },
+)

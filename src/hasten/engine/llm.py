@@ -120,6 +120,10 @@ class LLM:
             return self.engine.tokenizer.encode(prompt, add_bos=True)
         return list(prompt)
 
+    def decode(self, tokens: list[int]) -> str:
+        """The text of tokens, without special ones."""
+        return self.engine.tokenizer.decode(tokens)
+
     def close(self) -> None:
         """Cancel what runs and let the model's memory go."""
         self._cancel_all()

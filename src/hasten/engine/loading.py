@@ -31,6 +31,7 @@ from hasten.model.loaders import open_source
 from hasten.model.precision import choose_precision
 from hasten.model.tokenizer import Tokenizer, load_tokenizer
 from hasten.model.weights import load_decoder
+from hasten.native.loader import load
 
 log = logging.getLogger(__name__)
 DEFAULT_CACHE_TOKENS = 8192
@@ -52,8 +53,6 @@ class LoadedModel:
 def load_engine(config: EngineConfig, progress: Progress = silent) -> Engine:
     """Everything up to the first request. Raises a HastenError, one sentence, when anything about it cannot be."""
     started = time.perf_counter()
-    if config.threads:
-        torch.set_num_threads(config.threads)
     device = choose_device(config.device)
     specs = None if config.draft == "auto" else parse_specs(config.draft)
     resolved = catalogue.resolve(config.model, fetch=True, progress=progress)
@@ -64,6 +63,7 @@ def load_engine(config: EngineConfig, progress: Progress = silent) -> Engine:
     ]
     blocks = BlockManager(target.num_blocks, prefix_cache=config.prefix_cache)
     scheduler = Scheduler(blocks, target.context_length, config.max_rows, config.max_sequences)
+    set_threads(config.threads, native=target.executor.decoder.precision.name == "int8")
     controller = Controller(profile(target.executor) if drafters else CostCurve())
     engine = Engine(
         executor=target.executor,
@@ -100,6 +100,18 @@ def load_model(name: str, path: Path, config: EngineConfig, device: torch.device
     converted = storage.converted_path(source.fingerprint, precision.name) if precision.name == "int8" else None
     decoder = load_decoder(source, precision, device, converted, progress)
     return LoadedModel(name, Executor(decoder, num_blocks, device), tokenizer, context, num_blocks)
+
+
+def set_threads(count: int, native: bool) -> None:
+    """``count`` threads (0: as many as PyTorch or the kernels choose) for whoever does the heavy work. Where that is the native
+    kernels, PyTorch keeps to one: two pools that spin on the same cores only steal from each other."""
+    library = load()
+    if library is not None and count:
+        library.set_threads(count)
+    if library is not None and native:
+        torch.set_num_threads(1)
+    elif count:
+        torch.set_num_threads(count)
 
 
 def choose_device(name: str) -> torch.device:

@@ -1,10 +1,13 @@
 """Paged tree attention: write the rows' keys and values, then let each row see its context, its chain and its own path.
 
-The PyTorch path here runs everywhere and in every dtype. Its sums are exact to rounding; that they do not depend on the batch
-bit for bit is a property of the native kernels, which take over where they are built (``linear`` and this file choose kernels).
+``TorchAttention`` runs everywhere and in every dtype; its sums are right to rounding. ``NativeAttention`` takes over on a CPU where
+the kernels are built: it reduces over keys in tiles by position, so that a row's bits do not depend on batch, chunks, tree or
+prefix. (``linear`` and this file are those that choose kernels.)
 """
 
 from __future__ import annotations
+
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,11 +17,72 @@ from hasten.core.types import BLOCK_SIZE, Segment
 from hasten.model.description import ModelDescription
 from hasten.model.layout import Layout, visibility
 from hasten.model.linear import rms_norm
-from hasten.model.rope import apply_rotary, rotary_tables
+from hasten.model.rope import RotaryTable, apply_rotary, rotary_tables
+from hasten.native.kernels import PagedAttention
+from hasten.native.loader import NativeLibrary, load
 
 
-class Attention:
-    """Attention of every layer over one pool. ``begin`` prepares what all layers share in a step; ``__call__`` runs one layer."""
+class Attention(Protocol):
+    """Attention of every layer over one pool. ``begin`` prepares what all layers share in a step; ``__call__`` runs one layer.
+
+    ``qkv`` [rows, (heads + 2 kv_heads) * head_dim] to [rows, heads * head_dim]; norm weights [head_dim] where the family has them
+    (Qwen 3, Gemma 3).
+    """
+
+    def begin(self, layout: Layout) -> None: ...
+
+    def __call__(self, layer: int, qkv: Tensor, query_norm: Tensor | None, key_norm: Tensor | None) -> Tensor: ...
+
+
+def make_attention(description: ModelDescription, pool: KeyValuePool, stream: torch.dtype, device: torch.device) -> Attention:
+    """The native kernel where it is built and takes these shapes and types, else PyTorch."""
+    library = load()
+    fits = device.type == "cpu" and stream is torch.float32 and pool.keys.dtype in (torch.float32, torch.bfloat16)
+    if library is None or not fits or description.head_dim % 16:
+        return TorchAttention(description, pool, stream, device)
+    return NativeAttention(library, description, pool, stream, device)
+
+
+class NativeAttention:
+    """One kernel call a layer."""
+
+    def __init__(
+        self, library: NativeLibrary, description: ModelDescription, pool: KeyValuePool, stream: torch.dtype, device: torch.device
+    ) -> None:
+        self._windows = [description.window(layer) for layer in range(description.layers)]
+        self._tables = rotary_tables(description, stream, device)
+        self._rotations: tuple[tuple[Tensor, Tensor], ...] = ()
+        self._kernel = PagedAttention(
+            library,
+            pool.keys,
+            pool.values,
+            description.heads,
+            description.attention_scale,
+            description.attention_softcap,
+            description.norm_eps,
+        )
+
+    def begin(self, layout: Layout) -> None:
+        self._rotations = _rotations(self._tables, layout)
+        self._kernel.begin(
+            layout.starts, layout.contexts, layout.chains, layout.block_tables, layout.depths, layout.paths, layout.slots
+        )
+
+    def __call__(self, layer: int, qkv: Tensor, query_norm: Tensor | None, key_norm: Tensor | None) -> Tensor:
+        window = self._windows[layer]
+        cos, sin = self._rotations[1 if window else 0]
+        return self._kernel(layer, qkv, query_norm, key_norm, cos, sin, window)
+
+
+def _rotations(tables: tuple[RotaryTable, RotaryTable], layout: Layout) -> tuple[tuple[Tensor, Tensor], ...]:
+    """Cosine and sine of the step's rows: for full-attention layers, and for sliding ones."""
+    full, local = tables
+    rotation = full.rows(layout.positions, layout.highest_position)
+    return rotation, rotation if local is full else local.rows(layout.positions, layout.highest_position)
+
+
+class TorchAttention:
+    """Segment by segment: gather the keys and values of its blocks, mask, softmax."""
 
     def __init__(self, description: ModelDescription, pool: KeyValuePool, stream: torch.dtype, device: torch.device) -> None:
         self._description = description
@@ -30,14 +94,9 @@ class Attention:
         self._masks: dict[int, list[Tensor]] = {}
 
     def begin(self, layout: Layout) -> None:
-        full, local = self._tables
-        rotation = full.rows(layout.positions, layout.highest_position)
-        other = rotation if local is full else local.rows(layout.positions, layout.highest_position)
-        self._layout, self._rotations, self._masks = layout, (rotation, other), {}
+        self._layout, self._rotations, self._masks = layout, _rotations(self._tables, layout), {}
 
     def __call__(self, layer: int, qkv: Tensor, query_norm: Tensor | None, key_norm: Tensor | None) -> Tensor:
-        """``qkv`` [rows, (heads + 2 kv_heads) * head_dim] to [rows, heads * head_dim]; norm weights [head_dim] where the family has
-        them (Qwen3, Gemma 3)."""
         assert self._layout is not None
         shape = self._description
         rows = qkv.shape[0]

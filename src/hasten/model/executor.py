@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hasten.cache.pool import KeyValuePool
 from hasten.core.types import BLOCK_SIZE, Batch
-from hasten.model.attention import Attention
+from hasten.model.attention import make_attention
 from hasten.model.decoder import Decoder
 from hasten.model.layout import lay_out
 
@@ -20,7 +20,7 @@ class Executor:
         self.decoder = decoder
         self.device = device
         self.pool = KeyValuePool(shape.layers, shape.kv_heads, shape.head_dim, num_blocks, decoder.precision.cache, device)
-        self._attention = Attention(shape, self.pool, decoder.precision.stream, device)
+        self._attention = make_attention(shape, self.pool, decoder.precision.stream, device)
 
     def forward(self, batch: Batch) -> Tensor:
         """Compute every row of the batch; logits [wanted rows, vocabulary] in segment order, on the CPU or the device.

@@ -19,7 +19,7 @@ from huggingface_hub import constants, errors
 
 from hasten.core.errors import DownloadError, HastenError, InvalidRequest, ModelNotFound, UnsupportedModel
 from hasten.core.progress import Progress
-from hasten.model.transfer import DiskError, Unreachable, disk, need_space
+from hasten.model.transfer import GOES_ON, Unreachable, disk, need_space
 
 _NAME = re.compile(
     r"(?P<repository>[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})"
@@ -141,7 +141,7 @@ def _files(name: HubName) -> dict[str, int]:
     """Every file of the repository and its size."""
     with _understood(str(name)):
         about = huggingface_hub.HfApi().model_info(name.repository, revision=name.revision, files_metadata=True, timeout=20)
-    return {file.rfilename: file.size or 0 for file in about.siblings or []}
+    return {file.rfilename: file.size or 0 for file in about.siblings or [] if ".." not in file.rfilename.split("/")}
 
 
 def _choose(name: HubName, sizes: dict[str, int]) -> list[str]:
@@ -157,7 +157,8 @@ def _choose(name: HubName, sizes: dict[str, int]) -> list[str]:
     if not any(_WEIGHTS.fullmatch(file) for file in sizes) or "config.json" not in sizes:
         hint = f"choose one of its GGUF files, such as {name.repository}:{ggufs[0]}" if ggufs else "choose another repository"
         raise UnsupportedModel(f"{name} has no safetensors weights with a config.json; {hint}.")
-    return sorted((file for file in sizes if file in _COMPANIONS or _WEIGHTS.fullmatch(file)), key=lambda file: (sizes[file], file))
+    wanted = [file for file in sizes if file in _COMPANIONS or _WEIGHTS.fullmatch(file)]
+    return sorted(wanted, key=lambda file: (sizes[file], file))
 
 
 def _matching(wanted: str, ggufs: list[str]) -> list[str]:
@@ -208,28 +209,32 @@ def _understood(what: str) -> Iterator[None]:
     except HastenError:
         raise
     except errors.OfflineModeIsEnabled as problem:
-        raise Unreachable(f"{what} is not here and HF_HUB_OFFLINE forbids asking the hub; unset it, then try again.") from problem
+        raise Unreachable(f"{what} is not here and HF_HUB_OFFLINE forbids asking the hub; unset it and try again.") from problem
     except errors.GatedRepoError as problem:
         raise ModelNotFound(
-            f"{what} asks you to accept its licence: do so on its page on the hub, then set HF_TOKEN to a token of your account."
+            f"{what} asks you to accept its licence: do so on its page on the hub and set HF_TOKEN to your token."
         ) from problem
     except errors.RepositoryNotFoundError as problem:
         raise ModelNotFound(
-            f"The hub has no repository {what}, or a private one; check the spelling, or set HF_TOKEN to a token that may read it."
+            f"The hub has no repository {what}; check the spelling, or set HF_TOKEN if it is private."
         ) from problem
     except (errors.RevisionNotFoundError, errors.RemoteEntryNotFoundError) as problem:
         raise ModelNotFound(f"The hub has no such file or revision of {what}; check what its page lists.") from problem
     except errors.HFValidationError as problem:
         raise InvalidRequest(f"{what} is not a name that the hub allows; write owner/name.") from problem
     except Exception as problem:  # transport errors of httpx, httpx2 or requests: which one depends on the library's version
-        if isinstance(problem, OSError) and problem.errno is not None and not isinstance(problem, ConnectionError | TimeoutError):
+        if _of_the_disk(problem):
             with disk(Path(constants.HF_HUB_CACHE)):
                 raise
-        reason = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
+        reason = (str(problem.__cause__ or problem).splitlines() or [type(problem).__name__])[0]
         raise Unreachable(
-            f"The hub could not be reached for {what} ({reason}); check the network and the proxy settings (HTTPS_PROXY), then run "
-            "the same command again, which goes on from what is kept."
+            f"The hub could not be reached for {what} ({reason}); check the network and proxy settings (HTTPS_PROXY), {GOES_ON}"
         ) from problem
+
+
+def _of_the_disk(problem: Exception) -> bool:
+    network = isinstance(problem, ConnectionError | TimeoutError)
+    return isinstance(problem, OSError) and problem.errno is not None and not network
 
 
 def reporting(label: str, progress: Progress) -> Any:
@@ -254,6 +259,3 @@ def reporting(label: str, progress: Progress) -> Any:
             return lambda *_, **__: None
 
     return Reporting
-
-
-__all__ = ["DiskError", "HubFile", "HubName", "cached", "fetch", "fetch_exact", "parse"]

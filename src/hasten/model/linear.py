@@ -6,11 +6,16 @@ Shapes: x is [rows, inputs] in the stream dtype, results are [rows, outputs] in 
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hasten.model.description import Activation
 from hasten.model.hadamard import hadamard_block, rotate
+from hasten.native.kernels import PackedLinear
+from hasten.native.loader import load
 
 ACTIVATIONS = {"silu": F.silu, "gelu_tanh": lambda gate: F.gelu(gate, approximate="tanh")}
 
@@ -20,14 +25,27 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight
 
 
-def gated(gate_up: Tensor, activation: str) -> Tensor:
+def gated(gate_up: Tensor, activation: Activation) -> Tensor:
     """activation(gate) * up, where gate and up are the halves of the last dimension."""
     gate, up = gate_up.chunk(2, dim=-1)
     return ACTIVATIONS[activation](gate).mul_(up)
 
 
-class Linear:
-    """y = x W^T + bias. Precisions override ``__call__``; those with fused kernels override the other two as well."""
+class Linear(Protocol):
+    """y = x W^T + bias (+ residual), plain or after one of the two operations that stand before a projection."""
+
+    outputs: int
+    inputs: int
+
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor: ...
+
+    def after_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor: ...
+
+    def after_gate(self, gate_up: Tensor, activation: Activation, residual: Tensor | None = None) -> Tensor: ...
+
+
+class ComposedLinear:
+    """The two operations in front as steps of their own; subclasses say what ``__call__`` is."""
 
     def __init__(self, outputs: int, inputs: int, bias: Tensor | None) -> None:
         self.outputs = outputs
@@ -40,11 +58,11 @@ class Linear:
     def after_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return self(rms_norm(x, weight, eps))
 
-    def after_gate(self, gate_up: Tensor, activation: str, residual: Tensor | None = None) -> Tensor:
+    def after_gate(self, gate_up: Tensor, activation: Activation, residual: Tensor | None = None) -> Tensor:
         return self(gated(gate_up, activation), residual)
 
 
-class DenseLinear(Linear):
+class DenseLinear(ComposedLinear):
     """Weights in a floating dtype; rows are cast to it and the result back to the stream's."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
@@ -58,7 +76,7 @@ class DenseLinear(Linear):
         return out if residual is None else out.add_(residual)
 
 
-class Int8Linear(Linear):
+class Int8Linear(ComposedLinear):
     """int8 weights, one scale an output; rows rotated (``hadamard``) and rounded to int8, one scale a row; exact int32 sums through
     oneDNN. A row's sum does not depend on the other rows of the call."""
 
@@ -79,6 +97,14 @@ class Int8Linear(Linear):
         if self.bias is not None:
             out += self.bias
         return out if residual is None else out.add_(residual)
+
+
+def int8_linear(weight: Tensor, scale: Tensor, bias: Tensor | None) -> Linear:
+    """The native kernel where it is built, else oneDNN through PyTorch. Same arguments as ``Int8Linear``."""
+    library = load()
+    if library is None:
+        return Int8Linear(weight, scale, bias)
+    return PackedLinear(library, weight, scale, bias, hadamard_block(weight.shape[1]))
 
 
 def quantise_rows(x: Tensor) -> tuple[Tensor, Tensor]:

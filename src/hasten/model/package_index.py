@@ -65,11 +65,12 @@ def _configuration_files() -> Iterator[Path]:
     if chosen == os.devnull:
         return
     name = "pip.ini" if sys.platform == "win32" else "pip.conf"
-    yield from (Path(path) / name for path in reversed(platformdirs.site_config_dir("pip", False, multipath=True).split(os.pathsep)))
+    machine = platformdirs.site_config_dir("pip", appauthor=False, multipath=True).split(os.pathsep)
+    yield from (Path(path) / name for path in reversed(machine))
     if sys.platform != "win32":
         yield Path("/etc") / name
     yield Path.home() / ("pip" if sys.platform == "win32" else ".pip") / name
-    yield platformdirs.user_config_path("pip", False, roaming=True) / name
+    yield platformdirs.user_config_path("pip", appauthor=False, roaming=True) / name
     if sys.platform == "darwin":
         yield Path.home() / ".config" / "pip" / name
     yield Path(sys.prefix) / name

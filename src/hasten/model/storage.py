@@ -16,10 +16,13 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import platformdirs
+from filelock import FileLock, Timeout
 
 from hasten.core.errors import ConfigError, ModelError
 
@@ -55,8 +58,24 @@ def partial_directory(name: str) -> Path:
     return gguf_directory() / f"{_safe(name)}.partial"
 
 
-def lock_path(name: str) -> Path:
-    return gguf_directory() / f"{_safe(name)}.lock"
+@contextmanager
+def exclusive(name: str, on_wait: Callable[[], None] | None) -> Iterator[None]:
+    """Hold the lock of a catalogue model, so that two processes never write it at once; a process that dies lets go of it.
+
+    When another process holds it: calls ``on_wait`` and waits, or raises ModelError when that is None.
+    """
+    lock = FileLock(gguf_directory() / f"{_safe(name)}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        if on_wait is None:
+            raise ModelError(f"{name} is being downloaded by another process; wait for it or stop it first.") from None
+        on_wait()
+        lock.acquire(poll_interval=0.2)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def converted_path(fingerprint: str, precision: str) -> Path:

@@ -29,6 +29,8 @@ CHUNK_BYTES = 1 << 20
 TIMEOUT_SECONDS = 20.0
 STALLED_ATTEMPTS = 5
 _RETRIED = {408, 425, 429, 500, 502, 503, 504}
+GOES_ON = "then run the same command again, which goes on from what is kept."
+_ELSEWHERE = "set HASTEN_HOME (HF_HOME for hub models) to a directory on another disk"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -41,7 +43,7 @@ class Unreachable(DownloadError):
 
 
 class NotOnServer(DownloadError):
-    """The server answered that it has no such thing, or not for us."""
+    """The server answered that it has no such thing, or something that cannot be it."""
 
 
 class _Broken(Exception):
@@ -108,7 +110,7 @@ class Client:
         if problem.code in (404, 410):
             raise NotOnServer(f"{where.host} has no {urlsplit(where.url).path}.") from problem
         if problem.code in (401, 403):
-            raise NotOnServer(f"{where.host} refused access (HTTP {problem.code}); check your credentials for it.") from problem
+            raise Unreachable(f"{where.host} refused access (HTTP {problem.code}); check your credentials for it.") from problem
         raise Unreachable(f"{where.host} answered HTTP {problem.code}; try again later.") from problem
 
     def read(self, where: Address, headers: dict[str, str], limit: int) -> tuple[bytes, str, str]:
@@ -195,7 +197,7 @@ def _extent(response: HTTPResponse, held: int) -> tuple[int, int | None]:
 
 def _read(response: HTTPResponse) -> bytes:
     try:
-        return response.read(CHUNK_BYTES)
+        return response.read1(CHUNK_BYTES)  # what has arrived, so that a slow transfer that is killed keeps it
     except (OSError, HTTPException) as problem:
         raise _Broken(str(problem) or type(problem).__name__) from problem
 
@@ -207,11 +209,8 @@ def disk(directory: Path) -> Iterator[None]:
         yield
     except OSError as problem:
         if problem.errno in _FULL:
-            raise DiskError(
-                f"The disk that holds {directory} is full; free some space or set HASTEN_HOME to another disk, then run the same "
-                "command again, which goes on from what is kept."
-            ) from problem
-        raise DiskError(f"{directory} cannot be written ({problem.strerror or problem}); set HASTEN_HOME elsewhere.") from problem
+            raise DiskError(f"The disk that holds {directory} is full; free some space or {_ELSEWHERE}, {GOES_ON}") from problem
+        raise DiskError(f"{directory} cannot be written ({problem.strerror or problem}); {_ELSEWHERE}.") from problem
 
 
 def _held(path: Path) -> int:
@@ -227,10 +226,7 @@ def _pause(stalled: int) -> None:
 
 
 def _unreachable(where: Address, reason: object) -> str:
-    return (
-        f"{where.host} could not be reached ({reason}); check the network and the proxy settings (HTTPS_PROXY), then run the same "
-        "command again, which goes on from what is kept."
-    )
+    return f"{where.host} could not be reached ({reason}); check the network and the proxy settings (HTTPS_PROXY), {GOES_ON}"
 
 
 def need_space(directory: Path, needed: int, what: str) -> None:
@@ -240,6 +236,6 @@ def need_space(directory: Path, needed: int, what: str) -> None:
         free = shutil.disk_usage(existing).free
     if free < needed:
         raise DiskError(
-            f"{what} needs {needed / 1e6:.0f} MB free in {directory} and there are {free / 1e6:.0f} MB; free some space or set "
-            "HASTEN_HOME (HF_HOME for hub models) to another disk."
+            f"{what} needs {needed / 1e6:.0f} MB free in {directory} and there are {free / 1e6:.0f} MB; free some space or "
+            f"{_ELSEWHERE}."
         )

@@ -18,7 +18,7 @@ from hasten.model.conversion import ConvertedReader, ConvertedWriter, Planned, i
 from hasten.model.decoder import Decoder, DecoderWeights, LayerWeights
 from hasten.model.description import ModelDescription
 from hasten.model.hadamard import hadamard_block, rotate
-from hasten.model.linear import DenseLinear, Int8Linear, Linear
+from hasten.model.linear import DenseLinear, Linear, int8_linear
 from hasten.model.precision import Precision
 
 PIECE_BYTES = 64 << 20
@@ -189,7 +189,7 @@ class _Int8Maker:
         else:
             codes, scale = quantise_weights(_pieces(self._source, linear.parts), linear.outputs, linear.inputs)
             self._keep(codes, scale)
-        return Int8Linear(codes, scale, bias)
+        return int8_linear(codes, scale, bias)
 
     def _keep(self, *tensors: Tensor) -> None:
         if self._writer is not None:

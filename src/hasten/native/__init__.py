@@ -1,1 +1,2 @@
-"""C++ kernels behind a C interface. Imports nothing of Hasten."""
+"""C++ kernels behind a C interface (``build``), their loader (``loader``: load, status) and what they offer PyTorch (``kernels``).
+Imports nothing of Hasten but ``core.errors``."""

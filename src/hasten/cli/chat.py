@@ -1,0 +1,197 @@
+"""``hasten chat``: a conversation in the terminal, or one message a line when standard input is not one."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hasten.cli.conversation import Conversation, obey
+from hasten.cli.generate import load
+from hasten.cli.options import Verb, engine_config, engine_options, sampling_options, sampling_params
+from hasten.core.errors import HastenError, InvalidRequest, PromptTooLong
+from hasten.core.results import Completion, StreamEvent
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from hasten.engine.llm import LLM
+
+QUOTES = '"""'
+
+
+@click.command(cls=Verb)
+@click.option("--system", metavar="TEXT", default="", help="How the model is told to behave.")
+@click.option("--provenance", is_flag=True, default=False, help="Colour each token by who guessed it.")
+@sampling_options(max_tokens=1024)
+@engine_options
+def chat(system: str, provenance: bool, **options: Any) -> None:
+    """Talk with a model. /help lists the commands; Ctrl-C stops an answer, Ctrl-D ends the chat.
+
+    When standard input is not a terminal, each of its lines is one message.
+    """
+    config = engine_config(options)
+    conversation = Conversation(sampling_params(options), system)
+    if conversation.params.n != 1:
+        raise InvalidRequest("A chat has one answer to a message; --n is for 'hasten generate'.")
+    with closing(load(config)) as llm:
+        if not llm.has_chat_template:
+            raise InvalidRequest(
+                f"'{llm.name}' has no chat template and cannot chat; 'hasten generate --raw' continues a text."
+            )
+        Chat(llm, conversation, provenance).run()
+
+
+class Chat:
+    """The terminal side: reads lines, streams answers, shows the account of each."""
+
+    def __init__(self, llm: LLM, conversation: Conversation, provenance: bool) -> None:
+        from hasten.cli.screen import Provenance, answers, notes
+
+        self.llm = llm
+        self.conversation = conversation
+        self.out = answers()
+        self.notes = notes()
+        self.painter = Provenance(llm.decode) if provenance else None
+        self.interactive = sys.stdin.isatty()
+
+    def run(self) -> None:
+        """Until /quit or the end of input. In a terminal a refused line is told and the chat goes on; a script ends."""
+        if self.interactive:
+            self._note(
+                f"{self.llm.name} {self.llm.precision} · context of {self.llm.context_length} · /help lists the commands"
+            )
+        for line in self._lines():
+            try:
+                self._take(line)
+            except HastenError as problem:
+                if not self.interactive:
+                    raise
+                self.notes.print(f"hasten: {problem}", style="yellow", markup=False)
+            if self.conversation.quitting:
+                return
+
+    def _take(self, line: str) -> None:
+        if not line.strip():
+            return
+        if line.startswith("/") and not line.startswith("//"):
+            for shown in obey(self.conversation, line):
+                self._note(shown)
+            return
+        self.conversation.ask(line[1:] if line.startswith("//") else line)
+        self._answer()
+
+    def _answer(self) -> None:
+        """Stream the answer to the last question. Ctrl-C ends it after the step that runs; what came by then is kept."""
+        text, completion = "", None
+        try:
+            stream = self.llm.stream_chat(self.conversation.messages(), self.conversation.params)
+        except PromptTooLong as problem:
+            self.conversation.take_back()
+            raise PromptTooLong(f"{problem} /reset starts a new conversation.") from problem
+        except BaseException:
+            self.conversation.take_back()
+            raise
+        try:
+            if self.painter is not None:
+                self.painter.begin()
+            with asked_to_stop() as stopped:
+                for event in stream:
+                    self._show(event)
+                    text += event.text
+                    completion = event.completion or completion
+                    if stopped.is_set():
+                        break
+        finally:
+            stream.close()  # type: ignore[attr-defined]
+            self.conversation.answered(text, completion)
+        self.out.print("" if text.endswith("\n") else "\n", end="")
+        self._account(completion)
+
+    def _show(self, event: StreamEvent) -> None:
+        from hasten.cli.screen import say
+
+        painted = None if self.painter is None else self.painter.paint(event)
+        if painted is None or not self.out.is_terminal:
+            say(event.text)
+        else:
+            self.out.print(painted, end="")
+            self.out.file.flush()
+
+    def _account(self, completion: Completion | None) -> None:
+        from hasten.cli.screen import account
+
+        if completion is None:
+            self._note("stopped; the conversation is kept")
+            return
+        self._note(account(completion))
+        if self.painter is not None:
+            self.notes.print(self.painter.legend())
+        used = completion.usage.prompt_tokens + completion.usage.completion_tokens
+        if completion.finish_reason == "length" and used >= self.llm.context_length:
+            self._note(f"The model's context of {self.llm.context_length} positions is full; /reset starts a new conversation.")
+
+    def _note(self, text: str) -> None:
+        self.notes.print(text, style="dim", markup=False)
+
+    def _lines(self) -> Iterator[str]:
+        """Messages and commands as they are typed. Ctrl-C at the prompt clears the line."""
+        if not self.interactive:
+            for line in sys.stdin:
+                yield line.rstrip("\n")
+            return
+        _edit_lines()
+        while True:
+            try:
+                yield _typed_message()
+            except KeyboardInterrupt:
+                self.notes.print()
+                self._note("Ctrl-D or /quit ends the chat.")
+            except EOFError:
+                self.notes.print()
+                return
+
+
+def _typed_message() -> str:
+    """One line, or the lines between two triple quotes."""
+    line = input("> ")
+    if not line.startswith(QUOTES):
+        return line
+    lines = [line.removeprefix(QUOTES)]
+    while not lines[-1].endswith(QUOTES):
+        lines.append(input(". "))
+    lines[-1] = lines[-1].removesuffix(QUOTES)
+    return "\n".join(lines).strip("\n")
+
+
+def _edit_lines() -> None:
+    """Arrow keys and this session's history at the prompt, where Python has them. Nothing typed is written to disk."""
+    try:
+        import readline
+    except ImportError:  # Windows: its console edits lines by itself
+        return
+    readline.set_auto_history(True)
+
+
+@contextmanager
+def asked_to_stop() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C sets, so that no step of the model is torn; the second one interrupts at once."""
+    stopped = threading.Event()
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        stopped.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped
+        return
+    before = signal.signal(signal.SIGINT, on_signal)
+    try:
+        yield stopped
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,190 @@
+"""``hasten doctor``: what this machine has, what Hasten found of it, and what would make it faster."""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import click
+
+from hasten import __version__
+from hasten.cli.options import Verb
+
+GB = 1e9
+WIDE_SETS = ("avx512_vnni", "avx_vnni", "amx_int8")
+
+
+@dataclass(slots=True)
+class Report:
+    """Findings by section, as shown and as --json gives them; ``problems`` stop Hasten from running, ``advice`` does not."""
+
+    sections: dict[str, dict[str, Any]] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    advice: list[str] = field(default_factory=list)
+
+
+@click.command(cls=Verb)
+@click.option("--json", "as_json", is_flag=True, default=False, help="Print the findings as one JSON object.")
+def doctor(as_json: bool) -> int:
+    """Look at processor, memory, kernels, disk and models, and say what would make Hasten faster here.
+
+    Takes a few seconds: it measures how fast memory is read. Exit status 1 when Hasten cannot run as it stands.
+    """
+    report = examine()
+    if as_json:
+        click.echo(json.dumps(asdict(report), ensure_ascii=False, indent=2))
+    else:
+        _show(report)
+    return 1 if report.problems else 0
+
+
+def examine() -> Report:
+    """Gather everything; never raises for what it finds."""
+    report = Report()
+    report.sections["software"] = {"hasten": __version__, "python": platform.python_version(), "platform": platform.platform()}
+    _processor(report)
+    _torch(report)
+    _kernels(report)
+    _memory(report)
+    _disk(report)
+    _models(report)
+    return report
+
+
+def _processor(report: Report) -> None:
+    from hasten.cli import machine
+
+    sets = machine.instruction_sets()
+    report.sections["processor"] = {
+        "name": machine.processor_name(),
+        "instruction_sets": sets,
+        "physical_cores": machine.physical_cores(),
+        "usable_threads": machine.usable_threads(),
+    }
+    if sets and platform.machine() in ("x86_64", "AMD64"):
+        if "avx2" not in sets:
+            report.advice.append(
+                "The processor has no AVX2, so slow generic code runs; x86 processors since about 2015 have it."
+            )
+        elif not any(name in sets for name in WIDE_SETS):
+            report.advice.append(
+                "The processor has neither VNNI nor AMX; on one that has them, checking guesses costs almost nothing."
+            )
+
+
+def _torch(report: Report) -> None:
+    try:
+        import torch
+    except (ImportError, OSError) as problem:
+        report.problems.append(f"PyTorch cannot be imported ({problem}); install the package again.")
+        return
+    cuda = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    report.sections["torch"] = {
+        "version": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cuda_devices": cuda,
+    }
+    cores = report.sections["processor"]["physical_cores"] or report.sections["processor"]["usable_threads"]
+    usable = min(cores, report.sections["processor"]["usable_threads"])
+    used = torch.get_num_threads()
+    if used < usable:
+        report.advice.append(
+            f"PyTorch uses {used} of {usable} cores; give --threads {usable}, or unset OMP_NUM_THREADS if it is set."
+        )
+
+
+def _kernels(report: Report) -> None:
+    from hasten.native import loader
+
+    status = loader.status()
+    report.sections["native_kernels"] = status
+    if not status["available"]:
+        report.advice.append(f"The C++ kernels are not in use ({status['reason']}); they make every model faster.")
+
+
+def _memory(report: Report) -> None:
+    from hasten.cli import machine
+
+    total, available = machine.memory_bytes()
+    found: dict[str, Any] = {"total_bytes": total, "available_bytes": available}
+    if "torch" in report.sections:
+        found["read_bytes_per_second"] = round(machine.read_bandwidth(available))
+    report.sections["memory"] = found
+    if available is not None and available < 1 * GB:
+        report.advice.append(f"Only {available / GB:.1f} GB of memory is free; close other programs or choose a smaller model.")
+
+
+def _disk(report: Report) -> None:
+    from hasten.cli import machine
+    from hasten.model import storage
+
+    home = storage.home()
+    free = machine.disk_free_bytes(home)
+    report.sections["disk"] = {"models_folder": str(home), "free_bytes": free}
+    if free < 2 * GB:
+        report.advice.append(f"Only {free / GB:.1f} GB is free on the disk of {home}; 'hasten rm' removes models.")
+
+
+def _models(report: Report) -> None:
+    """Catalogue models here, and how often a second their int8 weights can be read: about the plain tokens a second."""
+    from hasten.model.catalogue import CATALOGUE, DEFAULT, on_disk
+
+    present = [entry for entry in CATALOGUE.values() if on_disk(entry)]
+    rate = report.sections["memory"].get("read_bytes_per_second")
+    report.sections["models"] = {
+        entry.name: {"bytes": entry.bytes, "int8_reads_per_second": round(rate / entry.parameters, 1) if rate else None}
+        for entry in present
+    }
+    if not present:
+        report.advice.append(f"No model is here yet; 'hasten pull {DEFAULT}' fetches the default one.")
+    for entry in present:
+        if entry.draft is not None and not on_disk(CATALOGUE[entry.draft]):
+            report.advice.append(f"{entry.name} is faster with its draft model; 'hasten pull {entry.draft}' fetches it.")
+
+
+def _show(report: Report) -> None:
+    from rich.table import Table
+
+    from hasten.cli.screen import answers
+
+    out = answers()
+    for section, findings in report.sections.items():
+        table = Table.grid(padding=(0, 2))
+        table.add_column(style="dim", min_width=18)
+        table.add_column(overflow="fold")
+        for name, value in findings.items():
+            label, text = _said(section, name, value)
+            table.add_row(f"  {label}", text)
+        if not findings:
+            table.add_row("  none", "")
+        out.print(section.replace("_", " ").capitalize(), style="bold")
+        out.print(table)
+    for title, style, sentences in (("Cannot run", "bold red", report.problems), ("To be faster", "bold green", report.advice)):
+        if sentences:
+            out.print(title, style=style)
+            for sentence in sentences:
+                out.print(f"  {sentence}", markup=False)
+    if not report.problems and not report.advice:
+        out.print("Nothing to improve that the doctor knows of.", style="bold green")
+
+
+def _said(section: str, name: str, value: Any) -> tuple[str, str]:
+    """A finding for people: units, and words instead of empty values."""
+    if section == "models":
+        rate = value["int8_reads_per_second"]
+        bound = f" · about {rate:.0f} plain int8 tok/s at this read speed" if rate else ""
+        return name, f"{value['bytes'] / GB:.2f} GB{bound}"
+    if name.endswith("_bytes_per_second"):
+        return "read speed", f"{value / GB:.1f} GB/s, measured now"
+    if name.endswith("_bytes"):
+        return name.removesuffix("_bytes"), "not known" if value is None else f"{value / GB:.1f} GB"
+    if isinstance(value, bool):
+        return name, "yes" if value else "no"
+    if isinstance(value, dict):
+        return name.replace("_", " "), ", ".join(f"{part} {what}" for part, what in value.items())
+    if isinstance(value, list):
+        return name.replace("_", " "), ", ".join(map(str, value)) or "none"
+    return name.replace("_", " "), "not known" if value is None else str(value)

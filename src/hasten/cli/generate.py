@@ -1,0 +1,125 @@
+"""``hasten generate``: answer one prompt, streaming, or many as one batch."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hasten.cli.options import Verb, engine_config, engine_options, sampling_options, sampling_params
+from hasten.cli.prompts import Prompt, collect
+from hasten.core.config import EngineConfig
+from hasten.core.results import Completion
+
+if TYPE_CHECKING:
+    from hasten.engine.llm import LLM
+
+
+@click.command(cls=Verb)
+@click.option("-p", "--prompt", metavar="TEXT", help="What to answer.")
+@click.option("--prompts", metavar="FILE", help="JSON lines with prompt, messages or turns; '-' is standard input.")
+@click.option("--raw", is_flag=True, default=False, help="Continue the text as it stands: no chat template.")
+@click.option("--json", "as_json", is_flag=True, default=False, help="Print one JSON object a prompt.")
+@sampling_options()
+@engine_options
+def generate(prompt: str | None, prompts: str | None, raw: bool, as_json: bool, **options: Any) -> None:
+    """Answer a prompt, or each prompt of a file, or what comes on standard input.
+
+    The prompt is a message to a chat model: its chat template is applied where it has one, unless --raw is given.
+    The answer goes to standard output; a line on speed and guesses goes to standard error.
+    """
+    config = engine_config(options)
+    items = collect(prompt, prompts, sampling_params(options), raw)
+    with closing(load(config)) as llm:
+        if len(items) == 1 and items[0].params.n == 1 and not as_json:
+            _stream_one(llm, items[0], raw)
+        else:
+            _answer_all(llm, items, raw, as_json)
+
+
+def load(config: EngineConfig) -> LLM:
+    """The model of ``config``, with progress on standard error while it is fetched and loaded."""
+    from hasten.cli.screen import notes, progress_on
+
+    with progress_on(notes(), f"Loading {config.model}") as progress:
+        from hasten import LLM
+
+        return LLM(config, progress=progress)
+
+
+def _stream_one(llm: LLM, item: Prompt, raw: bool) -> None:
+    from hasten.cli.screen import account, notes, say
+
+    completion, last = None, ""
+    for event in llm.stream(item.for_model(llm, raw), item.params):
+        say(event.text)
+        last = event.text or last
+        completion = event.completion or completion
+    if not last.endswith("\n"):
+        say("\n")
+    if completion is not None:
+        notes().print(account(completion), style="dim", markup=False)
+
+
+def _answer_all(llm: LLM, items: list[Prompt], raw: bool, as_json: bool) -> None:
+    """Run all prompts as one batch; print each answer as soon as those before it are out."""
+    from hasten.cli.screen import answers, batch_account, counting, notes, printable, say
+
+    inputs = [item.for_model(llm, raw) for item in items]
+    started, finished = time.monotonic(), 0
+    screen = notes()
+    with counting(screen, f"Answering with {llm.name}", len(items)) as (above, progress):
+        one_screen = answers().is_terminal and screen.is_terminal
+
+        def show(index: int, completion: Completion) -> None:
+            text = _shown(items[index], index, len(items), completion, as_json)
+            if one_screen:  # lines have to appear above the bar
+                above.print(printable(text), markup=False, end="")
+            else:
+                say(text)
+
+        write = InOrder(show)
+
+        def on_done(index: int, completion: Completion) -> None:
+            nonlocal finished
+            finished += 1
+            progress("", finished, len(items))
+            write(index, completion)
+
+        completions = llm.generate(inputs, [item.params for item in items], on_done=on_done)
+    if not as_json:
+        screen.print(batch_account(completions, time.monotonic() - started), style="dim", markup=False)
+
+
+class InOrder:
+    """Hands results on in the order of their indices, whatever order they come in."""
+
+    def __init__(self, write: Callable[[int, Completion], None]) -> None:
+        self.write = write
+        self.waiting: dict[int, Completion] = {}
+        self.next = 0
+
+    def __call__(self, index: int, completion: Completion) -> None:
+        self.waiting[index] = completion
+        while self.next in self.waiting:
+            self.write(self.next, self.waiting.pop(self.next))
+            self.next += 1
+
+
+def _shown(item: Prompt, index: int, total: int, completion: Completion, as_json: bool) -> str:
+    """The text that stands for one prompt on standard output, with its end of line."""
+    if as_json:
+        row = completion.to_json()
+        if item.id is not None:
+            row["id"] = item.id
+        return json.dumps(row, ensure_ascii=False) + "\n"
+    out = []
+    for answer in completion.answers:
+        name = f"{index + 1}/{total}" if item.id is None else f"{item.id} ({index + 1}/{total})"
+        name += f", answer {answer.index + 1}" if len(completion.answers) > 1 else ""
+        out.append(f"--- {name}\n{answer.text.rstrip()}\n\n")
+    return "".join(out)

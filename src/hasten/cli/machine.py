@@ -1,0 +1,105 @@
+"""Facts about this machine, read off the system or measured now. Linux, macOS and others; what is not known is left out."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+X86_SETS = ("avx2", "fma", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
+ARM_SETS = ("asimd", "asimddp", "i8mm", "bf16", "sve")
+MEASURE_S = 0.6
+LARGE_BYTES = 1 << 29
+CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+def processor_name() -> str:
+    """The model name that the processor gives itself."""
+    for line in _cpuinfo():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    if platform.system() == "Darwin":
+        asked = subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=False)
+        if asked.returncode == 0 and asked.stdout.strip():
+            return asked.stdout.strip()
+    return platform.processor() or platform.machine()
+
+
+def instruction_sets() -> list[str]:
+    """Of the sets that matter here, those the processor reports; empty where the system does not tell."""
+    for line in _cpuinfo():
+        if line.startswith(("flags", "Features")):
+            present = set(line.partition(":")[2].split())
+            return [name for name in (*X86_SETS, *ARM_SETS) if name in present]
+    return []
+
+
+def physical_cores() -> int | None:
+    """Cores without their second threads, or None where the system does not tell."""
+    cores: set[tuple[str, str]] = set()
+    package = ""
+    for line in _cpuinfo():
+        name, _, value = line.partition(":")
+        if name.strip() == "physical id":
+            package = value.strip()
+        elif name.strip() == "core id":
+            cores.add((package, value.strip()))
+    return len(cores) or None
+
+
+def usable_threads() -> int:
+    """Hardware threads that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def memory_bytes() -> tuple[int | None, int | None]:
+    """Memory this process can have, and what of it is free now. A container's limit counts as the whole."""
+    total = available = None
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for line in _lines("/proc/meminfo"):
+        if line.startswith("MemAvailable:"):
+            available = int(line.split()[1]) * 1024
+    for limit in CGROUP_LIMITS:
+        for line in _lines(limit):
+            if line.strip().isdecimal() and total is not None:
+                total = min(total, int(line))
+    return total, available if available is None or total is None else min(available, total)
+
+
+def disk_free_bytes(folder: Path) -> int:
+    """Free space of the disk that holds ``folder``, which need not exist yet."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def read_bandwidth(available: int | None) -> float:
+    """Bytes a second that summing a large tensor reads from memory, the best of what fits in under a second.
+
+    Decoding reads every weight once a step, so this divided by the model's size bounds the steps a second.
+    """
+    import torch
+
+    size = min(LARGE_BYTES, (available or LARGE_BYTES) // 4)
+    buffer = torch.zeros(max(size // 4, 1), dtype=torch.float32)
+    best, end = float("inf"), time.perf_counter() + MEASURE_S
+    while time.perf_counter() < end or best == float("inf"):
+        started = time.perf_counter()
+        buffer.sum()
+        best = min(best, time.perf_counter() - started)
+    return buffer.numel() * 4 / best
+
+
+def _cpuinfo() -> list[str]:
+    return _lines("/proc/cpuinfo")
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []

@@ -1,0 +1,101 @@
+"""``hasten``: the table of verbs and the way in. A verb's module is imported when it is chosen; ``--help`` imports none."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import click
+
+from hasten import __version__
+from hasten.cli.settings import common_options, with_settings
+from hasten.cli.show_errors import Shell, shown
+from hasten.core.registry import nearest
+
+
+class Row(NamedTuple):
+    """Where a verb lives ("module:command") and the line that ``hasten --help`` shows for it."""
+
+    target: str
+    help: str
+
+
+VERBS = {
+    "generate": Row("hasten.cli.generate:generate", "Answer a prompt, or a file of prompts."),
+    "chat": Row("hasten.cli.chat:chat", "Talk with a model in the terminal."),
+    "pull": Row("hasten.cli.models:pull", "Fetch a model and check it."),
+    "ls": Row("hasten.cli.models:ls", "List the models you have and those you can pull."),
+    "show": Row("hasten.cli.models:show", "Show what a model is: family, size, context, licence."),
+    "rm": Row("hasten.cli.models:rm", "Remove a model from this disk."),
+    "doctor": Row("hasten.cli.doctor:doctor", "Look at this machine and say what would make it faster."),
+}
+
+EPILOG = """Every option can also be given as an environment variable (--max-tokens as HASTEN_MAX_TOKENS) or in a TOML file
+(--config FILE, HASTEN_CONFIG, or ~/.config/hasten/config.toml). An option wins over a variable, and that over the file."""
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are rows of a table, imported one at a time."""
+
+    def __init__(self, *arguments: Any, rows: dict[str, Row], **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.rows = rows
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.rows)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The verb of that name with its settings attached, or None."""
+        row = self.rows.get(cmd_name)
+        if row is None:
+            return None
+        module, _, attribute = row.target.partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return with_settings(command)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in self.rows and not args[0].startswith("-"):
+            raise click.UsageError(f"There is no verb called '{args[0]}'{nearest(args[0], list(self.rows))}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Verbs"):
+            formatter.write_dl([(name, row.help) for name, row in self.rows.items()])
+
+
+@click.group(
+    cls=LazyGroup,
+    rows=VERBS,
+    epilog=EPILOG,
+    no_args_is_help=False,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+@click.version_option(__version__, message="hasten %(version)s")
+@common_options
+@click.pass_context
+def cli(ctx: click.Context) -> None:
+    """Run a language model on this machine: exactly the text it would have given, several times sooner.
+
+    Start with 'hasten generate --prompt "Why is the sky blue?"' or 'hasten chat'.
+    """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit status: 0 done, 1 an error of Hasten's, 2 wrong usage, 130 interrupted."""
+    shell = Shell(debug=os.environ.get("HASTEN_DEBUG", "") not in ("", "0"))
+    words = None if arguments is None else list(arguments)
+    return shown(lambda: cli.main(words, prog_name="hasten", standalone_mode=False, obj=shell), shell)
+
+
+def main() -> None:
+    """The console script. A character that the terminal cannot show becomes '?', never an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    sys.exit(run())

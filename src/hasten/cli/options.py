@@ -1,0 +1,136 @@
+"""Command-line options made from the fields of EngineConfig and SamplingParams: names, types and defaults are theirs.
+
+Only the help lines live here. A field without a line is no option (the JSONL form of prompts takes it all the same).
+"""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, Field, fields
+from typing import Any, TypeVar
+
+import click
+
+from hasten.core.config import PRECISIONS, VERIFY_RULES, EngineConfig
+from hasten.core.types import MAX_TOP_LOGPROBS, SamplingParams
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+ENGINE_HELP = {
+    "model": "A name of 'hasten ls', a folder, a .gguf file or a hub id.",
+    "draft": "auto, none, or drafters such as suffix+lm.",
+    "draft_model": "The model that guesses, where the catalogue names none.",
+    "precision": f"One of {', '.join(PRECISIONS)}.",
+    "device": "auto, cpu, cuda or cuda:N.",
+    "threads": "CPU threads; 0 takes every physical core.",
+    "context_length": "Positions of context; 0 takes the model's own.",
+    "cache_tokens": "Size of the key-value pool in positions; 0 chooses.",
+    "max_rows": "Most rows in one step of the model.",
+    "max_sequences": "Most sequences that run at once.",
+    "prefix_cache": "Reuse the keys and values of equal prompt beginnings.",
+    "verify": f"How drafts are checked: {', '.join(VERIFY_RULES)}.",
+}
+
+SAMPLING_HELP = {
+    "max_tokens": "Most tokens of an answer.",
+    "temperature": "0 takes the likeliest token; higher is freer.",
+    "top_k": "Choose among the k likeliest tokens; 0 for all.",
+    "top_p": "Choose among the likeliest tokens that hold this share.",
+    "min_p": "Leave out tokens below this share of the likeliest one.",
+    "repetition_penalty": "Above 1: tokens seen in prompt or answer get less likely.",
+    "presence_penalty": "Taken from the logits of tokens the answer has.",
+    "frequency_penalty": "The same, times how often the answer has them.",
+    "stop": "End before this text; may be given several times.",
+    "seed": "Makes a sampled answer repeatable.",
+    "n": "Answers to each prompt.",
+    "logprobs": f"Report log-probabilities of the chosen and the k likeliest tokens, k up to {MAX_TOP_LOGPROBS} (--json).",
+    "ignore_eos": "Go on past the model's end of text.",
+}
+
+SHORT_NAMES = {"model": "-m"}
+KINDS: dict[Any, tuple[Any, str]] = {str: (click.STRING, "TEXT"), int: (click.INT, "N"), float: (click.FLOAT, "X")}
+
+
+SAMPLING_SECTION, ENGINE_SECTION = "How tokens are chosen", "How the engine runs"
+SECTIONS = dict.fromkeys(SAMPLING_HELP, SAMPLING_SECTION) | {
+    name: ENGINE_SECTION for name in ENGINE_HELP if name != "model"
+}
+
+
+class WholeText(click.types.StringParamType):
+    """A string that an environment variable gives as one value; click would split it at spaces."""
+
+    name = "text"
+
+    def split_envvar_value(self, rv: str) -> list[str]:
+        return [rv]
+
+
+class Verb(click.Command):
+    """A command whose help lists its own options first, then those of the answer, then those of the engine."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        sections: dict[str, list[tuple[str, str]]] = {title: [] for title in ("Options", SAMPLING_SECTION, ENGINE_SECTION)}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is None:
+                continue
+            name = str(parameter.name)
+            sections[SECTIONS.get(name, "Options")].append(record)
+        for title, records in sections.items():
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
+
+
+def engine_options(function: Function) -> Function:
+    """Add an option for each field of EngineConfig."""
+    return _add_options(function, EngineConfig, ENGINE_HELP, {})
+
+
+def sampling_options(**defaults: Any) -> Callable[[Function], Function]:
+    """Add an option for each field of SamplingParams that has a help line; ``defaults`` replace the fields' own."""
+    return lambda function: _add_options(function, SamplingParams, SAMPLING_HELP, defaults)
+
+
+def engine_config(options: Mapping[str, Any]) -> EngineConfig:
+    """The EngineConfig that a verb's options ask for. Raises ConfigError when a value is out of range."""
+    return EngineConfig(**{name: options[name] for name in ENGINE_HELP})
+
+
+def sampling_params(options: Mapping[str, Any]) -> SamplingParams:
+    """The SamplingParams that a verb's options ask for. Raises InvalidRequest when a value is out of range."""
+    return SamplingParams(**{name: options[name] for name in SAMPLING_HELP})
+
+
+def _add_options(function: Function, settings: type, helps: dict[str, str], defaults: Mapping[str, Any]) -> Function:
+    hints = typing.get_type_hints(settings)
+    by_name = {field.name: field for field in fields(settings)}
+    for name in reversed(helps):
+        function = _option(by_name[name], hints[name], helps[name], defaults)(function)
+    return function
+
+
+def _option(field: Field[Any], hint: Any, text: str, defaults: Mapping[str, Any]) -> Callable[[Function], Function]:
+    """One option. A bool becomes an on/off pair, a tuple an option that may be repeated."""
+    default = defaults.get(field.name, field.default)
+    if default is MISSING:
+        raise TypeError(f"field {field.name} needs a default to become an option")
+    long = "--" + field.name.replace("_", "-")
+    kind = _plain(hint)
+    if kind is bool:
+        return click.option(f"{long}/--no-{long[2:]}", default=default, show_default=True, help=text)
+    names = [SHORT_NAMES[field.name]] if field.name in SHORT_NAMES else []
+    if typing.get_origin(kind) is tuple:
+        return click.option(*names, long, field.name, type=WholeText(), multiple=True, default=default, help=text)
+    type_, metavar = KINDS[kind]
+    return click.option(*names, long, field.name, type=type_, metavar=metavar, default=default, show_default=True, help=text)
+
+
+def _plain(hint: Any) -> Any:
+    """The type itself of ``T`` or ``T | None``."""
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        return next(part for part in typing.get_args(hint) if part is not type(None))
+    return hint

@@ -1,0 +1,157 @@
+"""Prompts as users give them: text, standard input, or a file of JSON lines. All of it is checked before a model is loaded.
+
+A line holds one of ``prompt`` (text), ``messages`` (a conversation) or ``turns`` (Spec-Bench; the first is asked). It may hold
+an id (``id``, ``question_id``, ``task_id``), and any field of SamplingParams, which then wins over the command line.
+Known columns of evaluation sets are passed over; any other key is an error that names the line.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Protocol
+
+from hasten.core.errors import InvalidRequest
+from hasten.core.registry import nearest
+from hasten.core.types import SamplingParams
+
+CONTENTS = ("prompt", "messages", "turns")
+IDS = ("id", "question_id", "task_id")
+PASSED_OVER = ("category", "reference", "entry_point", "canonical_solution", "test")
+SAMPLING_FIELDS = tuple(field.name for field in fields(SamplingParams))
+
+Message = dict[str, Any]
+
+
+class ChatModel(Protocol):
+    """What is asked of an LLM here."""
+
+    @property
+    def has_chat_template(self) -> bool: ...
+
+    def render_chat(self, messages: list[Message]) -> list[int]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One thing to answer: ``text``, or ``messages`` where a conversation was given. ``id`` is the user's own, if any."""
+
+    params: SamplingParams
+    text: str | None = None
+    messages: list[Message] | None = None
+    id: str | int | None = None
+
+    def for_model(self, llm: ChatModel, raw: bool) -> str | list[int]:
+        """What LLM.generate takes. Text becomes a user's message when the model has a chat template, unless ``raw``."""
+        if self.messages is not None:
+            return llm.render_chat(self.messages)
+        text = self.text or ""
+        return text if raw or not llm.has_chat_template else llm.render_chat([{"role": "user", "content": text}])
+
+
+def collect(prompt: str | None, file: str | None, params: SamplingParams, raw: bool) -> list[Prompt]:
+    """The prompts that the options name; standard input as one prompt when they name none. Raises InvalidRequest."""
+    if prompt is not None and file is not None:
+        raise InvalidRequest("Give --prompt or --prompts, not both.")
+    if file is not None:
+        return _from_file(file, params)
+    text = _standard_input(raw) if prompt is None else prompt
+    if not text.strip():
+        raise InvalidRequest("The prompt is empty; give --prompt TEXT, --prompts FILE, or text on standard input.")
+    return [Prompt(params, text=text)]
+
+
+def parse_line(line: str, params: SamplingParams) -> Prompt:
+    """Read one JSON line. Raises InvalidRequest without the line's number, which the caller knows."""
+    row = _object(line)
+    known = [*CONTENTS, *IDS, *PASSED_OVER, *SAMPLING_FIELDS]
+    for name in row:
+        if name not in known:
+            raise InvalidRequest(f"there is no key '{name}'{nearest(name, known)}")
+    given = [name for name in CONTENTS if name in row]
+    if len(given) != 1:
+        raise InvalidRequest(f"exactly one of {', '.join(CONTENTS)} is needed, not {len(given)}.")
+    identity = next((row[name] for name in IDS if name in row), None)
+    if identity is not None and (isinstance(identity, bool) or not isinstance(identity, str | int)):
+        raise InvalidRequest(f"an id must be a string or a whole number, not {identity!r}.")
+    chosen = replace(params, **_overrides(row))
+    if given[0] == "messages":
+        return Prompt(chosen, messages=_messages(row["messages"]), id=identity)
+    text = row["turns"][0] if given[0] == "turns" and isinstance(row["turns"], list) and row["turns"] else row.get("prompt")
+    if not isinstance(text, str) or not text.strip():
+        wanted = "text" if given[0] == "prompt" else "a list of texts"
+        raise InvalidRequest(f"'{given[0]}' must be {wanted} and not empty.")
+    return Prompt(chosen, text=text, id=identity)
+
+
+def _from_file(name: str, params: SamplingParams) -> list[Prompt]:
+    """Every line of the file ('-': standard input); blank lines are passed over."""
+    try:
+        if name == "-":
+            content = sys.stdin.read()
+        else:
+            with open(name, encoding="utf-8-sig") as file:
+                content = file.read()
+    except OSError as problem:
+        raise InvalidRequest(f"The prompts file '{name}' cannot be read: {problem.strerror}.") from problem
+    except UnicodeDecodeError as problem:
+        raise InvalidRequest(f"The prompts file '{name}' is not UTF-8 text; save it as UTF-8.") from problem
+    out = []
+    for number, line in enumerate(content.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            out.append(parse_line(line, params))
+        except InvalidRequest as problem:
+            raise InvalidRequest(f"{name}, line {number}: {problem}") from problem
+    if not out:
+        raise InvalidRequest(f"The prompts file '{name}' holds no prompt; write one JSON object a line.")
+    return out
+
+
+def _standard_input(raw: bool) -> str:
+    if sys.stdin.isatty():
+        print("Type the prompt, then Ctrl-D on a line of its own.", file=sys.stderr)
+    try:
+        text = sys.stdin.read()
+    except UnicodeDecodeError as problem:
+        raise InvalidRequest("Standard input is not UTF-8 text.") from problem
+    return text if raw else text.removesuffix("\n")
+
+
+def _object(line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as problem:
+        raise InvalidRequest(f"not a JSON object ({problem}).") from problem
+    if not isinstance(row, dict):
+        raise InvalidRequest(f'not a JSON object but {type(row).__name__}; write {{"prompt": "..."}}.')
+    return row
+
+
+def _overrides(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The sampling fields of a row, in the types SamplingParams wants; its own checks refuse the rest."""
+    out = {name: row[name] for name in SAMPLING_FIELDS if name in row}
+    for name in ("stop", "stop_token_ids"):
+        if name in out and not isinstance(out[name], str):
+            if not isinstance(out[name], list):
+                raise InvalidRequest(f"{name} must be a list, not {out[name]!r}.")
+            out[name] = tuple(out[name])
+    if "logit_bias" in out:
+        bias = out["logit_bias"]
+        if not isinstance(bias, dict) or not all(token.isdecimal() for token in bias):
+            raise InvalidRequest("logit_bias must be an object from token ids to numbers.")
+        out["logit_bias"] = {int(token): value for token, value in bias.items()}
+    return out
+
+
+def _messages(value: object) -> list[Message]:
+    if isinstance(value, list) and value and all(map(_is_message, value)):
+        return value
+    raise InvalidRequest("'messages' must be a list of objects with the texts 'role' and 'content'.")
+
+
+def _is_message(value: object) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("role"), str) and isinstance(value.get("content"), str)

@@ -1,0 +1,191 @@
+"""What the terminal shows besides the answer: progress, the account of a request, and who guessed which token.
+
+Answers go to standard output, everything else to standard error. Colours appear only on a terminal and never under NO_COLOR.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    ProgressColumn,
+    SpinnerColumn,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as Bars
+from rich.text import Text
+
+from hasten.core.progress import Progress
+from hasten.core.results import Completion, Speed, StreamEvent
+from hasten.core.types import MODEL_SOURCE
+
+PATIENCE_S = 2.0  # silence before a screen without bars is told that work goes on, and between two such lines
+
+# Okabe and Ito's colours, told apart with every kind of colour vision; each has its own line or weight too.
+DRAFTER_STYLES = ("#56b4e9 underline", "#e69f00 bold", "#009e73 italic", "#cc79a7 underline2", "#f0e442 bold underline")
+
+CONTROLS = {code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
+
+
+def answers() -> Console:
+    """Standard output, for answers and tables."""
+    return Console(highlight=False, soft_wrap=True)
+
+
+def notes() -> Console:
+    """Standard error, for everything that is not the answer."""
+    return Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+
+
+def printable(text: str) -> str:
+    """``text`` without control characters when it goes to a terminal: a model must not be able to steer the screen."""
+    return text.translate(CONTROLS) if sys.stdout.isatty() else text
+
+
+def say(text: str) -> None:
+    """Write a piece of an answer at once."""
+    sys.stdout.write(printable(text))
+    sys.stdout.flush()
+
+
+@contextmanager
+def progress_on(console: Console, waiting_for: str) -> Iterator[Progress]:
+    """A progress report drawn as one bar a label; on a screen without bars, a line now and then while work is long."""
+    if not console.is_terminal:
+        yield _plain_lines(console)
+        return
+    columns: list[ProgressColumn] = [
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(30),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+    ]
+    with _bars(console, *columns) as bars:
+        tasks = {waiting_for: bars.add_task(waiting_for, total=None)}
+
+        def report(label: str, done: int, total: int) -> None:
+            if label not in tasks:
+                for task in tasks.values():
+                    bars.update(task, visible=False)
+                tasks[label] = bars.add_task(label, total=total)
+            bars.update(tasks[label], completed=done, total=total, visible=True)
+
+        yield report
+
+
+@contextmanager
+def counting(console: Console, label: str, total: int) -> Iterator[tuple[Console, Progress]]:
+    """A bar that counts finished answers, and the console on which lines appear above it."""
+    with _bars(console, SpinnerColumn(), TextColumn("{task.description}"), BarColumn(30), MofNCompleteColumn()) as bars:
+        task = bars.add_task(label, total=total)
+        yield bars.console, lambda _, done, total: bars.update(task, completed=done, total=total)
+
+
+def _bars(console: Console, *columns: ProgressColumn) -> Bars:
+    # Redirecting would send answers meant for a pipe to the terminal.
+    off = not console.is_terminal
+    return Bars(*columns, console=console, transient=True, disable=off, redirect_stdout=False, redirect_stderr=False)
+
+
+def _plain_lines(console: Console) -> Progress:
+    last = time.monotonic()
+
+    def report(label: str, done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= PATIENCE_S and done < total:
+            last = now
+            console.print(f"{label}: {100 * done // total} %", markup=False)
+
+    return report
+
+
+def account(completion: Completion) -> str:
+    """One line on a finished request: length, speed, speed-up, guesses, exactness."""
+    tokens = completion.usage.completion_tokens
+    parts = [f"{tokens} token{'' if tokens == 1 else 's'}", *_speed_parts(completion.speed)]
+    speculation = completion.speculation
+    parts.append(_guesses(speculation.drafted, speculation.accepted))
+    parts.append("exact" if completion.exact else "not exact")
+    parts.append(f"{completion.model} {completion.precision}")
+    if completion.finish_reason == "length":
+        parts.append("cut at the length limit")
+    return " · ".join(parts)
+
+
+def batch_account(completions: Sequence[Completion], seconds: float) -> str:
+    """One line on many requests that ran together: the tokens a second are those of the whole batch."""
+    tokens = sum(completion.usage.completion_tokens for completion in completions)
+    gains = [completion.speed.speedup for completion in completions if completion.speed.speedup]
+    parts = [f"{len(completions)} prompts", f"{tokens} tokens", f"{tokens / max(seconds, 1e-9):.1f} tok/s together"]
+    if gains:
+        parts.append(f"{sum(gains) / len(gains):.2f}x plain on average")
+    drafted = sum(completion.speculation.drafted for completion in completions)
+    parts.append(_guesses(drafted, sum(completion.speculation.accepted for completion in completions)))
+    parts.append("exact" if all(completion.exact for completion in completions) else "not exact")
+    return " · ".join(parts)
+
+
+def _speed_parts(speed: Speed) -> list[str]:
+    out = [] if speed.tokens_per_second is None else [f"{speed.tokens_per_second:.1f} tok/s"]
+    return out if speed.speedup is None else [*out, f"{speed.speedup:.2f}x plain"]
+
+
+def _guesses(drafted: int, accepted: int) -> str:
+    return f"{accepted} of {drafted} guesses right" if drafted else "no guesses made"
+
+
+class Provenance:
+    """Paints answers by who guessed each token. A drafter keeps the style it first got; the model's own tokens stay plain.
+
+    ``decode`` gives the text of token ids. Text arrives later than its tokens (whole characters only, stop strings held back),
+    so each character waits in line with its owner.
+    """
+
+    def __init__(self, decode: Callable[[list[int]], str]) -> None:
+        self.decode = decode
+        self.styles: dict[str, str] = {MODEL_SOURCE: ""}
+        self.counts: Counter[str] = Counter()
+        self.begin()
+
+    def begin(self) -> None:
+        """A new answer starts."""
+        self.tokens: list[int] = []
+        self.characters = 0
+        self.owners: deque[str] = deque()
+
+    def paint(self, event: StreamEvent) -> Text:
+        """The event's text, each character in the style of the token that brought it."""
+        for token, source in zip(event.tokens, event.provenance, strict=True):
+            self.tokens.append(token)
+            # Without its last, unfinished character, which belongs to the token that will complete it.
+            characters = len(self.decode(self.tokens).rstrip("\ufffd"))
+            self.owners.extend([source] * (characters - self.characters))
+            self.characters = max(characters, self.characters)
+        self.counts.update(event.provenance)
+        out = Text()
+        for character in event.text:
+            source = self.owners.popleft() if self.owners else MODEL_SOURCE
+            out.append(printable(character), style=self._style(source))
+        return out
+
+    def legend(self) -> Text:
+        """Each source in its own style with its share of the tokens so far."""
+        total = max(1, self.counts.total())
+        shares = ((source, f"{source} {100 * self.counts[source] / total:.0f} %") for source in self.styles)
+        return Text(" · ").join(Text(share, style=self._style(source)) for source, share in shares)
+
+    def _style(self, source: str) -> str:
+        if source not in self.styles:
+            self.styles[source] = DRAFTER_STYLES[(len(self.styles) - 1) % len(DRAFTER_STYLES)]
+        return self.styles[source]

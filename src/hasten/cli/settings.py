@@ -1,0 +1,195 @@
+"""Where an option's value comes from: the command line, else ``HASTEN_<OPTION>``, else a TOML file, else its default.
+
+The file has a table for each dataclass of settings, which serves all verbs, and one a verb, which wins over those::
+
+    [engine]                     # fields of EngineConfig
+    model = "qwen2.5-coder-1.5b"
+    [sampling]                   # fields of SamplingParams that are options
+    temperature = 0.7
+    [chat]                       # any option of `hasten chat`
+    provenance = true
+
+A key is the option's long name with '_' for '-'. Unknown tables, keys and HASTEN_* variables, and values of another type than
+the option's, are errors before anything runs. Click holds the precedence; this module only fills ``default_map``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from hasten.cli.options import ENGINE_HELP, SAMPLING_HELP
+from hasten.cli.show_errors import Shell
+from hasten.core.errors import ConfigError
+from hasten.core.registry import nearest
+
+PREFIX = "HASTEN_"
+VARIABLES = {
+    "HASTEN_CONFIG": "the settings file, as --config",
+    "HASTEN_DEBUG": "1: print the trace of an error, as --debug",
+    "HASTEN_HOME": "the folder of models and measurements",
+    "HASTEN_NATIVE": "off: leave the C++ kernels out",
+    "HASTEN_NATIVE_ISA": "hold the C++ kernels to an instruction set",
+    "HASTEN_SHARED_DATA": "the folder of evaluation prompts and text that tests and benchmarks read",
+    "HASTEN_TEST_FETCH": "1: tests may fetch the models that they need",
+}
+SHARED_TABLES: Mapping[str, Mapping[str, str]] = {"engine": ENGINE_HELP, "sampling": SAMPLING_HELP}
+COMMON = ("config", "debug", "help", "version")
+
+Command = TypeVar("Command", bound=Callable[..., Any] | click.Command)
+
+
+def common_options(command: Command) -> Command:
+    """Give a command ``--config`` and ``--debug``."""
+    early: dict[str, Any] = {"is_eager": True, "expose_value": False}
+    command = click.option("--config", metavar="FILE", callback=_config, help="Settings, as TOML.", **early)(command)
+    return click.option("--debug", is_flag=True, default=False, callback=_debug, help="Print traces of errors.", **early)(
+        command
+    )
+
+
+def with_settings(verb: click.Command) -> click.Command:
+    """Give a verb the common options and each of its options its environment variable. Doing it twice changes nothing."""
+    if not any(option.name == "config" for option in _options(verb, common=True)):
+        common_options(verb)
+    for option in _options(verb):
+        option.envvar = variable(option)
+    return verb
+
+
+def key(option: click.Option) -> str:
+    """The option's name in a settings file: its first long name, with '_' for '-'."""
+    longs = [name for name in option.opts if name.startswith("--")] or option.opts
+    return longs[0].lstrip("-").replace("-", "_")
+
+
+def variable(option: click.Option) -> str:
+    """The option's environment variable."""
+    return PREFIX + key(option).upper()
+
+
+def default_path(environment: Mapping[str, str]) -> Path:
+    """The settings file that is read when none is named."""
+    home = environment.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
+    return Path(home) / "hasten" / "config.toml"
+
+
+def check_environment(environment: Mapping[str, str], verb: click.Command, others: Callable[[], list[click.Command]]) -> None:
+    """Raise ConfigError for a HASTEN_* variable that no verb reads. ``others`` is called only when ``verb`` lacks one."""
+    names = [name for name in environment if name.startswith(PREFIX)]
+    known = {*VARIABLES, *(PREFIX + name.upper() for table in SHARED_TABLES.values() for name in table)}
+    known |= {variable(option) for option in _options(verb)}
+    if all(name in known for name in names):
+        return
+    known |= {variable(option) for other in others() for option in _options(other)}
+    for name in names:
+        if name not in known:
+            # Compared without the prefix they share, which would make any two names look alike.
+            close = difflib.get_close_matches(name.removeprefix(PREFIX), [other.removeprefix(PREFIX) for other in known], n=1)
+            hint = f"did you mean '{PREFIX}{close[0]}'?" if close else "unset it, or look for the option in --help."
+            raise ConfigError(f"No setting is read from the environment variable '{name}'; {hint}")
+
+
+def file_values(path: Path, verb: click.Command, verbs: Mapping[str, Callable[[], click.Command]]) -> dict[str, Any]:
+    """The values that the file has for ``verb``, by click's parameter name. The whole file is checked.
+
+    Raises ConfigError, one sentence, for a file that cannot be read and for unknown or ill-typed entries.
+    """
+    content = _read(path)
+    own: dict[str, Any] = {}
+    shared: dict[str, Any] = {}
+    for table, entries in content.items():
+        if table not in SHARED_TABLES and table not in verbs:
+            raise ConfigError(f"{path}: there is no table called '{table}'{nearest(table, [*SHARED_TABLES, *verbs])}")
+        if not isinstance(entries, dict):
+            raise ConfigError(f"{path}: '{table}' must be a table, written [{table}].")
+        if table in SHARED_TABLES:
+            _check_keys(path, table, entries, list(SHARED_TABLES[table]))
+            shared.update(entries)
+            continue
+        command = verb if table == verb.name else verbs[table]()
+        named = {key(option): option for option in _options(command)}
+        _check_keys(path, table, entries, list(named))
+        for name, value in entries.items():
+            _check_type(path, table, named[name], value)
+        own.update(entries if table == verb.name else {})
+    out = {}
+    for option in _options(verb):
+        name = key(option)
+        if name in own or name in shared:
+            value = own.get(name, shared.get(name))
+            _check_type(path, str(verb.name), option, value)
+            out[str(option.name)] = [value] if option.multiple and isinstance(value, str) else value
+    return out
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as problem:
+        raise ConfigError(f"{path} is not valid TOML: {problem}.") from problem
+    except UnicodeDecodeError as problem:
+        raise ConfigError(f"{path} is not UTF-8 text, which TOML must be.") from problem
+    except OSError as problem:
+        raise ConfigError(f"The settings file {path} cannot be read: {problem.strerror}.") from problem
+
+
+def _check_keys(path: Path, table: str, entries: Mapping[str, Any], known: list[str]) -> None:
+    for name in entries:
+        if name not in known:
+            raise ConfigError(f"{path}: [{table}] has no key '{name}'{nearest(name, known)}")
+
+
+def _check_type(path: Path, table: str, option: click.Option, value: object) -> None:
+    """Click would turn 1.5 into 1 and true into 1.0; a settings file says what it means."""
+    texts = isinstance(value, list) and all(isinstance(part, str) for part in value)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if option.multiple:
+        ok, wanted = isinstance(value, str) or texts, "a string or a list of strings"
+    elif option.is_flag:
+        ok, wanted = isinstance(value, bool), "true or false"
+    elif option.type is click.INT:
+        ok, wanted = number and not isinstance(value, float), "a whole number"
+    elif option.type is click.FLOAT:
+        ok, wanted = number, "a number"
+    else:
+        ok, wanted = isinstance(value, str), "a string"
+    if not ok:
+        raise ConfigError(f"{path}: {key(option)} in [{table}] must be {wanted}, not {value!r}.")
+
+
+def _options(command: click.Command, common: bool = False) -> list[click.Option]:
+    return [
+        parameter
+        for parameter in command.params
+        if isinstance(parameter, click.Option) and (common or parameter.name not in COMMON)
+    ]
+
+
+def _debug(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.ensure_object(Shell).debug = True
+
+
+def _config(ctx: click.Context, parameter: click.Parameter, value: str | None) -> None:
+    """Check the environment and the file before any other option of the verb is read."""
+    shell = ctx.ensure_object(Shell)
+    if isinstance(ctx.command, click.Group):
+        shell.config = value
+        return
+    group = ctx.find_root().command
+    verbs: dict[str, Callable[[], click.Command]] = {}
+    if isinstance(group, click.Group):
+        for name in group.list_commands(ctx):
+            verbs[name] = lambda name=name: group.get_command(ctx, name) or ctx.command  # type: ignore[misc]
+    check_environment(os.environ, ctx.command, lambda: [load() for load in verbs.values()])
+    named = value or shell.config or os.environ.get("HASTEN_CONFIG")
+    path = Path(named).expanduser() if named else default_path(os.environ)
+    if named or path.is_file():
+        ctx.default_map = file_values(path, ctx.command, verbs)

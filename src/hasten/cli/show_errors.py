@@ -1,0 +1,97 @@
+"""How errors reach the user: one sentence on standard error and an exit status. A trace only when asked for."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import click
+
+from hasten.core.errors import HastenError
+
+FAILED = 1
+INTERRUPTED = 128 + int(signal.SIGINT)
+
+
+@dataclass(slots=True)
+class Shell:
+    """What holds for the whole command line: whether traces are wanted, and the settings file named before the verb."""
+
+    debug: bool = False
+    config: str | None = None
+
+
+def shown(command: Callable[[], object], shell: Shell) -> int:
+    """Run ``command`` and return the exit status (an int it returns, else 0); whatever it raises is told in one sentence."""
+    try:
+        result = command()
+        sys.stdout.flush()
+        return result if isinstance(result, int) else 0
+    except (KeyboardInterrupt, click.Abort):
+        return _tell("stopped.", INTERRUPTED, shell, trace=False)
+    except click.ClickException as problem:
+        return _tell(_usage_sentence(problem), problem.exit_code, shell)
+    except HastenError as problem:
+        return _tell(str(problem), FAILED, shell)
+    except BrokenPipeError:
+        _close_stdout()
+        return FAILED  # what click itself exits with when the pipe breaks inside a verb
+    except MemoryError:
+        return _tell("this machine has not enough free memory; try a smaller --cache-tokens or a smaller model.", FAILED, shell)
+    except OSError as problem:
+        place = f" ({problem.filename})" if problem.filename else ""
+        _close_stdout_if_full()
+        return _tell(f"the system refused: {problem.strerror or problem}{place}.", FAILED, shell)
+    except Exception as problem:
+        return _tell(_bug_sentence(problem, shell), FAILED, shell)
+
+
+def _usage_sentence(problem: click.ClickException) -> str:
+    """Click's message, with where to read more when the mistake is one of usage."""
+    sentence = " ".join(problem.format_message().split())
+    sentence = sentence if sentence.endswith((".", "?", "!", ")")) else f"{sentence}."
+    if isinstance(problem, click.BadParameter) and problem.param is not None and _from_environment(problem):
+        sentence += f" It came from the environment variable {problem.param.envvar}."
+    if isinstance(problem, click.UsageError) and problem.ctx is not None:
+        return f"{sentence} See '{problem.ctx.command_path} --help'."
+    return sentence
+
+
+def _from_environment(problem: click.BadParameter) -> bool:
+    name = problem.param.name if problem.param is not None else None
+    source = problem.ctx.get_parameter_source(name) if problem.ctx is not None and name is not None else None
+    return source is click.core.ParameterSource.ENVIRONMENT
+
+
+def _bug_sentence(problem: Exception, shell: Shell) -> str:
+    what = f"{type(problem).__name__}: {problem}".splitlines()[0].rstrip(" .:")
+    how = "with the trace above" if shell.debug else "with the trace that HASTEN_DEBUG=1 prints"
+    return f"something broke inside Hasten ({what}); that is our mistake, please report it {how}."
+
+
+def _tell(sentence: str, status: int, shell: Shell, trace: bool = True) -> int:
+    try:
+        if trace and shell.debug:
+            traceback.print_exc()
+        print(f"hasten: {sentence}", file=sys.stderr, flush=True)
+    except BrokenPipeError:
+        pass
+    return status
+
+
+def _close_stdout_if_full() -> None:
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _close_stdout()
+
+
+def _close_stdout() -> None:
+    """Nobody reads our output any more: what is still buffered goes nowhere, so that the interpreter's last flush is silent."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)

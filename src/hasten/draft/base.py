@@ -1,0 +1,56 @@
+"""What a drafter is: whoever can guess the next tokens of a sequence cheaply. No torch.
+
+A drafter never decides what is emitted, so nothing it does can change the text. It may be wrong, slow or silent; when it
+raises, the engine stops asking it for that request.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hasten.core.types import DraftTree, Sequence, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class DraftBudget:
+    """What one sequence may be given in one round.
+
+    ``nodes`` bounds the size of its tree and ``depth`` the depth of its nodes, so that no draft runs past max_tokens or the
+    context. ``minimum_survival`` is for drafters that pay for every level: they stop when the most likely node of their
+    frontier survives with less. Drafters whose nodes cost nothing leave that choice to the controller.
+    """
+
+    nodes: int
+    depth: int
+    minimum_survival: float = 0.0
+
+
+class Drafter:
+    """Base of all drafters: every method does nothing, so that a drafter writes only those that it needs.
+
+    The engine calls ``begin`` once before a sequence's first ``propose`` (its tokens are the prompt, and what was generated
+    so far), ``end`` once after its last. Between them it may leave out any number of rounds: ``sequence.tokens`` may have
+    grown by any amount between two calls, but it never shrinks or changes. Sequences are told apart by ``sequence.id``.
+    Proposals of equal sequences are equal, whoever else is in the batch.
+    """
+
+    name: str = "none"
+    paid: bool = False  # whether each level costs a model's pass, so that it is only asked for where it pays
+    seconds_per_level: float | None = None  # of a paid drafter: what its last levels took, one with another
+
+    def begin(self, sequence: Sequence) -> None:
+        """Get ready for a sequence, with whatever memory it takes."""
+
+    def propose(self, sequences: list[Sequence], budgets: list[DraftBudget]) -> list[DraftTree]:
+        """One tree a sequence, maybe empty, of guesses at what follows ``sequence.tokens``."""
+        return [DraftTree() for _ in sequences]
+
+    def observe(self, sequence: Sequence, tree: DraftTree, verdict: Verdict) -> None:
+        """Learn what became of the nodes that were verified; ``sequence.tokens`` has grown by ``verdict.tokens`` already."""
+
+    def end(self, sequence: Sequence) -> None:
+        """Let go of everything kept for the sequence."""
+
+
+class NoDrafter(Drafter):
+    """Guesses nothing: plain decoding."""

@@ -1,0 +1,104 @@
+"""The text of one answer while its tokens arrive: whole characters only, and nothing at or after a stop string.
+
+Tokens are bytes, so a character may end in a later token; a stop string may, too. What could still become part of either is
+held back. The pieces, joined, are the decoding of all tokens up to the first place where a stop string begins. No torch.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Collection, Sequence
+from typing import Protocol
+
+__all__ = ["TextStream", "Vocabulary"]
+
+
+class Vocabulary(Protocol):
+    """What streaming needs of a tokenizer (``hasten.model.tokenizer.Tokenizer`` has it)."""
+
+    @property
+    def special_ids(self) -> Collection[int]: ...
+
+    @property
+    def strips_space(self) -> bool: ...
+
+    def token_bytes(self, token: int) -> bytes: ...
+
+
+class TextStream:
+    """Decodes one answer. ``stopped`` says whether a stop string was found, ``consumed`` how many tokens were taken up to
+    and including the one that completed it: those are the answer's usage. Tokens pushed after that are ignored.
+
+    ``continues`` keeps the leading space of an answer that goes on after other text (see ``Tokenizer.decode``).
+    When one token completes several stop strings, the text ends where the earliest of them begins.
+    The work of a token is in proportion to its text and the text held back, times the number of stop strings.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, stop: Sequence[str] = (), continues: bool = False) -> None:
+        self.stopped = False
+        self.consumed = 0
+        self._vocabulary = vocabulary
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._matchers = [_Matcher(text) for text in stop]
+        self._held = ""
+        self._drops_space = vocabulary.strips_space and not continues
+
+    def push(self, token: int) -> tuple[str, bool]:
+        """Take one token: (text that is final now, whether a stop string has been found)."""
+        if self.stopped:
+            return "", True
+        self.consumed += 1
+        if token in self._vocabulary.special_ids:
+            return "", False
+        return self._release(self._decoder.decode(self._vocabulary.token_bytes(token))), self.stopped
+
+    def finish(self) -> str:
+        """The text still held back when no more tokens come; a character that never ended becomes U+FFFD."""
+        if self.stopped:
+            return ""
+        text = self._release(self._decoder.decode(b"", final=True)) + self._held
+        self._held = ""
+        return text
+
+    def _release(self, text: str) -> str:
+        """Add decoded text to what is held, and let go of what no stop string can reach any more."""
+        if self._drops_space and text:
+            self._drops_space = False
+            text = text.removeprefix(" ")
+        begins = [found for matcher in self._matchers if (found := matcher.feed(text)) is not None]
+        whole = self._held + text
+        if begins:
+            self.stopped = True
+            self._held = ""
+            return whole[: len(whole) - len(text) + min(begins)]
+        keep = len(whole) - max((matcher.matched for matcher in self._matchers), default=0)
+        self._held = whole[keep:]
+        return whole[:keep]
+
+
+class _Matcher:
+    """Finds one string in text that comes in pieces (Knuth, Morris and Pratt 1977). ``matched`` is the length of the longest
+    beginning of the string that ends where the text ends."""
+
+    def __init__(self, string: str) -> None:
+        self.string = string
+        self.matched = 0
+        self._borders = [0] * len(string)  # longest proper border of each beginning
+        border = 0
+        for at in range(1, len(string)):
+            while border and string[at] != string[border]:
+                border = self._borders[border - 1]
+            border += string[at] == string[border]
+            self._borders[at] = border
+
+    def feed(self, text: str) -> int | None:
+        """Where the string first begins, counted from the start of ``text`` (negative: in an earlier piece), or None."""
+        string, borders, matched = self.string, self._borders, self.matched
+        for at, character in enumerate(text):
+            while matched and character != string[matched]:
+                matched = borders[matched - 1]
+            matched += character == string[matched]
+            if matched == len(string):
+                return at + 1 - matched
+        self.matched = matched
+        return None

@@ -1,0 +1,163 @@
+"""Text to token ids and back, exactly as the model was trained with them.
+
+A tokenizer comes from a folder (``tokenizer.json`` and its companions, as the Hub stores them) or from the metadata of a
+GGUF file. Encoding is done by the ``tokenizers`` library. Decoding is done here, by bytes: every token stands for fixed
+bytes, an answer is the concatenation of its tokens' bytes read as UTF-8, and each maximal ill-formed part becomes U+FFFD.
+So text can be streamed token by token and still equal the decoding of the whole. "Clean-up" of spaces before punctuation
+is never done: it would make the text differ from what the tokens say.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterable
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+
+from tokenizers import Tokenizer as Backend
+
+from hasten.core.errors import InvalidRequest, ModelNotFound
+
+__all__ = ["BYTE_SPELLING", "Tokenizer", "load_tokenizer"]
+
+SPACE_MARK = "\u2581"  # SentencePiece spells a space so
+BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+def _byte_spelling() -> dict[str, int]:
+    """The 256 characters in which byte-level BPE (GPT-2) spells bytes: printable Latin-1 stands for itself, the other bytes
+    take the characters from U+0100 on, in order."""
+    plain = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = [byte for byte in range(256) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(0x100 + at): byte for at, byte in enumerate(others)}
+
+
+BYTE_SPELLING = _byte_spelling()
+
+
+class Tokenizer:
+    """The vocabulary of one model. Safe to use from several threads.
+
+    ``byte_level`` says how tokens are spelled: GPT-2's byte alphabet, or SentencePiece's (``▁`` for a space, ``<0xNN>`` for
+    a byte). ``strips_space`` is SentencePiece's rule that text gets a space in front before it is encoded, so that decoding
+    drops one. ``special_ids`` are control tokens, which are no text. ``silent_ids`` fill up the vocabulary and have no
+    text at all. ``prefix_ids`` and ``suffix_ids`` are what this model's tokenizer puts around a plain prompt.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        byte_level: bool,
+        strips_space: bool,
+        special_ids: Iterable[int],
+        silent_ids: Iterable[int] = (),
+        prefix_ids: tuple[int, ...] = (),
+        suffix_ids: tuple[int, ...] = (),
+        bos_token_id: int | None = None,
+        eos_token_ids: tuple[int, ...] = (),
+        chat_template: str | None = None,
+    ) -> None:
+        self._backend = backend
+        self._lock = threading.Lock()
+        self._bytes: dict[int, bytes] = {}
+        self._added = {token: added.content for token, added in backend.get_added_tokens_decoder().items()}
+        self._silent_ids = frozenset(silent_ids)
+        self.byte_level = byte_level
+        self.strips_space = strips_space
+        self.special_ids = frozenset(special_ids)
+        self.prefix_ids = prefix_ids
+        self.suffix_ids = suffix_ids
+        self.bos_token_id = bos_token_id
+        self.eos_token_ids = eos_token_ids
+        self.chat_template = chat_template
+
+    def encode(self, text: str, *, add_bos: bool, allow_special: bool = True) -> list[int]:
+        """Token ids of ``text``.
+
+        ``add_bos`` puts around it what this model's tokenizer puts around a plain prompt (most often its first token, or
+        nothing); leave it off for the output of a chat template, which writes those itself. ``allow_special=False`` reads
+        the text of control tokens as ordinary text. Raises InvalidRequest when the text is no valid Unicode.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as problem:
+            raise InvalidRequest(
+                f"The text has half of a surrogate pair at character {problem.start}; send valid Unicode."
+            ) from problem
+        with self._lock:  # the switch belongs to the backend, not to the call
+            self._backend.encode_special_tokens = not allow_special
+            ids = self._backend.encode(text, add_special_tokens=False).ids
+        return [*self.prefix_ids, *ids, *self.suffix_ids] if add_bos else list(ids)
+
+    def decode(self, tokens: Iterable[int], skip_special: bool = True, continues: bool = False) -> str:
+        """The text of ``tokens``; ids beyond the vocabulary (padding rows of the embedding) have no text.
+
+        ``continues`` says that the text follows other text, so a leading space is kept where SentencePiece drops it.
+        """
+        shown = (token for token in tokens if not (skip_special and token in self.special_ids))
+        text = b"".join(map(self.token_bytes, shown)).decode("utf-8", "replace")
+        return text[1:] if self.strips_space and not continues and text.startswith(" ") else text
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes that a token contributes in the middle of text; of a control token, those of its name."""
+        found = self._bytes.get(token)
+        if found is None:
+            found = self._bytes[token] = self._spelled_bytes(token)
+        return found
+
+    def _spelled_bytes(self, token: int) -> bytes:
+        spelled = self._added.get(token) or (self._backend.id_to_token(token) if token >= 0 else None)
+        if spelled is None or token in self._silent_ids:
+            return b""
+        if not self.byte_level:
+            byte = BYTE_TOKEN.fullmatch(spelled)
+            return bytes([int(byte[1], 16)]) if byte else spelled.replace(SPACE_MARK, " ").encode()
+        if token not in self._added and all(character in BYTE_SPELLING for character in spelled):
+            return bytes(BYTE_SPELLING[character] for character in spelled)
+        return spelled.encode()
+
+    def token_text(self, token: int) -> str:
+        """What one token looks like by itself; part of a character looks like U+FFFD."""
+        return self.token_bytes(token).decode("utf-8", "replace")
+
+    @cached_property
+    def vocabulary_size(self) -> int:
+        """One more than the largest token id; the model's own may be larger (padding rows)."""
+        return max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
+    @cached_property
+    def vocabulary_fingerprint(self) -> str:
+        """SHA-256 over the spelling of every id; tokens without text count as absent, so that a folder and a padded GGUF
+        file of one model agree. Two models with equal fingerprints mean the same by every token id."""
+        spelled = [""] * self.vocabulary_size
+        for text, token in self._backend.get_vocab(with_added_tokens=True).items():
+            if token not in self._silent_ids:
+                spelled[token] = text
+        while spelled and not spelled[-1]:
+            spelled.pop()
+        digest = sha256()
+        for text in spelled:
+            data = text.encode()
+            digest.update(len(data).to_bytes(4, "little") + data)
+        return digest.hexdigest()
+
+
+def load_tokenizer(path: Path | str) -> Tokenizer:
+    """The tokenizer of a model: a folder with ``tokenizer.json``, or a ``.gguf`` file.
+
+    Raises ModelNotFound, CorruptModel (malformed or hostile) or UnsupportedModel (a kind that Hasten does not read).
+    """
+    # Both build a Tokenizer, so they import this module.
+    from hasten.model.folder_tokenizer import tokenizer_from_folder
+    from hasten.model.gguf_tokenizer import tokenizer_from_metadata
+    from hasten.model.loaders.gguf_file import read_gguf
+
+    path = Path(path)
+    if path.is_dir():
+        return tokenizer_from_folder(path)
+    if path.is_file():
+        return tokenizer_from_metadata(read_gguf(path).metadata, str(path))
+    raise ModelNotFound(f"There is no model at {path}; give a folder with tokenizer.json or a .gguf file.")

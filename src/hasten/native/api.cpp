@@ -1,0 +1,175 @@
+// The C interface. Every function returns 0, or a code of `Status`; nothing here throws across the border. Callers guarantee that
+// pointers hold what the Python wrappers check: element types, contiguity, sizes.
+#include <atomic>
+#include <cstdint>
+#include <new>
+
+#include "attention.h"
+#include "isa.h"
+#include "linear.h"
+#include "read.h"
+#include "rows.h"
+#include "threads.h"
+
+using namespace hasten;
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+// One layer's weights, fixed when it is made. Field for field as in kernels.py.
+struct HastenLinear {
+    const std::uint8_t* packed;
+    const float* scale;
+    const float* bias;  // or null
+    std::int64_t outputs, inputs, block;
+};
+
+// What all layers of one step share; filled by Python once a step. Field for field as in kernels.py.
+struct HastenStep {
+    const std::int32_t* starts;
+    const std::int32_t* contexts;
+    const std::int32_t* chains;
+    const std::int32_t* tables;
+    const std::int32_t* depths;
+    const std::int32_t* paths;
+    const std::int64_t* slots;
+    std::int64_t table_stride, path_stride, segments, rows, heads, kv_heads, head_dim;
+    float scale, softcap, eps;
+    std::int32_t brain_float;
+};
+
+namespace {
+
+enum Status { OK = 0, BAD_SIZE = 1, NO_MEMORY = 2, FAILED = 3 };
+
+bool bad_linear(std::int64_t rows, std::int64_t outputs, std::int64_t inputs) {
+    return rows < 0 || outputs < 1 || inputs < 1 || inputs > MOST_INPUTS;
+}
+
+bool bad_block(std::int64_t inputs, std::int64_t block) {
+    if (block == 0 || block == 1) return false;
+    return block < 0 || block > 512 || (block & (block - 1)) != 0 || inputs % block != 0;
+}
+
+Linear8 linear_call(const HastenLinear& layer, const std::int8_t* codes, const float* row_scale, const float* residual, float* out,
+                    std::int64_t rows) {
+    Linear8 call = {};
+    call.x = codes;
+    call.row_scale = row_scale;
+    call.scale = layer.scale;
+    call.bias = layer.bias;
+    call.residual = residual;
+    call.out = out;
+    call.rows = rows;
+    call.outputs = layer.outputs;
+    call.inputs = layer.inputs;
+    return call;
+}
+
+bool bad_step(const HastenStep& step) {
+    if (step.segments < 0 || step.rows < 0 || step.kv_heads < 1 || step.heads < step.kv_heads || step.heads % step.kv_heads != 0) return true;
+    return step.head_dim < 16 || step.head_dim > 512 || step.head_dim % 16 != 0;
+}
+
+}  // namespace
+
+EXPORT int hst_version() { return 1; }
+EXPORT int hst_best_isa() { return best_isa(); }
+EXPORT int hst_isa() { return current_isa(); }
+EXPORT int hst_set_isa(int level) { return set_isa(level) ? OK : BAD_SIZE; }
+EXPORT int hst_threads() { return threads(); }
+EXPORT int hst_set_threads(int count) {
+    set_threads(count);
+    return OK;
+}
+
+// Reads `bytes` with all threads and gives an exclusive or of them (of the last partial 512 bytes nothing); for measuring.
+EXPORT std::int32_t hst_read(const std::int8_t* from, std::int64_t bytes, std::int32_t kind) {
+    std::atomic<std::int32_t> total{0};
+    const Isa isa = current_isa();
+    auto body = [&](std::int64_t first, std::int64_t last) {
+        const std::int64_t start = first * 512, size = (last - first) * 512;
+#if defined(__x86_64__)
+        if (isa >= VNNI) return void(total ^= avx512::read_memory(from + start, size, kind));
+        if (isa == AVX2) return void(total ^= avx2::read_memory(from + start, size, kind));
+#endif
+        total ^= generic::read_memory(from + start, size, kind);
+    };
+    parallel(bytes / 512, 512, body);
+    return total;
+}
+
+EXPORT std::int64_t hst_w8_packed_bytes(std::int64_t outputs, std::int64_t inputs) {
+    return bad_linear(0, outputs, inputs) ? -1 : static_cast<std::int64_t>(w8_packed_bytes(outputs, inputs));
+}
+
+EXPORT int hst_w8_pack(const std::int8_t* weights, std::int64_t outputs, std::int64_t inputs, std::uint8_t* packed) {
+    if (bad_linear(0, outputs, inputs)) return BAD_SIZE;
+    w8_pack(weights, outputs, inputs, packed);
+    return OK;
+}
+
+EXPORT int hst_w8_rows(const std::uint8_t* packed, const float* scale, std::int64_t inputs, const std::int64_t* picked, std::int64_t rows,
+                       float* out) {
+    w8_unpack_rows(packed, scale, inputs, picked, rows, out);
+    return OK;
+}
+
+EXPORT int hst_w8a8_linear(const HastenLinear* layer, const std::int8_t* codes, const float* row_scale, const float* residual, float* out,
+                           std::int64_t rows) {
+    if (bad_linear(rows, layer->outputs, layer->inputs)) return BAD_SIZE;
+    return linear8(linear_call(*layer, codes, row_scale, residual, out, rows), layer->packed) ? OK : NO_MEMORY;
+}
+
+EXPORT int hst_rows(const float* x, const float* weight, float eps, std::int32_t source, std::int64_t rows, std::int64_t inputs,
+                    std::int64_t block, std::int8_t* codes, float* scale, float* out) {
+    if (rows < 0 || inputs < 1 || bad_block(inputs, block) || source < PLAIN || source > GATE_GELU) return BAD_SIZE;
+    const RowWork work = {x, weight, eps, static_cast<RowSource>(source), rows, inputs, block, codes, inputs, scale, out};
+    return make_rows(work) ? OK : NO_MEMORY;
+}
+
+// hst_rows and hst_w8a8_linear in one call.
+EXPORT int hst_rows_w8a8_linear(const HastenLinear* layer, const float* x, const float* weight, float eps, std::int32_t source,
+                                const float* residual, float* out, std::int64_t rows) {
+    const std::int64_t inputs = layer->inputs;
+    if (bad_linear(rows, layer->outputs, inputs) || bad_block(inputs, layer->block) || source < PLAIN || source > GATE_GELU) return BAD_SIZE;
+    auto* codes = static_cast<std::int8_t*>(scratch(SCRATCH_CODES, static_cast<std::size_t>(rows * inputs) + 1));
+    auto* row_scale = static_cast<float*>(scratch(SCRATCH_SCALES, static_cast<std::size_t>(rows) * 4 + 4));
+    if (codes == nullptr || row_scale == nullptr) return NO_MEMORY;
+    const RowWork work = {x, weight, eps, static_cast<RowSource>(source), rows, inputs, layer->block, codes, inputs, row_scale, nullptr};
+    if (!make_rows(work)) return NO_MEMORY;
+    return linear8(linear_call(*layer, codes, row_scale, residual, out, rows), layer->packed) ? OK : NO_MEMORY;
+}
+
+EXPORT int hst_rope_write(const HastenStep* step, const float* qkv, const float* query_norm, const float* key_norm, const float* cosine,
+                          const float* sine, void* keys, void* values, float* query) {
+    if (bad_step(*step)) return BAD_SIZE;
+    const RotaryWork work = {qkv,        query_norm,  key_norm,       step->eps,      cosine, sine, step->slots, step->rows,
+                             step->heads, step->kv_heads, step->head_dim, query,      keys,   values, step->brain_float != 0};
+    return rotate_and_write(work) ? OK : NO_MEMORY;
+}
+
+EXPORT int hst_paged_attention(const HastenStep* step, const float* query, const void* keys, const void* values, std::int64_t window,
+                               float* out) {
+    if (bad_step(*step) || window < 0) return BAD_SIZE;
+    const AttentionWork work = {query,         keys,           values,      step->starts,   step->contexts,
+                                step->chains,  step->tables,   step->depths, step->paths,   step->table_stride,
+                                step->path_stride, step->segments, step->heads, step->kv_heads, step->head_dim,
+                                window,        step->scale,    step->softcap, step->brain_float != 0, out};
+    try {
+        return attend(work) ? OK : NO_MEMORY;
+    } catch (const std::bad_alloc&) {
+        return NO_MEMORY;
+    } catch (...) {
+        return FAILED;
+    }
+}
+
+EXPORT int hst_attention(const HastenStep* step, const float* qkv, const float* query_norm, const float* key_norm, const float* cosine,
+                         const float* sine, void* keys, void* values, std::int64_t window, float* out) {
+    if (bad_step(*step)) return BAD_SIZE;
+    const std::int64_t floats = step->rows * step->heads * step->head_dim;
+    auto* query = static_cast<float*>(scratch(SCRATCH_QUERY, static_cast<std::size_t>(floats) * 4 + 4));
+    if (query == nullptr) return NO_MEMORY;
+    const int status = hst_rope_write(step, qkv, query_norm, key_norm, cosine, sine, keys, values, query);
+    return status != OK ? status : hst_paged_attention(step, query, keys, values, window, out);
+}

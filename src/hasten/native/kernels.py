@@ -1,0 +1,279 @@
+"""The kernels as PyTorch sees them: objects that hold what does not change (weights, pools, a step's layout) and take CPU tensors.
+
+Everything is row-major and contiguous; rows are float32. A row's result has the same bits whatever other rows, threads or layout
+the call has, and at every instruction set (attention: AVX2 and above; generic differs in rounding).
+Where sizes or types are wrong the constructors and calls raise ValueError; such a call is a mistake of ours, not of the user.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from hasten.native.loader import NativeLibrary, check
+
+Activation = Literal["silu", "gelu_tanh"]
+
+_PLAIN, _NORM = 0, 1
+_GATES = {"silu": 2, "gelu_tanh": 3}
+BLOCK_SIZE = 64
+
+
+def _need(tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> int:
+    """The address of a tensor that is what the kernel expects."""
+    if tensor.dtype is not dtype or tensor.shape != shape or not tensor.is_contiguous() or tensor.device.type != "cpu":
+        raise ValueError(f"needs a contiguous {dtype} tensor {list(shape)}, not {tensor.dtype} {list(tensor.shape)}")
+    return tensor.data_ptr()
+
+
+def _maybe(tensor: Tensor | None, shape: tuple[int, ...]) -> int | None:
+    return None if tensor is None else _need(tensor, torch.float32, shape)
+
+
+class _LinearFields(ctypes.Structure):
+    _fields_ = (
+        ("packed", ctypes.c_void_p),
+        ("scale", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("outputs", ctypes.c_int64),
+        ("inputs", ctypes.c_int64),
+        ("block", ctypes.c_int64),
+    )
+
+
+class PackedLinear:
+    """y = x W^T + bias + residual with int8 weights, one scale an output, and rows rounded to int8 with a scale each.
+
+    Sums are exact int32; then float32: sum * weight scale * row scale + bias + residual, in this order. Rows are rotated in Hadamard
+    blocks of ``block`` before rounding (0: not), so ``weight`` must have been rotated the same way.
+    """
+
+    def __init__(self, library: NativeLibrary, weight: Tensor, scale: Tensor, bias: Tensor | None, block: int) -> None:
+        """``weight`` int8 [outputs, inputs], copied into the kernel's order; ``scale`` and ``bias`` float32 [outputs], kept."""
+        self.outputs, self.inputs = weight.shape
+        if block > 1 and (block & (block - 1) or block > 512 or self.inputs % block):
+            raise ValueError(f"the Hadamard block must be a power of two up to 512 that divides {self.inputs}, not {block}")
+        size = library.call["hst_w8_packed_bytes"](self.outputs, self.inputs)
+        if size < 0:
+            raise ValueError(f"the kernels take 1 to 131008 inputs, not {self.inputs}")
+        self._packed = aligned_bytes(size)
+        self._scale, self._bias = scale, bias
+        source = _need(weight, torch.int8, (self.outputs, self.inputs))
+        check(library.call["hst_w8_pack"](source, self.outputs, self.inputs, self._packed.data_ptr()))
+        scales = _need(scale, torch.float32, (self.outputs,))
+        self._fields = _LinearFields(
+            self._packed.data_ptr(), scales, _maybe(bias, (self.outputs,)), self.outputs, self.inputs, block
+        )
+        self._address = ctypes.addressof(self._fields)
+        self._from_rows = library.call["hst_rows_w8a8_linear"]
+        self._from_codes = library.call["hst_w8a8_linear"]
+        self._unpack = library.call["hst_w8_rows"]
+
+    @property
+    def bytes(self) -> int:
+        return self._packed.numel()
+
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """x [rows, inputs] to [rows, outputs]; ``residual`` [rows, outputs] is added."""
+        return self._run(x, self.inputs, None, 0.0, _PLAIN, residual)
+
+    def after_norm(self, x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> Tensor:
+        """The layer applied to x / rms(x) * weight; ``weight`` [inputs]."""
+        return self._run(x, self.inputs, _need(weight, torch.float32, (self.inputs,)), eps, _NORM, residual)
+
+    def after_gate(self, gate_up: Tensor, activation: Activation, residual: Tensor | None = None) -> Tensor:
+        """The layer applied to activation(gate) * up; ``gate_up`` [rows, 2 * inputs] holds gate and then up."""
+        return self._run(gate_up, 2 * self.inputs, None, 0.0, _GATES[activation], residual)
+
+    def from_codes(self, codes: Tensor, scale: Tensor, residual: Tensor | None = None) -> Tensor:
+        """The layer applied to int8 rows [rows, inputs] with float32 scales [rows] (rotated already)."""
+        rows = codes.shape[0]
+        out = torch.empty(rows, self.outputs)
+        source, scales = _need(codes, torch.int8, (rows, self.inputs)), _need(scale, torch.float32, (rows,))
+        check(self._from_codes(self._address, source, scales, _maybe(residual, (rows, self.outputs)), out.data_ptr(), rows))
+        return out
+
+    def rows(self, outputs: Tensor) -> Tensor:
+        """Weight rows as float32 [n, inputs] (still rotated) for ``outputs`` int64 [n]: embedding rows of a tied head."""
+        if outputs.numel() and not (0 <= int(outputs.min()) and int(outputs.max()) < self.outputs):
+            raise ValueError(f"outputs must be from 0 to {self.outputs - 1}")
+        count = outputs.shape[0]
+        out = torch.empty(count, self.inputs)
+        source = _need(outputs, torch.int64, (count,))
+        check(self._unpack(self._packed.data_ptr(), self._scale.data_ptr(), self.inputs, source, count, out.data_ptr()))
+        return out
+
+    def _run(self, x: Tensor, width: int, weight: int | None, eps: float, source: int, residual: Tensor | None) -> Tensor:
+        rows = x.shape[0]
+        start = _need(x, torch.float32, (rows, width))
+        added = None if residual is None else _need(residual, torch.float32, (rows, self.outputs))
+        out = torch.empty(rows, self.outputs)
+        check(self._from_rows(self._address, start, weight, eps, source, added, out.data_ptr(), rows))
+        return out
+
+
+def aligned_bytes(size: int) -> Tensor:
+    """Uninitialised uint8 [size] that starts at a multiple of 64."""
+    memory = torch.empty(size + 64, dtype=torch.uint8)
+    return memory[-memory.data_ptr() % 64 :][:size]
+
+
+class RowKernels:
+    """Norms, gates and rounding of rows for layers that are not packed. All take and give [rows, n], float32 unless said."""
+
+    def __init__(self, library: NativeLibrary) -> None:
+        self._rows = library.call["hst_rows"]
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """x / rms(x) * weight; ``weight`` [n]."""
+        rows, inputs = x.shape
+        return self._floats(x, inputs, _need(weight, torch.float32, (inputs,)), eps, _NORM, rows)
+
+    def gate(self, gate_up: Tensor, activation: Activation) -> Tensor:
+        """activation(gate) * up of [rows, 2 n] to [rows, n]."""
+        rows, width = gate_up.shape
+        return self._floats(gate_up, width // 2, None, 0.0, _GATES[activation], rows)
+
+    def rotate(self, x: Tensor, block: int) -> Tensor:
+        """Orthonormal Hadamard transform of each block of a row."""
+        rows, inputs = x.shape
+        return self._floats(x, inputs, None, 0.0, _PLAIN, rows, block)
+
+    def quantise(self, x: Tensor, block: int) -> tuple[Tensor, Tensor]:
+        """Rotate and round: int8 [rows, n] and float32 [rows] with x ~ codes * scale; a row of zeros has codes 0."""
+        rows, inputs = x.shape
+        codes, scale = torch.empty(rows, inputs, dtype=torch.int8), torch.empty(rows)
+        start = _need(x, torch.float32, (rows, inputs))
+        check(self._rows(start, None, 0.0, _PLAIN, rows, inputs, block, codes.data_ptr(), scale.data_ptr(), None))
+        return codes, scale
+
+    def _floats(self, x: Tensor, inputs: int, weight: int | None, eps: float, source: int, rows: int, block: int = 0) -> Tensor:
+        out = torch.empty(rows, inputs)
+        start = _need(x, torch.float32, (rows, x.shape[1]))
+        check(self._rows(start, weight, eps, source, rows, inputs, block, None, None, out.data_ptr()))
+        return out
+
+
+class _StepFields(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("starts", "contexts", "chains", "tables", "depths", "paths", "slots")),
+        *((name, ctypes.c_int64) for name in ("table_stride", "path_stride", "segments", "rows", "heads", "kv_heads", "head_dim")),
+        *((name, ctypes.c_float) for name in ("scale", "softcap", "eps")),
+        ("brain_float", ctypes.c_int32),
+    )
+
+
+class PagedAttention:
+    """Attention over a pool: ``begin`` once a step, then ``__call__`` once a layer.
+
+    ``keys`` [layers, blocks, kv_heads, head_dim, 64] and ``values`` [layers, blocks, kv_heads, 64, head_dim], float32 or bfloat16, are
+    written in place. head_dim is a multiple of 16 up to 512. ``scale`` multiplies q.k; ``softcap`` 0 means none; ``eps`` is that of the
+    norms of queries and keys.
+    """
+
+    def __init__(
+        self, library: NativeLibrary, keys: Tensor, values: Tensor, heads: int, scale: float, softcap: float, eps: float
+    ) -> None:
+        layers, blocks, kv_heads, head_dim, _ = keys.shape
+        if keys.dtype not in (torch.float32, torch.bfloat16) or heads % kv_heads or head_dim % 16 or not 16 <= head_dim <= 512:
+            raise ValueError(f"cannot attend with {heads} heads over a pool {list(keys.shape)} of {keys.dtype}")
+        key_start = _need(keys, keys.dtype, (layers, blocks, kv_heads, head_dim, BLOCK_SIZE))
+        value_start = _need(values, keys.dtype, (layers, blocks, kv_heads, BLOCK_SIZE, head_dim))
+        size = keys[0].numel() * keys.element_size()
+        self._layers = [(key_start + layer * size, value_start + layer * size) for layer in range(layers)]
+        self._pool = (keys, values)
+        self._blocks, self._heads, self._kv_heads, self._head_dim = blocks, heads, kv_heads, head_dim
+        self._fields = _StepFields(
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            scale=scale,
+            softcap=softcap,
+            eps=eps,
+            brain_float=int(keys.dtype is torch.bfloat16),
+        )
+        self._address = ctypes.addressof(self._fields)
+        self._rope_write = library.call["hst_rope_write"]
+        self._attend = library.call["hst_paged_attention"]
+        self._both = library.call["hst_attention"]
+        self._step: tuple[Tensor, ...] = ()
+        self._rows = 0
+
+    def begin(
+        self,
+        starts: Tensor,
+        contexts: Tensor,
+        chains: Tensor,
+        block_tables: Tensor,
+        depths: Tensor,
+        paths: Tensor,
+        slots: Tensor,
+    ) -> None:
+        """The step's rows, as in ``model.layout.Layout``: ``starts`` [S + 1], ``contexts`` and ``chains`` [S], ``block_tables``
+        [S, widest], ``depths`` [T], ``paths`` [T, deepest], all int32; ``slots`` int64 [T]. Their values are trusted."""
+        segments, rows = contexts.shape[0], depths.shape[0]
+        step, fields = (starts, contexts, chains, block_tables, depths, paths, slots), self._fields
+        fields.starts = _need(starts, torch.int32, (segments + 1,))
+        fields.contexts = _need(contexts, torch.int32, (segments,))
+        fields.chains = _need(chains, torch.int32, (segments,))
+        fields.tables = _need(block_tables, torch.int32, (segments, block_tables.shape[1]))
+        fields.depths = _need(depths, torch.int32, (rows,))
+        fields.paths = _need(paths, torch.int32, (rows, paths.shape[1]))
+        fields.slots = _need(slots, torch.int64, (rows,))
+        fields.table_stride, fields.path_stride = block_tables.shape[1], paths.shape[1]
+        fields.segments, fields.rows = segments, rows
+        self._step, self._rows = step, rows
+
+    def __call__(
+        self,
+        layer: int,
+        qkv: Tensor,
+        query_norm: Tensor | None,
+        key_norm: Tensor | None,
+        cosine: Tensor,
+        sine: Tensor,
+        window: int = 0,
+    ) -> Tensor:
+        """Norm (where there are weights [head_dim]) and rotate queries and keys, write keys and values, attend.
+
+        ``qkv`` [T, (heads + 2 kv_heads) * head_dim]; ``cosine`` and ``sine`` [T, head_dim / 2]; a row at position p sees positions above
+        p - ``window`` (0: all). Returns [T, heads * head_dim].
+        """
+        out = torch.empty(self._rows, self._heads * self._head_dim)
+        keys, values = self._layers[layer]
+        rotation = self._rotation(qkv, query_norm, key_norm, cosine, sine)
+        check(self._both(self._address, *rotation, keys, values, window, out.data_ptr()))
+        return out
+
+    def rope_write(
+        self, layer: int, qkv: Tensor, query_norm: Tensor | None, key_norm: Tensor | None, cosine: Tensor, sine: Tensor
+    ) -> Tensor:
+        """The first half of ``__call__``: returns the rotated queries [T, heads * head_dim]."""
+        query = torch.empty(self._rows, self._heads * self._head_dim)
+        keys, values = self._layers[layer]
+        rotation = self._rotation(qkv, query_norm, key_norm, cosine, sine)
+        check(self._rope_write(self._address, *rotation, keys, values, query.data_ptr()))
+        return query
+
+    def attend(self, layer: int, query: Tensor, window: int = 0) -> Tensor:
+        """The second half: rotated queries [T, heads * head_dim] to the same shape."""
+        start = _need(query, torch.float32, (self._rows, self._heads * self._head_dim))
+        out = torch.empty(self._rows, self._heads * self._head_dim)
+        keys, values = self._layers[layer]
+        check(self._attend(self._address, start, keys, values, window, out.data_ptr()))
+        return out
+
+    def _rotation(
+        self, qkv: Tensor, query_norm: Tensor | None, key_norm: Tensor | None, cosine: Tensor, sine: Tensor
+    ) -> tuple[int, int | None, int | None, int, int]:
+        rows, dim = self._rows, self._head_dim
+        return (
+            _need(qkv, torch.float32, (rows, (self._heads + 2 * self._kv_heads) * dim)),
+            _maybe(query_norm, (dim,)),
+            _maybe(key_norm, (dim,)),
+            _need(cosine, torch.float32, (rows, dim // 2)),
+            _need(sine, torch.float32, (rows, dim // 2)),
+        )

@@ -1,0 +1,136 @@
+// Packing, the portable kernel, and the choice of kernel. The sums are exact integers and the float work has one order, so every
+// kernel gives the same bits.
+#include "linear.h"
+
+#include <cstring>
+
+#include "threads.h"
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace hasten {
+namespace {
+
+std::int64_t offset_of(std::int64_t output, std::int64_t input, std::int64_t tiles) {
+    const std::int64_t pair = output / PAIR_OUTPUTS, half = output % PAIR_OUTPUTS / TILE_OUTPUTS, lane = output % TILE_OUTPUTS;
+    const std::int64_t line = input % TILE_INPUTS / 4;
+    return (pair * tiles + input / TILE_INPUTS) * PAIR_BYTES + half * TILE_BYTES + line * 64 + lane * 4 + input % 4;
+}
+
+Linear8Range kernel_for(Isa isa) {
+#if defined(__x86_64__)
+    if (isa == AMX) return linear8_amx;
+    if (isa == VNNI) return linear8_vnni;
+    if (isa == AVX2) return linear8_avx2;
+#endif
+    (void)isa;
+    return linear8_generic;
+}
+
+// Rows padded to whole tiles and, for VNNI, moved by 128. Null when there is no memory.
+const std::int8_t* prepare_rows(const Linear8& call, std::int64_t stride, std::uint8_t moved_by) {
+    auto* copy = static_cast<std::uint8_t*>(scratch(SCRATCH_ROWS, static_cast<std::size_t>(call.rows * stride)));
+    if (copy == nullptr) return nullptr;
+    for (std::int64_t row = 0; row < call.rows; ++row) {
+        const auto* from = reinterpret_cast<const std::uint8_t*>(call.x) + row * call.inputs;
+        std::uint8_t* to = copy + row * stride;
+        for (std::int64_t i = 0; i < call.inputs; ++i) to[i] = from[i] ^ moved_by;
+        std::memset(to + call.inputs, 0, static_cast<std::size_t>(stride - call.inputs));
+    }
+    return reinterpret_cast<const std::int8_t*>(copy);
+}
+
+}  // namespace
+
+std::size_t w8_packed_bytes(std::int64_t outputs, std::int64_t inputs) {
+    return static_cast<std::size_t>(pairs_of(outputs) * (tiles_of(inputs) * PAIR_BYTES + PAIR_OUTPUTS * 4));
+}
+
+void w8_pack(const std::int8_t* weights, std::int64_t outputs, std::int64_t inputs, std::uint8_t* packed) {
+    const std::int64_t pairs = pairs_of(outputs), tiles = tiles_of(inputs);
+#if defined(__linux__)
+    // Whole pages inside the buffer may become huge ones: streaming then waits less for address translation.
+    const std::uintptr_t page = 4096, start = (reinterpret_cast<std::uintptr_t>(packed) + page - 1) / page * page;
+    const std::uintptr_t end = (reinterpret_cast<std::uintptr_t>(packed) + w8_packed_bytes(outputs, inputs)) / page * page;
+    if (end > start) (void)madvise(reinterpret_cast<void*>(start), end - start, MADV_HUGEPAGE);
+#endif
+    auto* sums = reinterpret_cast<std::int32_t*>(packed + pairs * tiles * PAIR_BYTES);
+    auto body = [&](std::int64_t first, std::int64_t last) {
+        std::memset(packed + first * tiles * PAIR_BYTES, 0, static_cast<std::size_t>((last - first) * tiles * PAIR_BYTES));
+        for (std::int64_t output = first * PAIR_OUTPUTS; output < last * PAIR_OUTPUTS; ++output) {
+            std::int32_t sum = 0;
+            for (std::int64_t input = 0; output < outputs && input < inputs; ++input) {
+                const std::int8_t weight = weights[output * inputs + input];
+                packed[offset_of(output, input, tiles)] = static_cast<std::uint8_t>(weight);
+                sum += weight;
+            }
+            sums[output] = static_cast<std::int32_t>(static_cast<std::uint32_t>(sum) * 128u);
+        }
+    };
+    parallel(pairs, 1, body);
+}
+
+void w8_unpack_rows(const std::uint8_t* packed, const float* scale, std::int64_t inputs, const std::int64_t* picked, std::int64_t rows,
+                    float* out) {
+    const std::int64_t tiles = tiles_of(inputs);
+    for (std::int64_t row = 0; row < rows; ++row) {
+        const std::int64_t output = picked[row];
+        for (std::int64_t input = 0; input < inputs; ++input) {
+            out[row * inputs + input] = static_cast<float>(static_cast<std::int8_t>(packed[offset_of(output, input, tiles)])) * scale[output];
+        }
+    }
+}
+
+void linear8_generic(const Linear8& call, std::int64_t first, std::int64_t last) {
+    const std::int64_t tiles = tiles_of(call.inputs);
+    for (std::int64_t block = first * 2; block < last * 2; ++block) {
+        const std::int8_t* start = call.tiles + (block / 2) * tiles * PAIR_BYTES + block % 2 * TILE_BYTES;
+        for (std::int64_t row = 0; row < call.rows; ++row) {
+            std::int32_t sums[TILE_OUTPUTS] = {};
+            for (std::int64_t tile = 0; tile < tiles; ++tile) {
+                const std::int8_t* line = start + tile * PAIR_BYTES;
+                const std::int8_t* x = call.x + row * call.stride + tile * TILE_INPUTS;
+                for (std::int64_t group = 0; group < 16; ++group, line += 64, x += 4) {
+                    for (std::int64_t lane = 0; lane < TILE_OUTPUTS; ++lane) {
+                        for (std::int64_t i = 0; i < 4; ++i) sums[lane] += std::int32_t(x[i]) * line[lane * 4 + i];
+                    }
+                }
+            }
+            for (std::int64_t lane = 0; lane < TILE_OUTPUTS; ++lane) {
+                const std::int64_t output = block * TILE_OUTPUTS + lane, at = row * call.outputs + output;
+                if (output >= call.outputs) break;
+                float value = static_cast<float>(sums[lane]) * call.scale[output] * call.row_scale[row];
+                if (call.bias != nullptr) value += call.bias[output];
+                if (call.residual != nullptr) value += call.residual[at];
+                call.out[at] = value;
+            }
+        }
+    }
+}
+
+bool linear8(Linear8 call, const std::uint8_t* packed) {
+    if (call.rows == 0) return true;
+    const std::int64_t pairs = pairs_of(call.outputs), tiles = tiles_of(call.inputs), stride = tiles * TILE_INPUTS;
+    const Isa isa = current_isa();
+    const bool padded = stride != call.inputs;
+    if (isa == VNNI || padded) {
+        const std::int8_t* prepared = prepare_rows(call, stride, isa == VNNI ? 0x80 : 0);
+        if (prepared == nullptr) return false;
+        call.x = prepared;
+        call.x_moved = reinterpret_cast<const std::uint8_t*>(prepared);
+    }
+    call.stride = stride;
+    call.tiles = reinterpret_cast<const std::int8_t*>(packed);
+    call.sums = reinterpret_cast<const std::int32_t*>(packed + pairs * tiles * PAIR_BYTES);
+    const Linear8Range kernel = kernel_for(isa);
+    auto body = [&](std::int64_t first, std::int64_t last) { kernel(call, first, last); };
+    // About 128 KiB of weights a piece: long streams, yet small enough to even out threads that are held up.
+    const std::int64_t wanted = (std::int64_t(1) << 17) / (tiles * PAIR_BYTES);
+    const std::int64_t least = call.rows > 64 ? 4 : 1;
+    parallel(pairs, wanted > least ? wanted : least, body);
+    return true;
+}
+
+}  // namespace hasten

@@ -1,0 +1,125 @@
+"""Choosing a token from a row of logits: a pure function of (logits, parameters, seed, position, history).
+
+Plain decoding, verification and draft models all call ``choose_row``; that they call the same function with the same seed and
+position is what makes speculation invisible in the output (reference: Gumbel-coupled verification, Daliri et al. 2025).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from hasten.core.types import SamplingParams, TokenLogprob
+from hasten.sampling import noise
+from hasten.sampling.filters import History, Logits, adjusted, at_least, kept, largest, ranked, scaled, weights
+
+_DIRECT = 2048  # below this many tokens, hashing them all is cheaper than looking for those that matter
+_HEAD = 8.0  # depth of the first look, in units of log-probability
+_SLACK = 1e-6  # far above the rounding of a score, far below what would let many tokens through
+
+
+def choose_row(
+    logits: torch.Tensor,
+    params: SamplingParams,
+    seed: int,
+    position: int,
+    history: History | None = None,
+    allowed: torch.Tensor | None = None,
+    vocabulary_size: int | None = None,
+) -> int:
+    """The token that follows, where ``position`` is the absolute position the chosen token will have.
+
+    ``logits``: [V], any float dtype. Temperature 0: the largest logit after penalties, bias and mask. Otherwise these, then
+    temperature, top-k, top-p, min-p, and the largest log-probability plus Gumbel noise. The lowest id wins a tie. See
+    ``filters.adjusted`` for ``history``, ``allowed`` and ``vocabulary_size``, and for the errors.
+    """
+    return choose_adjusted(adjusted(logits, params, position, history, allowed, vocabulary_size), params, seed, position)
+
+
+def choose_with_probability(
+    logits: torch.Tensor,
+    params: SamplingParams,
+    seed: int,
+    position: int,
+    history: History | None = None,
+    allowed: torch.Tensor | None = None,
+    vocabulary_size: int | None = None,
+) -> tuple[int, float]:
+    """``choose_row``, and the token's probability under the law it was drawn from, for draft models.
+
+    At temperature 0 the probability is that of temperature 1 without filters: how sure the model is of its first choice.
+    """
+    values = adjusted(logits, params, position, history, allowed, vocabulary_size)
+    token = choose_adjusted(values, params, seed, position)
+    if params.greedy:
+        return token, float(1.0 / weights(values, 1.0).sum())
+    ids = kept(values, params)
+    weight = weights(values if ids is None else values[ids], params.temperature)
+    at = token if ids is None else int(np.searchsorted(ids, token))
+    return token, float(weight[at] / weight.sum())
+
+
+def choose_adjusted(values: Logits, params: SamplingParams, seed: int, position: int) -> int:
+    """``choose_row`` for a row that ``filters.adjusted`` has returned."""
+    if params.greedy:
+        return int(values.argmax())  # NumPy promises the first of equal maxima; torch.argmax does not
+    ids = kept(values, params)
+    if ids is None:
+        return _perturbed_argmax(values, None, params.temperature, seed, position)
+    return _perturbed_argmax(values[ids], ids, params.temperature, seed, position)
+
+
+def token_logprob(values: Logits, token: int, top: int) -> TokenLogprob:
+    """Natural log-probability of ``token`` and of the ``top`` most likely tokens, at temperature 1 and without filters.
+
+    ``values``: a row that ``filters.adjusted`` has returned. Equally likely tokens are listed by id; fewer than ``top`` come
+    back where fewer are possible.
+    """
+    peak = values[values.argmax()]
+    shifted = scaled(values, peak, 1.0)
+    total = float(np.log(np.exp(shifted).sum()))
+    best = largest(values, top) if top else np.empty(0, np.int64)
+    best = best[ranked(values[best])]
+    listed = tuple((int(other), float(shifted[other] - total)) for other in best)
+    return TokenLogprob(token, float(shifted[token] - total), listed)
+
+
+def _perturbed_argmax(values: Logits, ids: noise.IntArray | None, temperature: float, seed: int, position: int) -> int:
+    """argmax of value / temperature + noise, the lowest id on ties. ``ids``: ascending, one a value; None for 0, 1, 2 ...
+
+    Most of a large vocabulary cannot win: noise is bounded, and a first look at likely tokens sets a score to beat. Tokens
+    are left out only when no noise, or no noise as small as theirs, could make them win, so the result is that of scoring all.
+    """
+    peak = float(values[values.argmax()])
+
+    def scores(places: noise.IntArray) -> noise.FloatArray:
+        tokens = places if ids is None else ids[places]
+        return scaled(values[places], peak, temperature) + noise.noise_of(seed, position, tokens)
+
+    places = np.arange(len(values)) if len(values) <= _DIRECT else None
+    if places is None:
+        head, bound = at_least(values, peak - _HEAD * temperature)
+        rest_at_most = (bound - peak) / temperature if len(head) <= _DIRECT else 0.0
+        head = head[:_DIRECT]
+        to_beat = float(scores(head).max())
+        least_noise = to_beat - rest_at_most
+        places = head
+        if least_noise <= noise.MAX_NOISE + _SLACK:
+            least_value = peak + temperature * (to_beat - noise.MAX_NOISE - _SLACK)
+            rest = _contenders(values, ids, least_value, least_noise, seed, position)
+            if len(rest) > _DIRECT:
+                tokens = rest if ids is None else ids[rest]
+                rest = rest[noise.can_reach(seed, position, tokens, to_beat - scaled(values[rest], peak, temperature))]
+            places = np.union1d(head, rest)
+    winner = int(places[scores(places).argmax()])
+    return winner if ids is None else int(ids[winner])
+
+
+def _contenders(
+    values: Logits, ids: noise.IntArray | None, bound: float, least_noise: float, seed: int, position: int
+) -> noise.IntArray:
+    """Indices of all values at or above ``bound`` whose noise is at least ``least_noise``, and perhaps of a few others."""
+    pool, _ = at_least(values, bound)
+    if 4 * len(pool) > len(values):  # hashing a run of ids costs less per token than gathering them
+        return noise.candidates(seed, position, len(values) if ids is None else ids, least_noise)
+    return pool[noise.candidates(seed, position, pool if ids is None else ids[pool], least_noise)]

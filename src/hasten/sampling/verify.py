@@ -1,0 +1,67 @@
+"""Coupled verification: walk down a draft tree by choosing from the target's logits, until a choice leaves the tree.
+
+The emitted tokens are those of plain decoding with the same seed, one by one, whatever the tree: a draft never decides
+anything, it only says which rows of logits are at hand. Exact for any drafter, any shape and any stopping rule.
+(Sample-and-match with a noise field keyed by position and token: Daliri et al. 2025; the reference's sections 1.2 and 1.6.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+
+import torch
+
+from hasten.core.types import ROOT, DraftTree, SamplingParams, Verdict
+from hasten.sampling.choose import choose_adjusted, token_logprob
+from hasten.sampling.filters import History, adjusted
+
+AllowedAfter = Callable[[Sequence[int]], torch.Tensor | None]
+"""The allowed-token mask after the tokens of a path below the root (see ``filters.adjusted``); None: no limit."""
+
+
+def verify_tree(
+    tree: DraftTree,
+    logits: torch.Tensor | Callable[[int], torch.Tensor],
+    params: SamplingParams,
+    seed: int,
+    position: int,
+    *,
+    history: History | None = None,
+    limit: int | None = None,
+    stop_tokens: Collection[int] = (),
+    allowed_after: AllowedAfter | None = None,
+    vocabulary_size: int | None = None,
+) -> Verdict:
+    """The target's own tokens after the root, as many as the tree holds and one more.
+
+    ``logits``: [1 + nodes, V], row 0 of the root and row i + 1 of node i, or a function from such an index to a row [V]; only
+    rows of accepted nodes and the root's are read. ``position``: of the first token to be emitted; depth d below it is at
+    position + d. ``history``: everything up to and including the root (its view of each path is made here); needed where
+    ``params.needs_history``. At most ``limit`` tokens are emitted (at least 1), and none after one of ``stop_tokens``; the
+    last token emitted is never part of ``path``, even if a node carries it. An empty tree is plain decoding of one token.
+
+    Draft tokens are compared and never used as an index: ids out of range match nothing. Errors: see ``filters.adjusted``.
+    """
+    assert limit is None or limit >= 1, "a round emits at least one token"
+    verdict = Verdict(path=[], tokens=[])
+    node = ROOT
+    while True:
+        row = logits(node + 1) if callable(logits) else logits[node + 1]
+        before = tuple(verdict.tokens)
+        values = adjusted(
+            row,
+            params,
+            position + len(before),
+            history.with_path(before) if history is not None and params.needs_history else None,
+            allowed_after(before) if allowed_after is not None else None,
+            vocabulary_size,
+        )
+        token = choose_adjusted(values, params, seed, position + len(before))
+        verdict.tokens.append(token)
+        if params.logprobs is not None:
+            verdict.logprobs.append(token_logprob(values, token, params.logprobs))
+        child = tree.child(node, token)
+        if child is None or token in stop_tokens or len(verdict.tokens) == limit:
+            return verdict
+        verdict.path.append(child)
+        node = child

@@ -1,0 +1,421 @@
+"""What a name stands for, where things lie, and that no name leads anywhere else."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fake_hub import COMMIT, FakeServer, Fault, serving
+from hasten.core.errors import (
+    ConfigError,
+    CorruptModel,
+    DownloadError,
+    HastenError,
+    ModelError,
+    ModelNotFound,
+    UnsupportedModel,
+)
+from hasten.model import catalogue, download, hub, storage
+from hasten.model.catalogue import CATALOGUE, DEFAULT, IndexPackages, entry_of, on_disk, resolve
+from hasten.model.hub import HubFile, HubName, parse
+from hasten.model.transfer import DiskError, Unreachable
+
+REPOSITORY = "some.one/a_model-1.5B"
+SNAPSHOT = {
+    "config.json": b"{}",
+    "model.safetensors": b"weights" * 1000,
+    "tokenizer.json": b"[]",
+    "tokenizer_config.json": b"{}",
+    "chat_template.jinja": b"{{ x }}",
+    "README.md": b"no",
+    "pytorch_model.bin": b"never",
+    "model.pt": b"never",
+    "modeling.py": b"never",
+    "consolidated.safetensors": b"the same again",
+    "nested/model.safetensors": b"no",
+}
+WANTED = ["chat_template.jinja", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HASTEN_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeServer]:
+    with serving() as running:
+        monkeypatch.setattr(constants, "ENDPOINT", running.url)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", running.url + "/{repo_id}/resolve/{revision}/{filename}")
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        yield running
+
+
+# entries
+
+
+def test_entries_are_complete() -> None:
+    assert DEFAULT in CATALOGUE
+    for name, entry in CATALOGUE.items():
+        assert name == entry.name == storage._safe(name)
+        assert re.fullmatch(r"[0-9a-f]{64}", entry.sha256)
+        assert entry.bytes > 1e7 < entry.parameters
+        assert entry.sources
+        assert entry.draft is None or entry.draft in CATALOGUE
+        assert entry.licence == "Apache-2.0" or "https://" in entry.licence_note
+        for source in entry.sources:
+            if isinstance(source, IndexPackages):
+                assert all(re.fullmatch(r"[a-z0-9-]+==[0-9.]+", package) for package in source.packages)
+            else:
+                assert parse(source.repository) == HubName(source.repository)
+    assert CATALOGUE["qwen2.5-coder-1.5b"].draft == "qwen2.5-coder-0.5b"
+
+
+def test_entries_cannot_be_changed() -> None:
+    with pytest.raises(AttributeError):
+        CATALOGUE[DEFAULT].sha256 = ""  # type: ignore[misc]
+
+
+# names
+
+
+def put(path: Path, size: int) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        file.truncate(size)
+    return path
+
+
+def test_catalogue_name() -> None:
+    entry = CATALOGUE["qwen2.5-coder-1.5b"]
+    with pytest.raises(ModelNotFound, match=r"run `hasten pull qwen2.5-coder-1.5b` first"):
+        resolve(entry.name)
+    path = put(storage.catalogue_path(entry.name), entry.bytes - 1)
+    assert not on_disk(entry)
+    with pytest.raises(CorruptModel, match=r"hasten pull qwen2.5-coder-1.5b"):
+        resolve(entry.name)
+    put(path, entry.bytes)
+    assert on_disk(entry)
+    assert resolve(entry.name) == catalogue.ResolvedModel(entry.name, path, "qwen2.5-coder-0.5b")
+
+
+def test_fetch_goes_through_pull(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr(download, "pull", lambda *arguments: asked.append(arguments) or tmp_path)
+
+    def progress(label: str, done: int, total: int) -> None:
+        pass
+
+    assert resolve(DEFAULT, fetch=True, progress=progress).path == tmp_path
+    assert asked == [(CATALOGUE[DEFAULT], progress)]
+
+
+def test_files_and_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = put(tmp_path / "some" / "model.GGUF", 1)
+    assert resolve("some/model.GGUF").path == file
+    assert resolve(str(tmp_path / "some")) == catalogue.ResolvedModel(str(tmp_path / "some"), tmp_path / "some")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert resolve("~/some").path == tmp_path / "some"
+    put(tmp_path / "model.bin", 1)
+    with pytest.raises(ModelNotFound, match="is not a model"):
+        resolve("model.bin")
+
+
+@pytest.mark.parametrize("name", ["smolm2-135m", "SMOLLM2-135M", "smollm2-135m "])
+def test_misspelt_name_offers_the_nearest(name: str) -> None:
+    with pytest.raises(ModelNotFound, match="did you mean 'smollm2-135m'"):
+        resolve(name)
+    with pytest.raises(ModelNotFound, match="did you mean 'smollm2-135m'"):
+        entry_of(name)
+
+
+def test_strange_names_end_in_one_sentence() -> None:
+    for name in (
+        "",
+        " ",
+        "\0",
+        "~nobody-of-that-name/x",
+        "x" * 100_000,
+        "../../etc/passwd.gguf",
+        "a/b/c/d",
+        "a\nb",
+        "ünï/cödé",
+    ):
+        with pytest.raises(HastenError) as caught:
+            resolve(name)
+        assert len(str(caught.value)) < 500
+        assert "\n" not in str(caught.value)
+
+
+@given(st.text(alphabet=st.sampled_from("ab./-_:@~\\ \0é"), max_size=24))
+def test_no_name_leaves_the_directories(name: str) -> None:
+    for make in (storage.catalogue_path, storage.partial_directory):
+        try:
+            path = make(name)
+        except ModelError:
+            continue
+        assert path.parent == storage.gguf_directory()
+        assert Path(os.path.normpath(path)) == path
+    wanted = parse(name)
+    if wanted is not None:
+        root = Path("/hub")
+        for part in (wanted.repository.replace("/", "--"), wanted.file or "x", wanted.revision):
+            assert (root / part).is_relative_to(root)
+            assert Path(os.path.normpath(root / part)).is_relative_to(root)
+            assert Path(os.path.normpath(root / part)) != root
+
+
+def test_hub_names() -> None:
+    assert parse("a/b") == HubName("a/b")
+    assert parse("a/b:x-Q4_K_M.gguf@v1.0") == HubName("a/b", "x-Q4_K_M.gguf", "v1.0")
+    assert parse("a/b:Q4_K_M") == HubName("a/b", "Q4_K_M")
+    assert parse("a/b@refs/pr/1") == HubName("a/b", None, "refs/pr/1")
+    assert parse("a/b:sub/x.gguf") == HubName("a/b", "sub/x.gguf")
+    for name in (
+        "a",
+        "a/b/c",
+        "/a/b",
+        "a/b:",
+        "a/b@",
+        "a/..",
+        "../b",
+        "a/b@../x",
+        "a/b:../x",
+        "a/b:/x",
+        "a/b@/x",
+        "a--b/c",
+        "a/b:x//y",
+    ):
+        assert parse(name) is None, name
+    for text in ("a/b", "a/b:Q4_K_M@v1", "a/b@v1"):
+        assert str(parse(text)) == text
+
+
+# where things lie
+
+
+def test_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert storage.home() == tmp_path / "home"
+    monkeypatch.setenv("HASTEN_HOME", "~/x")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert storage.home() == tmp_path / "x"
+    monkeypatch.setenv("HASTEN_HOME", "relative")
+    with pytest.raises(ConfigError, match="absolute"):
+        storage.home()
+    monkeypatch.setenv("HASTEN_HOME", "")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    if os.uname().sysname == "Linux":
+        assert storage.home() == tmp_path / "cache" / "hasten"
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        assert storage.home() == tmp_path / ".cache" / "hasten"
+
+
+@pytest.mark.parametrize("bad", ["", ".", "..", "a/b", "/a", "a\\b", "a\0", "..a", "a..b", "-a", ".a", "é"])
+def test_conversions_cannot_escape(bad: str) -> None:
+    with pytest.raises(ModelError):
+        storage.converted_path(bad, "int8")
+    with pytest.raises(ModelError):
+        storage.converted_path("ab", bad)
+
+
+def convert(source: Path, fingerprint: str) -> Path:
+    path = put(storage.converted_path(fingerprint, "int8"), 100)
+    storage.record_conversion(path, source)
+    return path
+
+
+def test_conversions_are_found_by_their_source(tmp_path: Path) -> None:
+    one, two = put(tmp_path / "one.gguf", 1), put(tmp_path / "two.gguf", 1)
+    assert storage.conversions_of(one) == []
+    mine, other = convert(one, "abc"), convert(two, "abcd")
+    left = put(mine.with_name(mine.name + ".123.tmp"), 5)
+    (storage.converted_directory() / "broken.json").write_bytes(b"[" * 5000)
+    (storage.converted_directory() / "list.json").write_text("[]")
+    (storage.converted_directory() / "other.json").write_text(json.dumps({"source": 3}))
+    assert storage.conversions_of(tmp_path / "x" / ".." / "one.gguf") == [mine.with_suffix(".json"), mine, left]
+    what = storage.removal(None, one)
+    assert what.bytes == 100 + 5 + mine.with_suffix(".json").stat().st_size
+    storage.remove(what)
+    assert storage.conversions_of(one) == []
+    assert one.exists()
+    assert other.exists()
+
+
+def test_removal_of_a_catalogue_model() -> None:
+    path = put(storage.catalogue_path("tiny"), 1000)
+    put(storage.partial_directory("tiny") / "deep" / "part.whl", 500)
+    converted = convert(path, "f00")
+    keep = put(storage.catalogue_path("tiny-2"), 10)
+    what = storage.removal("tiny", path)
+    assert what.bytes >= 1600
+    storage.remove(what)
+    assert not path.exists()
+    assert not converted.exists()
+    assert not storage.partial_directory("tiny").exists()
+    assert keep.exists()
+    assert storage.removal("tiny", path) == storage.Removal((), 0)
+
+
+def test_removal_refuses_other_places_and_follows_no_links(tmp_path: Path) -> None:
+    outside = put(tmp_path / "precious" / "file", 10)
+    storage.gguf_directory().mkdir(parents=True)
+    for path in (outside, outside.parent, storage.home(), storage.gguf_directory(), storage.gguf_directory() / ".." / "x"):
+        with pytest.raises(ModelError, match="left alone"):
+            storage.remove(storage.Removal((path,), 0))
+    storage.catalogue_path("tiny").symlink_to(outside)
+    storage.partial_directory("tiny").symlink_to(outside.parent)
+    storage.remove(storage.removal("tiny", storage.catalogue_path("tiny")))
+    assert outside.exists()
+    assert list(storage.gguf_directory().iterdir()) == []
+
+
+def test_lock_is_exclusive_or_refuses() -> None:
+    with storage.exclusive("tiny", None), pytest.raises(ModelError, match="another process"), storage.exclusive("tiny", None):
+        raise AssertionError("held twice")
+    with storage.exclusive("tiny", None):
+        pass
+
+
+# hub repositories
+
+
+def test_snapshot_holds_weights_tokenizer_and_configuration_only(server: FakeServer, tmp_path: Path) -> None:
+    server.add_repository(REPOSITORY, SNAPSHOT)
+    with pytest.raises(ModelNotFound, match="hasten pull"):
+        resolve(REPOSITORY)
+    reports: list[tuple[str, int, int]] = []
+    resolved = resolve(REPOSITORY, fetch=True, progress=lambda *report: reports.append(report))
+    assert resolved.draft is None
+    assert sorted(path.name for path in resolved.path.rglob("*")) == WANTED
+    assert resolved.path.is_relative_to(tmp_path / "hub")
+    assert (f"{REPOSITORY} 5/5", 7000, 7000) in reports
+    asked = len(server.asked)
+    assert resolve(REPOSITORY, fetch=True) == resolve(REPOSITORY) == resolved
+    assert len(server.asked) == asked, "what is whole on the disk needs no network"
+    for name in ("pytorch_model.bin", "modeling.py", "model.pt"):
+        assert not any(request.path.endswith(name) for request in server.asked)
+
+
+def test_sharded_snapshot_must_be_whole(server: FakeServer) -> None:
+    shards = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    index = json.dumps({"weight_map": {"a": shards[0], "b": shards[1]}}).encode()
+    files = {"config.json": b"{}", "model.safetensors.index.json": index, shards[0]: b"1", shards[1]: b"2"}
+    server.add_repository(REPOSITORY, files)
+    folder = resolve(REPOSITORY, fetch=True).path
+    assert sorted(path.name for path in folder.iterdir()) == sorted(files)
+    (folder / shards[1]).unlink()
+    with pytest.raises(ModelNotFound):
+        resolve(REPOSITORY)
+    assert resolve(REPOSITORY, fetch=True).path == folder
+    for content in (
+        b"[]",
+        b"{}",
+        b"[" * 5000,
+        b'{"weight_map": {"a": "../x"}}',
+        b'{"weight_map": {}}',
+        b'{"weight_map": {"a": []}}',
+    ):
+        (folder / "model.safetensors.index.json").unlink()
+        (folder / "model.safetensors.index.json").write_bytes(content)
+        assert hub.cached(HubName(REPOSITORY)) is None
+
+
+def test_gguf_files_by_name_and_by_tag(server: FakeServer) -> None:
+    server.add_repository(
+        REPOSITORY, {"m-Q4_K_M.gguf": b"4", "m-q8_0.gguf": b"8", "sub/m.Q2_K.gguf": b"2", "m-IQ4_K_M.gguf": b"i"}
+    )
+    for name, content in (("m-q8_0.gguf", b"8"), ("q4_k_m", b"4"), ("Q8_0", b"8"), ("Q2_K", b"2"), ("iq4_k_m", b"i")):
+        wanted = f"{REPOSITORY}:{name}"
+        path = resolve(wanted, fetch=True).path
+        assert path.read_bytes() == content
+        assert path.suffix == ".gguf"
+        assert resolve(wanted).path == path
+    with pytest.raises(ModelNotFound, match=r"no GGUF file that matches 'Q5_K'; it has m-IQ4_K_M.gguf, m-Q4_K_M.gguf"):
+        resolve(f"{REPOSITORY}:Q5_K", fetch=True)
+    with pytest.raises(UnsupportedModel, match=f"such as {REPOSITORY}:m-IQ4_K_M.gguf"):
+        resolve(REPOSITORY, fetch=True)
+
+
+def test_ambiguous_tag(server: FakeServer) -> None:
+    server.add_repository(REPOSITORY, {"a-Q4_0.gguf": b"4", "b-Q4_0.gguf": b"8"})
+    with pytest.raises(ModelNotFound, match="more than one GGUF file"):
+        resolve(f"{REPOSITORY}:Q4_0", fetch=True)
+
+
+def test_revision(server: FakeServer) -> None:
+    server.add_repository(REPOSITORY, SNAPSHOT, revision="v2.0")
+    folder = resolve(f"{REPOSITORY}@v2.0", fetch=True).path
+    assert folder.name == COMMIT
+    assert resolve(f"{REPOSITORY}@v2.0").path == resolve(f"{REPOSITORY}@{COMMIT}").path == folder
+    with pytest.raises(ModelNotFound):
+        resolve(REPOSITORY)
+
+
+def test_hostile_listing_stays_inside(server: FakeServer, tmp_path: Path) -> None:
+    server.add_repository(REPOSITORY, {"../../../../evil-Q4_0.gguf": b"x", "config.json": b"{}"})
+    with pytest.raises(ModelNotFound, match="no GGUF file"):
+        resolve(f"{REPOSITORY}:Q4_0", fetch=True)
+    assert not list(tmp_path.rglob("evil*"))
+
+
+def test_hostile_reference_in_the_cache(tmp_path: Path) -> None:
+    root = tmp_path / "hub" / ("models--" + REPOSITORY.replace("/", "--"))
+    (root / "refs").mkdir(parents=True)
+    (root / "snapshots").mkdir()
+    put(tmp_path / "hub" / "config.json", 1)
+    put(tmp_path / "hub" / "model.safetensors", 1)
+    for content in ("../..", "", ".", "/", COMMIT, "x" * 100):
+        (root / "refs" / "main").write_text(content)
+        assert hub.cached(HubName(REPOSITORY)) is None
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "words"),
+    [
+        (403, ModelNotFound, "accept its licence"),
+        (404, ModelNotFound, "no repository"),
+        (500, DownloadError, "could not be reached"),
+    ],
+)
+def test_what_the_hub_answers_is_told(server: FakeServer, status: int, kind: type[Exception], words: str) -> None:
+    server.add_repository(REPOSITORY, SNAPSHOT)
+    for path, route in server.routes.items():
+        if path.startswith("/api/"):
+            route.faults.extend([Fault(status=status)] * 3)
+    with pytest.raises(kind, match=words):
+        resolve(REPOSITORY, fetch=True)
+
+
+def test_no_hub_and_offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(Unreachable, match="check the network"):
+        resolve(REPOSITORY, fetch=True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(Unreachable, match="HF_HUB_OFFLINE"):
+        resolve(REPOSITORY, fetch=True)
+
+
+def test_hub_model_needs_space(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hasten.model import transfer
+
+    server.add_repository(REPOSITORY, SNAPSHOT)
+    monkeypatch.setattr(transfer.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10})())
+    with pytest.raises(DiskError, match="HF_HOME"):
+        resolve(REPOSITORY, fetch=True)
+    assert not any("/resolve/" in request.path for request in server.asked)
+
+
+def test_hub_file_is_hashable() -> None:
+    assert len({HubFile("a/b", "c"), HubFile("a/b", "c")}) == 1

@@ -1,0 +1,204 @@
+"""The way in: help without heavy imports, verbs found and suggested, and every kind of error told in one sentence."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+import pytest
+
+from cli_fakes import CommandLine, driver
+from hasten import __version__
+from hasten.cli.main import VERBS, cli
+from hasten.cli.settings import key
+from hasten.core.errors import CorruptModel, ModelNotFound
+
+HEAVY = ("torch", "numpy", "transformers", "tokenizers", "huggingface_hub", "gguf", "safetensors", "jinja2", "scipy", "rich")
+
+
+@pytest.fixture
+def command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> CommandLine:
+    return CommandLine(monkeypatch, capsys, tmp_path)
+
+
+def test_help_lists_every_verb(command_line: CommandLine) -> None:
+    done = command_line("--help")
+    assert done.status == 0
+    for name, row in VERBS.items():
+        assert f"{name} " in done.out
+        assert row.help.split()[0] in done.out
+    assert command_line().out == done.out
+    assert command_line("-h").out == done.out
+
+
+def test_version(command_line: CommandLine) -> None:
+    assert command_line("--version").out == f"hasten {__version__}\n"
+
+
+@pytest.mark.parametrize("verb", [[], ["generate"], ["chat"], ["doctor"]])
+def test_help_imports_nothing_heavy(verb: list[str]) -> None:
+    program = (
+        "import sys; from hasten.cli.main import run; status = run([*sys.argv[1:], '--help']); "
+        f"print('heavy:', *sorted(set({HEAVY!r}) & set(sys.modules))); sys.exit(status)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *verb], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.splitlines()[-1] == "heavy:"
+
+
+def test_top_help_imports_no_verb() -> None:
+    program = "import sys; from hasten.cli.main import run; run(['--help']); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    modules = {row.target.partition(":")[0] for row in VERBS.values()}
+    assert not modules & set(done.stdout.splitlines()[-1].split())
+
+
+def test_python_m_hasten_is_hasten() -> None:
+    done = subprocess.run([sys.executable, "-m", "hasten", "--version"], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == f"hasten {__version__}\n"
+
+
+def test_every_verb_loads_under_its_own_name() -> None:
+    context = click.Context(cli)
+    for name in VERBS:
+        command = cli.get_command(context, name)
+        assert command is not None
+        assert command.name == name
+        assert command.help
+        keys = [key(option) for option in command.params if isinstance(option, click.Option)]
+        assert len(keys) == len(set(keys))
+        assert {"config", "debug"} <= set(keys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["genrate"], ["'genrate'", "did you mean 'generate'?", "hasten --help"]),
+        (["zzz"], ["'zzz'", "known are:", "chat"]),
+        (["generate", "--modle", "x"], ["--modle", "--model", "hasten generate --help"]),
+        (["generate", "--max-tokens", "many"], ["--max-tokens", "many"]),
+        (["generate", "--prompt"], ["--prompt"]),
+        (["generate", "stray"], ["stray", "hasten generate --help"]),
+        (["--nonsense"], ["--nonsense"]),
+    ],
+)
+def test_wrong_usage_is_one_sentence_and_status_2(command_line: CommandLine, arguments: list[str], parts: list[str]) -> None:
+    done = command_line(*arguments)
+    assert done.status == 2
+    assert done.out == ""
+    assert one_sentence(done.err)
+    for part in parts:
+        assert part in done.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["--max-tokens", "0"], "max_tokens"),
+        (["--temperature", "nan"], "temperature"),
+        (["--temperature", "-1"], "temperature"),
+        (["--top-p", "0"], "top_p"),
+        (["--seed", "-1"], "seed"),
+        (["--logprobs", "99"], "logprobs"),
+        (["--stop", ""], "stop"),
+        (["--precision", "int3"], "int8"),
+        (["--threads", "-2"], "threads"),
+        (["--device", "tpu"], "cuda"),
+    ],
+)
+def test_values_out_of_range_are_told_before_a_model_is_loaded(
+    command_line: CommandLine, arguments: list[str], part: str
+) -> None:
+    done = command_line("generate", "-p", "x", *arguments)
+    assert done.status == 1
+    assert one_sentence(done.err)
+    assert part in done.err
+    assert command_line.llm.made == []
+
+
+@pytest.mark.parametrize(
+    ("problem", "status", "part"),
+    [
+        (ModelNotFound("There is no model called 'x'."), 1, "There is no model called 'x'."),
+        (CorruptModel("The file is cut short; pull it again."), 1, "cut short"),
+        (KeyboardInterrupt(), 130, "stopped."),
+        (MemoryError(), 1, "memory"),
+        (OSError(28, "No space left on device", "/big"), 1, "No space left on device (/big)"),
+        (ZeroDivisionError("by zero"), 1, "ZeroDivisionError: by zero"),
+        (RuntimeError("one\ntwo\nthree"), 1, "RuntimeError: one"),
+    ],
+)
+def test_errors_of_the_engine(command_line: CommandLine, problem: BaseException, status: int, part: str) -> None:
+    command_line.llm.fail = problem
+    done = command_line("generate", "-p", "x")
+    assert done.status == status
+    assert part in done.err
+    assert one_sentence(done.err.lstrip("\n"))
+    assert command_line.made.closed
+
+
+@pytest.mark.parametrize("how", [{"HASTEN_DEBUG": "1"}, {}])
+def test_debug_prints_the_trace(command_line: CommandLine, how: dict[str, str]) -> None:
+    command_line.llm.fail = ZeroDivisionError("by zero")
+    done = command_line("generate", *([] if how else ["--debug"]), "-p", "x", **how)
+    assert done.status == 1
+    assert "Traceback" in done.err
+    assert done.err.splitlines()[-1].startswith("hasten: ")
+    assert "Traceback" not in command_line("generate", "-p", "x", HASTEN_DEBUG="0").err
+
+
+def test_ctrl_c_is_a_clean_line() -> None:
+    process = subprocess.Popen(
+        [*driver("FakeLLM.delay_s = 0.2"), "generate", "-p", "x"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.read(1) == "T"  # the answer has begun
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert err.strip() == "hasten: stopped."
+    assert "Rayleigh" not in out
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    command = [*driver("FakeLLM.delay_s = 0.05"), "generate", "-p", "x", "--ignore-eos", "--max-tokens", "300"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.read(1)
+    process.stdout.close()
+    started = time.monotonic()
+    assert process.wait(timeout=30) == 1
+    assert time.monotonic() - started < 4
+    assert process.stderr.read() == ""
+    process.stderr.close()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_one_sentence() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*driver(), "generate", "-p", "x", "--json"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60
+        )
+    assert done.returncode == 1
+    assert one_sentence(done.stderr)
+    assert "No space left" in done.stderr
+
+
+def test_a_terminal_that_cannot_show_a_character_gets_a_question_mark() -> None:
+    done = subprocess.run(
+        [*driver("FakeLLM.reply = 'caf\\u00e9 \\u2713'"), "generate", "-p", "x"],
+        capture_output=True,
+        env={"PYTHONIOENCODING": "ascii", "PATH": "", "HOME": "/nonexistent"},
+        timeout=60,
+    )
+    assert done.returncode == 0
+    assert done.stdout == b"caf? ?\n"
+
+
+def one_sentence(text: str) -> bool:
+    return text.startswith("hasten: ") and text.endswith("\n") and text.count("\n") == 1 and "Traceback" not in text

@@ -1,0 +1,227 @@
+"""`hasten chat`: a conversation by script, its commands, and what Ctrl-C does in a real terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cli_fakes import CommandLine, FakeLLM, driver
+from hasten.cli.conversation import COMMANDS, Conversation, obey
+from hasten.cli.screen import CONTROLS, DRAFTER_STYLES, Provenance
+from hasten.core.errors import InvalidRequest
+from hasten.core.results import StreamEvent
+from hasten.core.types import SamplingParams
+
+REPLY = FakeLLM.reply
+
+
+@pytest.fixture
+def command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> CommandLine:
+    return CommandLine(monkeypatch, capsys, tmp_path)
+
+
+def test_a_script_is_one_message_a_line(command_line: CommandLine) -> None:
+    command_line.llm.reply = "Yes."
+    done = command_line("chat", "--system", "Be brief.", stdin="first\n\n//second\n")
+    assert done.status == 0
+    assert done.out == "Yes.\nYes.\n"
+    llm = command_line.made
+    assert llm.asked == [
+        "<system>Be brief.<user>first",
+        "<system>Be brief.<user>first<assistant>Yes.<user>/second",
+    ]
+    assert llm.params[0].max_tokens == 1024
+    assert llm.closed
+    assert done.err.count("1.60x plain") == 2
+    assert "\x1b" not in done.out + done.err
+
+
+def test_commands(command_line: CommandLine, tmp_path: Path) -> None:
+    file = tmp_path / "saved.json"
+    script = f"/temperature 0.5\n/seed 7\n/system New.\nhello\n/stats\n/save {file}\n/reset\nagain\n/quit\nnever\n"
+    done = command_line("chat", stdin=script)
+    assert done.status == 0
+    llm = command_line.made
+    assert llm.asked == ["<system>New.<user>hello", "<system>New.<user>again"]
+    assert llm.params[0] == SamplingParams(max_tokens=1024, temperature=0.5, seed=7)
+    saved = json.loads(file.read_text())
+    assert [message["role"] for message in saved["messages"]] == ["system", "user", "assistant"]
+    for part in ("The seed is 7", "1 answer, 16 tokens, 40.0 tok/s", "1.60x", "suffix: 8 of 12", "forgotten"):
+        assert part in done.err
+    assert command_line("generate", "--prompts", str(file)).status == 0
+
+
+def test_help_names_every_command(command_line: CommandLine) -> None:
+    done = command_line("chat", stdin="/help\n/stats\n")
+    for name in COMMANDS:
+        assert f"/{name}" in done.err
+    assert "No answer yet." in done.err
+
+
+@pytest.mark.parametrize(
+    ("line", "part"),
+    [
+        ("/hlep", "did you mean '/help'?"),
+        ("/", "no command '/'"),
+        ("/temperature hot", "'hot'"),
+        ("/temperature -1", "temperature"),
+        ("/temperature nan", "temperature"),
+        ("/seed 1.5", "a whole number"),
+        ("/seed -1", "seed"),
+        ("/save", "name of a file"),
+        ("/save /nonexistent/x", "cannot be written"),
+    ],
+)
+def test_a_wrong_command_is_one_sentence(command_line: CommandLine, line: str, part: str) -> None:
+    done = command_line("chat", stdin=f"{line}\nnever reached\n")
+    assert done.status == 1
+    assert part in done.err
+    assert done.err.startswith("hasten: ")
+    assert done.err.count("\n") == 1
+    assert command_line.made.asked == []
+
+
+def test_save_never_overwrites(tmp_path: Path) -> None:
+    path = tmp_path / "kept"
+    path.write_text("kept")
+    with pytest.raises(InvalidRequest, match="exists already"):
+        obey(Conversation(SamplingParams()), f"/save {path}")
+    assert path.read_text() == "kept"
+
+
+@given(st.text(max_size=20))
+def test_any_slash_line_is_obeyed_or_refused(text: str) -> None:
+    if text.startswith("save"):
+        return
+    conversation = Conversation(SamplingParams())
+    try:
+        shown = obey(conversation, f"/{text}")
+    except InvalidRequest:
+        assert conversation == Conversation(SamplingParams())
+    else:
+        assert all(isinstance(line, str) for line in shown)
+
+
+def test_a_full_context_offers_reset(command_line: CommandLine) -> None:
+    done = command_line("chat", stdin="short\n" + "word " * 100 + "\n")
+    assert done.status == 1
+    assert "/reset" in done.err
+    assert done.out == REPLY + "\n"
+
+
+def test_a_model_without_template_cannot_chat(command_line: CommandLine) -> None:
+    command_line.llm.template = False
+    done = command_line("chat", stdin="hello\n")
+    assert done.status == 1
+    assert "--raw" in done.err
+    assert command_line.made.closed
+
+
+def test_several_answers_are_for_generate(command_line: CommandLine) -> None:
+    assert "generate" in command_line("chat", "--n", "2").err
+
+
+def test_provenance_counts_in_a_script(command_line: CommandLine) -> None:
+    done = command_line("chat", "--provenance", stdin="x\n")
+    assert "model 25 %" in done.err
+    assert done.out == REPLY + "\n"
+
+
+def test_each_character_has_the_style_of_its_token() -> None:
+    pieces = ["ab", " c", "\ufffd", "é", "xyz"]  # the third token is half a character, which the fourth completes
+
+    def decode(tokens: list[int]) -> str:
+        text = "".join(pieces[token] for token in tokens)
+        return text.replace("\ufffdé", "é")
+
+    painter = Provenance(decode)
+    events = [("ab c", [0, 1, 2], ["model", "lm", "lm"]), ("éx", [3, 4], ["suffix", "lm"]), ("yz", [], [])]
+    painted = [painter.paint(StreamEvent(0, text, tokens, sources)) for text, tokens, sources in events]
+    assert "".join(text.plain for text in painted) == "ab céxyz"
+    styles = [[span.style for span in text.spans] for text in painted]
+    lm, suffix = DRAFTER_STYLES[:2]
+    assert styles == [[lm, lm], [suffix, lm], [lm, lm]]
+    assert painter.legend().plain == "model 20 % · lm 60 % · suffix 20 %"
+
+
+def test_styles_differ_without_colour() -> None:
+    assert len({style.partition(" ")[2] for style in DRAFTER_STYLES}) == len(DRAFTER_STYLES)
+    assert all(style.partition(" ")[2] for style in DRAFTER_STYLES)
+
+
+def test_control_characters_do_not_reach_a_screen() -> None:
+    assert "\x1b[2Ja\x07\tb\n\x9b5m\r\x7f".translate(CONTROLS) == "[2Ja\tb\n5m"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_ctrl_c_in_a_terminal_keeps_the_conversation() -> None:
+    import pty
+
+    settings = "FakeLLM.delay_s = 0.1\nimport atexit\natexit.register(lambda: print('ASKED', FakeLLM.made[0].asked))"
+    terminal, inside = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm", "NO_COLOR": "1"}
+    process = subprocess.Popen(
+        [*driver(settings), "chat"], stdin=inside, stdout=inside, stderr=inside, env=environment, start_new_session=True
+    )
+    os.close(inside)
+    shown = Terminal(terminal)
+    try:
+        shown.wait_for("> ")
+        shown.type("hello\n")
+        shown.wait_for("The sky")
+        process.send_signal(signal.SIGINT)
+        shown.wait_for("the conversation is kept")
+        shown.wait_for("> ")
+        process.send_signal(signal.SIGINT)
+        shown.wait_for("ends the chat")
+        shown.wait_for("> ")
+        shown.type("/nonsense\n")
+        shown.wait_for("no command")
+        shown.wait_for("> ")
+        shown.type('"""one\ntwo"""\n')
+        shown.wait_for("Rayleigh found.")
+        shown.wait_for("> ")
+        shown.type("\x04")
+        assert process.wait(timeout=20) == 0
+        shown.wait_for("ASKED")
+        asked = shown.wait_for("]").replace("\r\n", "")
+    finally:
+        process.kill()
+        process.wait()
+        os.close(terminal)
+    assert re.search(r"<user>hello<assistant>The sky.*<user>one\\ntwo", asked)
+    assert "Traceback" not in shown.all
+
+
+class Terminal:
+    """The far end of a pseudo-terminal."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self.all = ""
+        self.seen = 0
+
+    def type(self, text: str) -> None:
+        os.write(self.descriptor, text.encode())
+
+    def wait_for(self, text: str) -> str:
+        """What came up to and with ``text``, from where the last wait ended."""
+        end = time.monotonic() + 20
+        while text not in self.all[self.seen :]:
+            assert time.monotonic() < end, f"no {text!r} in {self.all[self.seen :]!r}"
+            try:
+                self.all += os.read(self.descriptor, 4096).decode(errors="replace")
+            except OSError:
+                assert text in self.all[self.seen :], f"ended without {text!r}: {self.all!r}"
+        start, self.seen = self.seen, self.all.index(text, self.seen) + len(text)
+        return self.all[start : self.seen]

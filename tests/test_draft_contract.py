@@ -1,0 +1,215 @@
+"""What every drafter owes the engine, asked of every registered name.
+
+A drafter that needs a model is skipped unless a fixture offers one: define, in conftest.py, ``<name>_drafter`` that returns a
+function making a fresh drafter over token ids below ``VOCABULARY``.
+"""
+
+from __future__ import annotations
+
+import gc
+import random
+import subprocess
+import sys
+import tracemalloc
+from collections.abc import Callable
+
+import pytest
+
+from hasten.core.errors import ConfigError
+from hasten.core.types import ROOT, DraftTree, SamplingParams, Sequence, Verdict
+from hasten.draft import DRAFTERS
+from hasten.draft.base import DraftBudget, Drafter
+
+VOCABULARY = 50
+NEED_A_MODEL = {"lm"}
+GENEROUS = DraftBudget(nodes=24, depth=12)
+
+Make = Callable[[], Drafter]
+
+
+@pytest.fixture(params=DRAFTERS.names())
+def make(request: pytest.FixtureRequest) -> Make:
+    name = request.param
+    if name not in NEED_A_MODEL:
+        chosen: Make = DRAFTERS.resolve(name)
+        return chosen
+    try:
+        offered: Make = request.getfixturevalue(f"{name}_drafter")
+    except pytest.FixtureLookupError:
+        pytest.skip(f"the '{name}' drafter needs a model and no fixture offers one")
+    return offered
+
+
+def sequence_of(tokens: list[int], number: int) -> Sequence:
+    return Sequence(number, f"request-{number}", SamplingParams(), 0, list(tokens), len(tokens), length_limit=4096)
+
+
+def some_sequences() -> list[Sequence]:
+    randomness = random.Random(11)
+    shapes = [
+        [3],
+        [3, 3],
+        [7] * 60,
+        [1, 2, 3, 4, 5] * 12,
+        list(range(VOCABULARY)),
+        [randomness.randrange(3) for _ in range(100)],
+        [randomness.randrange(VOCABULARY) for _ in range(200)],
+    ]
+    return [sequence_of(tokens, number) for number, tokens in enumerate(shapes)]
+
+
+def proposals(drafter: Drafter, sequences: list[Sequence], budget: DraftBudget) -> list[DraftTree]:
+    trees = drafter.propose(sequences, [budget] * len(sequences))
+    assert len(trees) == len(sequences)
+    return trees
+
+
+def check_tree(tree: DraftTree, budget: DraftBudget) -> None:
+    count = len(tree)
+    assert len(tree.parents) == len(tree.scores) == len(tree.drafters) == count <= budget.nodes
+    assert all(parent == ROOT or 0 <= parent < node for node, parent in enumerate(tree.parents)), "a parent stands first"
+    assert len(set(zip(tree.parents, tree.tokens, strict=True))) == count, "siblings are distinct"
+    assert all(isinstance(score, float) and 0.0 <= score <= 1.0 for score in tree.scores)
+    assert all(isinstance(token, int) and 0 <= token < VOCABULARY for token in tree.tokens)
+    assert all(depth <= budget.depth for depth in tree.depths())
+
+
+def test_trees_are_well_formed(make: Make) -> None:
+    drafter = make()
+    sequences = some_sequences()
+    for sequence in sequences:
+        drafter.begin(sequence)
+    for tree in proposals(drafter, sequences, GENEROUS):
+        check_tree(tree, GENEROUS)
+        assert all(name == drafter.name for name in tree.drafters)
+    assert proposals(drafter, [], GENEROUS) == []
+
+
+@pytest.mark.parametrize("nodes", [0, 1, 2, 7, 24])
+@pytest.mark.parametrize("depth", [0, 1, 3, 12])
+def test_budgets_are_kept(make: Make, nodes: int, depth: int) -> None:
+    drafter, budget = make(), DraftBudget(nodes, depth)
+    sequences = some_sequences()
+    for sequence in sequences:
+        drafter.begin(sequence)
+    for tree in proposals(drafter, sequences, budget):
+        check_tree(tree, budget)
+
+
+def test_each_sequence_has_its_own_budget(make: Make) -> None:
+    drafter, sequences = make(), some_sequences()
+    budgets = [DraftBudget(nodes=number, depth=len(sequences) - number) for number in range(len(sequences))]
+    for sequence in sequences:
+        drafter.begin(sequence)
+    for tree, budget in zip(drafter.propose(sequences, budgets), budgets, strict=True):
+        check_tree(tree, budget)
+
+
+def test_rounds_with_any_verdict(make: Make) -> None:
+    """Some nodes are accepted, some not, and some rounds pass the drafter by."""
+    drafter, randomness = make(), random.Random(5)
+    sequence = sequence_of([1, 2, 3], 0)
+    drafter.begin(sequence)
+    for _ in range(60):
+        if randomness.random() < 0.2:
+            sequence.tokens.extend(randomness.randrange(VOCABULARY) for _ in range(randomness.randint(1, 5)))
+            continue
+        tree = proposals(drafter, [sequence], GENEROUS)[0]
+        check_tree(tree, GENEROUS)
+        path = tree.path(randomness.randrange(len(tree))) if len(tree) and randomness.random() < 0.7 else []
+        emitted = [*(tree.tokens[node] for node in path), randomness.randrange(4)]
+        sequence.tokens.extend(emitted)
+        drafter.observe(sequence, tree, Verdict(path, emitted))
+    drafter.end(sequence)
+
+
+def test_the_sequence_and_its_tokens_are_left_alone(make: Make) -> None:
+    drafter, sequences = make(), some_sequences()
+    before = [list(sequence.tokens) for sequence in sequences]
+    for sequence in sequences:
+        drafter.begin(sequence)
+    proposals(drafter, sequences, GENEROUS)
+    for sequence in sequences:
+        drafter.end(sequence)
+    assert [sequence.tokens for sequence in sequences] == before
+
+
+def test_proposals_are_deterministic(make: Make) -> None:
+    trees = []
+    for drafter in (make(), make()):
+        sequences = some_sequences()
+        for sequence in sequences:
+            drafter.begin(sequence)
+        trees.append(proposals(drafter, sequences, GENEROUS))
+    assert trees[0] == trees[1]
+
+
+def test_a_batch_gives_what_each_gives_alone(make: Make) -> None:
+    together, sequences = make(), some_sequences()
+    for sequence in sequences:
+        together.begin(sequence)
+    trees = proposals(together, sequences, GENEROUS)
+    for sequence, tree in zip(sequences, trees, strict=True):
+        alone = make()
+        alone.begin(sequence)
+        assert proposals(alone, [sequence], GENEROUS) == [tree]
+    assert proposals(together, sequences[::-1], GENEROUS) == trees[::-1], "neither order nor repetition matters"
+
+
+def test_after_missed_rounds_it_guesses_as_if_it_had_begun_there(make: Make) -> None:
+    late, fresh = make(), make()
+    sequence = sequence_of([1, 2, 3, 4, 5] * 4, 0)
+    late.begin(sequence)
+    sequence.tokens.extend([9, 8, 1, 2, 3])
+    fresh.begin(sequence)
+    assert proposals(late, [sequence], GENEROUS) == proposals(fresh, [sequence], GENEROUS)
+
+
+def test_an_ended_number_can_be_used_again(make: Make) -> None:
+    drafter, fresh = make(), make()
+    drafter.begin(sequence_of([1, 2] * 20, 0))
+    drafter.end(sequence_of([1, 2] * 20, 0))
+    sequence = sequence_of([3, 4, 5] * 9, 0)
+    for one in (drafter, fresh):
+        one.begin(sequence)
+    assert proposals(drafter, [sequence], GENEROUS) == proposals(fresh, [sequence], GENEROUS)
+
+
+def test_the_end_frees_what_the_beginning_took(make: Make) -> None:
+    drafter, randomness = make(), random.Random(2)
+
+    def live_through(number: int) -> None:
+        sequence = sequence_of([randomness.randrange(VOCABULARY) for _ in range(500)], number)
+        drafter.begin(sequence)
+        proposals(drafter, [sequence], GENEROUS)
+        drafter.end(sequence)
+
+    live_through(0)
+    gc.collect()
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        for number in range(1, 41):
+            live_through(number)
+        gc.collect()
+        assert tracemalloc.get_traced_memory()[0] - before < 40 * 500  # a byte a token would already be too much
+    finally:
+        tracemalloc.stop()
+
+
+def test_ending_what_never_began_does_no_harm(make: Make) -> None:
+    make().end(sequence_of([1], 5))
+
+
+def test_listing_names_imports_no_drafter_and_no_torch() -> None:
+    program = (
+        "import sys; from hasten.draft import DRAFTERS; assert {'none', 'suffix', 'lm'} <= set(DRAFTERS.names()); "
+        "import hasten.draft.suffix; "
+        "assert not {'torch', 'numpy', 'hasten.draft.lm'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+def test_an_unknown_name_offers_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'suffix'"):
+        DRAFTERS.resolve("sufix")

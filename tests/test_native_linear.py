@@ -1,0 +1,196 @@
+"""Packed int8 linear layers: exact against integers, one bit pattern on every path, and no row knows of another."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from hasten.core.errors import ConfigError
+from hasten.native.kernels import PackedLinear, RowKernels
+from hasten.native.loader import NativeLibrary, load, status
+
+SHAPES = [(1, 1), (5, 7), (16, 64), (17, 65), (31, 63), (32, 128), (33, 1000), (96, 576), (70, 2112), (40, 4160)]
+
+
+@pytest.fixture(scope="module")
+def native() -> Iterator[NativeLibrary]:
+    library = load()
+    if library is None:
+        pytest.skip(f"native kernels: {status()['reason']}")
+    best, threads = library.best_isa, library.threads
+    yield library
+    library.set_isa(best)
+    library.set_threads(threads)
+
+
+def random_layer(native: NativeLibrary, outputs: int, inputs: int, *, bias: bool = True, block: int = 0, seed: int = 0) -> PackedLinear:
+    torch.manual_seed(seed)
+    weight = torch.randint(-128, 128, (outputs, inputs), dtype=torch.int8)
+    scale = torch.rand(outputs) * 0.01 + 1e-4
+    return PackedLinear(native, weight, scale, torch.randn(outputs) if bias else None, block)
+
+
+def integer_reference(weight: np.ndarray, scale: np.ndarray, codes: np.ndarray, row_scale: np.ndarray) -> np.ndarray:
+    """The same float32 operations in the same order, on exact sums."""
+    sums = codes.astype(np.int64) @ weight.astype(np.int64).T
+    return sums.astype(np.int32).astype(np.float32) * scale[None, :] * row_scale[:, None]
+
+
+@pytest.mark.parametrize(("outputs", "inputs"), SHAPES)
+def test_every_path_gives_the_bits_of_the_integer_reference(native: NativeLibrary, outputs: int, inputs: int) -> None:
+    generator = np.random.default_rng(outputs * 7919 + inputs)
+    weight = generator.integers(-128, 128, (outputs, inputs), dtype=np.int8)
+    scale = (generator.random(outputs) * 0.01).astype(np.float32)
+    bias = generator.standard_normal(outputs).astype(np.float32)
+    layer = PackedLinear(native, torch.from_numpy(weight), torch.from_numpy(scale), torch.from_numpy(bias), 0)
+    plain = PackedLinear(native, torch.from_numpy(weight), torch.from_numpy(scale), None, 0)
+    for rows in (0, 1, 2, 3, 8, 15, 16, 17, 31, 32, 33, 48, 65, 100):
+        codes = generator.integers(-128, 128, (rows, inputs), dtype=np.int8)
+        row_scale = (generator.random(rows) * 0.1).astype(np.float32)
+        residual = generator.standard_normal((rows, outputs)).astype(np.float32)
+        wanted = integer_reference(weight, scale, codes, row_scale)
+        for isa in native.available_isas():
+            native.set_isa(isa)
+            arguments = torch.from_numpy(codes), torch.from_numpy(row_scale)
+            assert np.array_equal(plain.from_codes(*arguments).numpy(), wanted), (isa, rows)
+            full = layer.from_codes(*arguments, torch.from_numpy(residual)).numpy()
+            assert np.array_equal(full, (wanted + bias[None, :]) + residual), (isa, rows)
+
+
+def test_extreme_values_do_not_saturate(native: NativeLibrary) -> None:
+    for value, other in ((-128, -128), (-128, 127), (127, 127), (127, -128)):
+        weight = np.full((33, 8960), value, np.int8)
+        codes = np.full((18, 8960), other, np.int8)
+        scale, row_scale = np.ones(33, np.float32), np.ones(18, np.float32)
+        layer = PackedLinear(native, torch.from_numpy(weight), torch.from_numpy(scale), None, 0)
+        wanted = integer_reference(weight, scale, codes, row_scale)
+        for isa in native.available_isas():
+            native.set_isa(isa)
+            assert np.array_equal(layer.from_codes(torch.from_numpy(codes), torch.from_numpy(row_scale)).numpy(), wanted), isa
+
+
+@pytest.mark.parametrize(("outputs", "inputs", "block"), [(96, 576, 64), (50, 1536, 512), (33, 100, 4), (64, 2560, 512)])
+def test_a_row_does_not_know_of_others(native: NativeLibrary, outputs: int, inputs: int, block: int) -> None:
+    layer = random_layer(native, outputs, inputs, block=block)
+    rows = torch.randn(70, inputs)
+    residual = torch.randn(70, outputs)
+    weight = torch.rand(inputs) + 0.5
+    gate_up = torch.randn(70, 2 * inputs) * 3
+    native.set_threads(1)
+    native.set_isa("generic")
+    one = [layer.after_norm(rows[i : i + 1], weight, 1e-5, residual[i : i + 1]) for i in range(70)]
+    two = [layer.after_gate(gate_up[i : i + 1], "silu", residual[i : i + 1]) for i in range(70)]
+    normed, gated = torch.cat(one), torch.cat(two)
+    generator = np.random.default_rng(0)
+    for trial in range(60):
+        native.set_isa(str(generator.choice(native.available_isas())))
+        native.set_threads(int(generator.integers(1, 4)))
+        count = int(generator.integers(1, 71)) if trial else 70
+        pick = torch.from_numpy(generator.permutation(70)[:count])
+        assert torch.equal(layer.after_norm(rows[pick], weight, 1e-5, residual[pick]), normed[pick]), (native.isa, count)
+        assert torch.equal(layer.after_gate(gate_up[pick], "silu", residual[pick]), gated[pick]), (native.isa, count)
+
+
+def test_prefill_sizes_give_the_bits_of_single_rows(native: NativeLibrary) -> None:
+    native.set_threads(2)
+    for inputs in (640, 2624):  # the second is worked in panels
+        layer = random_layer(native, 200, inputs, block=64)
+        rows = torch.randn(600, inputs)
+        native.set_isa("generic")
+        some = torch.arange(0, 600, 23)
+        wanted = torch.cat([layer(rows[i : i + 1]) for i in some])
+        for isa in native.available_isas():
+            native.set_isa(isa)
+            for count in (511, 512, 513, 545, 600):
+                keep = some < count
+                assert torch.equal(layer(rows[:count])[some[keep]], wanted[keep]), (isa, count)
+
+
+def test_the_residual_may_be_a_view_of_nothing_else_and_wrong_shapes_are_refused(native: NativeLibrary) -> None:
+    layer = random_layer(native, 32, 64)
+    with pytest.raises(ValueError, match="contiguous"):
+        layer(torch.randn(3, 65))
+    with pytest.raises(ValueError, match="contiguous"):
+        layer(torch.randn(64, 3).T)
+    with pytest.raises(ValueError, match="contiguous"):
+        layer(torch.randn(3, 64).double())
+    with pytest.raises(ValueError, match="contiguous"):
+        layer(torch.randn(3, 64), torch.randn(3, 33))
+    with pytest.raises(ValueError, match="Hadamard"):
+        random_layer(native, 32, 96, block=64)
+    with pytest.raises(ValueError, match="from 0 to 31"):
+        layer.rows(torch.tensor([32]))
+
+
+def test_weight_rows_come_back(native: NativeLibrary) -> None:
+    weight = torch.randint(-128, 128, (50, 100), dtype=torch.int8)
+    scale = torch.rand(50)
+    layer = PackedLinear(native, weight, scale, None, 4)
+    picked = torch.tensor([49, 0, 17, 17])
+    assert torch.equal(layer.rows(picked), weight[picked].float() * scale[picked, None])
+
+
+def test_close_to_float_arithmetic(native: NativeLibrary) -> None:
+    """Rows rounded to int8: error against float64 within the bound of rounding (half a step an input, steps of max / 127)."""
+    weight = torch.randint(-127, 128, (40, 512), dtype=torch.int8)
+    layer = PackedLinear(native, weight, torch.full((40,), 0.01), None, 0)
+    x = torch.randn(9, 512)
+    wanted = x.double() @ (weight.double() * 0.01).T
+    bound = 0.5 * x.abs().amax(1, keepdim=True).double() / 127 * (weight.double() * 0.01).abs().sum(1)[None, :]
+    assert ((layer(x).double() - wanted).abs() <= bound * 1.001).all()
+    assert (layer(x).double() - wanted).abs().max() < 0.1 * bound.max()
+
+
+def test_calls_from_several_threads_at_once(native: NativeLibrary) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    native.set_threads(2)
+    native.set_isa(native.best_isa)
+    layer = random_layer(native, 640, 640, block=128)
+    rows = torch.randn(40, 640)
+    wanted = layer(rows)
+    with ThreadPoolExecutor(4) as workers:
+        for result in workers.map(lambda _: layer(rows), range(200)):
+            assert torch.equal(result, wanted)
+
+
+def test_status_and_forcing(native: NativeLibrary, monkeypatch: pytest.MonkeyPatch) -> None:
+    report = status()
+    assert report["available"] is True
+    assert set(report) == {"available", "path", "threads", "best_isa", "isa"}
+    with pytest.raises(ConfigError, match="must be one of"):
+        native.set_isa("sse9")
+    monkeypatch.setenv("HASTEN_NATIVE", "off")
+    assert load() is None
+    assert status()["available"] is False
+    monkeypatch.setenv("HASTEN_NATIVE", "perhaps")
+    with pytest.raises(ConfigError, match="HASTEN_NATIVE"):
+        load()
+
+
+def test_a_forked_child_computes(native: NativeLibrary) -> None:
+    """Threads do not survive fork; the child must start its own."""
+    import os
+
+    native.set_threads(2)
+    layer = random_layer(native, 640, 640)
+    codes, scale = torch.randint(-127, 128, (4, 640), dtype=torch.int8), torch.ones(4)
+    wanted = layer.from_codes(codes, scale)
+    shared = torch.empty_like(wanted).share_memory_()
+    child = os.fork()
+    if child == 0:
+        arguments = (layer._address, codes.data_ptr(), scale.data_ptr(), None, shared.data_ptr(), 4)
+        os._exit(native.call["hst_w8a8_linear"](*arguments))
+    assert os.waitpid(child, 0)[1] == 0
+    assert torch.equal(shared, wanted)
+
+
+def test_row_kernel_interface_refuses_bad_sizes(native: NativeLibrary) -> None:
+    assert native.call["hst_rows"](None, None, ctypes.c_float(0.0), 0, 1, 96, 64, None, None, None) == 1
+    assert native.call["hst_rows"](None, None, ctypes.c_float(0.0), 9, 1, 64, 64, None, None, None) == 1
+    with pytest.raises(ValueError, match="refused"):
+        RowKernels(native).rotate(torch.randn(2, 96), 64)

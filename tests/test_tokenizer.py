@@ -1,0 +1,522 @@
+"""Tokenizers against SentencePiece itself, transformers, published rules, and hostile files."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import re
+import threading
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models, normalizers, processors
+
+from hasten.core.errors import CorruptModel, InvalidRequest, ModelError, ModelNotFound, UnsupportedModel
+from hasten.model.gguf_tokenizer import WORD_RULES, tokenizer_from_metadata
+from hasten.model.tokenizer import BYTE_SPELLING, Tokenizer, load_tokenizer
+from vocabularies import (
+    Metadata,
+    byte_level,
+    data_folder,
+    gguf,
+    hard_texts,
+    real_model,
+    real_tokenizer,
+    sentencepiece,
+    sentencepiece_model,
+)
+
+TOLERANT = pytest.mark.filterwarnings("ignore")  # for code of others
+
+
+def build(metadata: Metadata) -> Tokenizer:
+    return tokenizer_from_metadata(metadata, "toy.gguf")
+
+
+# --- SentencePiece ----------------------------------------------------------------------------------------------------
+
+
+def sentencepiece_processor(model: bytes) -> Any:
+    return pytest.importorskip("sentencepiece").SentencePieceProcessor(model_proto=model)
+
+
+@pytest.mark.parametrize("adds_space", [True, False])
+def test_equals_sentencepiece(adds_space: bool) -> None:
+    oracle, ours = sentencepiece_processor(sentencepiece_model(adds_space)), build(sentencepiece(adds_space))
+    defined = re.compile(r"  |▁▁|▁ | ▁|<b>|\n")
+    for text in hard_texts():
+        if adds_space and defined.search(f" {text}"):
+            continue  # after a user-defined piece SentencePiece adds no space; llama.cpp and transformers do, and so do we
+        ids = ours.encode(text, add_bos=False, allow_special=False)
+        assert ids == oracle.encode(text), repr(text)
+        assert ours.decode(ids) == text.replace("▁", " "), repr(text)
+
+
+def test_a_piece_is_not_joined_across_a_user_defined_one() -> None:
+    ours = build(sentencepiece(False))
+    assert [ours.token_text(token) for token in ours.encode("      x", add_bos=False)] == ["    ", "  ", "x"]
+    assert ours.token_text(ours.encode("<b>", add_bos=False)[0]) == "<b>"
+
+
+def test_byte_fallback_and_literal_byte_names() -> None:
+    ours = build(sentencepiece(True))
+    ids = ours.encode("🎉", add_bos=False)
+    assert [ours.token_bytes(token) for token in ids] == [b" ", b"\xf0", b"\x9f", b"\x8e", b"\x89"]
+    assert ours.decode(ids) == "🎉"
+    assert len(ours.encode("<0x0A>", add_bos=False)) > 1
+    assert ours.decode(ours.encode("<0x0A>", add_bos=False)) == "<0x0A>"
+
+
+def test_the_space_in_front() -> None:
+    ours = build(sentencepiece(True))
+    ids = ours.encode("the dog", add_bos=False)
+    assert ours.decode(ids) == "the dog"
+    assert ours.decode(ids, continues=True) == " the dog"
+    assert ours.decode(ours.encode(" the dog", add_bos=False)) == " the dog"
+    assert build(sentencepiece(False)).decode(ids) != ours.decode(ids)
+
+
+# --- rules for cutting words ------------------------------------------------------------------------------------------
+
+TEXT = "I'LL pay 12345 for  HTMLParser\n\n  x²!"
+CUTS = {
+    "gpt-2": ["I", "'", "LL", " pay", " 12345", " for", " ", " HTMLParser", "\n\n ", " x", "²", "!"],
+    "smollm": ["I", "'", "LL", " pay", " ", "1", "2", "3", "4", "5", " for", " ", " HTMLParser", "\n\n ", " x", "²", "!"],
+    "qwen2": ["I", "'LL", " pay", " ", "1", "2", "3", "4", "5", " for", " ", " HTMLParser", "\n\n", " ", " x", "²", "!"],
+    "llama-bpe": ["I", "'LL", " pay", " ", "123", "45", " for", " ", " HTMLParser", "\n\n", " ", " x", "²", "!"],
+    "tekken": ["I", "'LL", " pay", " ", "1", "2", "3", "4", "5", " for", " ", " HTMLParser", "\n\n", " ", " x", "²", "!"],
+    "default": ["I", "'", "LL", " pay", " ", "123", "45", " for", " ", " HTMLParser", "\n\n ", " x", "²", "!"],
+}
+
+
+def words(rule: str, text: str) -> list[str]:
+    cut = WORD_RULES[rule].words().pre_tokenize_str(text)
+    return [bytes(BYTE_SPELLING[character] for character in word).decode() for word, _ in cut]
+
+
+@pytest.mark.parametrize("rule", CUTS)
+def test_words(rule: str) -> None:
+    assert words(rule, TEXT) == CUTS[rule]
+
+
+def test_tekken_cuts_at_capitals() -> None:
+    assert words("tekken", "camelCase HTMLParser/x/\n") == ["camel", "Case", " HTMLParser", "/x", "/\n"]
+
+
+@pytest.mark.parametrize("rule", ["llama-bpe", "tekken", "qwen2", "deepseek-r1-qwen"])
+def test_words_equal_published_rules(rule: str) -> None:
+    published = pytest.importorskip("transformers.integrations.gguf.gguf_tokenizer_mapping").GGUF_PRE_TOKENIZER_SPLITS
+    regex = pytest.importorskip("regex")
+    pattern = regex.compile(published[rule])
+    for text in hard_texts():
+        if text.isascii():  # the two engines know different versions of Unicode
+            assert words(rule, text) == [match[0] for match in pattern.finditer(text)], repr(text)
+
+
+def test_default_rule_is_its_four_patterns_in_turn() -> None:
+    regex = pytest.importorskip("regex")
+    for text in hard_texts():
+        parts = [text]
+        for pattern in WORD_RULES["default"].splits:
+            splitter = regex.compile(f"({pattern})")
+            parts = [part for whole in parts for part in splitter.split(whole) if part]
+        if text.isascii():
+            assert words("default", text) == parts, repr(text)
+
+
+@pytest.mark.parametrize("rule", WORD_RULES)
+def test_byte_level_round_trip(rule: str) -> None:
+    ours = build(byte_level(rule))
+    nfc = normalizers.NFC()
+    for text in hard_texts():
+        plain = nfc.normalize_str(text) if WORD_RULES[rule].nfc else text
+        for allow in (True, False):
+            assert ours.decode(ours.encode(text, add_bos=False, allow_special=allow), skip_special=False) == plain
+
+
+def test_whole_words_skip_the_merges() -> None:
+    tokens = [*BYTE_SPELLING, "ab", "bc", "abc"]
+    made = gguf(model="gpt2", tokens=tokens, token_type=[1] * len(tokens), merges=["b c", "a b"], bos_token_id=0)
+    assert build(made | gguf(pre="llama-bpe")).encode("abc", add_bos=False) == [258]
+    assert build(made | gguf(pre="gpt-2")).encode("abc", add_bos=False) == [tokens.index("a"), 257]
+
+
+# --- special tokens, ends ---------------------------------------------------------------------------------------------
+
+
+def test_special_tokens() -> None:
+    ours = build(byte_level())
+    begin, end = ours.bos_token_id, ours.eos_token_ids[0]
+    assert begin is not None
+    text = "<|begin|>dog<|im_end|>"
+    assert ours.encode(text, add_bos=False)[::2] == [begin, end] or ours.encode(text, add_bos=False)[-1] == end
+    assert not {begin, end} & set(ours.encode(text, add_bos=False, allow_special=False))
+    assert ours.special_ids == {begin, end}
+    assert ours.decode(ours.encode(text, add_bos=False)) == "dog"
+    assert ours.decode(ours.encode(text, add_bos=False), skip_special=False) == text
+    assert ours.token_bytes(begin) == b"<|begin|>"
+
+
+def test_user_defined_tokens_are_whole_even_in_plain_text() -> None:
+    ours = build(byte_level())
+    token = ours.vocabulary_size - 2
+    for allow in (True, False):
+        assert ours.encode("<tool é>", add_bos=False, allow_special=allow) == [token]
+    assert ours.token_text(token) == "<tool é>"  # not read in the byte alphabet, which has é, too
+    assert token not in ours.special_ids
+
+
+def test_what_is_put_around_a_prompt() -> None:
+    bos, eos = build(byte_level()).bos_token_id, build(byte_level()).eos_token_ids[0]
+    assert bos is not None
+    cases: list[tuple[Metadata, list[int], list[int]]] = [
+        (byte_level(), [], []),
+        (byte_level("llama-bpe"), [bos], []),
+        (byte_level("llama-bpe", add_bos_token=False), [], []),
+        (byte_level(add_bos_token=True, add_eos_token=True), [bos], [eos]),
+        (sentencepiece(True), [1], []),
+        (sentencepiece(True, add_bos_token=False, add_eos_token=True), [], [2]),
+    ]
+    for metadata, prefix, suffix in cases:
+        ours = build(metadata)
+        assert ours.encode("dog", add_bos=True) == [*prefix, *ours.encode("dog", add_bos=False), *suffix]
+        assert ours.encode("", add_bos=True) == [*prefix, *suffix]
+
+
+def test_turn_ends_end_an_answer() -> None:
+    ours = build(byte_level(eos_token_id=0))
+    assert ours.eos_token_ids == (0, ours.vocabulary_size - 3)
+    assert 0 in ours.special_ids
+
+
+def test_tokens_without_text() -> None:
+    ours = build(byte_level())
+    size = ours.vocabulary_size
+    assert ours.decode([size - 1, size, size + 5, -1]) == ""
+    assert ours.decode([0xFFFFFFFF]) == ""
+
+
+def test_lone_surrogates_are_refused() -> None:
+    with pytest.raises(InvalidRequest, match="surrogate"):
+        build(byte_level()).encode("a\ud83d", add_bos=False)
+
+
+def test_decoding_ill_formed_bytes() -> None:
+    ours = build(byte_level())
+    ids = {byte: token for token in range(256) for byte in ours.token_bytes(token)}
+    draw = random.Random(1)
+    for _ in range(500):
+        data = bytes(draw.choice([*range(256), *b"\xe2\x82\xac\xf0\x9f\x8e\x89"]) for _ in range(draw.randrange(12)))
+        assert ours.decode(ids[byte] for byte in data) == data.decode("utf-8", "replace")
+
+
+def test_threads_do_not_share_the_switch() -> None:
+    ours = build(byte_level())
+    special, plain = (ours.encode("<|im_end|>", add_bos=False, allow_special=allow) for allow in (True, False))
+    wrong: list[int] = []
+
+    def work(allow: bool, expected: list[int]) -> None:
+        for _ in range(300):
+            if ours.encode("<|im_end|>", add_bos=False, allow_special=allow) != expected:
+                wrong.append(1)
+
+    threads = [threading.Thread(target=work, args=case) for case in ((True, special), (False, plain)) * 2]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_fingerprints() -> None:
+    plain, padded, other = byte_level(), byte_level(), byte_level()
+    padded["tokenizer.ggml.tokens"] = [*padded["tokenizer.ggml.tokens"], "[PAD8]"]
+    padded["tokenizer.ggml.token_type"] = [*padded["tokenizer.ggml.token_type"], 5]
+    swapped = list(other["tokenizer.ggml.tokens"])
+    swapped[300], swapped[301] = swapped[301], swapped[300]
+    other["tokenizer.ggml.tokens"] = swapped
+    prints = [build(metadata).vocabulary_fingerprint for metadata in (plain, padded, other)]
+    assert prints[0] == prints[1] != prints[2]
+    assert re.fullmatch("[0-9a-f]{64}", prints[0])
+
+
+# --- hostile metadata -------------------------------------------------------------------------------------------------
+
+CORRUPT: list[tuple[str, Metadata]] = [
+    ("no kind", gguf(model=None)),
+    ("kind is no text", gguf(model=3)),
+    ("no tokens", gguf(tokens=None)),
+    ("tokens are no list", gguf(tokens="abc")),
+    ("no tokens at all", gguf(tokens=[], token_type=[])),
+    ("a token is no text", gguf(tokens=["a", 3], token_type=[1, 1])),
+    ("a token twice", gguf(tokens=["a", "a"], token_type=[1, 1], merges=[], bos_token_id=0, eos_token_id=0)),
+    ("an empty token", gguf(tokens=["a", ""], token_type=[1, 1], merges=[], bos_token_id=0, eos_token_id=0)),
+    ("a token is not UTF-8", gguf(tokens=["a", "\udcff"], token_type=[1, 1], merges=[], bos_token_id=0, eos_token_id=0)),
+    ("types are too few", gguf(token_type=[1])),
+    ("types are no numbers", gguf(token_type=["a"])),
+    ("a type is unknown", gguf(tokens=["a"], token_type=[9], merges=[], bos_token_id=0, eos_token_id=0)),
+    ("no merges", gguf(merges=None)),
+    ("a merge of one part", gguf(merges=["a"])),
+    ("a merge of three parts", gguf(merges=["a b c"])),
+    ("a merge of unknown parts", gguf(merges=["zzz yyy"])),
+    ("a merge into nothing known", gguf(merges=["~ ~"])),
+    ("begin is out of range", gguf(bos_token_id=10**6)),
+    ("begin is negative", gguf(bos_token_id=-1)),
+    ("end is a flag", gguf(eos_token_id=True)),
+    ("a flag is a number", gguf(add_bos_token=1)),
+    ("begin is asked for and not named", gguf(add_bos_token=True, bos_token_id=None)),
+    ("the template is a number", {"tokenizer.chat_template": 4}),
+]
+
+
+@pytest.mark.parametrize(("what", "change"), CORRUPT, ids=[what for what, _ in CORRUPT])
+def test_corrupt_metadata(what: str, change: Metadata) -> None:
+    metadata = {key: value for key, value in (byte_level() | change).items() if value is not None}
+    with pytest.raises(CorruptModel, match=r"^toy.gguf has a malformed tokenizer: .*\.$"):
+        build(metadata)
+
+
+@pytest.mark.parametrize("scores", [None, [], [math.nan] * 520, [math.inf] * 520, ["a"] * 520, [0.0] * 519])
+def test_corrupt_scores(scores: Any) -> None:
+    metadata = sentencepiece(True) | gguf(scores=scores)
+    with pytest.raises(CorruptModel):
+        build({key: value for key, value in metadata.items() if value is not None})
+
+
+@pytest.mark.parametrize(
+    "change", [gguf(model="t5"), gguf(pre="poro-chat"), gguf(model="llama", remove_extra_whitespaces=True, scores=[])]
+)
+def test_unsupported_metadata(change: Metadata) -> None:
+    with pytest.raises(UnsupportedModel, match=r"^toy.gguf has|^toy.gguf cuts"):
+        build(byte_level() | change)
+
+
+JUNK = st.one_of(
+    st.none(), st.booleans(), st.integers(-5, 2**70), st.floats(), st.text(max_size=4), st.lists(st.integers(), max_size=3)
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_any_metadata_gives_a_tokenizer_or_one_sentence(data: st.DataObject) -> None:
+    kind = data.draw(st.sampled_from(["byte", "pieces"]))
+    metadata = dict(byte_level() if kind == "byte" else sentencepiece(True))
+    for _ in range(data.draw(st.integers(1, 3))):
+        key = data.draw(st.sampled_from(sorted(metadata)))
+        value = metadata[key]
+        if isinstance(value, list) and value and data.draw(st.booleans()):
+            changed = list(value)
+            changed[data.draw(st.integers(0, len(changed) - 1))] = data.draw(JUNK)
+            metadata[key] = changed
+        else:
+            metadata[key] = data.draw(JUNK)
+    try:
+        ours = build(metadata)
+    except ModelError:
+        return
+    ours.decode(ours.encode("the dog 🎉<|im_end|>\x00", add_bos=True))
+
+
+# --- folders ----------------------------------------------------------------------------------------------------------
+
+
+def byte_level_folder(folder: Path, **config: Any) -> Path:
+    """What the Hub stores of the byte-level vocabulary."""
+    backend = build(byte_level())._backend
+    backend.decoder = decoders.ByteLevel()
+    begin = backend.token_to_id("<|begin|>")
+    backend.post_processor = processors.TemplateProcessing(single="<|begin|> $A", special_tokens=[("<|begin|>", begin)])
+    backend.save(str(folder / "tokenizer.json"))
+    names = {
+        "bos_token": {"__type": "AddedToken", "content": "<|begin|>"},
+        "eos_token": "<|im_end|>",
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(names | config))
+    return folder
+
+
+def pieces_folder(folder: Path) -> Path:
+    backend = build(sentencepiece(True))._backend
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    backend.save(str(folder / "tokenizer.json"))
+    names = {"bos_token": "<s>", "eos_token": "</s>", "tokenizer_class": "PreTrainedTokenizerFast"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(names))
+    return folder
+
+
+@TOLERANT
+@pytest.mark.parametrize("make", [byte_level_folder, pieces_folder])
+def test_folder_equals_transformers(make: Any, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    folder = make(tmp_path)
+    ours, oracle = load_tokenizer(folder), transformers.PreTrainedTokenizerFast.from_pretrained(str(folder))
+    draw = random.Random(2)
+    for text in hard_texts(300):
+        ids = oracle(text)["input_ids"]
+        assert ours.encode(text, add_bos=True) == ids
+        for skip in (True, False):
+            assert ours.decode(ids, skip) == oracle.decode(ids, skip, clean_up_tokenization_spaces=False)
+    for _ in range(300 if make is byte_level_folder else 0):  # ill-formed bytes: see the module's docstring
+        ids = [draw.randrange(ours.vocabulary_size - 1) for _ in range(20)]
+        assert ours.decode(ids) == oracle.decode(ids, True, clean_up_tokenization_spaces=False)
+
+
+def test_folder_and_gguf_are_one_vocabulary(tmp_path: Path) -> None:
+    folder, file = load_tokenizer(byte_level_folder(tmp_path)), build(byte_level())
+    assert folder.prefix_ids == (file.bos_token_id,)
+    assert folder.eos_token_ids == file.eos_token_ids
+    assert folder.special_ids == file.special_ids
+
+
+def test_folder_configuration(tmp_path: Path) -> None:
+    folder = byte_level_folder(tmp_path, add_bos_token=False, add_eos_token=True, chat_template="from the configuration")
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 8]}))
+    (folder / "config.json").write_text(json.dumps({"eos_token_id": 7}))
+    ours = load_tokenizer(folder)
+    assert ours.prefix_ids == ()
+    assert ours.suffix_ids == ours.eos_token_ids[:1]
+    assert ours.eos_token_ids[1:] == (7, 8)
+    assert ours.chat_template == "from the configuration"
+    (folder / "chat_template.jinja").write_text("from its own file")
+    assert load_tokenizer(folder).chat_template == "from its own file"
+    byte_level_folder(tmp_path, chat_template=[{"name": "tool_use", "template": "a"}, {"name": "default", "template": "b"}])
+    (folder / "chat_template.jinja").unlink()
+    assert load_tokenizer(folder).chat_template == "b"
+
+
+def test_broken_folders(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFound):
+        load_tokenizer(tmp_path / "nowhere")
+    with pytest.raises(ModelNotFound, match=r"tokenizer\.json"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.model").write_bytes(b"x")
+    with pytest.raises(UnsupportedModel, match="SentencePiece"):
+        load_tokenizer(tmp_path)
+    for text in ("", "[]", "{", '{"decoder": {"type": "ByteLevel"}}', '{"decoder": 3}', "[" * 100_000, "\x00"):
+        (tmp_path / "tokenizer.json").write_text(text)
+        with pytest.raises(ModelError, match=r"\.$"):
+            load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(CorruptModel):
+        load_tokenizer(tmp_path)
+    byte_level_folder(tmp_path)
+    for name, value in (
+        ("generation_config.json", {"eos_token_id": "x"}),
+        ("generation_config.json", {"eos_token_id": [-1]}),
+        ("tokenizer_config.json", {"chat_template": 3}),
+        ("tokenizer_config.json", []),
+    ):
+        (tmp_path / name).write_text(json.dumps(value))
+        with pytest.raises(CorruptModel):
+            load_tokenizer(tmp_path)
+        (tmp_path / name).unlink()
+
+
+@pytest.mark.parametrize("decoder", [decoders.WordPiece(), decoders.CTC(), decoders.BPEDecoder(), decoders.Strip("x", 1, 0)])
+def test_unknown_spellings_are_refused(decoder: Any, tmp_path: Path) -> None:
+    backend = Backend(models.BPE(vocab={"a": 0}, merges=[]))
+    backend.decoder = decoder
+    backend.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(UnsupportedModel, match="decoder"):
+        load_tokenizer(tmp_path)
+
+
+# --- real models ------------------------------------------------------------------------------------------------------
+
+# Digest of the ids of hard_texts(); test_real_model_equals_transformers shows that these ids are right.
+DIGESTS = {"smollm2-135m": "882b0a9d09c72991", "qwen2.5-coder-0.5b": "983e17dee8e3eeb8", "gemma-3-270m": "72b60ef535a4af01"}
+
+
+def digest(ours: Tokenizer) -> str:
+    return sha256(json.dumps([ours.encode(text, add_bos=True) for text in hard_texts()]).encode()).hexdigest()[:16]
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("name", DIGESTS)
+def test_real_model(name: str) -> None:
+    ours = real_tokenizer(name)
+    assert digest(ours) == DIGESTS[name]
+    nfc = normalizers.NFC()
+    for text in hard_texts():
+        plain = nfc.normalize_str(text) if "qwen" in name else text.replace("▁", " ") if "gemma" in name else text
+        assert ours.decode(ours.encode(text, add_bos=False), skip_special=False) == plain
+
+
+@pytest.mark.real
+def test_real_vocabularies_of_one_family_agree() -> None:
+    small, large = real_tokenizer("qwen2.5-coder-0.5b"), real_tokenizer("qwen2.5-coder-1.5b")
+    assert small.vocabulary_fingerprint == large.vocabulary_fingerprint
+    assert small.vocabulary_fingerprint != real_tokenizer("smollm2-135m").vocabulary_fingerprint
+
+
+@pytest.mark.real
+def test_gemma_equals_sentencepiece() -> None:
+    """Gemma's vocabulary in SentencePiece itself, the program that the model was trained with."""
+    from hasten.model.loaders.gguf_file import read_gguf
+
+    path = real_model("gemma-3-270m")
+    pytest.importorskip("google.protobuf")
+    proto = pytest.importorskip("sentencepiece.sentencepiece_model_pb2").ModelProto()
+    header = read_gguf(path).metadata
+    columns = (header[f"tokenizer.ggml.{key}"] for key in ("tokens", "scores", "token_type"))
+    for text, score, kind in zip(*columns, strict=True):
+        piece = proto.pieces.add()
+        piece.piece, piece.score = text.replace(" ", "▁") if kind == 4 else text, score
+        piece.type = 2 if text == "<unk>" else kind
+    trained, normalized = proto.trainer_spec, proto.normalizer_spec
+    trained.model_type, trained.byte_fallback, trained.vocab_size = 2, True, len(proto.pieces)
+    trained.pad_id, trained.eos_id, trained.bos_id, trained.unk_id = 0, 1, 2, 3
+    normalized.name, normalized.add_dummy_prefix, normalized.remove_extra_whitespaces = "identity", False, False
+    oracle, ours = sentencepiece_processor(proto.SerializeToString()), real_tokenizer(path)
+    for text in hard_texts():
+        assert ours.encode(text, add_bos=False, allow_special=False) == oracle.encode(text), repr(text)
+
+
+def published_texts(folder: Path) -> list[str]:
+    turns = [json.loads(line)["turns"] for line in (folder / "spec_bench_dev.jsonl").open()]
+    code = [json.loads(line)["prompt"] for line in (folder / "humaneval_dev.jsonl").open()]
+    prose = (folder / "wikitext2_test_part.txt").read_text().split("\n")
+    return [*(turn for pair in turns for turn in pair), *code, *prose]
+
+
+@pytest.mark.real
+@pytest.mark.slow
+@TOLERANT
+@pytest.mark.parametrize("name", DIGESTS)
+def test_real_model_equals_transformers(name: str) -> None:
+    """Every id equals transformers' reading of the same file, once three known gaps in its GGUF reader are filled.
+
+    SmolLM: it does not cut digits apart, although none of the 48,900 merges has a digit, so they were apart in training, and
+    spaces before a digit fall differently. Qwen: it forgets the NFC of its own Qwen2Tokenizer. Gemma: it leaves runs of
+    spaces to merges, where SentencePiece takes the longest piece; the two differ from 32 spaces on
+    (test_gemma_equals_sentencepiece has those).
+    """
+    transformers = pytest.importorskip("transformers")
+    path = real_model(name)
+    oracle, ours = transformers.AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name), real_tokenizer(path)
+    backend = oracle.backend_tokenizer
+    if name.startswith("smollm"):
+        assert not any(re.search("[0-9].|.[0-9]", text) for text in backend.get_vocab() if not text.startswith("<"))
+        backend.pre_tokenizer = WORD_RULES["smollm"].words()
+    if name.startswith("qwen"):
+        backend.normalizer = normalizers.NFC()
+    texts = [text for text in (*hard_texts(), *published_texts(data_folder())) if "gemma" not in name or " " * 32 not in text]
+    for text in texts:
+        ids = oracle(text)["input_ids"]
+        assert ours.encode(text, add_bos=True) == ids, repr(text)
+        assert ours.decode(ids) == oracle.decode(ids, True, clean_up_tokenization_spaces=False)
+    draw = random.Random(3)
+    for _ in range(500):  # ids that are no text; unused ones have no text here and their name there
+        ids = [draw.randrange(ours.vocabulary_size - 300) for _ in range(20)]
+        if "gemma" not in name:
+            assert ours.decode(ids) == oracle.decode(ids, True, clean_up_tokenization_spaces=False)
