@@ -1,6 +1,6 @@
 """Perplexity of a model in several precisions on a text file, chunk by chunk.
 
-    python benchmarks/perplexity.py smollm2-135m --precisions bf16 int8 --chunks 8
+python benchmarks/perplexity.py smollm2-135m --precisions bf16 int8 --chunks 8
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import json
 import math
 
 import torch
-from common import data_file, machine, table
 
+from common import data_file, machine, table
 from hasten.core.config import EngineConfig
 from hasten.core.progress import silent
 from hasten.core.types import BLOCK_SIZE, Batch, Segment

@@ -15,7 +15,6 @@ import statistics
 import time
 
 from common import machine, read_bandwidth, table
-
 from hasten.core.config import EngineConfig
 from hasten.core.progress import silent
 from hasten.core.types import BLOCK_SIZE, Batch, Segment
@@ -51,15 +50,29 @@ def main() -> None:
             model.executor.forward(Batch([Segment(blocks, args.context, [1] * rows)]))
             seconds[rows].append(time.perf_counter() - started)
     floor = min(floors)
-    print(table(
-        ["rows", "median ms", "best ms", "best over floor"],
-        [[str(rows), f"{1e3 * statistics.median(s):.1f}", f"{1e3 * min(s):.1f}", f"{min(s) / floor:.2f}"] for rows, s in seconds.items()],
-    ))
-    print(json.dumps({
-        "model": args.model, "precision": args.precision, "step_GB": round(step_bytes / 1e9, 3),
-        "floor_ms": round(1e3 * floor, 1), "read_GB_s": round(step_bytes / floor / 1e9, 2),
-        "load_s": round(load, 2), "peak_GB": round(peak / 1e9, 2), **machine(),
-    }))
+    print(
+        table(
+            ["rows", "median ms", "best ms", "best over floor"],
+            [
+                [str(rows), f"{1e3 * statistics.median(s):.1f}", f"{1e3 * min(s):.1f}", f"{min(s) / floor:.2f}"]
+                for rows, s in seconds.items()
+            ],
+        )
+    )
+    print(
+        json.dumps(
+            {
+                "model": args.model,
+                "precision": args.precision,
+                "step_GB": round(step_bytes / 1e9, 3),
+                "floor_ms": round(1e3 * floor, 1),
+                "read_GB_s": round(step_bytes / floor / 1e9, 2),
+                "load_s": round(load, 2),
+                "peak_GB": round(peak / 1e9, 2),
+                **machine(),
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ from collections import defaultdict
 from typing import Any
 
 from common import GROUPS, machine, read_bandwidth, spec_bench, table
-
 from hasten import LLM, SamplingParams
 from hasten.core.results import Completion
 from hasten.draft.base import Drafter
@@ -81,7 +80,10 @@ def speeds(modes: Modes, prompts: list[list[int]], params: SamplingParams, quest
         rounds = max(1, results[True].speculation.rounds)
         claimed = results[True].speed.speedup or 0.0
         by_group[GROUPS[questions[at]["category"]]].append((plain, spec, (len(results[True].tokens) - 1) / rounds, claimed))
-        print(f"{questions[at]['question_id']:>4} {questions[at]['category']:<16} {plain:6.2f} {spec:6.2f} {spec / plain:5.2f}", file=sys.stderr)
+        print(
+            f"{questions[at]['question_id']:>4} {questions[at]['category']:<16} {plain:6.2f} {spec:6.2f} {spec / plain:5.2f}",
+            file=sys.stderr,
+        )
     rows = []
     for group, values in by_group.items():
         rows.append([group, *_columns(values)])
@@ -94,7 +96,14 @@ def _columns(values: list[tuple[float, float, float, float]]) -> list[str]:
     spec = statistics.fmean(value[1] for value in values)
     ratio = statistics.geometric_mean(value[1] / value[0] for value in values)
     claimed = statistics.geometric_mean(max(value[3], 1e-9) for value in values)
-    return [f"{plain:.2f}", f"{spec:.2f}", f"{ratio:.2f}", f"{statistics.fmean(v[2] for v in values):.2f}", f"{claimed:.2f}", str(len(values))]
+    return [
+        f"{plain:.2f}",
+        f"{spec:.2f}",
+        f"{ratio:.2f}",
+        f"{statistics.fmean(v[2] for v in values):.2f}",
+        f"{claimed:.2f}",
+        str(len(values)),
+    ]
 
 
 def main() -> None:

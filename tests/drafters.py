@@ -5,10 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from tiny import VOCABULARY
-
 from hasten.core.types import ROOT, DraftTree, Sequence
 from hasten.draft.base import DraftBudget, Drafter
+from tiny import VOCABULARY
 
 Answers = Callable[[Sequence], list[int]]  # the tokens that plain decoding will produce
 

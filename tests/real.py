@@ -1,4 +1,4 @@
-"""Real models and shared data for tests: found by catalogue name or environment variable, else the test is skipped with a reason."""
+"""Real models and shared data for tests: found by catalogue name or variable, else the test is skipped with a reason."""
 
 from __future__ import annotations
 

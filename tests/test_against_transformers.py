@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from real import model_path, text_tokens
 
 from hasten.core.types import BLOCK_SIZE, Batch, Segment
 from hasten.model.executor import Executor
 from hasten.model.loaders import open_source
 from hasten.model.precision import FP32
 from hasten.model.weights import load_decoder
+from real import model_path, text_tokens
 
 transformers = pytest.importorskip("transformers")
 CPU = torch.device("cpu")

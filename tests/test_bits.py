@@ -7,15 +7,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from drafters import Random, RightThenWrong
-from test_decoder import KINDS, random_tree, tokens_of
-from test_exact import SAMPLED, SETTINGS, prompt_of
-from tiny import run_all, tiny_engine, tiny_executor
 
+from drafters import Random, RightThenWrong
 from hasten.core.types import Batch, Segment, Sequence
 from hasten.draft.suffix import SuffixDrafter
 from hasten.model.precision import INT8
 from hasten.native.loader import load
+from test_decoder import KINDS, random_tree, tokens_of
+from test_exact import SAMPLED, SETTINGS, prompt_of
+from tiny import run_all, tiny_engine, tiny_executor
 
 pytestmark = pytest.mark.skipif(load() is None, reason="the native kernels are not built here")
 
@@ -94,5 +94,3 @@ def test_threads_change_no_bit() -> None:
         library.set_threads(before)
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
-
-

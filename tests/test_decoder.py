@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import DESCRIPTIONS, VOCABULARY, RandomSource, tiny_executor
 
 from hasten.core.types import ROOT, Batch, DraftTree, Segment
 from hasten.model.executor import Executor
 from hasten.model.precision import BF16, FP32, INT8, Precision
 from hasten.model.weights import load_decoder
+from tiny import DESCRIPTIONS, VOCABULARY, RandomSource, tiny_executor
 
 KINDS = list(DESCRIPTIONS)
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from drafters import Right
-from test_exact import GREEDY, SAMPLED, answers, prompt_of
-from tiny import LETTERS, VOCABULARY, LetterTokenizer, naive_text, run_all, tiny_engine
 
+from drafters import Right
 from hasten.core.errors import InvalidRequest, PromptTooLong
 from hasten.core.results import Completion, StreamEvent
 from hasten.core.types import MODEL_SOURCE, SamplingParams
 from hasten.draft.suffix import SuffixDrafter
 from hasten.engine.engine import Engine
 from hasten.engine.requests import Request
+from test_exact import GREEDY, SAMPLED, answers, prompt_of
+from tiny import LETTERS, VOCABULARY, LetterTokenizer, naive_text, run_all, tiny_engine
 
 KIND = "qwen2"
 PROMPT = prompt_of(30, 77)
@@ -63,7 +63,7 @@ def test_a_stop_string_inside_a_block(place: int, length: int) -> None:
     assert spec.usage.completion_tokens == text.index(params.stop[0]) + length
 
 
-@pytest.mark.parametrize("place", range(0, 10))
+@pytest.mark.parametrize("place", range(10))
 def test_an_end_token_inside_a_block(place: int) -> None:
     ending = naive_text(KIND, PROMPT, GREEDY)[place]
     first = naive_text(KIND, PROMPT, GREEDY).index(ending)

@@ -11,15 +11,15 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from drafters import Malformed, OutOfVocabulary, Raising, Random, Right, RightThenWrong, TooLong, Wrong
-from tiny import DESCRIPTIONS, VOCABULARY, naive_text, run_all, tiny_engine, tiny_executor
 
+from drafters import Malformed, OutOfVocabulary, Raising, Random, Right, RightThenWrong, TooLong, Wrong
 from hasten.cache.blocks import BlockManager
 from hasten.control.cost import CostCurve
 from hasten.core.types import SamplingParams, Sequence
 from hasten.draft.base import Drafter
 from hasten.draft.lm import LanguageModelDrafter
 from hasten.draft.suffix import SuffixDrafter
+from tiny import DESCRIPTIONS, VOCABULARY, naive_text, run_all, tiny_engine, tiny_executor
 
 KINDS = list(DESCRIPTIONS)
 GREEDY = SamplingParams(max_tokens=40, ignore_eos=True)
@@ -82,11 +82,11 @@ def test_every_drafter_leaves_the_text_alone(drafter: str, setting: str) -> None
 @pytest.mark.parametrize("max_sequences", [1, 3, 8])
 def test_budgets_batches_and_chunks(kind: str, max_rows: int, max_sequences: int) -> None:
     prompts = [prompt_of(length, 50 + length) for length in (3, 40, 90, 130)]
-    engine = tiny_engine(
-        kind, [SuffixDrafter(), RightThenWrong(answers(kind))], max_rows=max_rows, max_sequences=max_sequences
-    )
+    engine = tiny_engine(kind, [SuffixDrafter(), RightThenWrong(answers(kind))], max_rows=max_rows, max_sequences=max_sequences)
     requests = [engine.submit(list(prompt), params) for prompt in prompts for params in (GREEDY, SAMPLED)]
-    expected = [naive_text(kind, prompt, replace(params, seed=params.seed or 0)) for prompt in prompts for params in (GREEDY, SAMPLED)]
+    expected = [
+        naive_text(kind, prompt, replace(params, seed=params.seed or 0)) for prompt in prompts for params in (GREEDY, SAMPLED)
+    ]
     assert run_all(engine, requests) == expected
 
 
@@ -166,9 +166,7 @@ def test_fuzzed_schedules() -> None:
             max_rows=rng.choice([16, 33, 128]),
             max_sequences=rng.choice([2, 5, 8]),
         )
-        pending = [
-            (prompt_of(rng.randrange(1, 150), rng.randrange(8)), rng.choice(list(SETTINGS.values()))) for _ in range(12)
-        ]
+        pending = [(prompt_of(rng.randrange(1, 150), rng.randrange(8)), rng.choice(list(SETTINGS.values()))) for _ in range(12)]
         running = []
         while pending or not engine.idle:
             if pending and rng.random() < 0.3:

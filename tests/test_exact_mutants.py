@@ -8,17 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from drafters import RightThenWrong
-from test_exact import GREEDY, PENALISED, SAMPLED, answers, prompt_of
-from tiny import naive_text, run_all, tiny_engine
 
 import hasten.engine.engine as engine_module
 import hasten.model.attention as attention_module
 import hasten.model.layout as layout_module
+from drafters import RightThenWrong
 from hasten.core.types import Segment
 from hasten.engine.scheduler import Scheduler
 from hasten.model.executor import Executor
 from hasten.sampling.filters import History
+from test_exact import GREEDY, PENALISED, SAMPLED, answers, prompt_of
+from tiny import naive_text, run_all, tiny_engine
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 

@@ -143,9 +143,7 @@ def check_description(made: ModelDescription, config: Any, family: str) -> None:
     full = rope["full_attention"] if family == "gemma3" else rope
     assert made.rope_theta == full["rope_theta"]
     assert made.rope_scaling.kind == {"default": "none"}.get(full["rope_type"], full["rope_type"])
-    types = (
-        getattr(config, "layer_types", None) or ["sliding_attention" if family == "mistral" else "full_attention"] * made.layers
-    )
+    types = getattr(config, "layer_types", None) or ["sliding_attention" if family == "mistral" else "full_attention"] * made.layers
     for layer, kind in enumerate(types):
         window = config.sliding_window if kind == "sliding_attention" else None
         assert made.window(layer) == (window or 0)
@@ -296,6 +294,8 @@ def test_published_mistral_and_qwen_defaults() -> None:
     assert (made.sliding_window, made.sliding) == (0, ())
     made = describe(**(base | {"model_type": "qwen2", "sliding_window": 32768, "use_sliding_window": False}))
     assert (made.sliding, made.qkv_bias, made.output_bias, made.kv_heads) == ((), True, False, 32)
+    made = describe(**(base | {"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 14}))
+    assert (made.sliding, made.sliding_window) == ((False,) * 14 + (True, True), 4096)
     assert describe(**(base | {"model_type": "qwen3"})).head_dim == 128
     assert describe(**(base | {"model_type": "llama", "rope_theta": None})).rope_theta == 10000.0
 

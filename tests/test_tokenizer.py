@@ -79,7 +79,8 @@ def test_the_space_in_front() -> None:
     assert ours.decode(ids) == "the dog"
     assert ours.decode(ids, continues=True) == " the dog"
     assert ours.decode(ours.encode(" the dog", add_bos=False)) == " the dog"
-    assert build(sentencepiece(False)).decode(ids) != ours.decode(ids)
+    assert ours.encode("<s>the dog", add_bos=False) == [1, *ids]
+    assert build(sentencepiece(False)).encode("the dog", add_bos=False) != ids
 
 
 # --- rules for cutting words ------------------------------------------------------------------------------------------
@@ -155,7 +156,9 @@ def test_special_tokens() -> None:
     begin, end = ours.bos_token_id, ours.eos_token_ids[0]
     assert begin is not None
     text = "<|begin|>dog<|im_end|>"
-    assert ours.encode(text, add_bos=False)[::2] == [begin, end] or ours.encode(text, add_bos=False)[-1] == end
+    ids = ours.encode(text, add_bos=False)
+    assert (ids[0], ids[-1]) == (begin, end)
+    assert begin not in ids[1:]
     assert not {begin, end} & set(ours.encode(text, add_bos=False, allow_special=False))
     assert ours.special_ids == {begin, end}
     assert ours.decode(ours.encode(text, add_bos=False)) == "dog"
@@ -199,7 +202,7 @@ def test_tokens_without_text() -> None:
     ours = build(byte_level())
     size = ours.vocabulary_size
     assert ours.decode([size - 1, size, size + 5, -1]) == ""
-    assert ours.decode([0xFFFFFFFF]) == ""
+    assert ours.decode([2**32 - 1, 2**32, 2**70]) == ""
 
 
 def test_lone_surrogates_are_refused() -> None:
@@ -477,7 +480,7 @@ def test_gemma_equals_sentencepiece() -> None:
     trained.model_type, trained.byte_fallback, trained.vocab_size = 2, True, len(proto.pieces)
     trained.pad_id, trained.eos_id, trained.bos_id, trained.unk_id = 0, 1, 2, 3
     normalized.name, normalized.add_dummy_prefix, normalized.remove_extra_whitespaces = "identity", False, False
-    oracle, ours = sentencepiece_processor(proto.SerializeToString()), real_tokenizer(path)
+    oracle, ours = sentencepiece_processor(proto.SerializeToString()), real_tokenizer("gemma-3-270m")
     for text in hard_texts():
         assert ours.encode(text, add_bos=False, allow_special=False) == oracle.encode(text), repr(text)
 
@@ -503,7 +506,7 @@ def test_real_model_equals_transformers(name: str) -> None:
     """
     transformers = pytest.importorskip("transformers")
     path = real_model(name)
-    oracle, ours = transformers.AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name), real_tokenizer(path)
+    oracle, ours = transformers.AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name), load_tokenizer(path)
     backend = oracle.backend_tokenizer
     if name.startswith("smollm"):
         assert not any(re.search("[0-9].|.[0-9]", text) for text in backend.get_vocab() if not text.startswith("<"))

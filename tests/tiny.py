@@ -23,6 +23,7 @@ from hasten.sampling.choose import choose_row
 from hasten.sampling.filters import History
 
 VOCABULARY = 61
+CPU = torch.device("cpu")
 
 BASE = ModelDescription(
     family="llama",
@@ -120,7 +121,12 @@ class RandomSource:
 
 
 def tiny_executor(
-    kind: str = "llama", precision: Precision = FP64, num_blocks: int = 16, seed: int = 0, perturbed: float = 0.0
+    kind: str = "llama",
+    precision: Precision = FP64,
+    num_blocks: int = 16,
+    seed: int = 0,
+    perturbed: float = 0.0,
+    device: torch.device = CPU,
 ) -> Executor:
     """An executor of a tiny random model. ``perturbed`` adds noise to its weights: a draft that often agrees with it."""
     source = RandomSource(DESCRIPTIONS[kind], seed)
@@ -128,7 +134,6 @@ def tiny_executor(
         generator = torch.Generator().manual_seed(seed + 1)
         for name, tensor in source._tensors.items():
             source._tensors[name] = tensor + perturbed * tensor.std() * torch.randn(tensor.shape, generator=generator)
-    device = torch.device("cpu")
     return Executor(load_decoder(source, precision, device, None), num_blocks, device)
 
 
@@ -170,9 +175,10 @@ def tiny_engine(
     prefix_cache: bool = True,
     curve: CostCurve | None = None,
     seed: int = 0,
+    device: torch.device = CPU,
 ) -> Engine:
     """An engine over a tiny random model, with drafters as given. Without a curve the controller verifies all it gets."""
-    executor = tiny_executor(kind, precision, num_blocks, seed)
+    executor = tiny_executor(kind, precision, num_blocks, seed, device=device)
     blocks = BlockManager(num_blocks, prefix_cache=prefix_cache)
     controller = Controller(curve or FrozenCurve())
     return Engine(
@@ -196,7 +202,7 @@ class FrozenCurve(CostCurve):
 
 
 def run_all(engine: Engine, requests: list[Request]) -> list[list[int]]:
-    """Step until all are finished, with every invariant checked after every step; the output tokens of each request's first answer."""
+    """Step until all are finished, checking every invariant after each; the output tokens of each first answer."""
     for _ in range(20_000):
         if engine.idle:
             break

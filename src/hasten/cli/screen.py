@@ -24,11 +24,11 @@ from rich.progress import (
 from rich.progress import Progress as Bars
 from rich.text import Text
 
-from hasten.core.progress import Progress
+from hasten.core.progress import Progress, silent
 from hasten.core.results import Completion, Speed, StreamEvent
 from hasten.core.types import MODEL_SOURCE
 
-PATIENCE_S = 2.0  # silence before a screen without bars is told that work goes on, and between two such lines
+PATIENCE_S = 5.0  # silence before a screen without bars is told that work goes on, and between two such lines
 
 # Okabe and Ito's colours, told apart with every kind of colour vision; each has its own line or weight too.
 DRAFTER_STYLES = ("#56b4e9 underline", "#e69f00 bold", "#009e73 italic", "#cc79a7 underline2", "#f0e442 bold underline")
@@ -86,6 +86,9 @@ def progress_on(console: Console, waiting_for: str) -> Iterator[Progress]:
 @contextmanager
 def counting(console: Console, label: str, total: int) -> Iterator[tuple[Console, Progress]]:
     """A bar that counts finished answers, and the console on which lines appear above it."""
+    if not console.is_terminal:
+        yield console, silent
+        return
     with _bars(console, SpinnerColumn(), TextColumn("{task.description}"), BarColumn(30), MofNCompleteColumn()) as bars:
         task = bars.add_task(label, total=total)
         yield bars.console, lambda _, done, total: bars.update(task, completed=done, total=total)
@@ -93,8 +96,7 @@ def counting(console: Console, label: str, total: int) -> Iterator[tuple[Console
 
 def _bars(console: Console, *columns: ProgressColumn) -> Bars:
     # Redirecting would send answers meant for a pipe to the terminal.
-    off = not console.is_terminal
-    return Bars(*columns, console=console, transient=True, disable=off, redirect_stdout=False, redirect_stderr=False)
+    return Bars(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False)
 
 
 def _plain_lines(console: Console) -> Progress:

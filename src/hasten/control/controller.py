@@ -95,11 +95,7 @@ class Controller:
 
     def select(self, trees: list[DraftTree], rows: int, drafting_seconds: float) -> list[DraftTree]:
         """Keep the nodes worth verifying. ``rows`` is what the step computes anyway."""
-        ranked = [
-            (survival, index, node)
-            for index, tree in enumerate(trees)
-            for node, survival in enumerate(self.survivals(tree))
-        ]
+        ranked = [(survival, index, node) for index, tree in enumerate(trees) for node, survival in enumerate(self.survivals(tree))]
         ranked.sort(key=lambda entry: (-entry[0], entry[2], entry[1]))
         keep = self._best_count([entry[0] for entry in ranked], len(trees), rows, drafting_seconds)
         kept: list[set[int]] = [set() for _ in trees]

@@ -44,9 +44,7 @@ class Drafting:
         started = time.perf_counter()
         trees = [DraftTree() for _ in decoding]
         for drafter in self.drafters:
-            chosen = [
-                at for at, item in enumerate(decoding) if self._wanted(drafter, item.sequence, trees[at], len(decoding))
-            ]
+            chosen = [at for at, item in enumerate(decoding) if self._wanted(drafter, item.sequence, trees[at], len(decoding))]
             self._ask(drafter, [decoding[at] for at in chosen], [trees[at] for at in chosen], room // len(decoding))
         spent = time.perf_counter() - started
         rows = sum(item.chain for item in items)

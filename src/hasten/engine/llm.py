@@ -43,7 +43,9 @@ class LLM:
         self._template = None
         if tokenizer.chat_template is not None:
             self._template = ChatTemplate(
-                tokenizer.chat_template, _token_text(tokenizer, tokenizer.bos_token_id), _token_text(tokenizer, _first_eos(tokenizer))
+                tokenizer.chat_template,
+                _token_text(tokenizer, tokenizer.bos_token_id),
+                _token_text(tokenizer, _first_eos(tokenizer)),
             )
 
     @property

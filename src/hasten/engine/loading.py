@@ -27,11 +27,11 @@ from hasten.engine.engine import Engine
 from hasten.engine.scheduler import Scheduler
 from hasten.model import catalogue, storage
 from hasten.model.executor import Executor
+from hasten.model.kernels import set_threads
 from hasten.model.loaders import open_source
 from hasten.model.precision import choose_precision
 from hasten.model.tokenizer import Tokenizer, load_tokenizer
 from hasten.model.weights import load_decoder
-from hasten.native.loader import load
 
 log = logging.getLogger(__name__)
 DEFAULT_CACHE_TOKENS = 8192
@@ -58,12 +58,14 @@ def load_engine(config: EngineConfig, progress: Progress = silent) -> Engine:
     resolved = catalogue.resolve(config.model, fetch=True, progress=progress)
     target = load_model(resolved.name, resolved.path, config, device, progress)
     vocabulary = target.tokenizer.vocabulary_size
-    drafters = _auto_drafters(config, resolved.draft, target, device, progress) if specs is None else [
-        _make_drafter(spec, config, resolved.draft, target, device, progress) for spec in specs if spec.name != "none"
-    ]
+    drafters = (
+        _auto_drafters(config, resolved.draft, target, device, progress)
+        if specs is None
+        else [_make_drafter(spec, config, resolved.draft, target, device, progress) for spec in specs if spec.name != "none"]
+    )
     blocks = BlockManager(target.num_blocks, prefix_cache=config.prefix_cache)
     scheduler = Scheduler(blocks, target.context_length, config.max_rows, config.max_sequences)
-    set_threads(config.threads, native=target.executor.decoder.precision.name == "int8")
+    set_threads(config.threads, target.executor.decoder.precision)
     controller = Controller(profile(target.executor) if drafters else CostCurve())
     engine = Engine(
         executor=target.executor,
@@ -100,18 +102,6 @@ def load_model(name: str, path: Path, config: EngineConfig, device: torch.device
     converted = storage.converted_path(source.fingerprint, precision.name) if precision.name == "int8" else None
     decoder = load_decoder(source, precision, device, converted, progress)
     return LoadedModel(name, Executor(decoder, num_blocks, device), tokenizer, context, num_blocks)
-
-
-def set_threads(count: int, native: bool) -> None:
-    """``count`` threads (0: as many as PyTorch or the kernels choose) for whoever does the heavy work. Where that is the native
-    kernels, PyTorch keeps to one: two pools that spin on the same cores only steal from each other."""
-    library = load()
-    if library is not None and count:
-        library.set_threads(count)
-    if library is not None and native:
-        torch.set_num_threads(1)
-    elif count:
-        torch.set_num_threads(count)
 
 
 def choose_device(name: str) -> torch.device:
@@ -179,7 +169,11 @@ def _lm_drafter(
     blocks = BlockManager(draft.num_blocks, prefix_cache=False)
     try:
         return LanguageModelDrafter(
-            draft.executor.forward, blocks, target.tokenizer.vocabulary_size, draft.context_length, **arguments  # type: ignore[arg-type]
+            draft.executor.forward,
+            blocks,
+            target.tokenizer.vocabulary_size,
+            draft.context_length,
+            **arguments,  # type: ignore[arg-type]
         )
     except TypeError as problem:
         raise ConfigError(f"The lm drafter does not take these arguments ({problem}).") from problem

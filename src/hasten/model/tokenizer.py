@@ -109,7 +109,7 @@ class Tokenizer:
         return found
 
     def _spelled_bytes(self, token: int) -> bytes:
-        spelled = self._added.get(token) or (self._backend.id_to_token(token) if token >= 0 else None)
+        spelled = self._added.get(token) or (self._backend.id_to_token(token) if 0 <= token < 2**32 else None)
         if spelled is None or token in self._silent_ids:
             return b""
         if not self.byte_level:

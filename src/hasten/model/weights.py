@@ -75,10 +75,7 @@ def load_decoder(
 ) -> Decoder:
     """Build the decoder. ``converted`` is where int8 weights are kept between loads (None: nowhere)."""
     make: _Int8Maker | _DenseMaker
-    if precision.weights is torch.int8:
-        make = _Int8Maker(source, converted)
-    else:
-        make = _DenseMaker(source, precision, device)
+    make = _Int8Maker(source, converted) if precision.weights is torch.int8 else _DenseMaker(source, precision, device)
     try:
         return _assemble(source, precision, device, make, progress)
     except BaseException:

@@ -1,0 +1,122 @@
+"""Promises on real models in int8: same text with and without drafts, quality near bf16, memory and load time within bounds."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+from real import model_path, shared_data
+
+from hasten import LLM, SamplingParams
+from hasten.core.config import EngineConfig
+from hasten.core.progress import silent
+from hasten.core.types import BLOCK_SIZE, Batch, Segment
+from hasten.engine.loading import load_model
+
+MODELS = ["smollm2-135m", "qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b", "gemma-3-270m"]
+
+
+def questions(step: int) -> list[str]:
+    lines = shared_data("spec_bench_dev.jsonl").read_text().splitlines()
+    return [json.loads(line)["turns"][0] for line in lines[::step]]
+
+
+def differences(llm: LLM, prompts: list[list[int]], params: SamplingParams) -> list[str]:
+    """Plain in a batch against drafted, one by one; a line for each prompt whose tokens differ."""
+    drafters = llm.engine.drafting.drafters
+    llm.engine.drafting.drafters = []
+    plain = llm.generate(prompts, params)
+    llm.engine.drafting.drafters = drafters
+    out = []
+    drafted = 0
+    for at, prompt in enumerate(prompts):
+        spec = llm.generate([prompt], params)[0]
+        drafted += spec.speculation.drafted
+        if spec.tokens != plain[at].tokens:
+            where = next(i for i, (a, b) in enumerate(zip(spec.tokens, plain[at].tokens, strict=True)) if a != b)
+            out.append(f"prompt {at} at token {where}")
+    assert drafted > 0, "nothing was drafted, so nothing was shown"
+    return out
+
+
+def check_exact(name: str, step: int, tokens: int) -> None:
+    model_path(name)
+    with LLM(name, draft="auto", cache_tokens=8192) as llm:
+        prompts = [llm.render_chat([{"role": "user", "content": text}]) for text in questions(step)]
+        room = llm.context_length - tokens
+        prompts = [prompt[-room:] for prompt in prompts]
+        for params in (
+            SamplingParams(max_tokens=tokens, ignore_eos=True),
+            SamplingParams(max_tokens=tokens, ignore_eos=True, temperature=0.8, seed=20),
+        ):
+            found = differences(llm, prompts, params)
+            assert not found, f"{name}, temperature {params.temperature}: {found}"
+
+
+@pytest.mark.real
+def test_a_real_model_is_exact() -> None:
+    check_exact("smollm2-135m", step=20, tokens=24)
+
+
+@pytest.mark.slow
+@pytest.mark.real
+@pytest.mark.timeout(5400)
+@pytest.mark.parametrize("name", MODELS)
+def test_all_dev_prompts_are_exact(name: str) -> None:
+    check_exact(name, step=1, tokens=64)
+
+
+def perplexity(name: str, precision: str, chunks: int, chunk: int = 512) -> float:
+    config = EngineConfig(model=name, precision=precision, cache_tokens=chunk)
+    model = load_model(name, model_path(name), config, torch.device("cpu"), silent)
+    text = shared_data("wikitext2_test_part.txt").read_text()
+    tokens = model.tokenizer.encode(text[: chunks * chunk * 8], add_bos=False)
+    lead = [] if model.tokenizer.bos_token_id is None else [model.tokenizer.bos_token_id]
+    total, count = 0.0, 0
+    for start in range(0, chunk * chunks, chunk):
+        piece = lead + tokens[start : start + chunk - len(lead)]
+        logits = model.executor.forward(Batch([Segment(list(range(chunk // BLOCK_SIZE)), 0, piece)]))
+        total += float(torch.nn.functional.cross_entropy(logits[:-1].double(), torch.tensor(piece[1:]), reduction="sum"))
+        count += len(piece) - 1
+    return math.exp(total / count)
+
+
+@pytest.mark.slow
+@pytest.mark.real
+@pytest.mark.parametrize("name", MODELS)
+def test_int8_perplexity_is_within_one_percent_of_bf16(name: str) -> None:
+    chunks = 4 if "1.5b" in name else 8
+    reference, ours = perplexity(name, "bf16", chunks), perplexity(name, "int8", chunks)
+    print(f"{name}: bf16 {reference:.3f}, int8 {ours:.3f} ({100 * (ours / reference - 1):+.2f} %)")
+    assert abs(ours / reference - 1) <= 0.01
+
+
+LOAD = """
+import resource, sys, time, torch
+from hasten.core.config import EngineConfig
+from hasten.core.progress import silent
+from hasten.core.types import Batch, Segment
+from hasten.engine.loading import load_model
+from pathlib import Path
+started = time.perf_counter()
+model = load_model("m", Path(sys.argv[1]), EngineConfig(precision="int8", cache_tokens=4096), torch.device("cpu"), silent)
+seconds = time.perf_counter() - started
+model.executor.forward(Batch([Segment(list(range(64)), 0, [1] * 512)]))
+print(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.real
+def test_memory_and_second_load_of_the_large_model() -> None:
+    path = model_path("qwen2.5-coder-1.5b")
+    subprocess.run([sys.executable, "-c", LOAD, str(path)], check=True, capture_output=True)
+    done = subprocess.run([sys.executable, "-c", LOAD, str(path)], check=True, capture_output=True, text=True)
+    seconds, gigabytes = map(float, done.stdout.split())
+    print(f"second load {seconds:.1f} s, peak {gigabytes:.2f} GB")
+    assert gigabytes <= 3.2
+    assert seconds <= 8.0
