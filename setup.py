@@ -36,6 +36,8 @@ class BuildWithKernels(build_py):
             self.announce(f"built {script.build(folder)}", level=2)
         except script.BuildError as problem:
             self.warn(f"installing without native kernels. {problem}")
+            if not self.editable_mode:
+                (folder / script.LIBRARY).unlink(missing_ok=True)  # an older one that lay among the sources
 
 
 class PlatformDistribution(Distribution):

@@ -8,12 +8,17 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from hasten.native.kernels import aligned_bytes
+from hasten.native.loader import load
+
+READ_KINDS = 4  # as in native/read.h
 ROOT = Path(__file__).resolve().parent.parent
 GROUPS = {
     **dict.fromkeys(
@@ -47,14 +52,21 @@ def spec_bench(per_category: int | None = None) -> list[dict[str, Any]]:
     return out
 
 
-def read_bandwidth(megabytes: int = 1024, repeats: int = 5) -> float:
-    """Bytes a second that all threads together read from memory (the best of a few sums over a buffer far beyond the caches)."""
-    buffer = torch.ones(megabytes << 18, dtype=torch.int32)
+def read_bandwidth(megabytes: int = 512, repeats: int = 4) -> float:
+    """Bytes a second that all threads together read from memory: the best of a few passes over a buffer far beyond the caches, by
+    PyTorch's sum and, where they are built, by the native read kernels (some prefetch)."""
+    buffer = aligned_bytes(megabytes << 20).fill_(1)
+    words = buffer.view(torch.int32)
+    ways: list[Callable[[], object]] = [words.sum]
+    library = load()
+    if library is not None:
+        ways += [partial(library.call["hst_read"], buffer.data_ptr(), buffer.numel(), kind) for kind in range(READ_KINDS)]
     best = 0.0
     for _ in range(repeats):
-        started = time.perf_counter()
-        buffer.sum()
-        best = max(best, buffer.nbytes / (time.perf_counter() - started))
+        for read in ways:
+            started = time.perf_counter()
+            read()
+            best = max(best, buffer.numel() / (time.perf_counter() - started))
     return best
 
 

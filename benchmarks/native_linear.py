@@ -61,8 +61,8 @@ def measure(library: NativeLibrary, outputs: int, inputs: int, rows: tuple[int, 
         first = first or seconds
         speed = layers[0].bytes / seconds / 1e9
         print(
-            f"  {outputs:6d} x {inputs:5d}  rows {count:4d}  {seconds * 1e3:7.3f} ms  {speed:5.1f} GB/s  {speed / ceiling:4.0%} of reading"
-            f"  {seconds / first:5.2f}x of {rows[0]} rows  {2e-9 * outputs * inputs * count / seconds:7.0f} GOP/s"
+            f"  {outputs:6d} x {inputs:5d}  rows {count:4d}  {seconds * 1e3:7.3f} ms  {speed:5.1f} GB/s  {speed / ceiling:4.0%} of"
+            f" reading  {seconds / first:5.2f}x of {rows[0]} rows  {2e-9 * outputs * inputs * count / seconds:7.0f} GOP/s"
         )
 
 

@@ -44,7 +44,7 @@ def main() -> None:
     seconds: dict[int, list[float]] = {rows: [] for rows in args.rows}
     floors: list[float] = []
     for _ in range(args.repeats):
-        floors.append(step_bytes / read_bandwidth(512, 2))
+        floors.append(step_bytes / read_bandwidth(512, 1))
         for rows in args.rows:
             started = time.perf_counter()
             model.executor.forward(Batch([Segment(blocks, args.context, [1] * rows)]))

@@ -80,9 +80,7 @@ class FakeLLM:
         self._note(prompt, params)
         completion = self._completion(prompt, params, 0)
         if completion.usage.prompt_tokens > self.context_length:
-            raise PromptTooLong(
-                f"The prompt has {completion.usage.prompt_tokens} tokens and the context {self.context_length}."
-            )
+            raise PromptTooLong(f"The prompt has {completion.usage.prompt_tokens} tokens and the context {self.context_length}.")
         return self._events(completion)
 
     def stream_chat(self, messages: list[dict[str, Any]], params: SamplingParams) -> Iterator[StreamEvent]:

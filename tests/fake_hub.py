@@ -22,13 +22,15 @@ PIECE = 1 << 14
 @dataclass
 class Fault:
     """What one request gets instead of its answer: an error ``status``, a connection dropped after ``drop_after`` bytes, the
-    whole file although a range was asked for, other bytes, or a redirect."""
+    whole file although a range was asked for, a range that starts ``shift`` too late, other bytes, no length, or a redirect."""
 
     status: int = 0
     drop_after: int | None = None
     ignore_range: bool = False
     body: bytes | None = None
     location: str | None = None
+    shift: int = 0
+    no_length: bool = False
 
 
 @dataclass
@@ -107,7 +109,7 @@ class FakeServer:
     def _send(self, handler: BaseHTTPRequestHandler, route: Route, fault: Fault, asked: str | None, with_body: bool) -> None:
         body = route.body if fault.body is None else fault.body
         match = re.fullmatch(r"bytes=(\d+)-(\d*)", asked or "")
-        start = int(match[1]) if match and not fault.ignore_range else 0
+        start = int(match[1]) + fault.shift if match and not fault.ignore_range else 0
         if start and start >= len(body):
             handler.send_response(416)
             handler.send_header("Content-Range", f"bytes */{len(body)}")
@@ -118,7 +120,10 @@ class FakeServer:
         if start:
             handler.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
         handler.send_header("Content-Type", route.kind)
-        handler.send_header("Content-Length", str(len(body) - start))
+        if fault.no_length:
+            handler.close_connection = True
+        else:
+            handler.send_header("Content-Length", str(len(body) - start))
         for name, value in route.headers.items():
             handler.send_header(name, value)
         handler.end_headers()
@@ -144,9 +149,7 @@ class FakeServer:
         content = make_wheel(payload) if wheel is None else wheel
         digest = hashlib.sha256(content).hexdigest()
         if as_json:
-            files = [
-                {"filename": filename, "url": f"../../files/{filename}", "hashes": {"sha256": digest} if with_hash else {}}
-            ]
+            files = [{"filename": filename, "url": f"../../files/{filename}", "hashes": {"sha256": digest} if with_hash else {}}]
             page = Route(json.dumps({"files": files}).encode(), "application/vnd.pypi.simple.v1+json")
         else:
             fragment = f"#sha256={digest}" if with_hash else ""

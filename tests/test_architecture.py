@@ -91,9 +91,7 @@ def room(target: str, package: str) -> str | None:
 def broken_laws(source: Path) -> list[str]:
     """One line for each import that breaks a law."""
     return [
-        f"{found.module}:{found.line} imports {found.target}: {law}"
-        for found in imports(source)
-        if (law := judge(found, source))
+        f"{found.module}:{found.line} imports {found.target}: {law}" for found in imports(source) if (law := judge(found, source))
     ]
 
 
@@ -164,9 +162,7 @@ def test_every_module_of_the_house_says_what_it_is() -> None:
 
 
 def test_light_modules_import_no_torch() -> None:
-    wanted = [
-        module for module, _ in modules(SOURCE) if module.startswith(tuple(f"{name}." for name in LIGHT)) or module in LIGHT
-    ]
+    wanted = [module for module, _ in modules(SOURCE) if module.startswith(tuple(f"{name}." for name in LIGHT)) or module in LIGHT]
     names = ["hasten" if module == "__init__" else f"hasten.{module}" for module in wanted]
     assert len(names) > 15
     program = (

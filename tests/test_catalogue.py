@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from fake_hub import COMMIT, FakeServer, Fault, serving
 from hasten.core.errors import (
-    ConfigError,
     CorruptModel,
     DownloadError,
     HastenError,
@@ -203,91 +202,6 @@ def test_hub_names() -> None:
         assert str(parse(text)) == text
 
 
-# where things lie
-
-
-def test_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert storage.home() == tmp_path / "home"
-    monkeypatch.setenv("HASTEN_HOME", "~/x")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert storage.home() == tmp_path / "x"
-    monkeypatch.setenv("HASTEN_HOME", "relative")
-    with pytest.raises(ConfigError, match="absolute"):
-        storage.home()
-    monkeypatch.setenv("HASTEN_HOME", "")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    if os.uname().sysname == "Linux":
-        assert storage.home() == tmp_path / "cache" / "hasten"
-        monkeypatch.delenv("XDG_CACHE_HOME")
-        assert storage.home() == tmp_path / ".cache" / "hasten"
-
-
-@pytest.mark.parametrize("bad", ["", ".", "..", "a/b", "/a", "a\\b", "a\0", "..a", "a..b", "-a", ".a", "é"])
-def test_conversions_cannot_escape(bad: str) -> None:
-    with pytest.raises(ModelError):
-        storage.converted_path(bad, "int8")
-    with pytest.raises(ModelError):
-        storage.converted_path("ab", bad)
-
-
-def convert(source: Path, fingerprint: str) -> Path:
-    path = put(storage.converted_path(fingerprint, "int8"), 100)
-    storage.record_conversion(path, source)
-    return path
-
-
-def test_conversions_are_found_by_their_source(tmp_path: Path) -> None:
-    one, two = put(tmp_path / "one.gguf", 1), put(tmp_path / "two.gguf", 1)
-    assert storage.conversions_of(one) == []
-    mine, other = convert(one, "abc"), convert(two, "abcd")
-    left = put(mine.with_name(mine.name + ".123.tmp"), 5)
-    (storage.converted_directory() / "broken.json").write_bytes(b"[" * 5000)
-    (storage.converted_directory() / "list.json").write_text("[]")
-    (storage.converted_directory() / "other.json").write_text(json.dumps({"source": 3}))
-    assert storage.conversions_of(tmp_path / "x" / ".." / "one.gguf") == [mine.with_suffix(".json"), mine, left]
-    what = storage.removal(None, one)
-    assert what.bytes == 100 + 5 + mine.with_suffix(".json").stat().st_size
-    storage.remove(what)
-    assert storage.conversions_of(one) == []
-    assert one.exists()
-    assert other.exists()
-
-
-def test_removal_of_a_catalogue_model() -> None:
-    path = put(storage.catalogue_path("tiny"), 1000)
-    put(storage.partial_directory("tiny") / "deep" / "part.whl", 500)
-    converted = convert(path, "f00")
-    keep = put(storage.catalogue_path("tiny-2"), 10)
-    what = storage.removal("tiny", path)
-    assert what.bytes >= 1600
-    storage.remove(what)
-    assert not path.exists()
-    assert not converted.exists()
-    assert not storage.partial_directory("tiny").exists()
-    assert keep.exists()
-    assert storage.removal("tiny", path) == storage.Removal((), 0)
-
-
-def test_removal_refuses_other_places_and_follows_no_links(tmp_path: Path) -> None:
-    outside = put(tmp_path / "precious" / "file", 10)
-    storage.gguf_directory().mkdir(parents=True)
-    for path in (outside, outside.parent, storage.home(), storage.gguf_directory(), storage.gguf_directory() / ".." / "x"):
-        with pytest.raises(ModelError, match="left alone"):
-            storage.remove(storage.Removal((path,), 0))
-    storage.catalogue_path("tiny").symlink_to(outside)
-    storage.partial_directory("tiny").symlink_to(outside.parent)
-    storage.remove(storage.removal("tiny", storage.catalogue_path("tiny")))
-    assert outside.exists()
-    assert list(storage.gguf_directory().iterdir()) == []
-
-
-def test_lock_is_exclusive_or_refuses() -> None:
-    with storage.exclusive("tiny", None), pytest.raises(ModelError, match="another process"), storage.exclusive("tiny", None):
-        raise AssertionError("held twice")
-    with storage.exclusive("tiny", None):
-        pass
-
-
 # hub repositories
 
 
@@ -333,9 +247,7 @@ def test_sharded_snapshot_must_be_whole(server: FakeServer) -> None:
 
 
 def test_gguf_files_by_name_and_by_tag(server: FakeServer) -> None:
-    server.add_repository(
-        REPOSITORY, {"m-Q4_K_M.gguf": b"4", "m-q8_0.gguf": b"8", "sub/m.Q2_K.gguf": b"2", "m-IQ4_K_M.gguf": b"i"}
-    )
+    server.add_repository(REPOSITORY, {"m-Q4_K_M.gguf": b"4", "m-q8_0.gguf": b"8", "sub/m.Q2_K.gguf": b"2", "m-IQ4_K_M.gguf": b"i"})
     for name, content in (("m-q8_0.gguf", b"8"), ("q4_k_m", b"4"), ("Q8_0", b"8"), ("Q2_K", b"2"), ("iq4_k_m", b"i")):
         wanted = f"{REPOSITORY}:{name}"
         path = resolve(wanted, fetch=True).path

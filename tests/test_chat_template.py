@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 import threading
 import time
 from typing import Any
@@ -342,6 +343,13 @@ def test_bombs_end(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises((UnsupportedModel, InvalidRequest), match=r"\.$"):
         ChatTemplate(BOMBS[name], "", "").render(HI)
     assert time.monotonic() - begin < 2.5
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux bounds the memory of a process")
+def test_the_memory_limit() -> None:
+    with pytest.raises(UnsupportedModel, match="memory"):
+        ChatTemplate("{{ ('a' * (3 * 2**29))|length }}", "", "").render(HI)
+    assert ChatTemplate("{{ ('a' * 2**28)|length }}", "", "").render(HI) == str(2**28)
 
 
 def test_the_time_limit() -> None:

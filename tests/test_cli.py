@@ -109,9 +109,7 @@ def test_wrong_usage_is_one_sentence_and_status_2(command_line: CommandLine, arg
         (["--device", "tpu"], "cuda"),
     ],
 )
-def test_values_out_of_range_are_told_before_a_model_is_loaded(
-    command_line: CommandLine, arguments: list[str], part: str
-) -> None:
+def test_values_out_of_range_are_told_before_a_model_is_loaded(command_line: CommandLine, arguments: list[str], part: str) -> None:
     done = command_line("generate", "-p", "x", *arguments)
     assert done.status == 1
     assert one_sentence(done.err)
@@ -124,6 +122,7 @@ def test_values_out_of_range_are_told_before_a_model_is_loaded(
     [
         (ModelNotFound("There is no model called 'x'."), 1, "There is no model called 'x'."),
         (CorruptModel("The file is cut short; pull it again."), 1, "cut short"),
+        (CorruptModel("Tensor 'a\nb\x1b[2J' is\tunknown."), 1, "hasten: Tensor 'a b [2J' is unknown.\n"),
         (KeyboardInterrupt(), 130, "stopped."),
         (MemoryError(), 1, "memory"),
         (OSError(28, "No space left on device", "/big"), 1, "No space left on device (/big)"),

@@ -31,9 +31,7 @@ def lines(path: Path, *rows: Any) -> str:
 
 
 def test_one_prompt_streams_and_accounts(command_line: CommandLine) -> None:
-    done = command_line(
-        "generate", "-m", "some-model", "-p", "Why?", "--max-tokens", "5", "--temperature", "0.5", "--seed", "9"
-    )
+    done = command_line("generate", "-m", "some-model", "-p", "Why?", "--max-tokens", "5", "--temperature", "0.5", "--seed", "9")
     assert done.status == 0
     assert done.out == "The sky is blue because\n"
     assert done.err.count("\n") == 1

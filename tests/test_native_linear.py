@@ -27,7 +27,9 @@ def native() -> Iterator[NativeLibrary]:
     library.set_threads(threads)
 
 
-def random_layer(native: NativeLibrary, outputs: int, inputs: int, *, bias: bool = True, block: int = 0, seed: int = 0) -> PackedLinear:
+def random_layer(
+    native: NativeLibrary, outputs: int, inputs: int, *, bias: bool = True, block: int = 0, seed: int = 0
+) -> PackedLinear:
     torch.manual_seed(seed)
     weight = torch.randint(-128, 128, (outputs, inputs), dtype=torch.int8)
     scale = torch.rand(outputs) * 0.01 + 1e-4

@@ -64,7 +64,9 @@ def test_gate(native: NativeLibrary, width: int, activation: str) -> None:
     assert ((out.double() - act * up).abs() <= 1.5e-6 * (gate * up).abs() + 1e-30).all()
 
 
-@pytest.mark.parametrize(("width", "block"), [(2, 2), (12, 4), (24, 8), (48, 16), (96, 32), (576, 64), (1536, 512), (896, 128), (5, 0), (5, 1)])
+@pytest.mark.parametrize(
+    ("width", "block"), [(2, 2), (12, 4), (24, 8), (48, 16), (96, 32), (576, 64), (1536, 512), (896, 128), (5, 0), (5, 1)]
+)
 def test_rotation_is_the_orthonormal_hadamard_transform(native: NativeLibrary, width: int, block: int) -> None:
     torch.manual_seed(width)
     kernels = RowKernels(native)
@@ -142,7 +144,7 @@ def test_rope_write(native: NativeLibrary, dim: int, normed: bool, dtype: torch.
     split = rows * heads * dim
     query, keys, values = flat[:split].view(rows, heads, dim), *flat[split:].chunk(2)
     keys, values = keys.view(blocks, kv_heads, dim, 64), values.view(blocks, kv_heads, 64, dim)
-    q, k, v = qkv.double().split([heads * dim, kv_heads * dim, kv_heads * dim], -1)
+    q, k, _ = qkv.double().split([heads * dim, kv_heads * dim, kv_heads * dim], -1)
 
     def turned(x: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
         x = x.reshape(rows, -1, dim)

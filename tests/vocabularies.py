@@ -72,7 +72,7 @@ def _trained_byte_level() -> tuple[tuple[str, ...], tuple[str, ...]]:
 def byte_level(pre: str = "gpt-2", **keys: Any) -> Metadata:
     """A trained byte-level vocabulary with control tokens at its end, a user-defined one, and one that fills up."""
     tokens, merges = _trained_byte_level()
-    extra = ["<|begin|>", "<|im_end|>", "<tool é>", "[PAD7]"]
+    extra = ["<|begin|>", "<|im_end|>", "<toolé>", "[PAD7]"]
     made = gguf(
         model="gpt2",
         pre=pre,

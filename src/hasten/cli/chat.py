@@ -41,9 +41,7 @@ def chat(system: str, provenance: bool, **options: Any) -> None:
         raise InvalidRequest("A chat has one answer to a message; --n is for 'hasten generate'.")
     with closing(load(config)) as llm:
         if not llm.has_chat_template:
-            raise InvalidRequest(
-                f"'{llm.name}' has no chat template and cannot chat; 'hasten generate --raw' continues a text."
-            )
+            raise InvalidRequest(f"'{llm.name}' has no chat template and cannot chat; 'hasten generate --raw' continues a text.")
         Chat(llm, conversation, provenance).run()
 
 
@@ -63,9 +61,7 @@ class Chat:
     def run(self) -> None:
         """Until /quit or the end of input. In a terminal a refused line is told and the chat goes on; a script ends."""
         if self.interactive:
-            self._note(
-                f"{self.llm.name} {self.llm.precision} · context of {self.llm.context_length} · /help lists the commands"
-            )
+            self._note(f"{self.llm.name} {self.llm.precision} · context of {self.llm.context_length} · /help lists the commands")
         for line in self._lines():
             try:
                 self._take(line)

@@ -65,9 +65,7 @@ def _processor(report: Report) -> None:
     }
     if sets and platform.machine() in ("x86_64", "AMD64"):
         if "avx2" not in sets:
-            report.advice.append(
-                "The processor has no AVX2, so slow generic code runs; x86 processors since about 2015 have it."
-            )
+            report.advice.append("The processor has no AVX2, so slow generic code runs; x86 processors since about 2015 have it.")
         elif not any(name in sets for name in WIDE_SETS):
             report.advice.append(
                 "The processor has neither VNNI nor AMX; on one that has them, checking guesses costs almost nothing."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,17 +30,22 @@ def pull(names: tuple[str, ...]) -> None:
     for name in names:
         if hub.parse(name) is None:
             entry_of(name)  # a wrong name is told before the first byte
+    console = notes()
+
+    def say(sentence: str) -> None:
+        console.print(sentence, markup=False)  # on the console of the bar, which makes room for it
+
     for name in names:
         try:
-            with progress_on(notes(), f"fetching {name}") as progress:
-                path = _pull(name, progress)
+            with progress_on(console, f"fetching {name}") as progress:
+                path = _pull(name, progress, say)
         except KeyboardInterrupt:
-            _note(f"What was fetched is kept; `hasten pull {name}` goes on from there.")
+            say(f"What was fetched is kept; `hasten pull {name}` goes on from there.")
             raise
         click.echo(f"{name}: {path}")
 
 
-def _pull(name: str, progress: Progress) -> Path:
+def _pull(name: str, progress: Progress, say: Callable[[str], None]) -> Path:
     entry = CATALOGUE.get(name)
     if entry is None:
         wanted = hub.parse(name)
@@ -47,8 +53,8 @@ def _pull(name: str, progress: Progress) -> Path:
         return hub.fetch(wanted, progress)
     from hasten.model import download
 
-    _note(f"{name}: {size(entry.bytes)}, licence: {entry.licence}")
-    return download.pull(entry, progress, _note)
+    say(f"{name}: {size(entry.bytes)}, licence: {entry.licence}")
+    return download.pull(entry, progress, say)
 
 
 @click.command()

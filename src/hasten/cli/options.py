@@ -54,9 +54,7 @@ KINDS: dict[Any, tuple[Any, str]] = {str: (click.STRING, "TEXT"), int: (click.IN
 
 
 SAMPLING_SECTION, ENGINE_SECTION = "How tokens are chosen", "How the engine runs"
-SECTIONS = dict.fromkeys(SAMPLING_HELP, SAMPLING_SECTION) | {
-    name: ENGINE_SECTION for name in ENGINE_HELP if name != "model"
-}
+SECTIONS = dict.fromkeys(SAMPLING_HELP, SAMPLING_SECTION) | {name: ENGINE_SECTION for name in ENGINE_HELP if name != "model"}
 
 
 class WholeText(click.types.StringParamType):

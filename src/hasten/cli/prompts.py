@@ -69,7 +69,7 @@ def parse_line(line: str, params: SamplingParams) -> Prompt:
     known = [*CONTENTS, *IDS, *PASSED_OVER, *SAMPLING_FIELDS]
     for name in row:
         if name not in known:
-            raise InvalidRequest(f"there is no key '{name}'{nearest(name, known)}")
+            raise InvalidRequest(f"there is no key {name!r}{nearest(name, known)}")
     given = [name for name in CONTENTS if name in row]
     if len(given) != 1:
         raise InvalidRequest(f"exactly one of {', '.join(CONTENTS)} is needed, not {len(given)}.")

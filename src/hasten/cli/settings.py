@@ -49,9 +49,7 @@ def common_options(command: Command) -> Command:
     """Give a command ``--config`` and ``--debug``."""
     early: dict[str, Any] = {"is_eager": True, "expose_value": False}
     command = click.option("--config", metavar="FILE", callback=_config, help="Settings, as TOML.", **early)(command)
-    return click.option("--debug", is_flag=True, default=False, callback=_debug, help="Print traces of errors.", **early)(
-        command
-    )
+    return click.option("--debug", is_flag=True, default=False, callback=_debug, help="Print traces of errors.", **early)(command)
 
 
 def with_settings(verb: click.Command) -> click.Command:

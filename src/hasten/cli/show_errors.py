@@ -77,10 +77,15 @@ def _tell(sentence: str, status: int, shell: Shell, trace: bool = True) -> int:
     try:
         if trace and shell.debug:
             traceback.print_exc()
-        print(f"hasten: {sentence}", file=sys.stderr, flush=True)
+        print(f"hasten: {_one_line(sentence)}", file=sys.stderr, flush=True)
     except BrokenPipeError:
         pass
     return status
+
+
+def _one_line(text: str) -> str:
+    """Names and file contents that an error quotes must neither break the line nor steer the terminal."""
+    return " ".join("".join(character if character.isprintable() else " " for character in text).split())
 
 
 def _close_stdout_if_full() -> None:

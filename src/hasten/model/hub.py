@@ -215,9 +215,7 @@ def _understood(what: str) -> Iterator[None]:
             f"{what} asks you to accept its licence: do so on its page on the hub and set HF_TOKEN to your token."
         ) from problem
     except errors.RepositoryNotFoundError as problem:
-        raise ModelNotFound(
-            f"The hub has no repository {what}; check the spelling, or set HF_TOKEN if it is private."
-        ) from problem
+        raise ModelNotFound(f"The hub has no repository {what}; check the spelling, or set HF_TOKEN if it is private.") from problem
     except (errors.RevisionNotFoundError, errors.RemoteEntryNotFoundError) as problem:
         raise ModelNotFound(f"The hub has no such file or revision of {what}; check what its page lists.") from problem
     except errors.HFValidationError as problem:

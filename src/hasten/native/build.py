@@ -25,7 +25,14 @@ LIBRARY = "libhasten_native.so"
 SANITIZED_LIBRARY = "libhasten_native_sanitized.so"
 
 # Bits must not depend on what the compiler contracts or reorders; traps and errno are not used.
-COMMON = ("-std=c++17", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden")
+COMMON: tuple[str, ...] = (
+    "-std=c++17",
+    "-fPIC",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fvisibility=hidden",
+)
 COMMON += ("-fvisibility-inlines-hidden", "-Wall", "-Wextra", "-Wno-psabi", "-Wno-ignored-attributes", "-pthread")
 OPTIMIZED = ("-O3",)
 SANITIZED = ("-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
@@ -124,7 +131,7 @@ def _run(command: Sequence[str]) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m hasten.native.build", description="Build Hasten's native kernels.")
-    parser.add_argument("--sanitize", action="store_true", help="build a second library with address and undefined-behaviour checks")
+    parser.add_argument("--sanitize", action="store_true", help="a second library that checks addresses and undefined behaviour")
     asked = parser.parse_args()
     folder = SOURCES if os.access(SOURCES, os.W_OK) else cache_folder()
     try:

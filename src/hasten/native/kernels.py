@@ -47,8 +47,8 @@ class _LinearFields(ctypes.Structure):
 class PackedLinear:
     """y = x W^T + bias + residual with int8 weights, one scale an output, and rows rounded to int8 with a scale each.
 
-    Sums are exact int32; then float32: sum * weight scale * row scale + bias + residual, in this order. Rows are rotated in Hadamard
-    blocks of ``block`` before rounding (0: not), so ``weight`` must have been rotated the same way.
+    Sums are exact int32; then float32: sum * weight scale * row scale + bias + residual, in this order. Rows are rotated in
+    Hadamard blocks of ``block`` before rounding (0: not), so ``weight`` must have been rotated the same way.
     """
 
     def __init__(self, library: NativeLibrary, weight: Tensor, scale: Tensor, bias: Tensor | None, block: int) -> None:
@@ -98,7 +98,7 @@ class PackedLinear:
 
     def rows(self, outputs: Tensor) -> Tensor:
         """Weight rows as float32 [n, inputs] (still rotated) for ``outputs`` int64 [n]: embedding rows of a tied head."""
-        if outputs.numel() and not (0 <= int(outputs.min()) and int(outputs.max()) < self.outputs):
+        if outputs.numel() and (int(outputs.min()) < 0 or int(outputs.max()) >= self.outputs):
             raise ValueError(f"outputs must be from 0 to {self.outputs - 1}")
         count = outputs.shape[0]
         out = torch.empty(count, self.inputs)
@@ -169,9 +169,9 @@ class _StepFields(ctypes.Structure):
 class PagedAttention:
     """Attention over a pool: ``begin`` once a step, then ``__call__`` once a layer.
 
-    ``keys`` [layers, blocks, kv_heads, head_dim, 64] and ``values`` [layers, blocks, kv_heads, 64, head_dim], float32 or bfloat16, are
-    written in place. head_dim is a multiple of 16 up to 512. ``scale`` multiplies q.k; ``softcap`` 0 means none; ``eps`` is that of the
-    norms of queries and keys.
+    ``keys`` [layers, blocks, kv_heads, head_dim, 64] and ``values`` [layers, blocks, kv_heads, 64, head_dim], float32 or bfloat16,
+    are written in place. head_dim is a multiple of 16 up to 512. ``scale`` multiplies q.k; ``softcap`` 0 means none; ``eps`` is
+    that of the norms of queries and keys.
     """
 
     def __init__(
@@ -239,8 +239,8 @@ class PagedAttention:
     ) -> Tensor:
         """Norm (where there are weights [head_dim]) and rotate queries and keys, write keys and values, attend.
 
-        ``qkv`` [T, (heads + 2 kv_heads) * head_dim]; ``cosine`` and ``sine`` [T, head_dim / 2]; a row at position p sees positions above
-        p - ``window`` (0: all). Returns [T, heads * head_dim].
+        ``qkv`` [T, (heads + 2 kv_heads) * head_dim]; ``cosine`` and ``sine`` [T, head_dim / 2]; a row at position p sees positions
+        above p - ``window`` (0: all). Returns [T, heads * head_dim].
         """
         out = torch.empty(self._rows, self._heads * self._head_dim)
         keys, values = self._layers[layer]

@@ -129,7 +129,7 @@ def _load_once() -> tuple[NativeLibrary | None, str]:
 
 
 def status() -> dict[str, object]:
-    """For ``hasten doctor``: ``available``, ``reason`` (why not), ``path``, ``threads``, ``best_isa``, and ``isa`` of each function."""
+    """For ``hasten doctor``: ``available``, ``reason`` (why not), ``path``, ``threads``, ``best_isa``, and each function's ``isa``."""
     library = load()
     if library is None:
         off = os.environ.get("HASTEN_NATIVE") == "off"
