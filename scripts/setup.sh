@@ -3,7 +3,7 @@
 #   PYTHON   the Python to make the environment with (default: the first of python3, python that is new enough)
 #   VENV     where the environment is (default: .venv in this repository)
 #
-# A second run installs nothing unless pyproject.toml or constraints.txt changed.
+# A second run installs nothing unless what is installed or built changed.
 set -eu
 
 ROOT=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
@@ -56,7 +56,10 @@ installed() {
 PYTHON_IN_VENV=$VENV/bin/python
 if ! new_enough "$PYTHON_IN_VENV"; then make_environment; fi
 
-WANTED=$(printf '%s\n' "$ROOT" | cat - "$ROOT/pyproject.toml" "$ROOT/constraints.txt" | cksum)
+WANTED=$(cd "$ROOT" && {
+    pwd
+    cat pyproject.toml constraints.txt setup.py src/hasten/native/build.py src/hasten/native/*.cpp src/hasten/native/*.h
+} | cksum)
 STAMP=$VENV/hasten-installed${EXTRAS:+-$EXTRAS}
 if ! installed; then
     install

@@ -140,7 +140,9 @@ def test_pip_settings_precedence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     for name in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_CERT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-    assert pip_settings() == IndexSettings()
+    from pip._internal.models.index import PyPI
+
+    assert pip_settings() == IndexSettings((PyPI.simple_url,))
     low, high = tmp_path / "low.conf", tmp_path / "high.conf"
     low.write_text("[global]\nindex-url = https://low/simple\ncert = /low.pem\nextra_index_url = https://more/simple\n")
     high.write_text("[global]\nindex-url = https://high/simple%20x\n    \n[install]\nindex-url = https://other/\n")

@@ -186,7 +186,7 @@ def test_a_forked_child_computes(native: NativeLibrary) -> None:
     child = os.fork()
     if child == 0:
         arguments = (layer._address, codes.data_ptr(), scale.data_ptr(), None, shared.data_ptr(), 4)
-        os._exit(native.call["hst_w8a8_linear"](*arguments))
+        os._exit(native.call["hst_linear"](*arguments))
     assert os.waitpid(child, 0)[1] == 0
     assert torch.equal(shared, wanted)
 

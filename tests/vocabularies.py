@@ -14,6 +14,7 @@ import pytest
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers, trainers
 
+from hasten.model.gguf_tokenizer import tokenizer_from_metadata
 from hasten.model.storage import catalogue_path
 from hasten.model.tokenizer import Tokenizer, load_tokenizer
 
@@ -111,9 +112,7 @@ def sentencepiece(adds_space: bool, **keys: Any) -> Metadata:
     spm = pytest.importorskip("sentencepiece")
     model = spm.SentencePieceProcessor(model_proto=sentencepiece_model(adds_space))
     ids = range(model.get_piece_size())
-    kinds = [
-        2 if model.is_unknown(token) else 3 if model.is_control(token) else 6 if model.is_byte(token) else 1 for token in ids
-    ]
+    kinds = [2 if model.is_unknown(token) else 3 if model.is_control(token) else 6 if model.is_byte(token) else 1 for token in ids]
     tokens, scores = [model.id_to_piece(token) for token in ids], [model.get_score(token) for token in ids]
     for defined in ("\u2581\u2581", "\u2581\u2581\u2581\u2581", "<b>", "\n"):
         at = tokens.index(defined)
@@ -129,6 +128,14 @@ def sentencepiece(adds_space: bool, **keys: Any) -> Metadata:
         add_space_prefix=adds_space,
     )
     return made | gguf(**keys)
+
+
+def build(metadata: Metadata) -> Tokenizer:
+    return tokenizer_from_metadata(metadata, "toy.gguf")
+
+
+def sentencepiece_processor(model: bytes) -> Any:
+    return pytest.importorskip("sentencepiece").SentencePieceProcessor(model_proto=model)
 
 
 def real_model(name: str) -> Path:

@@ -162,6 +162,8 @@ class Engine:
                 sequence.finish_reason = "length"
             if sequence.finished:
                 answer.fresh_text += answer.stream.finish()
+                if answer.stream.stopped:
+                    sequence.finish_reason = "stop"
                 break
         answer.text += answer.fresh_text
         if answer.history is not None:

@@ -40,13 +40,7 @@ class LLM:
             self.config = EngineConfig.from_mapping({"model": model, **settings})
         self.engine: Engine = load_engine(self.config, progress)
         tokenizer = self.engine.tokenizer
-        self._template = None
-        if tokenizer.chat_template is not None:
-            self._template = ChatTemplate(
-                tokenizer.chat_template,
-                _token_text(tokenizer, tokenizer.bos_token_id),
-                _token_text(tokenizer, _first_eos(tokenizer)),
-            )
+        self._template = None if tokenizer.chat_template is None else ChatTemplate.of(tokenizer)
 
     @property
     def name(self) -> str:
@@ -173,11 +167,3 @@ class LLM:
 
 def _is_tokens(prompts: object) -> bool:
     return isinstance(prompts, list) and bool(prompts) and all(isinstance(token, int) for token in prompts)
-
-
-def _first_eos(tokenizer: Any) -> int | None:
-    return tokenizer.eos_token_ids[0] if tokenizer.eos_token_ids else None
-
-
-def _token_text(tokenizer: Any, token: int | None) -> str:
-    return "" if token is None else str(tokenizer.token_text(token))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,6 +102,9 @@ def load_model(name: str, path: Path, config: EngineConfig, device: torch.device
     _check_memory(KeyValuePool.bytes_per_block(shape.layers, shape.kv_heads, shape.head_dim, precision.cache) * num_blocks, tokens)
     converted = storage.converted_path(source.fingerprint, precision.name) if precision.name == "int8" else None
     decoder = load_decoder(source, precision, device, converted, progress)
+    if converted is not None and converted.exists():
+        with suppress(OSError):
+            storage.record_conversion(converted, source.path)
     return LoadedModel(name, Executor(decoder, num_blocks, device), tokenizer, context, num_blocks)
 
 

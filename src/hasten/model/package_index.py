@@ -23,7 +23,6 @@ from packaging.version import Version
 from hasten.core.errors import DownloadError
 from hasten.model.transfer import Address, Client, NotOnServer, Unreachable, address
 
-PUBLIC_INDEX = "https://pypi.org/simple"
 PAGE_LIMIT = 32 << 20
 _ACCEPT = "application/vnd.pypi.simple.v1+json, application/vnd.pypi.simple.v1+html;q=0.2, text/html;q=0.1"
 
@@ -32,7 +31,7 @@ _ACCEPT = "application/vnd.pypi.simple.v1+json, application/vnd.pypi.simple.v1+h
 class IndexSettings:
     """Which indexes to ask, in order, and the certificate authorities to trust (None: the system's)."""
 
-    urls: tuple[str, ...] = (PUBLIC_INDEX,)
+    urls: tuple[str, ...]
     certificate: Path | None = None
 
 
@@ -55,9 +54,20 @@ def pip_settings() -> IndexSettings:
         value = os.environ.get("PIP_" + name.upper().replace("-", "_"))
         if value is not None:
             merged[name] = value
-    urls = [merged.get("index-url", "").strip() or PUBLIC_INDEX, *merged.get("extra-index-url", "").split()]
+    urls = [merged.get("index-url", "").strip() or _default_index(), *merged.get("extra-index-url", "").split()]
     certificate = merged.get("cert", "").strip()
     return IndexSettings(tuple(dict.fromkeys(urls)), Path(certificate).expanduser() if certificate else None)
+
+
+def _default_index() -> str:
+    """The index that pip asks where nobody has named one. Raises DownloadError where there is no pip to know it."""
+    try:
+        from pip._internal.models.index import PyPI
+    except ImportError as problem:
+        raise DownloadError(
+            "No package index is known here, because pip is not installed; set PIP_INDEX_URL to the address of one."
+        ) from problem
+    return str(PyPI.simple_url)
 
 
 def _configuration_files() -> Iterator[Path]:

@@ -21,6 +21,7 @@ struct HastenLinear {
     const float* scale;
     const float* bias;  // or null
     std::int64_t outputs, inputs, block;
+    std::int32_t four_bits;
 };
 
 // What all layers of one step share; filled by Python once a step. Field for field as in kernels.py.
@@ -62,6 +63,7 @@ Linear8 linear_call(const HastenLinear& layer, const std::int8_t* codes, const f
     call.rows = rows;
     call.outputs = layer.outputs;
     call.inputs = layer.inputs;
+    call.four_bits = layer.four_bits != 0;
     return call;
 }
 
@@ -72,7 +74,7 @@ bool bad_step(const HastenStep& step) {
 
 }  // namespace
 
-EXPORT int hst_version() { return 1; }
+EXPORT int hst_version() { return 2; }
 EXPORT int hst_best_isa() { return best_isa(); }
 EXPORT int hst_isa() { return current_isa(); }
 EXPORT int hst_set_isa(int level) { return set_isa(level) ? OK : BAD_SIZE; }
@@ -108,13 +110,24 @@ EXPORT int hst_w8_pack(const std::int8_t* weights, std::int64_t outputs, std::in
     return OK;
 }
 
+EXPORT std::int64_t hst_w4_packed_bytes(std::int64_t outputs, std::int64_t inputs) {
+    return bad_linear(0, outputs, inputs) ? -1 : static_cast<std::int64_t>(w4_packed_bytes(outputs, inputs));
+}
+
+EXPORT int hst_w4_pack(const std::uint8_t* codes, const std::uint8_t* scales, const std::int8_t* offsets, std::int64_t outputs,
+                       std::int64_t inputs, std::uint8_t* packed) {
+    if (bad_linear(0, outputs, inputs)) return BAD_SIZE;
+    w4_pack(codes, scales, offsets, outputs, inputs, packed);
+    return OK;
+}
+
 EXPORT int hst_w8_rows(const std::uint8_t* packed, const float* scale, std::int64_t inputs, const std::int64_t* picked, std::int64_t rows,
                        float* out) {
     w8_unpack_rows(packed, scale, inputs, picked, rows, out);
     return OK;
 }
 
-EXPORT int hst_w8a8_linear(const HastenLinear* layer, const std::int8_t* codes, const float* row_scale, const float* residual, float* out,
+EXPORT int hst_linear(const HastenLinear* layer, const std::int8_t* codes, const float* row_scale, const float* residual, float* out,
                            std::int64_t rows) {
     if (bad_linear(rows, layer->outputs, layer->inputs)) return BAD_SIZE;
     return linear8(linear_call(*layer, codes, row_scale, residual, out, rows), layer->packed) ? OK : NO_MEMORY;
@@ -127,8 +140,8 @@ EXPORT int hst_rows(const float* x, const float* weight, float eps, std::int32_t
     return make_rows(work) ? OK : NO_MEMORY;
 }
 
-// hst_rows and hst_w8a8_linear in one call.
-EXPORT int hst_rows_w8a8_linear(const HastenLinear* layer, const float* x, const float* weight, float eps, std::int32_t source,
+// hst_rows and hst_linear in one call.
+EXPORT int hst_rows_linear(const HastenLinear* layer, const float* x, const float* weight, float eps, std::int32_t source,
                                 const float* residual, float* out, std::int64_t rows) {
     const std::int64_t inputs = layer->inputs;
     if (bad_linear(rows, layer->outputs, inputs) || bad_block(inputs, layer->block) || source < PLAIN || source > GATE_GELU) return BAD_SIZE;

@@ -15,7 +15,7 @@ inline void finish_pair(const Linear8& call, std::int64_t row, std::int64_t outp
         const std::int64_t from = output + half * TILE_OUTPUTS, left = call.outputs - from;
         if (left <= 0) return;
         const __mmask16 mask = left >= TILE_OUTPUTS ? __mmask16(0xffff) : __mmask16((1u << left) - 1);
-        const std::int64_t at = row * call.outputs + from;
+        const std::int64_t at = row * call.out_stride + from;
         __m512 value = _mm512_mul_ps(_mm512_cvtepi32_ps(sums[half]), _mm512_maskz_loadu_ps(mask, call.scale + from));
         value = _mm512_mul_ps(value, _mm512_set1_ps(call.row_scale[row]));
         if (call.bias != nullptr) value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(mask, call.bias + from));

@@ -41,6 +41,7 @@ class _LinearFields(ctypes.Structure):
         ("outputs", ctypes.c_int64),
         ("inputs", ctypes.c_int64),
         ("block", ctypes.c_int64),
+        ("four_bits", ctypes.c_int32),
     )
 
 
@@ -68,8 +69,8 @@ class PackedLinear:
             self._packed.data_ptr(), scales, _maybe(bias, (self.outputs,)), self.outputs, self.inputs, block
         )
         self._address = ctypes.addressof(self._fields)
-        self._from_rows = library.call["hst_rows_w8a8_linear"]
-        self._from_codes = library.call["hst_w8a8_linear"]
+        self._from_rows = library.call["hst_rows_linear"]
+        self._from_codes = library.call["hst_linear"]
         self._unpack = library.call["hst_w8_rows"]
 
     @property

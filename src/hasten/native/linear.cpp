@@ -2,6 +2,7 @@
 // kernel gives the same bits.
 #include "linear.h"
 
+#include <atomic>
 #include <cstring>
 
 #include "threads.h"
@@ -19,9 +20,20 @@ std::int64_t offset_of(std::int64_t output, std::int64_t input, std::int64_t til
     return (pair * tiles + input / TILE_INPUTS) * PAIR_BYTES + half * TILE_BYTES + line * 64 + lane * 4 + input % 4;
 }
 
+// Whole pages inside a buffer may become huge ones: streaming then waits less for address translation.
+void ask_for_huge_pages(std::uint8_t* memory, std::size_t bytes) {
+#if defined(__linux__)
+    const std::uintptr_t page = 4096, start = (reinterpret_cast<std::uintptr_t>(memory) + page - 1) / page * page;
+    const std::uintptr_t end = (reinterpret_cast<std::uintptr_t>(memory) + bytes) / page * page;
+    if (end > start) (void)madvise(reinterpret_cast<void*>(start), end - start, MADV_HUGEPAGE);
+#else
+    (void)memory, (void)bytes;
+#endif
+}
+
 Linear8Range kernel_for(Isa isa) {
 #if defined(__x86_64__)
-    if (isa == AMX) return linear8_amx;
+    if (isa == AMX) return linear8_amx;  // takes four bits as well
     if (isa == VNNI) return linear8_vnni;
     if (isa == AVX2) return linear8_avx2;
 #endif
@@ -37,9 +49,39 @@ const std::int8_t* prepare_rows(const Linear8& call, std::int64_t stride, std::u
         const auto* from = reinterpret_cast<const std::uint8_t*>(call.x) + row * call.inputs;
         std::uint8_t* to = copy + row * stride;
         for (std::int64_t i = 0; i < call.inputs; ++i) to[i] = from[i] ^ moved_by;
-        std::memset(to + call.inputs, 0, static_cast<std::size_t>(stride - call.inputs));
+        std::memset(to + call.inputs, moved_by, static_cast<std::size_t>(stride - call.inputs));
     }
     return reinterpret_cast<const std::int8_t*>(copy);
+}
+
+using Unpack = void (*)(const std::int8_t* packed, std::int64_t tiles, std::int8_t* out);
+
+#if defined(__x86_64__)
+const Unpack unpack4 = unpack4_avx512;
+#else
+const Unpack unpack4 = unpack4_generic;
+#endif
+
+// Four-bit weights, pair by pair, through a kernel for int8. False when there is no memory.
+bool run_unpacked(const Linear8& call, Linear8Range kernel, Unpack unpack, std::int64_t first, std::int64_t last) {
+    const std::int64_t tiles = tiles_of(call.inputs);
+    auto* memory = static_cast<std::int8_t*>(scratch(SCRATCH_WEIGHTS, static_cast<std::size_t>(tiles * PAIR_BYTES)));
+    if (memory == nullptr) return false;
+    for (std::int64_t pair = first; pair < last; ++pair) {
+        const std::int64_t skipped = pair * PAIR_OUTPUTS;
+        unpack(call.tiles + pair * tiles * PAIR_BYTES_4, tiles, memory);
+        Linear8 one = call;
+        one.four_bits = false;
+        one.tiles = memory;
+        one.sums += skipped;
+        one.scale += skipped;
+        one.out += skipped;
+        one.outputs -= skipped;
+        if (one.bias != nullptr) one.bias += skipped;
+        if (one.residual != nullptr) one.residual += skipped;
+        if (!kernel(one, 0, 1)) return false;
+    }
+    return true;
 }
 
 }  // namespace
@@ -50,12 +92,7 @@ std::size_t w8_packed_bytes(std::int64_t outputs, std::int64_t inputs) {
 
 void w8_pack(const std::int8_t* weights, std::int64_t outputs, std::int64_t inputs, std::uint8_t* packed) {
     const std::int64_t pairs = pairs_of(outputs), tiles = tiles_of(inputs);
-#if defined(__linux__)
-    // Whole pages inside the buffer may become huge ones: streaming then waits less for address translation.
-    const std::uintptr_t page = 4096, start = (reinterpret_cast<std::uintptr_t>(packed) + page - 1) / page * page;
-    const std::uintptr_t end = (reinterpret_cast<std::uintptr_t>(packed) + w8_packed_bytes(outputs, inputs)) / page * page;
-    if (end > start) (void)madvise(reinterpret_cast<void*>(start), end - start, MADV_HUGEPAGE);
-#endif
+    ask_for_huge_pages(packed, w8_packed_bytes(outputs, inputs));
     auto* sums = reinterpret_cast<std::int32_t*>(packed + pairs * tiles * PAIR_BYTES);
     auto body = [&](std::int64_t first, std::int64_t last) {
         std::memset(packed + first * tiles * PAIR_BYTES, 0, static_cast<std::size_t>((last - first) * tiles * PAIR_BYTES));
@@ -65,6 +102,53 @@ void w8_pack(const std::int8_t* weights, std::int64_t outputs, std::int64_t inpu
                 const std::int8_t weight = weights[output * inputs + input];
                 packed[offset_of(output, input, tiles)] = static_cast<std::uint8_t>(weight);
                 sum += weight;
+            }
+            sums[output] = static_cast<std::int32_t>(static_cast<std::uint32_t>(sum) * 128u);
+        }
+    };
+    parallel(pairs, 1, body);
+}
+
+void unpack4_generic(const std::int8_t* packed, std::int64_t tiles, std::int8_t* out) {
+    for (std::int64_t block = 0; block < tiles * 2; ++block) {
+        const std::int8_t* from = packed + block / 2 * PAIR_BYTES_4;
+        const auto* nibbles = reinterpret_cast<const std::uint8_t*>(from) + block % 2 * NIBBLES_BYTES;
+        const auto* scales = reinterpret_cast<const std::uint8_t*>(from) + SCALES_AT + block % 2 * 16;
+        const std::int8_t* offsets = from + OFFSETS_AT + block % 2 * 16;
+        for (std::int64_t line = 0; line < 16; ++line, out += 64) {
+            for (std::int64_t i = 0; i < 64; ++i) {
+                const int nibble = line % 2 == 0 ? nibbles[line / 2 * 64 + i] & 15 : nibbles[line / 2 * 64 + i] >> 4;
+                out[i] = static_cast<std::int8_t>(nibble * scales[i / 4] + offsets[i / 4]);
+            }
+        }
+    }
+}
+
+std::size_t w4_packed_bytes(std::int64_t outputs, std::int64_t inputs) {
+    return static_cast<std::size_t>(pairs_of(outputs) * (tiles_of(inputs) * PAIR_BYTES_4 + PAIR_OUTPUTS * 4));
+}
+
+void w4_pack(const std::uint8_t* codes, const std::uint8_t* scales, const std::int8_t* offsets, std::int64_t outputs, std::int64_t inputs,
+             std::uint8_t* packed) {
+    const std::int64_t pairs = pairs_of(outputs), tiles = tiles_of(inputs);
+    ask_for_huge_pages(packed, w4_packed_bytes(outputs, inputs));
+    auto* sums = reinterpret_cast<std::int32_t*>(packed + pairs * tiles * PAIR_BYTES_4);
+    auto body = [&](std::int64_t first, std::int64_t last) {
+        std::memset(packed + first * tiles * PAIR_BYTES_4, 0, static_cast<std::size_t>((last - first) * tiles * PAIR_BYTES_4));
+        for (std::int64_t output = first * PAIR_OUTPUTS; output < last * PAIR_OUTPUTS; ++output) {
+            std::int32_t sum = 0;
+            for (std::int64_t tile = 0; output < outputs && tile < tiles; ++tile) {
+                std::uint8_t* to = packed + (output / PAIR_OUTPUTS * tiles + tile) * PAIR_BYTES_4;
+                const std::int64_t in_pair = output % PAIR_OUTPUTS, group = output * tiles + tile;
+                to[SCALES_AT + in_pair] = scales[group];
+                to[OFFSETS_AT + in_pair] = static_cast<std::uint8_t>(offsets[group]);
+                for (std::int64_t i = 0; i < TILE_INPUTS; ++i) {
+                    const std::int64_t input = tile * TILE_INPUTS + i, line = i / 4;
+                    const int code = input < inputs ? codes[output * inputs + input] & 15 : 0;
+                    const std::int64_t at = in_pair / 16 * NIBBLES_BYTES + line / 2 * 64 + in_pair % 16 * 4 + i % 4;
+                    to[at] = static_cast<std::uint8_t>(to[at] | code << (line % 2 * 4));
+                    sum += static_cast<std::int8_t>(code * scales[group] + offsets[group]);
+                }
             }
             sums[output] = static_cast<std::int32_t>(static_cast<std::uint32_t>(sum) * 128u);
         }
@@ -83,7 +167,7 @@ void w8_unpack_rows(const std::uint8_t* packed, const float* scale, std::int64_t
     }
 }
 
-void linear8_generic(const Linear8& call, std::int64_t first, std::int64_t last) {
+bool linear8_generic(const Linear8& call, std::int64_t first, std::int64_t last) {
     const std::int64_t tiles = tiles_of(call.inputs);
     for (std::int64_t block = first * 2; block < last * 2; ++block) {
         const std::int8_t* start = call.tiles + (block / 2) * tiles * PAIR_BYTES + block % 2 * TILE_BYTES;
@@ -99,7 +183,7 @@ void linear8_generic(const Linear8& call, std::int64_t first, std::int64_t last)
                 }
             }
             for (std::int64_t lane = 0; lane < TILE_OUTPUTS; ++lane) {
-                const std::int64_t output = block * TILE_OUTPUTS + lane, at = row * call.outputs + output;
+                const std::int64_t output = block * TILE_OUTPUTS + lane, at = row * call.out_stride + output;
                 if (output >= call.outputs) break;
                 float value = static_cast<float>(sums[lane]) * call.scale[output] * call.row_scale[row];
                 if (call.bias != nullptr) value += call.bias[output];
@@ -108,6 +192,7 @@ void linear8_generic(const Linear8& call, std::int64_t first, std::int64_t last)
             }
         }
     }
+    return true;
 }
 
 bool linear8(Linear8 call, const std::uint8_t* packed) {
@@ -123,14 +208,21 @@ bool linear8(Linear8 call, const std::uint8_t* packed) {
     }
     call.stride = stride;
     call.tiles = reinterpret_cast<const std::int8_t*>(packed);
-    call.sums = reinterpret_cast<const std::int32_t*>(packed + pairs * tiles * PAIR_BYTES);
+    call.sums = reinterpret_cast<const std::int32_t*>(packed + pairs * tiles * (call.four_bits ? PAIR_BYTES_4 : PAIR_BYTES));
+    call.out_stride = call.outputs;
     const Linear8Range kernel = kernel_for(isa);
-    auto body = [&](std::int64_t first, std::int64_t last) { kernel(call, first, last); };
+    const std::int64_t pair_bytes = call.four_bits ? PAIR_BYTES_4 : PAIR_BYTES;
+    std::atomic<bool> enough{true};
+    auto body = [&](std::int64_t first, std::int64_t last) {
+        const bool direct = !call.four_bits || isa == AMX;
+        const Unpack unpack = isa == VNNI ? unpack4 : unpack4_generic;
+        if (!(direct ? kernel(call, first, last) : run_unpacked(call, kernel, unpack, first, last))) enough = false;
+    };
     // About 128 KiB of weights a piece: long streams, yet small enough to even out threads that are held up.
-    const std::int64_t wanted = (std::int64_t(1) << 17) / (tiles * PAIR_BYTES);
+    const std::int64_t wanted = (std::int64_t(1) << 17) / (tiles * pair_bytes);
     const std::int64_t least = call.rows > 64 ? 4 : 1;
     parallel(pairs, wanted > least ? wanted : least, body);
-    return true;
+    return enough;
 }
 
 }  // namespace hasten

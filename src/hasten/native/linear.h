@@ -4,6 +4,11 @@
 // one an output tile, each 16 lines of [16 outputs][4 inputs]. That is the layout of an AMX B tile, and one line feeds one VNNI
 // instruction. Behind the tiles stand int32 sums of each output's weights times 128 (VNNI multiplies unsigned by signed bytes).
 // Outputs and inputs that do not fill a tile are zero.
+//
+// Four-bit weights have the same order: weight = nibble * group scale + group offset, integers, one group for each output and input
+// tile (progressive quantisation, QoQ, 2405.04532), inside int8. For each pair and input tile: two blocks of 512 bytes, one an output
+// tile, each 8 lines of 64 bytes whose low nibbles are line 2 i and whose high nibbles are line 2 i + 1 of the unpacked block; then
+// 2 x 16 scales (0 to 17) and 2 x 16 offsets. Unpacked they are int8 weights, so sums and results have int8's bits.
 #pragma once
 
 #include <cstddef>
@@ -14,13 +19,14 @@
 namespace hasten {
 
 const std::int64_t TILE_OUTPUTS = 16, TILE_INPUTS = 64, PAIR_OUTPUTS = 32, TILE_BYTES = 1024, PAIR_BYTES = 2048;
+const std::int64_t PAIR_BYTES_4 = 1088, NIBBLES_BYTES = 512, SCALES_AT = 1024, OFFSETS_AT = 1056;
 const std::int64_t MOST_INPUTS = 131008;  // 128 * 128 * inputs stays inside int32
 
 inline std::int64_t pairs_of(std::int64_t outputs) { return (outputs + PAIR_OUTPUTS - 1) / PAIR_OUTPUTS; }
 inline std::int64_t tiles_of(std::int64_t inputs) { return (inputs + TILE_INPUTS - 1) / TILE_INPUTS; }
 
 struct Linear8 {
-    const std::int8_t* x;         // [rows][stride]; bytes behind the inputs may be anything, weights are zero there
+    const std::int8_t* x;         // [rows][stride], zero behind the inputs
     const std::uint8_t* x_moved;  // the same plus 128, for VNNI
     std::int64_t stride;          // at least 64 * tiles_of(inputs)
     const float* row_scale;       // [rows]
@@ -28,18 +34,28 @@ struct Linear8 {
     const std::int32_t* sums;     // [32 * pairs] weights' sums times 128
     const float* scale;           // [outputs]
     const float* bias;            // [outputs] or null
-    const float* residual;        // [rows][outputs] or null; may be `out`
-    float* out;                   // [rows][outputs]
-    std::int64_t rows, outputs, inputs;
+    const float* residual;        // [rows][out_stride] or null; may be `out`
+    float* out;                   // [rows][out_stride]
+    std::int64_t rows, outputs, inputs, out_stride;
+    bool four_bits;               // of the weights
 };
 
-// One instruction set's kernel: all rows, outputs of the pairs [first, last).
-using Linear8Range = void (*)(const Linear8& call, std::int64_t first, std::int64_t last);
+// One instruction set's kernel: all rows, outputs of the pairs [first, last). False when there is no memory. Only AMX takes four bits.
+using Linear8Range = bool (*)(const Linear8& call, std::int64_t first, std::int64_t last);
 
-void linear8_generic(const Linear8& call, std::int64_t first, std::int64_t last);
-void linear8_avx2(const Linear8& call, std::int64_t first, std::int64_t last);
-void linear8_vnni(const Linear8& call, std::int64_t first, std::int64_t last);
-void linear8_amx(const Linear8& call, std::int64_t first, std::int64_t last);
+bool linear8_generic(const Linear8& call, std::int64_t first, std::int64_t last);
+bool linear8_avx2(const Linear8& call, std::int64_t first, std::int64_t last);
+bool linear8_vnni(const Linear8& call, std::int64_t first, std::int64_t last);
+bool linear8_amx(const Linear8& call, std::int64_t first, std::int64_t last);
+
+// Four-bit weights of one pair, input tiles [0, tiles) from `packed` on, as int8 tiles.
+void unpack4_generic(const std::int8_t* packed, std::int64_t tiles, std::int8_t* out);
+void unpack4_avx512(const std::int8_t* packed, std::int64_t tiles, std::int8_t* out);
+
+std::size_t w4_packed_bytes(std::int64_t outputs, std::int64_t inputs);
+// `codes` [outputs][inputs] from 0 to 15; `scales` and `offsets` [outputs][tiles_of(inputs)].
+void w4_pack(const std::uint8_t* codes, const std::uint8_t* scales, const std::int8_t* offsets, std::int64_t outputs, std::int64_t inputs,
+             std::uint8_t* packed);
 
 std::size_t w8_packed_bytes(std::int64_t outputs, std::int64_t inputs);
 void w8_pack(const std::int8_t* weights, std::int64_t outputs, std::int64_t inputs, std::uint8_t* packed);

@@ -4,6 +4,7 @@
 #if defined(__x86_64__)
 #include "finish_avx512.h"
 #include "threads.h"
+#include "unpack_avx512.h"
 
 namespace hasten {
 namespace {
@@ -32,15 +33,39 @@ void configure(std::int64_t rows) {
     _tile_loadconfig(&wanted);
 }
 
-template <int DISTANCE>
-inline void prefetch_pair(const std::int8_t* weights) {
+// Where the weights of one pair come from, input tile after input tile.
+struct Resident {  // in the cache already
+    const std::int8_t* tiles;
+    void prepare(std::int64_t) {}
+    const std::int8_t* at(std::int64_t tile) const { return tiles + tile * PAIR_BYTES; }
+};
+
+struct Streamed {  // read from memory, 4 KiB ahead of use
+    const std::int8_t* tiles;
+    void prepare(std::int64_t tile) {
+        const std::int8_t* ahead = tiles + tile * PAIR_BYTES + 4096;
 #pragma GCC unroll 32
-    for (int line = 0; line < 32; ++line) _mm_prefetch(reinterpret_cast<const char*>(weights + DISTANCE + line * 64), _MM_HINT_T0);
-}
+        for (int line = 0; line < 32; ++line) _mm_prefetch(reinterpret_cast<const char*>(ahead + line * 64), _MM_HINT_T0);
+    }
+    const std::int8_t* at(std::int64_t tile) const { return tiles + tile * PAIR_BYTES; }
+};
+
+struct Unpacked {  // four bits read from memory, unpacked one input tile ahead of use, so that stores are done when tiles are loaded
+    const std::int8_t* packed;
+    std::int64_t tiles;
+    alignas(64) std::int8_t room[4 * PAIR_BYTES];
+
+    Unpacked(const std::int8_t* from, std::int64_t count) : packed(from), tiles(count) { unpack_pair(packed, room); }
+    void prepare(std::int64_t tile) {
+        prefetch_nibbles<4352>(packed + tile * PAIR_BYTES_4);
+        if (tile + 1 < tiles) unpack_pair(packed + (tile + 1) * PAIR_BYTES_4, room + (tile + 1) % 4 * PAIR_BYTES);
+    }
+    const std::int8_t* at(std::int64_t tile) const { return room + tile % 4 * PAIR_BYTES; }
+};
 
 // sums[32][32] (+)= rows times one pair's weights over `tiles` input tiles.
-template <bool TWO, bool AHEAD>
-void multiply(const std::int8_t* x, std::int64_t stride, const std::int8_t* weights, std::int64_t tiles, std::int32_t* sums, bool add) {
+template <bool TWO, class Source>
+void multiply(const std::int8_t* x, std::int64_t stride, Source& source, std::int64_t tiles, std::int32_t* sums, bool add) {
     const int line = PAIR_OUTPUTS * 4;
     if (add) {
         _tile_loadd(0, sums, line);
@@ -57,8 +82,9 @@ void multiply(const std::int8_t* x, std::int64_t stride, const std::int8_t* weig
             _tile_zero(3);
         }
     }
-    for (std::int64_t tile = 0; tile < tiles; ++tile, x += TILE_INPUTS, weights += PAIR_BYTES) {
-        if (AHEAD) prefetch_pair<4096>(weights);
+    for (std::int64_t tile = 0; tile < tiles; ++tile, x += TILE_INPUTS) {
+        source.prepare(tile);
+        const std::int8_t* weights = source.at(tile);
         _tile_loadd(4, x, stride);
         _tile_loadd(6, weights, 64);
         _tile_dpbssd(0, 4, 6);
@@ -78,12 +104,11 @@ void multiply(const std::int8_t* x, std::int64_t stride, const std::int8_t* weig
     }
 }
 
-void multiply_rows(std::int64_t count, bool ahead, const std::int8_t* x, std::int64_t stride, const std::int8_t* weights,
-                   std::int64_t tiles, std::int32_t* sums, bool add) {
-    if (count > 16) {
-        return ahead ? multiply<true, true>(x, stride, weights, tiles, sums, add) : multiply<true, false>(x, stride, weights, tiles, sums, add);
-    }
-    return ahead ? multiply<false, true>(x, stride, weights, tiles, sums, add) : multiply<false, false>(x, stride, weights, tiles, sums, add);
+template <class Source>
+void multiply_rows(std::int64_t count, const std::int8_t* x, std::int64_t stride, Source&& source, std::int64_t tiles, std::int32_t* sums,
+                   bool add) {
+    if (count > 16) return multiply<true>(x, stride, source, tiles, sums, add);
+    return multiply<false>(x, stride, source, tiles, sums, add);
 }
 
 void finish(const Linear8& call, std::int64_t pair, std::int64_t row, std::int64_t count, const std::int32_t* sums) {
@@ -92,27 +117,71 @@ void finish(const Linear8& call, std::int64_t pair, std::int64_t row, std::int64
     }
 }
 
+// The first block of rows streams the weights from memory; the others find them in the cache (four bits: unpacked in `room`).
+void first_block(const Linear8& call, std::int64_t pair, std::int64_t count, std::int64_t tiles, std::int32_t* sums) {
+    if (call.four_bits) {
+        const std::int8_t* packed = call.tiles + pair * tiles * PAIR_BYTES_4;
+        return multiply_rows(count, call.x, call.stride, Unpacked(packed, tiles), tiles, sums, false);
+    }
+    multiply_rows(count, call.x, call.stride, Streamed{call.tiles + pair * tiles * PAIR_BYTES}, tiles, sums, false);
+}
+
 // Few rows: every pair's weights are streamed once, with all rows.
-void stream(const Linear8& call, std::int64_t first, std::int64_t last) {
+bool stream(const Linear8& call, std::int64_t first, std::int64_t last) {
     alignas(64) std::int32_t sums[BLOCK_ROWS * PAIR_OUTPUTS];
-    const std::int64_t tiles = tiles_of(call.inputs), tail = (call.rows - 1) % BLOCK_ROWS + 1;
-    configure(tail);
+    const std::int64_t tiles = tiles_of(call.inputs), top = call.rows < BLOCK_ROWS ? call.rows : BLOCK_ROWS;
+    std::int8_t* room = nullptr;
+    if (call.four_bits && call.rows > BLOCK_ROWS) {
+        room = static_cast<std::int8_t*>(scratch(SCRATCH_WEIGHTS, static_cast<std::size_t>(tiles * PAIR_BYTES)));
+        if (room == nullptr) return false;
+    }
+    configure(top);
     for (std::int64_t pair = first; pair < last; ++pair) {
-        const std::int8_t* weights = call.tiles + pair * tiles * PAIR_BYTES;
-        for (std::int64_t row = 0; row < call.rows; row += BLOCK_ROWS) {
-            const std::int64_t left = call.rows - row, count = left < BLOCK_ROWS ? left : BLOCK_ROWS;
-            if (call.rows > BLOCK_ROWS && tail != BLOCK_ROWS) configure(count);
-            multiply_rows(count, row == 0, call.x + row * call.stride, call.stride, weights, tiles, sums, false);
-            finish(call, pair, row, count, sums);
+        const std::int8_t* weights = call.four_bits ? room : call.tiles + pair * tiles * PAIR_BYTES;
+        if (room != nullptr) unpack4_avx512(call.tiles + pair * tiles * PAIR_BYTES_4, tiles, room);
+        if (room != nullptr) {
+            multiply_rows(top, call.x, call.stride, Resident{room}, tiles, sums, false);
+        } else {
+            first_block(call, pair, top, tiles, sums);
         }
+        finish(call, pair, 0, top, sums);
+        for (std::int64_t row = BLOCK_ROWS; row < call.rows; row += BLOCK_ROWS) {
+            const std::int64_t left = call.rows - row, count = left < BLOCK_ROWS ? left : BLOCK_ROWS;
+            if (count != BLOCK_ROWS) configure(count);
+            multiply_rows(count, call.x + row * call.stride, call.stride, Resident{weights}, tiles, sums, false);
+            finish(call, pair, row, count, sums);
+            if (count != BLOCK_ROWS) configure(top);
+        }
+    }
+    return true;
+}
+
+// One pair, input tiles [tile, tile + some), all rows of a panel from `top` on.
+void panel_pair(const Linear8& call, std::int64_t pair, std::int64_t tile, std::int64_t some, std::int64_t top, std::int64_t bottom,
+                std::int8_t* room, std::int32_t* sums) {
+    const std::int64_t tiles = tiles_of(call.inputs), at = pair * tiles + tile;
+    const std::int8_t* weights = call.four_bits ? room : call.tiles + at * PAIR_BYTES;
+    if (call.four_bits) unpack4_avx512(call.tiles + at * PAIR_BYTES_4, some, room);
+    configure(BLOCK_ROWS);
+    for (std::int64_t row = top; row < bottom; row += BLOCK_ROWS, sums += BLOCK_ROWS * PAIR_OUTPUTS) {
+        const std::int64_t count = bottom - row < BLOCK_ROWS ? bottom - row : BLOCK_ROWS;
+        if (count != BLOCK_ROWS) configure(count);
+        const std::int8_t* x = call.x + row * call.stride + tile * TILE_INPUTS;
+        if (row == top && !call.four_bits) {
+            multiply_rows(count, x, call.stride, Streamed{weights}, some, sums, tile != 0);
+        } else {
+            multiply_rows(count, x, call.stride, Resident{weights}, some, sums, tile != 0);
+        }
+        if (tile + some == tiles) finish(call, pair, row, count, sums);
     }
 }
 
 // Many rows and inputs: a panel of rows x inputs that fits the cache is used by several pairs before the next one is loaded.
 bool panels(const Linear8& call, std::int64_t first, std::int64_t last) {
-    const std::int64_t tiles = tiles_of(call.inputs), padded = (PANEL_ROWS + BLOCK_ROWS) * PAIR_OUTPUTS;
+    const std::int64_t tiles = tiles_of(call.inputs), padded = PANEL_ROWS * PAIR_OUTPUTS;
     auto* sums = static_cast<std::int32_t*>(scratch(SCRATCH_SUMS, static_cast<std::size_t>(GROUP_PAIRS * padded * 4)));
-    if (sums == nullptr) return false;
+    auto* room = static_cast<std::int8_t*>(scratch(SCRATCH_WEIGHTS, static_cast<std::size_t>(PANEL_TILES * PAIR_BYTES)));
+    if (sums == nullptr || room == nullptr) return false;
     for (std::int64_t top = 0; top < call.rows; top += PANEL_ROWS) {
         const std::int64_t bottom = top + PANEL_ROWS < call.rows ? top + PANEL_ROWS : call.rows;
         for (std::int64_t group = first; group < last; group += GROUP_PAIRS) {
@@ -120,16 +189,7 @@ bool panels(const Linear8& call, std::int64_t first, std::int64_t last) {
             for (std::int64_t tile = 0; tile < tiles; tile += PANEL_TILES) {
                 const std::int64_t some = tile + PANEL_TILES < tiles ? PANEL_TILES : tiles - tile;
                 for (std::int64_t pair = group; pair < end; ++pair) {
-                    const std::int8_t* weights = call.tiles + (pair * tiles + tile) * PAIR_BYTES;
-                    configure(BLOCK_ROWS);
-                    for (std::int64_t row = top; row < bottom; row += BLOCK_ROWS) {
-                        const std::int64_t count = bottom - row < BLOCK_ROWS ? bottom - row : BLOCK_ROWS;
-                        if (count != BLOCK_ROWS) configure(count);
-                        std::int32_t* at = sums + (pair - group) * padded + (row - top) * PAIR_OUTPUTS;
-                        multiply_rows(count, row == top, call.x + row * call.stride + tile * TILE_INPUTS, call.stride, weights, some, at,
-                                      tile != 0);
-                        if (tile + some == tiles) finish(call, pair, row, count, at);
-                    }
+                    panel_pair(call, pair, tile, some, top, bottom, room, sums + (pair - group) * padded);
                 }
             }
         }
@@ -139,10 +199,11 @@ bool panels(const Linear8& call, std::int64_t first, std::int64_t last) {
 
 }  // namespace
 
-void linear8_amx(const Linear8& call, std::int64_t first, std::int64_t last) {
+bool linear8_amx(const Linear8& call, std::int64_t first, std::int64_t last) {
     const bool large = call.rows > 64 && tiles_of(call.inputs) > PANEL_TILES;
-    if (!large || !panels(call, first, last)) stream(call, first, last);
+    const bool enough = large ? panels(call, first, last) : stream(call, first, last);
     _tile_release();
+    return enough;
 }
 
 }  // namespace hasten

@@ -51,7 +51,7 @@ inline void finish(const Linear8& call, std::int64_t row, std::int64_t output, c
     const std::int64_t left = call.outputs - output;
     const std::int64_t count = left < TILE_OUTPUTS ? left : TILE_OUTPUTS;
     for (std::int64_t lane = 0; lane < count; ++lane) {
-        const std::int64_t at = row * call.outputs + output + lane;
+        const std::int64_t at = row * call.out_stride + output + lane;
         float value = static_cast<float>(sums[lane]) * call.scale[output + lane] * call.row_scale[row];
         if (call.bias != nullptr) value += call.bias[output + lane];
         if (call.residual != nullptr) value += call.residual[at];
@@ -61,7 +61,7 @@ inline void finish(const Linear8& call, std::int64_t row, std::int64_t output, c
 
 }  // namespace
 
-void linear8_avx2(const Linear8& call, std::int64_t first, std::int64_t last) {
+bool linear8_avx2(const Linear8& call, std::int64_t first, std::int64_t last) {
     const std::int64_t tiles = tiles_of(call.inputs);
     std::int32_t sums[ROWS][16];
     for (std::int64_t block = first * 2; block < last * 2; ++block) {
@@ -76,6 +76,7 @@ void linear8_avx2(const Linear8& call, std::int64_t first, std::int64_t last) {
             finish(call, row, block * TILE_OUTPUTS, sums[0]);
         }
     }
+    return true;
 }
 
 }  // namespace hasten

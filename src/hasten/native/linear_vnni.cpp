@@ -3,6 +3,7 @@
 
 #if defined(__x86_64__)
 #include "finish_avx512.h"
+#include "unpack_avx512.h"
 
 namespace hasten {
 namespace {
@@ -58,11 +59,19 @@ void some_rows(const Linear8& call, std::int64_t pair, std::int64_t row, std::in
 
 }  // namespace
 
-void linear8_vnni(const Linear8& call, std::int64_t first, std::int64_t last) {
+bool linear8_vnni(const Linear8& call, std::int64_t first, std::int64_t last) {
     const std::int64_t tiles = tiles_of(call.inputs);
     for (std::int64_t pair = first; pair < last; ++pair) {
         some_rows<true>(call, pair, 0, tiles);
         for (std::int64_t row = 8; row < call.rows; row += 8) some_rows<false>(call, pair, row, tiles);
+    }
+    return true;
+}
+
+void unpack4_avx512(const std::int8_t* packed, std::int64_t tiles, std::int8_t* out) {
+    for (std::int64_t tile = 0; tile < tiles; ++tile) {
+        prefetch_nibbles<4352>(packed + tile * PAIR_BYTES_4);
+        unpack_pair(packed + tile * PAIR_BYTES_4, out + tile * PAIR_BYTES);
     }
 }
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from hasten.core.errors import ConfigError
 from hasten.native.build import LIBRARY, SOURCES, cache_folder
 
-INTERFACE_VERSION = 1
+INTERFACE_VERSION = 2
 LEVELS = ("generic", "avx2", "vnni", "amx")
 MODES = ("auto", "off")
 
@@ -32,10 +32,12 @@ _PROTOTYPES: dict[str, tuple[type, tuple[type, ...]]] = {
     "hst_read": (_INT, (_POINTER, _LONG, _INT)),
     "hst_w8_packed_bytes": (_LONG, (_LONG, _LONG)),
     "hst_w8_pack": (_INT, (_POINTER, _LONG, _LONG, _POINTER)),
+    "hst_w4_packed_bytes": (_LONG, (_LONG, _LONG)),
+    "hst_w4_pack": (_INT, (_POINTER, _POINTER, _POINTER, _LONG, _LONG, _POINTER)),
     "hst_w8_rows": (_INT, (_POINTER, _POINTER, _LONG, _POINTER, _LONG, _POINTER)),
-    "hst_w8a8_linear": (_INT, (_POINTER,) * 5 + (_LONG,)),
+    "hst_linear": (_INT, (_POINTER,) * 5 + (_LONG,)),
     "hst_rows": (_INT, (_POINTER, _POINTER, _FLOAT, _INT, _LONG, _LONG, _LONG, _POINTER, _POINTER, _POINTER)),
-    "hst_rows_w8a8_linear": (_INT, (_POINTER, _POINTER, _POINTER, _FLOAT, _INT, _POINTER, _POINTER, _LONG)),
+    "hst_rows_linear": (_INT, (_POINTER, _POINTER, _POINTER, _FLOAT, _INT, _POINTER, _POINTER, _LONG)),
     "hst_rope_write": (_INT, (_POINTER,) * 9),
     "hst_paged_attention": (_INT, (_POINTER,) * 4 + (_LONG, _POINTER)),
     "hst_attention": (_INT, (_POINTER,) * 8 + (_LONG, _POINTER)),
@@ -129,7 +131,7 @@ def _load_once() -> tuple[NativeLibrary | None, str]:
 
 
 def status() -> dict[str, object]:
-    """For ``hasten doctor``: ``available``, ``reason`` (why not), ``path``, ``threads``, ``best_isa``, and each function's ``isa``."""
+    """For ``hasten doctor``: ``available``, ``reason`` (why not), ``path``, ``threads``, ``best_isa``, ``isa`` by function."""
     library = load()
     if library is None:
         off = os.environ.get("HASTEN_NATIVE") == "off"
