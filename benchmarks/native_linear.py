@@ -3,7 +3,7 @@
 For each shape of Qwen2.5-Coder-1.5B: milliseconds and gigabytes of packed weights a second for 1 to 512 rows, and what share of the
 best reading speed (several read kernels, measured in between) that is. Weights rotate through more memory than the caches hold.
 
-    python benchmarks/native_linear.py [--isa amx] [--threads 2] [--rows 1,16,32] [--shapes 17920x1536]
+    python benchmarks/native_linear.py [--bits 4] [--isa amx] [--threads 2] [--rows 1,16,32] [--shapes 17920x1536]
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from functools import partial
 
 import torch
 
-from hasten.native.kernels import PackedLinear, aligned_bytes
+from hasten.native.kernels import PackedLinear, PackedLinear4, aligned_bytes
 from hasten.native.loader import LEVELS, NativeLibrary, load, status
 
 SHAPES = {"gate_up": (17920, 1536), "down": (1536, 8960), "qkv": (2048, 1536), "output": (1536, 1536)}
 ROWS = (1, 4, 8, 16, 32, 64)
 READ_KINDS = ("no prefetch", "2 KiB ahead", "4 KiB ahead", "8 KiB ahead")
-ROTATE_BYTES = 600 << 20
+ROTATE_BYTES = 400 << 20
 REPEATS = 4
 
 
@@ -48,11 +48,19 @@ def reading_speed(library: NativeLibrary) -> dict[str, float]:
     return speeds
 
 
-def measure(library: NativeLibrary, outputs: int, inputs: int, rows: tuple[int, ...]) -> None:
-    copies = max(2, ROTATE_BYTES // (outputs * inputs))
-    weight = torch.randint(-127, 128, (outputs, inputs), dtype=torch.int8)
+def make(library: NativeLibrary, outputs: int, inputs: int, bits: int) -> PackedLinear | PackedLinear4:
+    """A layer of random weights."""
     scale = torch.full((outputs,), 0.01)
-    layers = [PackedLinear(library, weight, scale, None, 0) for _ in range(copies)]
+    if bits == 8:
+        return PackedLinear(library, torch.randint(-127, 128, (outputs, inputs), dtype=torch.int8), scale, None, 0)
+    codes, groups = torch.randint(0, 16, (outputs, inputs), dtype=torch.uint8), (outputs, -(-inputs // 64))
+    group_scale, group_offset = torch.full(groups, 8, dtype=torch.uint8), torch.full(groups, -60, dtype=torch.int8)
+    return PackedLinear4(library, codes, group_scale, group_offset, scale, None, 0)
+
+
+def measure(library: NativeLibrary, outputs: int, inputs: int, bits: int, rows: tuple[int, ...]) -> None:
+    copies = max(2, ROTATE_BYTES * 8 // bits // (outputs * inputs))
+    layers = [make(library, outputs, inputs, bits) for _ in range(copies)]
     ceiling = max(reading_speed(library).values())
     first = None
     for count in rows:
@@ -61,7 +69,7 @@ def measure(library: NativeLibrary, outputs: int, inputs: int, rows: tuple[int, 
         first = first or seconds
         speed = layers[0].bytes / seconds / 1e9
         print(
-            f"  {outputs:6d} x {inputs:5d}  rows {count:4d}  {seconds * 1e3:7.3f} ms  {speed:5.1f} GB/s  {speed / ceiling:4.0%} of"
+            f"  int{bits} {outputs:6d} x {inputs:5d}  rows {count:4d}  {seconds * 1e3:7.3f} ms  {speed:5.1f} GB/s  {speed / ceiling:4.0%} of"
             f" reading  {seconds / first:5.2f}x of {rows[0]} rows  {2e-9 * outputs * inputs * count / seconds:7.0f} GOP/s"
         )
 
@@ -70,6 +78,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--isa", choices=LEVELS)
     parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--bits", type=int, choices=(8, 4), default=8)
     parser.add_argument("--rows", default=",".join(map(str, ROWS)))
     parser.add_argument("--shapes", default=",".join(SHAPES))
     asked = parser.parse_args()
@@ -85,7 +94,7 @@ def main() -> None:
         print(f"  reading, {name:12s} {speed:5.1f} GB/s")
     for name in asked.shapes.split(","):
         outputs, inputs = SHAPES.get(name) or map(int, name.split("x"))
-        measure(library, outputs, inputs, tuple(map(int, asked.rows.split(","))))
+        measure(library, outputs, inputs, asked.bits, tuple(map(int, asked.rows.split(","))))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hasten.core.errors import ConfigError
-from hasten.native.kernels import PackedLinear, RowKernels
+from hasten.native.kernels import PackedLinear, PackedLinear4, RowKernels, expand_progressive
 from hasten.native.loader import NativeLibrary, load, status
 
 SHAPES = [(1, 1), (5, 7), (16, 64), (17, 65), (31, 63), (32, 128), (33, 1000), (96, 576), (70, 2112), (40, 4160)]
@@ -75,9 +75,56 @@ def test_extreme_values_do_not_saturate(native: NativeLibrary) -> None:
             assert np.array_equal(layer.from_codes(torch.from_numpy(codes), torch.from_numpy(row_scale)).numpy(), wanted), isa
 
 
+def random_codes(outputs: int, inputs: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Codes with integer scales and offsets that use the whole of int8, and none beyond."""
+    generator = np.random.default_rng(seed)
+    groups = -(-inputs // 64)
+    scales = generator.integers(0, 18, (outputs, groups))
+    offsets = generator.integers(-128, 128 - 15 * scales)
+    codes = generator.integers(0, 16, (outputs, inputs))
+    arrays = codes.astype(np.uint8), scales.astype(np.uint8), offsets.astype(np.int8)
+    return torch.from_numpy(arrays[0]), torch.from_numpy(arrays[1]), torch.from_numpy(arrays[2])
+
+
+@pytest.mark.parametrize(("outputs", "inputs"), SHAPES)
+def test_four_bit_weights_have_the_bits_of_their_int8_weights(native: NativeLibrary, outputs: int, inputs: int) -> None:
+    codes, scales, offsets = random_codes(outputs, inputs, outputs + inputs)
+    scale, bias = torch.rand(outputs) * 0.01, torch.randn(outputs)
+    eight = PackedLinear(native, expand_progressive(codes, scales, offsets).to(torch.int8), scale, bias, 0)
+    four = PackedLinear4(native, codes, scales, offsets, scale, bias, 0)
+    for rows in (0, 1, 2, 7, 8, 9, 16, 17, 32, 33, 64, 65, 130, 545):
+        if rows > 130 and outputs * inputs < 100_000:
+            continue
+        x = torch.randint(-128, 128, (rows, inputs), dtype=torch.int8)
+        row_scale, residual = torch.rand(rows), torch.randn(rows, outputs)
+        native.set_isa("generic" if rows < 9 else native.best_isa)
+        wanted = eight.from_codes(x, row_scale, residual)
+        for isa in native.available_isas():
+            native.set_isa(isa)
+            for threads in (1, 2):
+                native.set_threads(threads)
+                assert torch.equal(four.from_codes(x, row_scale, residual), wanted), (isa, rows)
+
+
+def test_four_bit_codes_out_of_range_are_refused(native: NativeLibrary) -> None:
+    codes, scales, offsets = random_codes(8, 64, 0)
+    for broken in (
+        (torch.full_like(codes, 16), scales, offsets),
+        (codes, torch.full_like(scales, 18), offsets),
+        (torch.full_like(codes, 15), torch.full_like(scales, 17), torch.full_like(offsets, -127)),
+    ):
+        with pytest.raises(ValueError, match="four-bit"):
+            PackedLinear4(native, *broken, torch.ones(8), None, 0)
+    with pytest.raises(ValueError, match="contiguous"):
+        PackedLinear4(native, codes, scales[:, :0], offsets, torch.ones(8), None, 0)
+
+
 @pytest.mark.parametrize(("outputs", "inputs", "block"), [(96, 576, 64), (50, 1536, 512), (33, 100, 4), (64, 2560, 512)])
-def test_a_row_does_not_know_of_others(native: NativeLibrary, outputs: int, inputs: int, block: int) -> None:
-    layer = random_layer(native, outputs, inputs, block=block)
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_row_does_not_know_of_others(native: NativeLibrary, outputs: int, inputs: int, block: int, bits: int) -> None:
+    layer: PackedLinear | PackedLinear4 = random_layer(native, outputs, inputs, block=block)
+    if bits == 4:
+        layer = PackedLinear4(native, *random_codes(outputs, inputs, 0), torch.rand(outputs), torch.randn(outputs), block)
     rows = torch.randn(70, inputs)
     residual = torch.randn(70, outputs)
     weight = torch.rand(inputs) + 0.5

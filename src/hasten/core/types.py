@@ -205,11 +205,16 @@ class TokenLogprob:
 @dataclass(slots=True)
 class Verdict:
     """What verification decided for one sequence: ``path`` are the accepted nodes, ``tokens`` what is emitted (the accepted
-    nodes' tokens and the bonus token, so one more than ``path``), ``logprobs`` one entry a token when asked for."""
+    nodes' tokens and the bonus token, so one more than ``path``), ``logprobs`` one entry a token when asked for.
+
+    ``likeliest`` holds the target's likeliest tokens after the root (entry 0) and after node i (entry i + 1), also of nodes that
+    were not accepted; empty where no drafter asked (``Drafter.likeliest_wanted``).
+    """
 
     path: list[int]
     tokens: list[int]
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    likeliest: list[list[int]] = field(default_factory=list)
 
 
 @dataclass(slots=True, eq=False)

@@ -36,6 +36,7 @@ class Drafter:
 
     name: str = "none"
     paid: bool = False  # whether each level costs a model's pass, so that it is only asked for where it pays
+    likeliest_wanted: int = 0  # how many of the target's likeliest tokens a row ``Verdict.likeliest`` should hold
     seconds_per_level: float | None = None  # of a paid drafter: what its last levels took, one with another
 
     def begin(self, sequence: Sequence) -> None:

@@ -28,6 +28,10 @@ class Drafting:
     _broken: set[tuple[str, int]] = field(default_factory=set)
     _levels: dict[int, dict[str, int]] = field(default_factory=dict)
 
+    @property
+    def likeliest_wanted(self) -> int:
+        return max((drafter.likeliest_wanted for drafter in self.drafters), default=0)
+
     def begin(self, sequence: Sequence) -> None:
         for drafter in self.drafters:
             try:

@@ -19,6 +19,7 @@ from hasten.engine.text import TextStream
 from hasten.model.executor import Executor
 from hasten.model.tokenizer import Tokenizer
 from hasten.sampling.filters import History
+from hasten.sampling.likeliest import likeliest
 from hasten.sampling.noise import derive_seed, fresh_seed
 from hasten.sampling.verify import verify_tree
 
@@ -129,6 +130,8 @@ class Engine:
             limit=sequence.tokens_left,
             vocabulary_size=self.vocabulary,
         )
+        if self.drafting.likeliest_wanted:
+            verdict.likeliest = likeliest(logits[:, : self.vocabulary], self.drafting.likeliest_wanted)
         first_round = sequence.output_length == 0
         emitted = self._append(request, sequence, verdict, provenance_of(tree, verdict.path, len(verdict.tokens)))
         accepted = verdict.path[:emitted]

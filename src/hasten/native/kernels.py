@@ -20,6 +20,7 @@ Activation = Literal["silu", "gelu_tanh"]
 _PLAIN, _NORM = 0, 1
 _GATES = {"silu": 2, "gelu_tanh": 3}
 BLOCK_SIZE = 64
+GROUP_INPUTS = 64
 
 
 def _need(tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> int:
@@ -45,33 +46,21 @@ class _LinearFields(ctypes.Structure):
     )
 
 
-class PackedLinear:
-    """y = x W^T + bias + residual with int8 weights, one scale an output, and rows rounded to int8 with a scale each.
+class _Linear:
+    """What layers of both widths share: calls over packed weights."""
 
-    Sums are exact int32; then float32: sum * weight scale * row scale + bias + residual, in this order. Rows are rotated in
-    Hadamard blocks of ``block`` before rounding (0: not), so ``weight`` must have been rotated the same way.
-    """
-
-    def __init__(self, library: NativeLibrary, weight: Tensor, scale: Tensor, bias: Tensor | None, block: int) -> None:
-        """``weight`` int8 [outputs, inputs], copied into the kernel's order; ``scale`` and ``bias`` float32 [outputs], kept."""
-        self.outputs, self.inputs = weight.shape
-        if block > 1 and (block & (block - 1) or block > 512 or self.inputs % block):
-            raise ValueError(f"the Hadamard block must be a power of two up to 512 that divides {self.inputs}, not {block}")
-        size = library.call["hst_w8_packed_bytes"](self.outputs, self.inputs)
-        if size < 0:
-            raise ValueError(f"the kernels take 1 to 131008 inputs, not {self.inputs}")
-        self._packed = aligned_bytes(size)
-        self._scale, self._bias = scale, bias
-        source = _need(weight, torch.int8, (self.outputs, self.inputs))
-        check(library.call["hst_w8_pack"](source, self.outputs, self.inputs, self._packed.data_ptr()))
-        scales = _need(scale, torch.float32, (self.outputs,))
-        self._fields = _LinearFields(
-            self._packed.data_ptr(), scales, _maybe(bias, (self.outputs,)), self.outputs, self.inputs, block
-        )
+    def __init__(
+        self, library: NativeLibrary, packed: Tensor, scale: Tensor, bias: Tensor | None, inputs: int, block: int, four_bits: bool
+    ) -> None:
+        self.outputs, self.inputs = scale.shape[0], inputs
+        if block > 1 and (block & (block - 1) or block > 512 or inputs % block):
+            raise ValueError(f"the Hadamard block must be a power of two up to 512 that divides {inputs}, not {block}")
+        self._packed, self._scale, self._bias = packed, scale, bias
+        scales, biases = _need(scale, torch.float32, (self.outputs,)), _maybe(bias, (self.outputs,))
+        self._fields = _LinearFields(packed.data_ptr(), scales, biases, self.outputs, inputs, block, int(four_bits))
         self._address = ctypes.addressof(self._fields)
         self._from_rows = library.call["hst_rows_linear"]
         self._from_codes = library.call["hst_linear"]
-        self._unpack = library.call["hst_w8_rows"]
 
     @property
     def bytes(self) -> int:
@@ -97,6 +86,31 @@ class PackedLinear:
         check(self._from_codes(self._address, source, scales, _maybe(residual, (rows, self.outputs)), out.data_ptr(), rows))
         return out
 
+    def _run(self, x: Tensor, width: int, weight: int | None, eps: float, source: int, residual: Tensor | None) -> Tensor:
+        rows = x.shape[0]
+        start = _need(x, torch.float32, (rows, width))
+        added = None if residual is None else _need(residual, torch.float32, (rows, self.outputs))
+        out = torch.empty(rows, self.outputs)
+        check(self._from_rows(self._address, start, weight, eps, source, added, out.data_ptr(), rows))
+        return out
+
+
+class PackedLinear(_Linear):
+    """y = x W^T + bias + residual with int8 weights, one scale an output, and rows rounded to int8 with a scale each.
+
+    Sums are exact int32; then float32: sum * weight scale * row scale + bias + residual, in this order. Rows are rotated in
+    Hadamard blocks of ``block`` before rounding (0: not), so ``weight`` must have been rotated the same way.
+    """
+
+    def __init__(self, library: NativeLibrary, weight: Tensor, scale: Tensor, bias: Tensor | None, block: int) -> None:
+        """``weight`` int8 [outputs, inputs], copied into the kernel's order; ``scale`` and ``bias`` float32 [outputs], kept."""
+        outputs, inputs = weight.shape
+        packed = _room(library, "hst_w8_packed_bytes", outputs, inputs)
+        super().__init__(library, packed, scale, bias, inputs, block, four_bits=False)
+        source = _need(weight, torch.int8, (self.outputs, inputs))
+        check(library.call["hst_w8_pack"](source, outputs, inputs, packed.data_ptr()))
+        self._unpack = library.call["hst_w8_rows"]
+
     def rows(self, outputs: Tensor) -> Tensor:
         """Weight rows as float32 [n, inputs] (still rotated) for ``outputs`` int64 [n]: embedding rows of a tied head."""
         if outputs.numel() and (int(outputs.min()) < 0 or int(outputs.max()) >= self.outputs):
@@ -107,13 +121,57 @@ class PackedLinear:
         check(self._unpack(self._packed.data_ptr(), self._scale.data_ptr(), self.inputs, source, count, out.data_ptr()))
         return out
 
-    def _run(self, x: Tensor, width: int, weight: int | None, eps: float, source: int, residual: Tensor | None) -> Tensor:
-        rows = x.shape[0]
-        start = _need(x, torch.float32, (rows, width))
-        added = None if residual is None else _need(residual, torch.float32, (rows, self.outputs))
-        out = torch.empty(rows, self.outputs)
-        check(self._from_rows(self._address, start, weight, eps, source, added, out.data_ptr(), rows))
-        return out
+
+class PackedLinear4(_Linear):
+    """As ``PackedLinear``, with int8 weights that are kept in four bits: weight = code * group scale + group offset, all integers,
+    groups of 64 inputs (progressive quantisation: QoQ, 2405.04532). Bits are those of ``PackedLinear`` on these int8 weights.
+    """
+
+    def __init__(
+        self,
+        library: NativeLibrary,
+        codes: Tensor,
+        group_scale: Tensor,
+        group_offset: Tensor,
+        scale: Tensor,
+        bias: Tensor | None,
+        block: int,
+    ) -> None:
+        """``codes`` uint8 [outputs, inputs], 0 to 15; ``group_scale`` uint8 (0 to 17) and ``group_offset`` int8 [outputs, groups],
+        one group for every 64 inputs begun; code * scale + offset must lie in int8. ``scale``, ``bias`` float32 [outputs]."""
+        outputs, inputs = codes.shape
+        groups = -(-inputs // GROUP_INPUTS)
+        packed = _room(library, "hst_w4_packed_bytes", outputs, inputs)
+        super().__init__(library, packed, scale, bias, inputs, block, four_bits=True)
+        code_start = _need(codes, torch.uint8, (self.outputs, inputs))
+        scale_start = _need(group_scale, torch.uint8, (outputs, groups))
+        offset_start = _need(group_offset, torch.int8, (outputs, groups))
+        check_progressive(codes, group_scale, group_offset)
+        check(library.call["hst_w4_pack"](code_start, scale_start, offset_start, outputs, inputs, packed.data_ptr()))
+
+
+def check_progressive(codes: Tensor, group_scale: Tensor, group_offset: Tensor) -> None:
+    """Raise ValueError where codes or scales are out of range or a weight would not be an int8."""
+    if codes.numel() == 0 or (int(codes.max()) <= 15 and int(group_scale.max()) <= 17):
+        weights = expand_progressive(codes, group_scale, group_offset)
+        if weights.numel() == 0 or (int(weights.min()) >= -128 and int(weights.max()) <= 127):
+            return
+    raise ValueError("four-bit codes must be 0 to 15, group scales 0 to 17 and every code * scale + offset an int8")
+
+
+def expand_progressive(codes: Tensor, group_scale: Tensor, group_offset: Tensor) -> Tensor:
+    """The weights that four-bit codes stand for: int16 [outputs, inputs]."""
+    inputs = codes.shape[1]
+    scale = group_scale.to(torch.int16).repeat_interleave(GROUP_INPUTS, 1)[:, :inputs]
+    offset = group_offset.to(torch.int16).repeat_interleave(GROUP_INPUTS, 1)[:, :inputs]
+    return codes.to(torch.int16) * scale + offset
+
+
+def _room(library: NativeLibrary, function: str, outputs: int, inputs: int) -> Tensor:
+    size = library.call[function](outputs, inputs)
+    if size < 0:
+        raise ValueError(f"the kernels take 1 to 131008 inputs, not {inputs}")
+    return aligned_bytes(size)
 
 
 def aligned_bytes(size: int) -> Tensor:

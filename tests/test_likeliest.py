@@ -1,0 +1,24 @@
+"""``likeliest`` against a full sort."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from hasten.sampling.likeliest import likeliest
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.01, 1.0, 30.0])
+@pytest.mark.parametrize("size", [1, 5, 1000])
+@pytest.mark.parametrize("count", [1, 4, 8])
+def test_equals_a_full_sort(spread: float, size: int, count: int) -> None:
+    rows = (torch.randn(7, size, generator=torch.Generator().manual_seed(size + count)) * spread).round(decimals=2)
+    expected = [np.argsort(-row, kind="stable")[:count].tolist() for row in rows.numpy()]
+    assert likeliest(rows, count) == expected
+
+
+def test_forbidden_tokens_come_last() -> None:
+    row = torch.full((1, 6), -torch.inf)
+    row[0, 4] = 1.0
+    assert likeliest(row, 3)[0][0] == 4
