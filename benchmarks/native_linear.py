@@ -65,7 +65,8 @@ def measure(library: NativeLibrary, outputs: int, inputs: int, bits: int, rows: 
     first = None
     for count in rows:
         codes, row_scale = torch.randint(-127, 128, (count, inputs), dtype=torch.int8), torch.ones(count)
-        seconds = quiet_seconds([partial(layer.from_codes, codes, row_scale) for layer in layers])
+        out = torch.empty(count, outputs)
+        seconds = quiet_seconds([partial(layer.from_codes, codes, row_scale, None, out) for layer in layers])
         first = first or seconds
         speed = layers[0].bytes / seconds / 1e9
         print(

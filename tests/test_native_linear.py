@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hasten.core.errors import ConfigError
-from hasten.native.kernels import PackedLinear, PackedLinear4, RowKernels, expand_progressive
+from hasten.native.kernels import Activation, PackedLinear, PackedLinear4, PackedMlp, RowKernels, expand_progressive
 from hasten.native.loader import NativeLibrary, load, status
 
 SHAPES = [(1, 1), (5, 7), (16, 64), (17, 65), (31, 63), (32, 128), (33, 1000), (96, 576), (70, 2112), (40, 4160)]
@@ -142,6 +142,20 @@ def test_a_row_does_not_know_of_others(native: NativeLibrary, outputs: int, inpu
         pick = torch.from_numpy(generator.permutation(70)[:count])
         assert torch.equal(layer.after_norm(rows[pick], weight, 1e-5, residual[pick]), normed[pick]), (native.isa, count)
         assert torch.equal(layer.after_gate(gate_up[pick], "silu", residual[pick]), gated[pick]), (native.isa, count)
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
+def test_a_whole_mlp_has_the_bits_of_its_halves(native: NativeLibrary, activation: Activation) -> None:
+    gate_up, down = random_layer(native, 2 * 192, 96, block=32), random_layer(native, 96, 192, block=64, bias=False)
+    mlp = PackedMlp(native, gate_up, down, activation)
+    weight = torch.rand(96)
+    for rows in (0, 1, 5, 40, 512, 513, 700):
+        x, residual = torch.randn(rows, 96), torch.randn(rows, 96)
+        for added in (None, residual):
+            wanted = down.after_gate(gate_up.after_norm(x, weight, 1e-6), activation, added)
+            assert torch.equal(mlp(x, weight, 1e-6, added), wanted)
+    with pytest.raises(ValueError, match="down takes"):
+        PackedMlp(native, down, gate_up, activation)
 
 
 def test_prefill_sizes_give_the_bits_of_single_rows(native: NativeLibrary) -> None:

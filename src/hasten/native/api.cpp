@@ -153,6 +153,25 @@ EXPORT int hst_rows_linear(const HastenLinear* layer, const float* x, const floa
     return linear8(linear_call(*layer, codes, row_scale, residual, out, rows), layer->packed) ? OK : NO_MEMORY;
 }
 
+// out = down(activation(gate) * up) + residual with [gate, up] = gate_up(x / rms(x) * weight): the whole MLP. Its wide middle stays in
+// memory that is kept between calls, a panel of rows at a time.
+EXPORT int hst_mlp(const HastenLinear* gate_up, const HastenLinear* down, const float* x, const float* weight, float eps,
+                   std::int32_t activation, const float* residual, float* out, std::int64_t rows) {
+    const std::int64_t panel = 512, some = rows < panel ? rows : panel, width = gate_up->outputs;
+    if (width != 2 * down->inputs) return BAD_SIZE;
+    auto* middle = static_cast<float*>(scratch(SCRATCH_GATE, static_cast<std::size_t>(some * width) * 4 + 4));
+    if (middle == nullptr) return NO_MEMORY;
+    for (std::int64_t row = 0; row < rows; row += panel) {
+        const std::int64_t count = rows - row < panel ? rows - row : panel, at = row * down->outputs;
+        int status = hst_rows_linear(gate_up, x + row * gate_up->inputs, weight, eps, NORM, nullptr, middle, count);
+        if (status != OK) return status;
+        const float* added = residual == nullptr ? nullptr : residual + at;
+        status = hst_rows_linear(down, middle, nullptr, 0.0f, activation, added, out + at, count);
+        if (status != OK) return status;
+    }
+    return OK;
+}
+
 EXPORT int hst_rope_write(const HastenStep* step, const float* qkv, const float* query_norm, const float* key_norm, const float* cosine,
                           const float* sine, void* keys, void* values, float* query) {
     if (bad_step(*step)) return BAD_SIZE;

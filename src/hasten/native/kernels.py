@@ -78,10 +78,11 @@ class _Linear:
         """The layer applied to activation(gate) * up; ``gate_up`` [rows, 2 * inputs] holds gate and then up."""
         return self._run(gate_up, 2 * self.inputs, None, 0.0, _GATES[activation], residual)
 
-    def from_codes(self, codes: Tensor, scale: Tensor, residual: Tensor | None = None) -> Tensor:
-        """The layer applied to int8 rows [rows, inputs] with float32 scales [rows] (rotated already)."""
+    def from_codes(self, codes: Tensor, scale: Tensor, residual: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+        """The layer applied to int8 rows [rows, inputs] with float32 scales [rows] (rotated already), into ``out`` when given."""
         rows = codes.shape[0]
-        out = torch.empty(rows, self.outputs)
+        out = torch.empty(rows, self.outputs) if out is None else out
+        _need(out, torch.float32, (rows, self.outputs))
         source, scales = _need(codes, torch.int8, (rows, self.inputs)), _need(scale, torch.float32, (rows,))
         check(self._from_codes(self._address, source, scales, _maybe(residual, (rows, self.outputs)), out.data_ptr(), rows))
         return out
@@ -148,6 +149,28 @@ class PackedLinear4(_Linear):
         offset_start = _need(group_offset, torch.int8, (outputs, groups))
         check_progressive(codes, group_scale, group_offset)
         check(library.call["hst_w4_pack"](code_start, scale_start, offset_start, outputs, inputs, packed.data_ptr()))
+
+
+class PackedMlp:
+    """A whole MLP in one call: out = down(activation(gate) * up) + residual, with [gate, up] = gate_up(x / rms(x) * weight). Same
+    bits as ``gate_up.after_norm`` and ``down.after_gate``; the wide middle never becomes a tensor."""
+
+    def __init__(self, library: NativeLibrary, gate_up: _Linear, down: _Linear, activation: Activation) -> None:
+        if gate_up.outputs != 2 * down.inputs:
+            raise ValueError(f"gate_up gives {gate_up.outputs} values, down takes 2 * {down.inputs}")
+        self.gate_up, self.down = gate_up, down
+        self._activation = _GATES[activation]
+        self._run = library.call["hst_mlp"]
+
+    def __call__(self, x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> Tensor:
+        """x [rows, inputs], norm ``weight`` [inputs], ``residual`` [rows, outputs] to [rows, outputs]."""
+        rows, inputs, outputs = x.shape[0], self.gate_up.inputs, self.down.outputs
+        start, norm = _need(x, torch.float32, (rows, inputs)), _need(weight, torch.float32, (inputs,))
+        added = _maybe(residual, (rows, outputs))
+        out = torch.empty(rows, outputs)
+        addresses = self.gate_up._address, self.down._address
+        check(self._run(*addresses, start, norm, eps, self._activation, added, out.data_ptr(), rows))
+        return out
 
 
 def check_progressive(codes: Tensor, group_scale: Tensor, group_offset: Tensor) -> None:

@@ -50,17 +50,23 @@ struct Streamed {  // read from memory, 4 KiB ahead of use
     const std::int8_t* at(std::int64_t tile) const { return tiles + tile * PAIR_BYTES; }
 };
 
-struct Unpacked {  // four bits read from memory, unpacked one input tile ahead of use, so that stores are done when tiles are loaded
+// Four bits read from memory, unpacked one input tile ahead of use, so that stores are done when tiles are loaded. `room` holds `turn`
+// unpacked input tiles, a power of two: all, where later rows want them, or a few that stay in the first-level cache.
+struct Unpacked {
     const std::int8_t* packed;
     std::int64_t tiles;
-    alignas(64) std::int8_t room[4 * PAIR_BYTES];
+    std::int8_t* room;
+    std::int64_t last;  // turn - 1
 
-    Unpacked(const std::int8_t* from, std::int64_t count) : packed(from), tiles(count) { unpack_pair(packed, room); }
+    Unpacked(const std::int8_t* from, std::int64_t count, std::int8_t* to, std::int64_t turn)
+        : packed(from), tiles(count), room(to), last(turn - 1) {
+        unpack_pair(packed, room);
+    }
     void prepare(std::int64_t tile) {
         prefetch_nibbles<4352>(packed + tile * PAIR_BYTES_4);
-        if (tile + 1 < tiles) unpack_pair(packed + (tile + 1) * PAIR_BYTES_4, room + (tile + 1) % 4 * PAIR_BYTES);
+        if (tile + 1 < tiles) unpack_pair(packed + (tile + 1) * PAIR_BYTES_4, room + ((tile + 1) & last) * PAIR_BYTES);
     }
-    const std::int8_t* at(std::int64_t tile) const { return room + tile % 4 * PAIR_BYTES; }
+    const std::int8_t* at(std::int64_t tile) const { return room + (tile & last) * PAIR_BYTES; }
 };
 
 // sums[32][32] (+)= rows times one pair's weights over `tiles` input tiles.
@@ -117,32 +123,23 @@ void finish(const Linear8& call, std::int64_t pair, std::int64_t row, std::int64
     }
 }
 
-// The first block of rows streams the weights from memory; the others find them in the cache (four bits: unpacked in `room`).
-void first_block(const Linear8& call, std::int64_t pair, std::int64_t count, std::int64_t tiles, std::int32_t* sums) {
-    if (call.four_bits) {
-        const std::int8_t* packed = call.tiles + pair * tiles * PAIR_BYTES_4;
-        return multiply_rows(count, call.x, call.stride, Unpacked(packed, tiles), tiles, sums, false);
-    }
-    multiply_rows(count, call.x, call.stride, Streamed{call.tiles + pair * tiles * PAIR_BYTES}, tiles, sums, false);
-}
-
-// Few rows: every pair's weights are streamed once, with all rows.
+// Few rows: the first block of rows streams every pair's weights from memory, the others find them in the cache (four bits: in
+// `room`, unpacked).
 bool stream(const Linear8& call, std::int64_t first, std::int64_t last) {
     alignas(64) std::int32_t sums[BLOCK_ROWS * PAIR_OUTPUTS];
     const std::int64_t tiles = tiles_of(call.inputs), top = call.rows < BLOCK_ROWS ? call.rows : BLOCK_ROWS;
-    std::int8_t* room = nullptr;
-    if (call.four_bits && call.rows > BLOCK_ROWS) {
-        room = static_cast<std::int8_t*>(scratch(SCRATCH_WEIGHTS, static_cast<std::size_t>(tiles * PAIR_BYTES)));
-        if (room == nullptr) return false;
-    }
+    std::int64_t turn = 4;
+    while (call.rows > BLOCK_ROWS && turn < tiles) turn *= 2;
+    auto* room = static_cast<std::int8_t*>(scratch(SCRATCH_WEIGHTS, static_cast<std::size_t>(turn * PAIR_BYTES)));
+    if (room == nullptr) return false;
     configure(top);
     for (std::int64_t pair = first; pair < last; ++pair) {
-        const std::int8_t* weights = call.four_bits ? room : call.tiles + pair * tiles * PAIR_BYTES;
-        if (room != nullptr) unpack4_avx512(call.tiles + pair * tiles * PAIR_BYTES_4, tiles, room);
-        if (room != nullptr) {
-            multiply_rows(top, call.x, call.stride, Resident{room}, tiles, sums, false);
+        const std::int8_t* weights = call.tiles + pair * tiles * (call.four_bits ? PAIR_BYTES_4 : PAIR_BYTES);
+        if (call.four_bits) {
+            multiply_rows(top, call.x, call.stride, Unpacked(weights, tiles, room, turn), tiles, sums, false);
+            weights = room;
         } else {
-            first_block(call, pair, top, tiles, sums);
+            multiply_rows(top, call.x, call.stride, Streamed{weights}, tiles, sums, false);
         }
         finish(call, pair, 0, top, sums);
         for (std::int64_t row = BLOCK_ROWS; row < call.rows; row += BLOCK_ROWS) {
