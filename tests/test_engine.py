@@ -21,10 +21,10 @@ PROMPT = prompt_of(30, 77)
 
 
 def run(engine: Engine, request: Request) -> tuple[list[StreamEvent], Completion]:
-    events = []
     while not engine.idle:
-        events += [event for owner, event in engine.step() if owner is request]
+        engine.step()
         engine.scheduler.check_integrity()
+    events = list(request.inbox)
     completion = events[-1].completion
     assert completion is not None
     return events, completion

@@ -104,7 +104,7 @@ class Chat:
                     if stopped.is_set():
                         break
         finally:
-            stream.close()  # type: ignore[attr-defined]
+            stream.close()
             self.conversation.answered(text, completion)
         self.out.print("" if text.endswith("\n") else "\n", end="")
         self._account(completion)

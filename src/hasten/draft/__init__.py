@@ -11,5 +11,8 @@ DRAFTERS = Registry(
         "none": "hasten.draft.base:NoDrafter",
         "suffix": "hasten.draft.suffix:SuffixDrafter",
         "lm": "hasten.draft.lm:LanguageModelDrafter",
+        "prediction": "hasten.draft.prediction:PredictionDrafter",
+        "recycling": "hasten.draft.recycling:RecyclingDrafter",
+        "trie": "hasten.draft.trie:TrieDrafter",
     },
 )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hasten.control.controller import Controller
 from hasten.core.errors import InvalidRequest
-from hasten.core.results import Completion, StreamEvent
+from hasten.core.results import Completion
 from hasten.core.types import Batch, SamplingParams, Sequence, Verdict
 from hasten.engine.drafting import Drafting
 from hasten.engine.requests import AnswerState, Request, provenance_of
@@ -71,8 +71,9 @@ class Engine:
             self.drafting.begin(sequence)
         return request
 
-    def step(self) -> list[tuple[Request, StreamEvent]]:
-        """Run one forward pass over whatever is ready; returns what became final. An idle engine does nothing."""
+    def step(self) -> list[Request]:
+        """Run one forward pass over whatever is ready. What became final lies in the inboxes of the requests returned. An idle
+        engine does nothing."""
         items = self.scheduler.plan()
         self._start_clocks(items)
         self.drafting.propose(items, self.max_rows - sum(item.chain for item in items))
@@ -84,17 +85,17 @@ class Engine:
         started = time.perf_counter()
         logits = self.executor.forward(batch)
         forward = time.perf_counter() - started
-        events: list[tuple[Request, StreamEvent]] = []
+        told: list[Request] = []
         row = 0
         for item, segment in zip(packed.items, batch.segments, strict=True):
             wanted = segment.rows - segment.first_logit
             if item.completes:
-                events.append(self._advance(item, logits[row : row + wanted]))
+                told.append(self._advance(item, logits[row : row + wanted]))
             else:
                 self.scheduler.committed(item, 0)
             row += wanted
         self._learn_cost(packed.items, batch.rows, forward, time.perf_counter() - started)
-        return events
+        return told
 
     def cancel(self, request: Request) -> None:
         """End every unfinished answer of a request; its blocks are free at once."""
@@ -115,7 +116,7 @@ class Engine:
         history = History(sequence.tokens) if sequence.params.needs_history else None
         return AnswerState(sequence, TextStream(self.tokenizer, sequence.params.stop), history)
 
-    def _advance(self, item: Scheduled, logits: Tensor) -> tuple[Request, StreamEvent]:
+    def _advance(self, item: Scheduled, logits: Tensor) -> Request:
         """Verify one sequence's tree, keep what was accepted, and report it. ``logits`` [1 + nodes, vocabulary]: root first."""
         sequence, tree = item.sequence, item.tree
         request = self._requests[sequence.id]
@@ -144,7 +145,8 @@ class Engine:
         self.drafting.observe(sequence, tree, verdict)
         if sequence.finished:
             self._leave(sequence)
-        return request, request.event(answer, self._completion(request) if request.finished else None)
+        request.tell(answer, self._completion(request) if request.finished else None)
+        return request
 
     def _append(self, request: Request, sequence: Sequence, verdict: Verdict, provenance: list[str]) -> int:
         """Add the verdict's tokens one by one until the answer ends; returns how many were added."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 from hasten.core.config import EngineConfig
 from hasten.core.errors import InvalidRequest
@@ -72,34 +72,38 @@ class LLM:
         ``params`` holds for all, or is one a prompt. ``on_done(place, completion)`` is called as each finishes.
         Raises InvalidRequest before anything runs when one of them can never be served.
         """
-        several = [prompts] if isinstance(prompts, str) or _is_tokens(prompts) else list(prompts)
+        several = _several(prompts)
         each = self._params(params, len(several))
-        requests = self._submit_all([self.encode(prompt) for prompt in several], each, tenant)  # type: ignore[arg-type]
-        places = {id(request): place for place, request in enumerate(requests)}
+        requests = self._submit_all([self.encode(prompt) for prompt in several], each, tenant)
         done: dict[int, Completion] = {}
-        for request, event in self._run(requests):
-            if event.completion is not None:
-                place = places[id(request)]
-                done[place] = event.completion
-                if on_done is not None:
-                    on_done(place, event.completion)
+        try:
+            while len(done) < len(requests):
+                self.engine.step()
+                for place, request in enumerate(requests):
+                    while request.inbox:
+                        completion = request.inbox.popleft().completion
+                        if completion is not None:
+                            done[place] = completion
+                            if on_done is not None:
+                                on_done(place, completion)
+        finally:
+            for request in requests:
+                self.engine.cancel(request)
         return [done[place] for place in range(len(requests))]
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None, *, tenant: str = "") -> Iterator[StreamEvent]:
-        """Answer one prompt piece by piece; the last event carries the ``completion``. Closing the iterator cancels the request.
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None, *, tenant: str = "") -> EventStream:
+        """Answer one prompt piece by piece; the last event carries the ``completion``.
 
-        The request is checked and queued when this is called, not when the first piece is asked for.
+        The request is checked and queued when this is called. Several streams may be open at once and read in turns. Closing
+        one, or letting go of it, cancels its request.
         """
-        requests = self._submit_all([self.encode(prompt)], [params or SamplingParams()], tenant)
-        return (event for _, event in self._run(requests))
+        return EventStream(self.engine, self._submit_all([self.encode(prompt)], [params or SamplingParams()], tenant)[0])
 
     def chat(self, messages: Sequence[Message], params: SamplingParams | None = None, *, tenant: str = "") -> Completion:
         """Answer a conversation: messages of ``role`` and ``content``, through the model's own template."""
         return self.generate([self.render_chat(messages)], params, tenant=tenant)[0]
 
-    def stream_chat(
-        self, messages: Sequence[Message], params: SamplingParams | None = None, *, tenant: str = ""
-    ) -> Iterator[StreamEvent]:
+    def stream_chat(self, messages: Sequence[Message], params: SamplingParams | None = None, *, tenant: str = "") -> EventStream:
         """``chat``, piece by piece."""
         return self.stream(self.render_chat(messages), params, tenant=tenant)
 
@@ -122,7 +126,7 @@ class LLM:
 
     def close(self) -> None:
         """Cancel what runs and let the model's memory go."""
-        self._cancel_all()
+        self.engine.cancel_all()
         self.engine.executor.pool.keys = self.engine.executor.pool.keys[:0]
         self.engine.executor.pool.values = self.engine.executor.pool.values[:0]
 
@@ -150,20 +154,32 @@ class LLM:
             raise
         return requests
 
-    def _run(self, requests: list[Request]) -> Iterator[tuple[Request, StreamEvent]]:
-        """Step until these requests are finished; whoever stops listening cancels what is left of them."""
-        try:
-            while not all(request.finished for request in requests):
-                for request, event in self.engine.step():
-                    if any(request is own for own in requests):
-                        yield request, event
-        finally:
-            for request in requests:
-                self.engine.cancel(request)
 
-    def _cancel_all(self) -> None:
-        self.engine.cancel_all()
+class EventStream(Iterator[StreamEvent]):
+    """The events of one request, stepping its engine as they are asked for."""
+
+    def __init__(self, engine: Engine, request: Request) -> None:
+        self._engine = engine
+        self._request = request
+
+    def __next__(self) -> StreamEvent:
+        while not self._request.inbox:
+            if self._request.finished:
+                raise StopIteration
+            self._engine.step()
+        return self._request.inbox.popleft()
+
+    def close(self) -> None:
+        """Cancel what is left of the request; its blocks are free at once."""
+        self._engine.cancel(self._request)
+
+    def __del__(self) -> None:
+        self.close()
 
 
-def _is_tokens(prompts: object) -> bool:
-    return isinstance(prompts, list) and bool(prompts) and all(isinstance(token, int) for token in prompts)
+def _several(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """One prompt, a text or a list of token ids, or several of them, as a list of prompts."""
+    listed = [prompts] if isinstance(prompts, str) else list(prompts)
+    if listed and all(isinstance(token, int) for token in listed):
+        return [cast("list[int]", listed)]
+    return cast("list[Prompt]", listed)

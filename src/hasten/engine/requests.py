@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from dataclasses import dataclass, field
 
 from hasten.core.results import Answer, Completion, DraftCount, Speculation, Speed, StreamEvent, Timing, Usage
@@ -35,6 +36,7 @@ class Request:
     plain_seconds: float = 0.0
     plain_tokens: int = 0
     speculation: Speculation = field(default_factory=Speculation)
+    inbox: deque[StreamEvent] = field(default_factory=deque)  # until whoever asked takes them
 
     @property
     def finished(self) -> bool:
@@ -58,8 +60,8 @@ class Request:
             self.plain_tokens += emitted
         self.last_token = now
 
-    def event(self, answer: AnswerState, completion: Completion | None) -> StreamEvent:
-        """What is new of that answer."""
+    def tell(self, answer: AnswerState, completion: Completion | None) -> None:
+        """Put what is new of that answer into the inbox."""
         sequence = answer.sequence
         start = sequence.prompt_length + answer.delivered
         event = StreamEvent(
@@ -69,9 +71,9 @@ class Request:
             sequence.provenance[answer.delivered :],
             completion,
         )
+        self.inbox.append(event)
         answer.delivered = sequence.output_length
         answer.fresh_text = ""
-        return event
 
     def completion(self, model: str, precision: str, load_seconds: float, drafting: bool) -> Completion:
         """The finished account. Without drafting the request's own speed is the plain speed."""

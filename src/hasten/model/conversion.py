@@ -11,9 +11,9 @@ import json
 import logging
 import os
 import struct
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -54,16 +54,16 @@ def _header(plan: list[Planned], fingerprint: str) -> bytes:
 
 
 class ConvertedReader:
-    """Reads the tensors of a converted file in the order of its plan, each straight into its own memory."""
+    """Reads the tensors of a converted file by name, each straight into its own memory."""
 
     def __init__(self, path: Path, plan: list[Planned], fingerprint: str) -> None:
         self._file = path.open("rb", buffering=0)
-        self._file.seek(len(_header(plan, fingerprint)))
-        self._plan: Iterator[Planned] = iter(plan)
+        starts = accumulate((item.bytes for item in plan), initial=len(_header(plan, fingerprint)))
+        self._places = {item.name: (item, start) for item, start in zip(plan, starts, strict=False)}
 
-    def next(self, name: str) -> Tensor:
-        item = next(self._plan)
-        assert item.name == name, "converted tensors are read in the order of the plan"
+    def read(self, name: str) -> Tensor:
+        item, start = self._places[name]
+        self._file.seek(start)
         out = torch.empty(item.shape, dtype=item.dtype)
         view = _bytes_of(out)
         while view:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ class LayerWeights:
 
 @dataclass(frozen=True, slots=True)
 class DecoderWeights:
-    """``embedding`` [vocabulary, hidden] in the embedding dtype; ``head`` maps hidden to vocabulary."""
+    """``embedding`` [vocabulary, hidden] in the embedding dtype; ``head`` maps hidden to the vocabulary, or to some ids of it."""
 
     embedding: Tensor
     layers: list[LayerWeights]
@@ -48,9 +48,13 @@ class Decoder:
         self.precision = precision
         self.weights = weights
 
+    def with_head(self, head: Linear) -> Decoder:
+        """The same decoder with another head; everything else is shared."""
+        return Decoder(self.description, self.precision, replace(self.weights, head=head))
+
     @torch.inference_mode()
     def forward(self, layout: Layout, attention: Attention) -> Tensor:
-        """Logits [len(layout.logit_rows), vocabulary] in the stream dtype. Writes the rows' keys and values."""
+        """Logits [len(layout.logit_rows), outputs of the head] in the stream dtype. Writes the rows' keys and values."""
         shape = self.description
         attention.begin(layout)
         hidden = self.weights.embedding[layout.tokens].to(self.precision.stream)

@@ -1,0 +1,94 @@
+"""The library's front door on a tiny engine: prompts of every form, streams that are interleaved, dropped and closed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from test_exact import GREEDY, SAMPLED, prompt_of
+from tiny import LetterTokenizer, naive_text, tiny_engine
+
+from hasten.core.errors import ConfigError, InvalidRequest
+from hasten.core.types import SamplingParams
+from hasten.draft.suffix import SuffixDrafter
+from hasten.engine.llm import LLM
+
+KIND = "llama"
+
+
+@pytest.fixture
+def llm(monkeypatch: pytest.MonkeyPatch) -> LLM:
+    monkeypatch.setattr("hasten.engine.llm.load_engine", lambda config, progress: tiny_engine(KIND, [SuffixDrafter()]))
+    return LLM("tiny")
+
+
+def expected(text: str, params: SamplingParams) -> str:
+    tokenizer = LetterTokenizer()
+    return tokenizer.decode(naive_text(KIND, tuple(tokenizer.encode(text)), replace(params, seed=params.seed or 0)))
+
+
+def test_every_form_of_prompts(llm: LLM) -> None:
+    tokens = list(prompt_of(12, 1))
+    text = LetterTokenizer().decode(tokens)
+    for prompts in (text, tokens):
+        assert [c.text for c in llm.generate(prompts, GREEDY)] == [expected(text, GREEDY)]
+    both = llm.generate([text, tokens, "Hello"], [GREEDY, SAMPLED, GREEDY])
+    assert [c.text for c in both] == [expected(text, GREEDY), expected(text, SAMPLED), expected("Hello", GREEDY)]
+    assert llm.generate([]) == []
+
+
+def test_on_done_hears_of_each_once(llm: LLM) -> None:
+    heard: list[int] = []
+    llm.generate(["abc", "d", "xyz"], [replace(GREEDY, max_tokens=n) for n in (30, 3, 12)], on_done=lambda at, c: heard.append(at))
+    assert sorted(heard) == [0, 1, 2]
+    assert heard[0] == 1
+
+
+def test_streams_read_in_turns(llm: LLM) -> None:
+    first, second = llm.stream("one two one two", GREEDY), llm.stream("three", SAMPLED)
+    texts = ["", ""]
+    streams = [first, second]
+    while streams:
+        for stream in list(streams):
+            event = next(stream, None)
+            if event is None:
+                streams.remove(stream)
+            else:
+                texts[0 if stream is first else 1] += event.text
+    assert texts == [expected("one two one two", GREEDY), expected("three", SAMPLED)]
+
+
+def test_a_stream_beside_generate_loses_nothing(llm: LLM) -> None:
+    stream = llm.stream("one two one two", GREEDY)
+    pieces = [next(stream).text]
+    assert llm.generate("three", SAMPLED)[0].text == expected("three", SAMPLED)
+    pieces += [event.text for event in stream]
+    assert "".join(pieces) == expected("one two one two", GREEDY)
+
+
+@pytest.mark.parametrize("read", [0, 1, 3])
+def test_a_stream_that_is_let_go_of_is_cancelled(llm: LLM, read: int) -> None:
+    stream = llm.stream("one two", GREEDY)
+    for _ in range(read):
+        next(stream)
+    del stream
+    assert llm.engine.idle
+    llm.engine.scheduler.check_integrity()
+
+
+def test_one_wrong_prompt_stops_all_before_anything_runs(llm: LLM) -> None:
+    with pytest.raises(InvalidRequest, match="empty"):
+        llm.generate(["fine", ""], GREEDY)
+    assert llm.engine.idle
+    with pytest.raises(InvalidRequest, match="3 prompts but 2"):
+        llm.generate(["a", "b", "c"], [GREEDY, GREEDY])
+
+
+def test_a_model_without_template_does_not_chat(llm: LLM) -> None:
+    with pytest.raises(InvalidRequest, match="no chat template"):
+        llm.chat([{"role": "user", "content": "hi"}])
+
+
+def test_unknown_settings_offer_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'precision'"):
+        LLM("tiny", precison="int8")
