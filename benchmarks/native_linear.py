@@ -69,10 +69,10 @@ def measure(library: NativeLibrary, outputs: int, inputs: int, bits: int, rows: 
         seconds = quiet_seconds([partial(layer.from_codes, codes, row_scale, None, out) for layer in layers])
         first = first or seconds
         speed = layers[0].bytes / seconds / 1e9
-        print(
-            f"  int{bits} {outputs:6d} x {inputs:5d}  rows {count:4d}  {seconds * 1e3:7.3f} ms  {speed:5.1f} GB/s  {speed / ceiling:4.0%} of"
-            f" reading  {seconds / first:5.2f}x of {rows[0]} rows  {2e-9 * outputs * inputs * count / seconds:7.0f} GOP/s"
-        )
+        against = f"{speed / ceiling:4.0%} of reading  {seconds / first:5.2f}x of {rows[0]} rows"
+        operations = 2e-9 * outputs * inputs * count / seconds
+        name = f"int{bits} {outputs:6d} x {inputs:5d}  rows {count:4d}"
+        print(f"  {name}  {seconds * 1e3:7.3f} ms  {speed:5.1f} GB/s  {against}  {operations:7.0f} GOP/s")
 
 
 def main() -> None:

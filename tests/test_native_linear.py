@@ -10,7 +10,15 @@ import pytest
 import torch
 
 from hasten.core.errors import ConfigError
-from hasten.native.kernels import Activation, PackedLinear, PackedLinear4, PackedMlp, RowKernels, expand_progressive
+from hasten.native.kernels import (
+    Activation,
+    PackedLinear,
+    PackedLinear4,
+    PackedMlp,
+    RowKernels,
+    expand_progressive,
+    round_progressive,
+)
 from hasten.native.loader import NativeLibrary, load, status
 
 SHAPES = [(1, 1), (5, 7), (16, 64), (17, 65), (31, 63), (32, 128), (33, 1000), (96, 576), (70, 2112), (40, 4160)]
@@ -104,6 +112,32 @@ def test_four_bit_weights_have_the_bits_of_their_int8_weights(native: NativeLibr
             for threads in (1, 2):
                 native.set_threads(threads)
                 assert torch.equal(four.from_codes(x, row_scale, residual), wanted), (isa, rows)
+
+
+@pytest.mark.parametrize("inputs", [1, 63, 64, 100, 1536])
+def test_rounding_to_four_bits(native: NativeLibrary, inputs: int) -> None:
+    torch.manual_seed(inputs)
+    weight = torch.randn(37, inputs) * torch.logspace(-6, 3, 37)[:, None]
+    weight[3] = 0
+    weight[4, : inputs // 2] = 5e4  # most of an int8 range unused by the rest
+    weight[5] = 7.0
+    codes, scales, offsets, scale = round_progressive(native, weight)
+    PackedLinear4(native, codes, scales, offsets, scale, None, 0)  # accepts them: every weight is an int8
+    rebuilt = expand_progressive(codes, scales, offsets).float() * scale[:, None]
+    assert torch.isfinite(rebuilt).all()
+    error = (rebuilt - weight).norm(dim=1) / weight.norm(dim=1).clamp_min(1e-30)
+    assert error[3] < 1
+    assert error[5] < 1e-6
+    groups = torch.nn.functional.pad(weight, (0, -inputs % 64), mode="constant", value=float("nan")).view(37, -1, 64)
+    low = torch.nan_to_num(groups, nan=float("inf")).amin(-1, keepdim=True)
+    high = torch.nan_to_num(groups, nan=float("-inf")).amax(-1, keepdim=True)
+    step = ((high - low) / 15).clamp_min(1e-30)
+    plain = (((groups - low) / step).round() * step + low - groups).nan_to_num(0.0).square().sum((1, 2)).sqrt()
+    ours = (rebuilt - weight).norm(dim=1)
+    keep = torch.tensor([i for i in range(37) if i not in (3, 4, 5)])
+    if inputs >= 63:  # within 3 % of free float scales and offsets for each group, in the mean better
+        assert (ours[keep] <= plain[keep] * 1.15).all()
+        assert (ours[keep] / plain[keep]).mean() < 1.03
 
 
 def test_four_bit_codes_out_of_range_are_refused(native: NativeLibrary) -> None:
@@ -219,6 +253,20 @@ def test_calls_from_several_threads_at_once(native: NativeLibrary) -> None:
     with ThreadPoolExecutor(4) as workers:
         for result in workers.map(lambda _: layer(rows), range(200)):
             assert torch.equal(result, wanted)
+
+
+def test_many_short_calls_with_more_threads_than_cores(native: NativeLibrary) -> None:
+    """Workers join late, never or while another call begins; every unit of work is done exactly once all the same."""
+    native.set_isa(native.best_isa)
+    layer = random_layer(native, 2048, 256)
+    codes, scale = torch.randint(-127, 128, (3, 256), dtype=torch.int8), torch.ones(3)
+    native.set_threads(1)
+    wanted = layer.from_codes(codes, scale)
+    for threads in (2, 5, 3, 8):
+        native.set_threads(threads)
+        for _ in range(400):
+            out = torch.full((3, 2048), float("nan"))
+            assert torch.equal(layer.from_codes(codes, scale, None, out), wanted)
 
 
 def test_status_and_forcing(native: NativeLibrary, monkeypatch: pytest.MonkeyPatch) -> None:

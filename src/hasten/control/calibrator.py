@@ -1,35 +1,106 @@
 """From a drafter's raw score to P(accepted | parent accepted), learned while running.
 
 Each drafter's scores fall into bins; a bin counts accepted and rejected nodes with forgetting, on top of a prior that believes the
-score itself. Only nodes whose parent was accepted are counted: of the others nothing was learnt.
+score itself. A kind of sampling (greedy, warm, hot) has counts of its own on top of the drafter's. The estimates are made to rise
+with the score (pooling adjacent violators, weighted by evidence) and joined by straight lines. Only nodes whose parent was
+accepted are counted: of the others nothing was learnt.
 """
 
 from __future__ import annotations
 
+import bisect
 from dataclasses import dataclass, field
+from typing import Any
 
-BINS = 12
+from hasten.control import store
+
+EDGES = (0.0, 0.04, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.88, 0.94, 0.98, 1.0)  # finer where the levels of a chain multiply
+CENTRES = tuple((low + high) / 2 for low, high in zip(EDGES, EDGES[1:], strict=False))
 PRIOR_STRENGTH = 6.0
+OWN_STRENGTH = 12.0  # observations of the drafter as a whole that one kind of sampling's own outweigh
 FORGETTING = 0.995  # a bin's evidence halves in about 140 observations of that bin
+MOST = 0.995
+ALL = "all"  # counts over all kinds of sampling
+
+Key = tuple[str, str]  # drafter, kind of sampling
+
+
+@dataclass(slots=True)
+class Counts:
+    """Accepted and seen nodes by score bin, and the curve made of them, kept until the next observation."""
+
+    accepted: list[float] = field(default_factory=lambda: [0.0] * len(CENTRES))
+    seen: list[float] = field(default_factory=lambda: [0.0] * len(CENTRES))
+    curve: list[float] | None = None
 
 
 @dataclass(slots=True)
 class Calibrator:
-    """``survival(drafter, score)`` is the calibrated probability; ``observe`` teaches it one outcome."""
+    """``probability(drafter, score, kind)`` is the calibrated one; ``observe`` teaches it one outcome."""
 
-    _accepted: dict[tuple[str, int], float] = field(default_factory=dict)
-    _seen: dict[tuple[str, int], float] = field(default_factory=dict)
+    _counts: dict[Key, Counts] = field(default_factory=dict)
 
-    def probability(self, drafter: str, score: float) -> float:
-        key = (drafter, _bin(score))
-        seen, accepted = self._seen.get(key, 0.0), self._accepted.get(key, 0.0)
-        return (accepted + PRIOR_STRENGTH * score) / (seen + PRIOR_STRENGTH)
+    def probability(self, drafter: str, score: float, kind: str = ALL) -> float:
+        """Rises with the score. A drafter never seen is believed."""
+        curve = self._curve(drafter, kind)
+        at = bisect.bisect_left(CENTRES, score)
+        if at == 0:
+            return curve[0] * max(0.0, score) / CENTRES[0]
+        left, low = CENTRES[at - 1], curve[at - 1]
+        if at == len(CENTRES):
+            right, high = 1.0, min(MOST, low + 1.0 - left)
+        else:
+            right, high = CENTRES[at], curve[at]
+        return low + (high - low) * (min(score, 1.0) - left) / (right - left)
 
-    def observe(self, drafter: str, score: float, accepted: bool) -> None:
-        key = (drafter, _bin(score))
-        self._accepted[key] = self._accepted.get(key, 0.0) * FORGETTING + accepted
-        self._seen[key] = self._seen.get(key, 0.0) * FORGETTING + 1.0
+    def observe(self, drafter: str, score: float, accepted: bool, kind: str = ALL) -> None:
+        place = min(bisect.bisect_right(EDGES, score), len(CENTRES)) - 1
+        for key in {(drafter, kind), (drafter, ALL)}:
+            counts = self._counts.setdefault(key, Counts())
+            counts.accepted[place] = counts.accepted[place] * FORGETTING + accepted
+            counts.seen[place] = counts.seen[place] * FORGETTING + 1.0
+            counts.curve = None
+        for (name, _), counts in self._counts.items():
+            if name == drafter:
+                counts.curve = None  # the kinds stand on the drafter's own counts
+
+    def to_json(self) -> dict[str, Any]:
+        return {f"{drafter}/{kind}": [c.accepted, c.seen] for (drafter, kind), c in self._counts.items()}
+
+    @classmethod
+    def from_json(cls, content: object) -> Calibrator:
+        """Raises ValueError when the content is not what ``to_json`` gives."""
+        out = cls()
+        for name, pair in store.table(content).items():
+            drafter, _, kind = name.rpartition("/")
+            if not drafter or not isinstance(pair, list) or len(pair) != 2:
+                raise ValueError(f"{name[:40]!r} holds no counts")
+            accepted, seen = (store.numbers(values, 0.0, 1e9) for values in pair)
+            if not len(accepted) == len(seen) == len(CENTRES) or any(a > s for a, s in zip(accepted, seen, strict=True)):
+                raise ValueError(f"the counts of {name[:40]!r} do not fit")
+            out._counts[drafter, kind] = Counts(accepted, seen)
+        return out
+
+    def _curve(self, drafter: str, kind: str) -> list[float]:
+        counts = self._counts.get((drafter, kind))
+        if counts is None:
+            return list(CENTRES) if kind == ALL else self._curve(drafter, ALL)
+        if counts.curve is None:
+            prior, strength = (CENTRES, PRIOR_STRENGTH) if kind == ALL else (tuple(self._curve(drafter, ALL)), OWN_STRENGTH)
+            weights = [seen + strength for seen in counts.seen]
+            raw = [(a + strength * p) / w for a, p, w in zip(counts.accepted, prior, weights, strict=True)]
+            counts.curve = rising(raw, weights)
+        return counts.curve
 
 
-def _bin(score: float) -> int:
-    return min(int(score * BINS), BINS - 1)
+def rising(values: list[float], weights: list[float]) -> list[float]:
+    """The nearest sequence, by weighted squares, that never falls: neighbours that do are pooled."""
+    pools: list[tuple[float, float, int]] = []  # value, weight, members
+    for value, weight in zip(values, weights, strict=True):
+        members = 1
+        while pools and pools[-1][0] > value:
+            above, heavy, more = pools.pop()
+            value = (value * weight + above * heavy) / (weight + heavy)
+            weight, members = weight + heavy, members + more
+        pools.append((value, weight, members))
+    return [value for value, _, members in pools for _ in range(members)]

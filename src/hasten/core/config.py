@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from hasten.core.errors import ConfigError
+from hasten.core.errors import ConfigError, InvalidRequest
 from hasten.core.registry import nearest
 
 PRECISIONS = ("auto", "int8", "bf16", "fp32", "fp64")
 VERIFY_RULES = ("coupled",)
+CONTROLS = ("auto", "fixed", "goodput", "threshold", "entropy")
+SPECULATION_MODES = ("auto", "off", "on")
+DEEPEST_CHAIN = 24
+MOST_NODES = 512
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,8 @@ DRAFTERS = Registry(
     rows={
         "none": "hasten.draft.base:NoDrafter",
         "suffix": "hasten.draft.suffix:SuffixDrafter",
+        "memory": "hasten.draft.memory:MemoryDrafter",
+        "hierarchy": "hasten.draft.hierarchy:HierarchyDrafter",
         "lm": "hasten.draft.lm:LanguageModelDrafter",
         "prediction": "hasten.draft.prediction:PredictionDrafter",
         "recycling": "hasten.draft.recycling:RecyclingDrafter",

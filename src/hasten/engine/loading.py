@@ -164,12 +164,13 @@ def _lm_drafter(
     name: str, arguments: dict[str, object], config: EngineConfig, target: LoadedModel, device: torch.device, progress: Progress
 ) -> Drafter:
     resolved = catalogue.resolve(name, fetch=True, progress=progress)
-    draft = load_model(resolved.name, resolved.path, config, device, progress)
-    if draft.tokenizer.vocabulary_fingerprint != target.tokenizer.vocabulary_fingerprint:
+    tokenizer = load_tokenizer(resolved.path)
+    if tokenizer.vocabulary_fingerprint != target.tokenizer.vocabulary_fingerprint:
         raise VocabularyMismatch(
-            f"'{draft.name}' cannot draft for '{target.name}': their vocabularies differ "
-            f"({draft.tokenizer.vocabulary_size} and {target.tokenizer.vocabulary_size} ids); choose a draft of the same family."
+            f"'{resolved.name}' cannot draft for '{target.name}': their vocabularies differ "
+            f"({tokenizer.vocabulary_size} and {target.tokenizer.vocabulary_size} ids); choose a draft of the same family."
         )
+    draft = load_model(resolved.name, resolved.path, config, device, progress)
     blocks = BlockManager(draft.num_blocks, prefix_cache=False)
     try:
         return LanguageModelDrafter(

@@ -17,11 +17,14 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 FORMAT = "hasten-int8-2"
 _DTYPE_NAMES = {torch.int8: "I8", torch.float32: "F32", torch.bfloat16: "BF16"}
+_NUMPY_TYPES = {torch.int8: np.int8, torch.float32: np.float32}
 log = logging.getLogger(__name__)
 
 
@@ -69,6 +72,11 @@ class ConvertedReader:
         while view:
             view = view[self._file.readinto(view) or _truncated() :]
         return out
+
+    def map(self, name: str) -> npt.NDArray[Any]:
+        """The tensor as it lies in the file, read only: its pages come into memory when they are used, and leave it freely."""
+        item, start = self._places[name]
+        return np.memmap(self._file, dtype=_NUMPY_TYPES[item.dtype], mode="r", offset=start, shape=item.shape)
 
     def close(self) -> None:
         self._file.close()

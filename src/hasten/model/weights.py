@@ -56,6 +56,15 @@ def projections(source: Weights) -> list[FusedLinear]:
     return [*out, _fused(source, "head", ("embedding" if source.description.tied_head else "head",))]
 
 
+def conversion_plan(source: Weights) -> list[Planned]:
+    """What a converted file of this source holds, in the order in which it is written."""
+    plan = [Planned("embedding", source.shape("embedding"), torch.bfloat16)]
+    for linear in projections(source):
+        plan.append(Planned(f"{linear.name}.codes", (linear.outputs, linear.inputs), torch.int8))
+        plan.append(Planned(f"{linear.name}.scale", (linear.outputs,), torch.float32))
+    return plan
+
+
 def _fused(source: Weights, name: str, parts: tuple[str, ...]) -> FusedLinear:
     shapes = [source.shape(part) for part in parts]
     return FusedLinear(name, parts, sum(shape[0] for shape in shapes), shapes[0][1])
@@ -71,57 +80,20 @@ def _pieces(source: Weights, parts: tuple[str, ...]) -> Iterator[Tensor]:
 
 
 def load_decoder(
-    source: Weights,
-    precision: Precision,
-    device: torch.device,
-    converted: Path | None,
-    progress: Progress = silent,
-    head_rows: Tensor | None = None,
+    source: Weights, precision: Precision, device: torch.device, converted: Path | None, progress: Progress = silent
 ) -> Decoder:
-    """Build the decoder. ``converted`` is where int8 weights are kept between loads (None: nowhere).
-
-    ``head_rows``: int64, ascending; the head computes the logits of these ids only (VocabTrim, 2506.22694). In int8 the rows are
-    converted before they are chosen, so each of these logits is that of the whole head, bit for bit with the native kernels.
-    The rest of the head does not stay in memory. Raises ValueError when the rows are not of that form.
-    """
-    if head_rows is not None:
-        _check_rows(head_rows, source.shape("embedding")[0])
+    """Build the decoder. ``converted`` is where int8 weights are kept between loads (None: nowhere)."""
     make: _Int8Maker | _DenseMaker
     make = _Int8Maker(source, converted) if precision.weights is torch.int8 else _DenseMaker(source, precision, device)
     try:
-        return _assemble(source, precision, device, make, progress, head_rows)
+        return _assemble(source, precision, device, make, progress)
     except BaseException:
         make.abandon()
         raise
 
 
-def load_head(source: Weights, precision: Precision, device: torch.device, converted: Path | None, rows: Tensor) -> Linear:
-    """The head alone, with these rows of it, as ``load_decoder`` makes it. Quick where converted weights are on disk; else it
-    converts the head, and keeps nothing of that. Raises ValueError when the rows are not int64 and ascending."""
-    head = projections(source)[-1]
-    _check_rows(rows, head.outputs)
-    make: _Int8Maker | _DenseMaker
-    make = _Int8Maker(source, converted, keep=False) if precision.weights is torch.int8 else _DenseMaker(source, precision, device)
-    try:
-        return make.linear(head, _bias(source, head, precision, device), rows)
-    finally:
-        make.finish()
-
-
-def _check_rows(rows: Tensor, outputs: int) -> None:
-    if rows.dtype is not torch.int64 or rows.ndim != 1 or not len(rows):
-        raise ValueError("the rows of a head are a list of int64 ids that is not empty")
-    if int(rows[0]) < 0 or int(rows[-1]) >= outputs or not bool((rows[1:] > rows[:-1]).all()):
-        raise ValueError(f"the rows of a head must ascend and lie from 0 to {outputs - 1}")
-
-
 def _assemble(
-    source: Weights,
-    precision: Precision,
-    device: torch.device,
-    make: _Int8Maker | _DenseMaker,
-    progress: Progress,
-    head_rows: Tensor | None,
+    source: Weights, precision: Precision, device: torch.device, make: _Int8Maker | _DenseMaker, progress: Progress
 ) -> Decoder:
     names = source.names()
 
@@ -131,15 +103,18 @@ def _assemble(
     def needed(name: str) -> Tensor:
         return source.read(name).to(device, precision.stream)
 
+    def bias(linear: FusedLinear) -> Tensor | None:
+        found = [vector(f"{part}_bias") for part in linear.parts]
+        present = [piece for piece in found if piece is not None]
+        return torch.cat(present) if present else None
+
     planned = projections(source)
     total = sum(linear.outputs * linear.inputs for linear in planned)
     done = 0
     embedding = make.embedding(precision.embedding).to(device)
     built: dict[str, Linear] = {}
     for linear in planned:
-        built[linear.name] = make.linear(
-            linear, _bias(source, linear, precision, device), head_rows if linear.name == "head" else None
-        )
+        built[linear.name] = make.linear(linear, bias(linear))
         done += linear.outputs * linear.inputs
         progress("loading weights", done, total)
     make.finish()
@@ -162,12 +137,6 @@ def _assemble(
     return Decoder(source.description, precision, weights)
 
 
-def _bias(source: Weights, linear: FusedLinear, precision: Precision, device: torch.device) -> Tensor | None:
-    names = source.names()
-    present = [source.read(name).to(device, precision.stream) for part in linear.parts if (name := f"{part}_bias") in names]
-    return torch.cat(present) if present else None
-
-
 class _DenseMaker:
     """Projections in a floating dtype, filled piece by piece."""
 
@@ -177,18 +146,14 @@ class _DenseMaker:
     def embedding(self, dtype: torch.dtype) -> Tensor:
         return self._stack(("embedding",), self._source.shape("embedding"), dtype)
 
-    def linear(self, linear: FusedLinear, bias: Tensor | None, rows: Tensor | None = None) -> Linear:
-        outputs = linear.outputs if rows is None else len(rows)
-        weight = self._stack(linear.parts, (outputs, linear.inputs), self._precision.weights, rows)
-        return DenseLinear(weight, _chosen(bias, rows))
+    def linear(self, linear: FusedLinear, bias: Tensor | None) -> Linear:
+        weight = self._stack(linear.parts, (linear.outputs, linear.inputs), self._precision.weights)
+        return DenseLinear(weight, bias)
 
-    def _stack(self, parts: tuple[str, ...], shape: tuple[int, ...], dtype: torch.dtype, rows: Tensor | None = None) -> Tensor:
+    def _stack(self, parts: tuple[str, ...], shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         out = torch.empty(shape, dtype=dtype, device=self._device)
-        row = seen = 0
-        for whole in _pieces(self._source, parts):
-            inside = None if rows is None else rows[(rows >= seen) & (rows < seen + whole.shape[0])] - seen
-            seen += whole.shape[0]
-            piece = whole if inside is None else whole[inside]
+        row = 0
+        for piece in _pieces(self._source, parts):
             out[row : row + piece.shape[0]] = piece
             row += piece.shape[0]
         return out
@@ -201,20 +166,17 @@ class _DenseMaker:
 
 
 class _Int8Maker:
-    """int8 projections, from the converted file where there is one, else converted now and (if ``keep``) written there."""
+    """int8 projections, from the converted file where there is one, else converted now and written there."""
 
-    def __init__(self, source: Weights, path: Path | None, keep: bool = True) -> None:
+    def __init__(self, source: Weights, path: Path | None) -> None:
         self._source = source
         self._reader: ConvertedReader | None = None
         self._writer: ConvertedWriter | None = None
         if path is not None:
-            plan = [Planned("embedding", source.shape("embedding"), torch.bfloat16)]
-            for linear in projections(source):
-                plan.append(Planned(f"{linear.name}.codes", (linear.outputs, linear.inputs), torch.int8))
-                plan.append(Planned(f"{linear.name}.scale", (linear.outputs,), torch.float32))
+            plan = conversion_plan(source)
             if is_converted(path, plan, source.fingerprint):
                 self._reader = ConvertedReader(path, plan, source.fingerprint)
-            elif keep:
+            else:
                 self._writer = ConvertedWriter(path, plan, source.fingerprint)
 
     def embedding(self, dtype: torch.dtype) -> Tensor:
@@ -224,15 +186,13 @@ class _Int8Maker:
         self._keep(out)
         return out
 
-    def linear(self, linear: FusedLinear, bias: Tensor | None, rows: Tensor | None = None) -> Linear:
+    def linear(self, linear: FusedLinear, bias: Tensor | None) -> Linear:
         if self._reader is not None:
             codes, scale = self._reader.read(f"{linear.name}.codes"), self._reader.read(f"{linear.name}.scale")
         else:
             codes, scale = quantise_weights(_pieces(self._source, linear.parts), linear.outputs, linear.inputs)
             self._keep(codes, scale)
-        if rows is not None:
-            codes, scale = codes[rows], scale[rows]
-        return int8_linear(codes, scale, _chosen(bias, rows))
+        return int8_linear(codes, scale, bias)
 
     def _keep(self, *tensors: Tensor) -> None:
         if self._writer is not None:
@@ -248,10 +208,6 @@ class _Int8Maker:
     def abandon(self) -> None:
         if self._writer is not None:
             self._writer.abandon()
-
-
-def _chosen(bias: Tensor | None, rows: Tensor | None) -> Tensor | None:
-    return bias if bias is None or rows is None else bias[rows.to(bias.device)]
 
 
 def quantise_weights(pieces: Iterator[Tensor], outputs: int, inputs: int) -> tuple[Tensor, Tensor]:

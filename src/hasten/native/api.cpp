@@ -121,6 +121,13 @@ EXPORT int hst_w4_pack(const std::uint8_t* codes, const std::uint8_t* scales, co
     return OK;
 }
 
+EXPORT int hst_w4_round(const float* weights, std::int64_t outputs, std::int64_t inputs, std::uint8_t* codes, std::uint8_t* scales,
+                        std::int8_t* offsets, float* scale) {
+    if (bad_linear(0, outputs, inputs)) return BAD_SIZE;
+    round_progressive(weights, outputs, inputs, codes, scales, offsets, scale);
+    return OK;
+}
+
 EXPORT int hst_w8_rows(const std::uint8_t* packed, const float* scale, std::int64_t inputs, const std::int64_t* picked, std::int64_t rows,
                        float* out) {
     w8_unpack_rows(packed, scale, inputs, picked, rows, out);

@@ -58,7 +58,9 @@ class Unit:
 def units() -> list[Unit]:
     """What to compile for this processor family; the longest first."""
     floats = ("attention_kernels.cpp", "rows_kernels.cpp", "read_kernels.cpp")
-    plain = [Unit(name) for name in ("attention.cpp", "threads.cpp", "linear.cpp", "rows.cpp", "api.cpp", "isa.cpp")]
+    plain = [
+        Unit(name) for name in ("attention.cpp", "threads.cpp", "linear.cpp", "progressive.cpp", "rows.cpp", "api.cpp", "isa.cpp")
+    ]
     generic = [Unit(name, (), "generic") for name in floats]
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return [*generic, *plain]

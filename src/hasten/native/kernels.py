@@ -151,6 +151,21 @@ class PackedLinear4(_Linear):
         check(library.call["hst_w4_pack"](code_start, scale_start, offset_start, outputs, inputs, packed.data_ptr()))
 
 
+def round_progressive(library: NativeLibrary, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Round float32 weights [outputs, inputs] (rotated already) to what ``PackedLinear4`` takes: codes, group scales, group offsets
+    and scales. Each group's integer scale and offset are searched for the least squared error. Finite weights only."""
+    outputs, inputs = weight.shape
+    groups = -(-inputs // GROUP_INPUTS)
+    codes = torch.empty(outputs, inputs, dtype=torch.uint8)
+    group_scale = torch.empty(outputs, groups, dtype=torch.uint8)
+    group_offset = torch.empty(outputs, groups, dtype=torch.int8)
+    scale = torch.empty(outputs)
+    results = codes, group_scale, group_offset, scale
+    start = _need(weight, torch.float32, (outputs, inputs))
+    check(library.call["hst_w4_round"](start, outputs, inputs, *(result.data_ptr() for result in results)))
+    return results
+
+
 class PackedMlp:
     """A whole MLP in one call: out = down(activation(gate) * up) + residual, with [gate, up] = gate_up(x / rms(x) * weight). Same
     bits as ``gate_up.after_norm`` and ``down.after_gate``; the wide middle never becomes a tensor."""

@@ -52,6 +52,10 @@ bool linear8_amx(const Linear8& call, std::int64_t first, std::int64_t last);
 void unpack4_generic(const std::int8_t* packed, std::int64_t tiles, std::int8_t* out);
 void unpack4_avx512(const std::int8_t* packed, std::int64_t tiles, std::int8_t* out);
 
+// Float weights [outputs][inputs] to what w4_pack takes, and a float scale for each output. Finite weights only.
+void round_progressive(const float* weights, std::int64_t outputs, std::int64_t inputs, std::uint8_t* codes, std::uint8_t* scales,
+                       std::int8_t* offsets, float* scale);
+
 std::size_t w4_packed_bytes(std::int64_t outputs, std::int64_t inputs);
 // `codes` [outputs][inputs] from 0 to 15; `scales` and `offsets` [outputs][tiles_of(inputs)].
 void w4_pack(const std::uint8_t* codes, const std::uint8_t* scales, const std::int8_t* offsets, std::int64_t outputs, std::int64_t inputs,

@@ -1,7 +1,8 @@
 """Finding and loading the kernels' library. Knows nothing of tensors: pointers and sizes only.
 
 ``HASTEN_NATIVE=off`` keeps the kernels out; ``auto`` (the default) uses them where the library is found and loads.
-``HASTEN_NATIVE_ISA`` holds them to an instruction set: ``amx``, ``vnni``, ``avx2`` or ``generic``.
+``HASTEN_NATIVE_ISA`` holds them to an instruction set: ``amx``, ``vnni``, ``avx2`` or ``generic``. ``HASTEN_NATIVE_LIBRARY`` names
+another library file to load (one built with ``--sanitize``).
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ _PROTOTYPES: dict[str, tuple[type, tuple[type, ...]]] = {
     "hst_w8_pack": (_INT, (_POINTER, _LONG, _LONG, _POINTER)),
     "hst_w4_packed_bytes": (_LONG, (_LONG, _LONG)),
     "hst_w4_pack": (_INT, (_POINTER, _POINTER, _POINTER, _LONG, _LONG, _POINTER)),
+    "hst_w4_round": (_INT, (_POINTER, _LONG, _LONG, _POINTER, _POINTER, _POINTER, _POINTER)),
     "hst_w8_rows": (_INT, (_POINTER, _POINTER, _LONG, _POINTER, _LONG, _POINTER)),
     "hst_linear": (_INT, (_POINTER,) * 5 + (_LONG,)),
     "hst_rows": (_INT, (_POINTER, _POINTER, _FLOAT, _INT, _LONG, _LONG, _LONG, _POINTER, _POINTER, _POINTER)),
@@ -116,7 +118,8 @@ def load() -> NativeLibrary | None:
 @lru_cache(maxsize=1)
 def _load_once() -> tuple[NativeLibrary | None, str]:
     reason = "not built; python -m hasten.native.build builds it where a C++ compiler is"
-    for path in (SOURCES / LIBRARY, cache_folder() / LIBRARY):
+    asked = os.environ.get("HASTEN_NATIVE_LIBRARY")
+    for path in (Path(asked),) if asked else (SOURCES / LIBRARY, cache_folder() / LIBRARY):
         if not path.exists():
             continue
         try:

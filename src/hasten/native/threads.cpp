@@ -59,14 +59,16 @@ class Pool {
         function_ = function;
         context_ = context;
         grain_ = static_cast<std::uint64_t>(grain);
-        busy_.store(count_ - 1, std::memory_order_relaxed);
-        generation_.fetch_add(1, std::memory_order_seq_cst);
+        state_.store(((state_.load(std::memory_order_relaxed) >> 32) + 1) << 32 | OPEN, std::memory_order_seq_cst);
         if (sleepers_.load(std::memory_order_seq_cst) > 0) {
             std::lock_guard<std::mutex> lock(mutex_);
             wake_.notify_all();
         }
         work(0);
-        for (int turn = 1; busy_.load(std::memory_order_acquire) > 0; ++turn) {
+        // Everything is taken. Workers that have joined are still at it; those that have not come yet find the door closed, so that
+        // a worker whose core is busy with another process holds nobody up.
+        state_.fetch_and(~OPEN, std::memory_order_relaxed);
+        for (int turn = 1; (state_.load(std::memory_order_acquire) & JOINED) != 0; ++turn) {
             relax();
             if (turn % 4096 == 0) std::this_thread::yield();  // the worker may be waiting for our core
         }
@@ -75,7 +77,7 @@ class Pool {
     // Workers leave; the object stays, because a worker may still be looking at it.
     void retire() {
         retired_.store(true, std::memory_order_relaxed);
-        generation_.fetch_add(1, std::memory_order_seq_cst);
+        state_.fetch_add(std::uint64_t(1) << 32, std::memory_order_seq_cst);
         std::lock_guard<std::mutex> lock(mutex_);
         wake_.notify_all();
     }
@@ -98,25 +100,30 @@ class Pool {
     void serve(int index) {
         std::uint64_t seen = 0;
         for (;;) {
-            wait(seen);
-            ++seen;
+            std::uint64_t now = wait(seen);
             if (retired_.load(std::memory_order_relaxed)) return;
+            while ((now & OPEN) != 0 && !state_.compare_exchange_weak(now, now + 1, std::memory_order_acquire)) continue;
+            seen = now >> 32;
+            if ((now & OPEN) == 0) continue;
             work(index);
-            busy_.fetch_sub(1, std::memory_order_release);
+            state_.fetch_sub(1, std::memory_order_release);
         }
     }
 
-    void wait(std::uint64_t seen) {
+    // The state once its generation is another than `seen`: spins for a while, then sleeps.
+    std::uint64_t wait(std::uint64_t seen) {
         const auto limit = std::chrono::steady_clock::now() + SPIN;
-        for (int turn = 1; generation_.load(std::memory_order_acquire) == seen; ++turn) {
+        for (int turn = 1;; ++turn) {
+            const std::uint64_t now = state_.load(std::memory_order_acquire);
+            if (now >> 32 != seen) return now;
             relax();
             if (turn % 64 == 0 && std::chrono::steady_clock::now() > limit) break;
         }
-        if (generation_.load(std::memory_order_acquire) != seen) return;
         std::unique_lock<std::mutex> lock(mutex_);
         sleepers_.fetch_add(1, std::memory_order_seq_cst);
-        wake_.wait(lock, [this, seen] { return generation_.load(std::memory_order_seq_cst) != seen; });
+        wake_.wait(lock, [this, seen] { return state_.load(std::memory_order_seq_cst) >> 32 != seen; });
         sleepers_.fetch_sub(1, std::memory_order_seq_cst);
+        return state_.load(std::memory_order_acquire);
     }
 
     const int count_;
@@ -124,8 +131,9 @@ class Pool {
     void* context_ = nullptr;
     std::uint64_t grain_ = 1;
     Share shares_[MAX_THREADS];
-    alignas(64) std::atomic<std::uint64_t> generation_{0};
-    alignas(64) std::atomic<int> busy_{0};
+    // Generation of the work (high half), whether workers may still join it, and how many have.
+    static constexpr std::uint64_t OPEN = 1u << 16, JOINED = OPEN - 1;
+    alignas(64) std::atomic<std::uint64_t> state_{0};
     alignas(64) std::atomic<int> sleepers_{0};
     std::atomic<bool> retired_{false};
     std::mutex mutex_;

@@ -22,6 +22,7 @@ def choose_several(
     *,
     history: History | None = None,
     vocabulary_size: int | None = None,
+    ids: noise.IntArray | None = None,
 ) -> list[tuple[int, float]]:
     """Up to ``count`` (token, confidence) pairs, the best first: ``choose_row`` of the draft's logits, then the tokens whose
     perturbed score comes next.
@@ -29,7 +30,12 @@ def choose_several(
     Confidence is the softmax of the perturbed scores (at temperature 0: of the logits), so a choice that wins by a wide margin
     once the shared noise is added counts as sure: it is the margin that the target has to overturn. Guesses need no exactness:
     tokens less than e^-10 times as likely as the best are not looked at, but for the first choice itself.
+
+    ``ids``: distinct token ids, one a logit, where the draft has logits of a part of the vocabulary only; all others are taken
+    as impossible. Noise, penalties and bias are those of the ids, as everywhere.
     """
+    if ids is not None:
+        logits = _spread(logits, ids, vocabulary_size)
     values = adjusted(logits, params, position, history, None, vocabulary_size)
     first = choose_adjusted(values, params, seed, position)
     temperature = params.temperature or 1.0
@@ -49,3 +55,21 @@ def choose_several(
     order = [at for at in ranked(scores)[: count + 1] if pool[at] != first][: count - 1]
     chosen = int(np.flatnonzero(pool == first)[0])
     return [(int(pool[at]), float(weight[at])) for at in [chosen, *order]]
+
+
+def _spread(logits: torch.Tensor, ids: noise.IntArray, vocabulary_size: int | None) -> torch.Tensor:
+    """The row of the whole vocabulary, float32 or float64 on the CPU; ids beyond it are left out.
+
+    Filling it costs a few hundredths of a millisecond, and keeps one meaning of bias, history and noise.
+    """
+    row = logits.detach().to("cpu")
+    if row.dtype is not torch.float64:
+        row = row.to(torch.float32)
+    largest = int(ids.max())
+    size = largest + 1 if vocabulary_size is None else vocabulary_size
+    if largest >= size:
+        inside = ids < size
+        row, ids = row[torch.from_numpy(inside)], ids[inside]
+    out = torch.full((size,), -torch.inf, dtype=row.dtype)
+    out[torch.from_numpy(ids)] = row
+    return out

@@ -1,0 +1,152 @@
+"""What drafting has cost and brought, so that it is never slower than plain decoding for long.
+
+Every second that a round takes beyond a plain step is charged to a drafter: proposing, catching up, verifying its rows,
+observing. Every token it brought is credited with the seconds that a plain step would have taken for it. A drafter that is in the
+red is not asked. Each plain step earns it a small allowance to try again with. So, whatever is accepted or not:
+
+    seconds <= (1 + EXPLORATION) x plain seconds + START + the largest single loss
+
+Two accounts: the *standing* of a drafter under a kind of sampling (kept over restarts) decides whether it may begin with a request
+and probe; the account of one request decides whether it goes on there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hasten.control import store
+
+EXPLORATION = 0.01  # of plain time, shared by all drafters
+START_STEPS = 8.0  # plain steps that a drafter may lose before it has to have brought something
+MOST_STEPS = 24.0  # of credit that are remembered; more would be spent for too long when the text changes
+FIRST_PROBE = 16
+LONGEST_PROBE = 1024
+STANDING_FORGETTING = 0.99
+OWN_FORGETTING = 0.92
+PRIOR_ACCEPTANCE, PRIOR_TRIALS = 0.6, 4.0
+SHRINKAGE = 5.0  # trials of a request that count as much as all that was seen before it
+PROVEN = 30.0  # trials
+
+
+@dataclass(slots=True)
+class Evidence:
+    """Trials and successes: a level of a draft is tried when the level above it was accepted."""
+
+    successes: float = 0.0
+    trials: float = 0.0
+
+    def observe(self, accepted: int, levels: int, forgetting: float) -> None:
+        """One round: of ``levels`` drafted ones the first ``accepted`` were accepted."""
+        self.successes = self.successes * forgetting + min(accepted, levels)
+        self.trials = self.trials * forgetting + min(accepted + 1, levels)
+
+    def acceptance(self, prior: float, strength: float) -> float:
+        return (self.successes + strength * prior) / (self.trials + strength)
+
+
+@dataclass(slots=True)
+class Standing:
+    """One drafter under one kind of sampling. ``balance`` in seconds, None before its first step; ``reserved`` is promised to
+    requests that have just begun."""
+
+    balance: float | None = None
+    reserved: float = 0.0
+    evidence: Evidence = field(default_factory=Evidence)
+
+    @property
+    def free(self) -> float:
+        return (self.balance or 0.0) - self.reserved
+
+    @property
+    def acceptance(self) -> float:
+        return self.evidence.acceptance(PRIOR_ACCEPTANCE, PRIOR_TRIALS)
+
+    @property
+    def proven(self) -> bool:
+        return self.evidence.trials >= PROVEN and (self.balance or 0.0) > 0.0
+
+    def book(self, seconds: float, step: float) -> None:
+        """Add a gain or a loss; ``step`` is what a plain step takes."""
+        before = START_STEPS * step if self.balance is None else self.balance
+        self.balance = min(MOST_STEPS * step, before + seconds)
+
+    def to_json(self) -> list[float]:
+        return [self.balance or 0.0, self.evidence.successes, self.evidence.trials]
+
+    @classmethod
+    def from_json(cls, content: object) -> Standing:
+        """Raises ValueError when the content is not what ``to_json`` gives."""
+        values = store.numbers(content, -1e6, 1e6)
+        if len(values) != 3 or not 0.0 <= values[1] <= values[2]:
+            raise ValueError("a standing does not fit")
+        return cls(values[0], 0.0, Evidence(values[1], values[2]))
+
+
+@dataclass(slots=True)
+class Own:
+    """One drafter on one request. ``seen`` is how much of the text it had read when it was last asked; ``why`` is the last
+    decision in words."""
+
+    balance: float = 0.0
+    allowance: float = 0.0
+    reserved: float = 0.0
+    begun: bool = False
+    evidence: Evidence = field(default_factory=Evidence)
+    off: int = 0
+    interval: int = FIRST_PROBE
+    probing: bool = False
+    seen: int = 0
+    on: bool = False
+    why: str = "not asked yet"
+    rounds: int = 0
+    asked: int = 0
+    saved: float = 0.0
+
+    def acceptance(self, standing: Standing) -> float:
+        return self.evidence.acceptance(standing.acceptance, SHRINKAGE)
+
+    def probe_due(self) -> bool:
+        """One more round is passed over; True when it is time to look again."""
+        self.off += 1
+        return self.off >= self.interval
+
+    def settle(self, seconds: float) -> None:
+        """A round brought (or, negative, cost) that. A probe that paid opens the account again; one that did not doubles the
+        wait."""
+        self.saved += seconds
+        self.balance = min(self.balance + seconds, 2.0 * self.allowance)
+        if not self.probing:
+            return
+        self.probing, self.off = False, 0
+        if seconds > 0.0:
+            self.balance, self.interval = max(self.balance, self.allowance / 2), 1
+        else:
+            self.balance, self.interval = max(self.balance, -self.allowance), min(max(FIRST_PROBE, self.interval * 2), LONGEST_PROBE)
+
+
+@dataclass(slots=True)
+class Tally:
+    """What a drafter did since the engine started: nodes bid, verified and accepted, rounds it was asked in, seconds it took
+    and seconds it saved against plain decoding (all its costs taken off)."""
+
+    proposed: int = 0
+    verified: int = 0
+    accepted: int = 0
+    rounds: int = 0
+    seconds: float = 0.0
+    saved: float = 0.0
+    state: str = "on"
+    reason: str = "not asked yet"
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "state": self.state,
+            "reason": self.reason,
+            "proposed": self.proposed,
+            "verified": self.verified,
+            "accepted": self.accepted,
+            "rounds": self.rounds,
+            "seconds": round(self.seconds, 6),
+            "saved_s": round(self.saved, 6),
+        }

@@ -1,0 +1,76 @@
+"""Rules for how deep to draft, other papers' and ours, as plain functions, so that a benchmark can compare them.
+
+``auto`` is the controller's own: expected gain at calibrated survival, behind accounts that never let drafting cost more than it
+brings. The others decide the depth of one chain and verify all of it: ``fixed(k)``; ``goodput`` (SmartSpec, 2406.14066, section
+4); ``threshold`` (SpecDec++, 2405.19715, with calibrated confidences in place of its trained head); ``entropy`` (AdaEDL,
+2410.18351). They keep no accounts and can be slower than plain decoding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from hasten.core.types import ROOT, DraftTree
+
+DEEPEST = 24
+MOST_REJECTED = 0.7  # SpecDec++'s h: stop when P(at least one rejected so far) passes it
+GAMMA = 0.2  # AdaEDL's: the share of the draft's entropy that stands for its divergence from the target
+
+
+def expected_tokens(depth: int, acceptance: float) -> float:
+    """Accepted drafts of a chain of ``depth`` where each is accepted with ``acceptance`` when its parent was: the sum of its
+    powers (Leviathan et al. 2211.17192, equation 1, without the bonus token)."""
+    if acceptance >= 1.0:
+        return float(depth)
+    return acceptance * (1.0 - acceptance**depth) / (1.0 - acceptance)
+
+
+def best_depth(acceptance: float, seconds: Callable[[int], float], offered: float = 0.0, deepest: int = DEEPEST) -> tuple[int, float]:
+    """The depth, 0 included, that makes most tokens a second, and that rate. ``seconds(depth)`` is what a round takes for one
+    sequence; ``offered`` the drafts accepted in any case."""
+    best, rate = 0, (1.0 + offered) / seconds(0)
+    for depth in range(1, deepest + 1):
+        found = (1.0 + max(offered, expected_tokens(depth, acceptance))) / seconds(depth)
+        if found > rate:
+            best, rate = depth, found
+    return best, rate
+
+
+def entropy_limit(threshold: float) -> float:
+    """AdaEDL: nats above which its lower bound 1 - sqrt(gamma H) on acceptance falls below the threshold."""
+    return (1.0 - threshold) ** 2 / GAMMA
+
+
+@dataclass(slots=True)
+class EntropyThreshold:
+    """AdaEDL's threshold, moved once a round so that the accepted share comes to ``target``."""
+
+    threshold: float = 0.5
+    accepted: float = 0.9  # moving average; starts at the target
+    target: float = 0.9
+    longest: int = DEEPEST
+
+    def observe(self, accepted: int, drafted: int) -> None:
+        """One round: of ``drafted`` (at least one) so many were accepted."""
+        self.accepted = 0.5 * self.accepted + 0.5 * accepted / drafted
+        step = 0.0
+        if self.accepted < self.target:
+            step = 0.01
+        elif accepted != self.longest:
+            step = -0.01
+        self.threshold = min(0.99, max(0.0, self.threshold + 0.1 * step))
+
+
+def chain_of(tree: DraftTree, deepest: int) -> set[int]:
+    """The nodes of one chain: from the root always the child of the highest score."""
+    children: dict[int, int] = {}
+    for node, parent in enumerate(tree.parents):
+        if parent not in children or tree.scores[node] > tree.scores[children[parent]]:
+            children[parent] = node
+    chain: set[int] = set()
+    at = ROOT
+    while len(chain) < deepest and at in children:
+        at = children[at]
+        chain.add(at)
+    return chain

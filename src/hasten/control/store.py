@@ -1,0 +1,87 @@
+"""Small JSON files of what was measured and learnt. A damaged one is set aside with a warning; it never stops anything."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from hasten.model import storage
+
+log = logging.getLogger(__name__)
+LARGEST = 1 << 20
+
+
+def folder() -> Path:
+    """Where the files lie; created when one is written."""
+    return storage.home() / "learnt"
+
+
+def file_name(*parts: str) -> str:
+    """One plain file name from several words, whatever they hold."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", "--".join(parts))[:200] + ".json"
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    """The object in the file; None where there is none or it is damaged (then it is set aside)."""
+    try:
+        with path.open("rb") as file:
+            raw = file.read(LARGEST + 1)
+    except OSError:
+        return None
+    try:
+        if len(raw) > LARGEST:
+            raise ValueError("it is too large")
+        content = json.loads(raw)
+        if not isinstance(content, dict):
+            raise ValueError("it is not an object")
+    except (ValueError, RecursionError) as problem:
+        set_aside(path, str(problem))
+        return None
+    return content
+
+
+def write(path: Path, content: dict[str, Any]) -> None:
+    """Replace the file in one go. A disk that refuses is told in a warning: what was learnt is only lost."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
+        temporary.replace(path)
+    except OSError as problem:
+        log.warning("What was learnt could not be kept in %s (%s).", path, problem.strerror)
+        temporary.unlink(missing_ok=True)
+
+
+def set_aside(path: Path, why: str) -> None:
+    """Rename a damaged file, so that it can be looked at and is not read again."""
+    try:
+        path.replace(path.with_name(path.name + ".damaged"))
+    except OSError:
+        return
+    log.warning("%s is damaged (%s); it is set aside as %s.damaged and learnt anew.", path, why, path.name)
+
+
+def number(value: object, low: float, high: float) -> float:
+    """``value`` as a float. Raises ValueError when it is no number from ``low`` to ``high``."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or not low <= value <= high:
+        raise ValueError(f"{value!r} is not a number from {low:g} to {high:g}")
+    return float(value)
+
+
+def numbers(value: object, low: float, high: float) -> list[float]:
+    """``value`` as a list of such numbers. Raises ValueError."""
+    if not isinstance(value, list):
+        raise ValueError(f"{str(value)[:40]!r} is not a list")
+    return [number(entry, low, high) for entry in value]
+
+
+def table(value: object) -> dict[str, Any]:
+    """``value`` as an object. Raises ValueError."""
+    if not isinstance(value, dict):
+        raise ValueError(f"{str(value)[:40]!r} is not an object")
+    return value

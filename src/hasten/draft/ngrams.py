@@ -1,0 +1,190 @@
+"""A fixed text on disk, ordered so that the places where a run of tokens occurred are found by bisection. No torch.
+
+The file holds the tokens and their *places* (indices of tokens that follow at least one other), sorted by what stands before each,
+read backwards: a suffix array of the reversed text, as in REST (arXiv:2311.08252) but led by the context's end. So the places that
+share the last n tokens lie side by side, those that share n + 1 within them, and n-grams of all orders are counted by one table.
+
+Little-endian int32: ``DEPTH`` boundaries, then texts, a boundary (-1) after each; then the places. It is mapped, not read; whoever
+opens it checks every byte once, so that no content can lead a look-up astray.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from bisect import bisect_left
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from hasten.core.errors import CorruptModel, VocabularyMismatch
+from hasten.core.progress import Progress, silent
+from hasten.draft.matches import BOUNDARY, LONGEST_MATCH, Match
+
+DEPTH = 16  # tokens before a place that decide its order
+MOST_PLACES = 32  # looked at in one look-up
+MOST_TOKENS = 1 << 24
+MAGIC = b"HASTENNG"
+VERSION = 1
+HEADER = struct.Struct("<8sIIQQI64s")  # magic, version, depth, tokens, places, CRC-32 of what follows, vocabulary
+DATA_OFFSET = 128
+
+Tokens = npt.NDArray[np.int32]
+
+
+class NgramDatabase:
+    """An open, checked file. Raises CorruptModel for a file that is not whole and sound, VocabularyMismatch for one of another
+    vocabulary, and OSError when it cannot be read. Equal databases give equal answers; nothing is learnt."""
+
+    def __init__(self, path: Path, vocabulary: str) -> None:
+        tokens, places = _mapped(path, vocabulary)
+        self._text, self._places = tokens.data, places.data
+        self.size = len(tokens) - DEPTH
+
+    def matches(self, end: list[int], shortest: int, weights: Sequence[list[float]]) -> list[Match]:
+        """Up to ``MOST_PLACES`` places where the last tokens of ``end`` occurred, longest first, of ``shortest`` tokens at least.
+
+        Where more share a context they are taken evenly from all of them, so that their followers are as frequent as in the text.
+        """
+        wanted = end[-DEPTH:][::-1]
+        length = self._longest(wanted)
+        found: list[int] = []
+        low = high = 0
+        while length >= max(1, shortest) and len(found) < MOST_PLACES:
+            inner_low, inner_high = low, high
+            low = bisect_left(self._places, wanted[:length], key=self._before)
+            high = bisect_left(self._places, [*wanted[: length - 1], wanted[length - 1] + 1], low, key=self._before)
+            free = MOST_PLACES - len(found)
+            outer = high - low - (inner_high - inner_low)
+            # ``step`` apart, passing over the range that was taken with a longer context.
+            step = max(1.0, outer / free)
+            for number in range(min(free, outer)):
+                at = low + int(number * step)
+                found.append(at if at < inner_low or inner_low == inner_high else at + inner_high - inner_low)
+            length = min(length - 1, (length + 1) // 2)
+        return self._measured(found, end, weights)
+
+    def _measured(self, found: list[int], end: list[int], weights: Sequence[list[float]]) -> list[Match]:
+        out: list[tuple[int, int]] = []
+        last = end[-LONGEST_MATCH:]
+        for entry in found:
+            place = self._places[entry]
+            length, most = 0, min(len(last), place)
+            while length < most and self._text[place - 1 - length] == last[-1 - length]:
+                length += 1
+            out.append((-length, place))
+        out.sort()
+        return [(self._text, place, -loss, by_length) for (loss, place), by_length in zip(out, weights, strict=False) if loss < 0]
+
+    def _before(self, place: int) -> list[int]:
+        """The tokens before a place, read backwards."""
+        before = self._text[place - DEPTH : place].tolist()
+        before.reverse()
+        return before
+
+    def _longest(self, wanted: list[int]) -> int:
+        """How many of ``wanted`` the best place agrees with: it stands beside where ``wanted`` would be inserted."""
+        at, best = bisect_left(self._places, wanted, key=self._before), 0
+        for entry in (at - 1, at):
+            if 0 <= entry < len(self._places):
+                agree = 0
+                for mine, theirs in zip(wanted, self._before(self._places[entry]), strict=False):
+                    if mine != theirs:
+                        break
+                    agree += 1
+                best = max(best, agree)
+        return best
+
+
+def build(path: Path, texts: Sequence[Sequence[int]], vocabulary: str, progress: Progress = silent) -> int:
+    """Write a database of ``texts`` (token ids) to ``path``, replacing it at once or not at all; returns its tokens.
+
+    Tokens over ``MOST_TOKENS`` are left out, the last texts first. Raises ValueError when there is nothing to write or an id is
+    negative, OSError when the disk refuses. Takes some 40 bytes of memory a token.
+    """
+    pieces: list[Tokens] = [np.full(DEPTH, BOUNDARY, dtype=np.int32)]
+    room = MOST_TOKENS - DEPTH
+    for text in texts:
+        piece = np.array([*text, BOUNDARY], dtype=np.int32)
+        if len(piece) > room:
+            break
+        if (piece[:-1] < 0).any():
+            raise ValueError("token ids are not negative")
+        pieces.append(piece)
+        room -= len(piece)
+    tokens = np.concatenate(pieces)
+    places = _sorted_places(tokens, progress)
+    if not len(places):
+        raise ValueError("the texts hold no two tokens in a row")
+    _write(path, tokens, places, vocabulary)
+    return len(tokens) - DEPTH
+
+
+def _sorted_places(tokens: Tokens, progress: Progress) -> Tokens:
+    """Places ordered by the ``DEPTH`` tokens before them: ranks of 1, 2, 4, 8, 16 tokens, each made of two of the last."""
+    ranks = _dense(tokens.astype(np.int64))
+    length, passes = 1, DEPTH.bit_length() - 1
+    for number in range(passes):
+        progress("sorting", number, passes)
+        shifted = np.zeros_like(ranks)
+        shifted[length:] = ranks[:-length]
+        ranks = _dense(ranks * (int(ranks.max()) + 1) + shifted)
+        length *= 2
+    progress("sorting", passes, passes)
+    places = np.flatnonzero((tokens[1:] >= 0) & (tokens[:-1] >= 0)) + 1
+    return places[np.argsort(ranks[places - 1], kind="stable")].astype(np.int32)
+
+
+def _dense(keys: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Equal keys become equal small numbers in the same order."""
+    return np.unique(keys, return_inverse=True)[1].astype(np.int64)
+
+
+def _write(path: Path, tokens: Tokens, places: Tokens, vocabulary: str) -> None:
+    data = tokens.astype("<i4").tobytes(), places.astype("<i4").tobytes()
+    checksum = zlib.crc32(data[1], zlib.crc32(data[0]))
+    header = HEADER.pack(MAGIC, VERSION, DEPTH, len(tokens), len(places), checksum, _name(vocabulary))
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with os.fdopen(os.open(temporary, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600), "wb") as file:
+            for part in (header.ljust(DATA_OFFSET, b"\0"), *data):
+                file.write(part)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _mapped(path: Path, vocabulary: str) -> tuple[Tokens, Tokens]:
+    """Tokens and places of a file, every number checked."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(DATA_OFFSET)
+    if len(start) < DATA_OFFSET:
+        raise CorruptModel(f"{path} is too short to be a draft database; build it again with `hasten draft build`.")
+    magic, version, depth, count, places_count, checksum, name = HEADER.unpack_from(start)
+    if magic != MAGIC:
+        raise CorruptModel(f"{path} is not a draft database; build one with `hasten draft build`.")
+    if version != VERSION or depth != DEPTH:
+        raise CorruptModel(f"{path} is of another format ({version}); build it again with `hasten draft build`.")
+    if not DEPTH < count <= MOST_TOKENS or not 0 < places_count < count or size != DATA_OFFSET + 4 * (count + places_count):
+        raise CorruptModel(f"{path} is truncated or its sizes are wrong; build it again with `hasten draft build`.")
+    if name != _name(vocabulary):
+        raise VocabularyMismatch(f"{path} was built for another vocabulary; build it again with `hasten draft build`.")
+    data = np.memmap(path, dtype="<i4", mode="r", offset=DATA_OFFSET, shape=(count + places_count,))
+    if zlib.crc32(data.data) != checksum:
+        raise CorruptModel(f"{path} is damaged; build it again with `hasten draft build`.")
+    tokens, places = np.asarray(data[:count], dtype=np.int32), np.asarray(data[count:], dtype=np.int32)
+    sound = tokens.min() >= BOUNDARY and (tokens[:DEPTH] == BOUNDARY).all() and tokens[-1] == BOUNDARY
+    if not sound or places.min() <= DEPTH or places.max() >= count:
+        raise CorruptModel(f"{path} holds numbers out of range; build it again with `hasten draft build`.")
+    return tokens, places
+
+
+def _name(vocabulary: str) -> bytes:
+    return vocabulary.encode("utf-8", "surrogatepass")[:64].ljust(64, b"\0")

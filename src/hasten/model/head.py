@@ -1,0 +1,110 @@
+"""A head over part of the vocabulary: some rows of the whole one, as they are, and a few more that change while it runs.
+
+For draft models only (VocabTrim, 2506.22694): what the target says is decided over its whole vocabulary.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from hasten.model.conversion import ConvertedReader, is_converted
+from hasten.model.decoder import Decoder
+from hasten.model.description import Activation
+from hasten.model.linear import DenseLinear, Linear, int8_linear
+from hasten.model.weights import Weights, conversion_plan
+
+IntArray = npt.NDArray[np.int64]
+
+
+class HeadRows(Protocol):
+    """Makes a projection of some rows of the whole head; ``ids`` int64, none below 0 or beyond the head."""
+
+    def __call__(self, ids: IntArray) -> Linear: ...
+
+
+class DenseRows:
+    """Rows of a matrix in memory, of the dtype of the projections."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self._weight, self._bias = weight, bias
+
+    def __call__(self, ids: IntArray) -> Linear:
+        places = torch.from_numpy(ids).to(self._weight.device)
+        return DenseLinear(self._weight[places], None if self._bias is None else self._bias[places])
+
+
+class ConvertedRows:
+    """int8 rows of a converted file, the very codes and scales of the whole head, so that a logit has the same bits. The file
+    is mapped, not held: memory has only what is chosen."""
+
+    def __init__(self, codes: npt.NDArray[Any], scale: npt.NDArray[Any]) -> None:
+        self._codes, self._scale = codes, scale
+
+    def __call__(self, ids: IntArray) -> Linear:
+        return int8_linear(torch.from_numpy(self._codes[ids]), torch.from_numpy(self._scale[ids]), None)
+
+
+def head_rows(source: Weights, decoder: Decoder, converted: Path | None) -> HeadRows | None:
+    """Where rows of the decoder's whole head are found, other than in the head; None where they are nowhere (int8 weights that
+    could not be kept on disk, or a head with a bias).
+
+    A dense head that is tied to the embedding is found there, in a dtype that is the same; one that is not stays in memory.
+    """
+    head, embedding = decoder.weights.head, decoder.weights.embedding
+    if isinstance(head, DenseLinear):
+        tied = source.description.tied_head and embedding.dtype is head.weight.dtype
+        return DenseRows(embedding if tied else head.weight, head.bias)
+    plan = conversion_plan(source)
+    biased = {"head_bias", "embedding_bias"} & source.names()
+    if biased or converted is None or not is_converted(converted, plan, source.fingerprint):
+        return None
+    reader = ConvertedReader(converted, plan, source.fingerprint)
+    try:
+        return ConvertedRows(reader.map("head.codes"), reader.map("head.scale"))
+    finally:
+        reader.close()  # the maps stay
+
+
+class TrimmedHead:
+    """A ``Linear`` whose outputs are those of ``ids``: a fixed choice, then whatever ``hold`` was last given.
+
+    The whole head is not needed any more once this is made (but see ``head_rows``).
+    """
+
+    def __init__(self, rows: HeadRows, fixed: IntArray) -> None:
+        self._rows = rows
+        self._fixed = rows(fixed)
+        self._more: Linear | None = None
+        self.fixed = fixed
+        self.ids = fixed
+        self.outputs, self.inputs = len(fixed), self._fixed.inputs
+
+    def hold(self, more: IntArray) -> None:
+        """Replace what comes after the fixed ids. Costs a copy of these rows."""
+        self._more = self._rows(more) if len(more) else None
+        self.ids = np.concatenate([self.fixed, more])
+        self.outputs = len(self.ids)
+
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        parts = [part(x) for part in self._parts()]
+        return _joined(parts, residual)
+
+    def after_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return _joined([part.after_norm(x, weight, eps) for part in self._parts()], None)
+
+    def after_gate(self, gate_up: Tensor, activation: Activation, residual: Tensor | None = None) -> Tensor:
+        return _joined([part.after_gate(gate_up, activation) for part in self._parts()], residual)
+
+    def _parts(self) -> list[Linear]:
+        return [self._fixed] if self._more is None else [self._fixed, self._more]
+
+
+def _joined(parts: list[Tensor], residual: Tensor | None) -> Tensor:
+    out = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+    return out if residual is None else out.add_(residual)
