@@ -26,7 +26,8 @@ class EngineConfig:
     catalogue names none. ``cache_tokens`` is the size of the key-value pool in positions (0: chosen from the model's context,
     at least one full context up to 8192). ``max_rows`` bounds the rows of one step (prefill chunks and trees together);
     ``max_sequences`` bounds how many sequences run at once. ``threads=0`` uses every physical core.
-    ``context_length=0`` takes the model's own.
+    ``context_length=0`` takes the model's own. ``control`` says how much is drafted: "auto", or "fixed(k)", "goodput", "threshold"
+    or "entropy" for comparison (see ``control.rules``). ``explain`` adds to each answer why every drafter was on or off.
 
     Raises ConfigError, one sentence, when a value is out of range.
     """
@@ -43,10 +44,13 @@ class EngineConfig:
     max_sequences: int = 16
     prefix_cache: bool = True
     verify: str = "coupled"
+    control: str = "auto"
+    explain: bool = False
 
     def __post_init__(self) -> None:
         _one_of("precision", self.precision, PRECISIONS)
         _one_of("verify", self.verify, VERIFY_RULES)
+        parse_control(self.control)
         if self.device != "auto" and self.device != "cpu" and not self.device.startswith("cuda"):
             raise ConfigError(f"device must be auto, cpu, cuda or cuda:N, not '{self.device}'.")
         for name, low, high in (
@@ -68,6 +72,35 @@ class EngineConfig:
             if name not in known:
                 raise ConfigError(f"There is no setting called '{name}'{nearest(name, known)}")
         return cls(**values)
+
+
+@dataclass(frozen=True, slots=True)
+class SpeculationParams:
+    """How one request is drafted for; never changes its text. ``mode``: "auto" drafts where it pays, "off" not at all, "on" in
+    every round, whatever it costs. ``nodes`` bounds the drafted tokens of a round.
+
+    Raises InvalidRequest, one sentence, when a value is out of range.
+    """
+
+    mode: str = "auto"
+    nodes: int = MOST_NODES
+
+    def __post_init__(self) -> None:
+        if self.mode not in SPECULATION_MODES:
+            raise InvalidRequest(f"speculation must be one of {', '.join(SPECULATION_MODES)}, not {self.mode!r}.")
+        if not isinstance(self.nodes, int) or isinstance(self.nodes, bool) or not 0 <= self.nodes <= MOST_NODES:
+            raise InvalidRequest(f"the nodes of a round must be a whole number from 0 to {MOST_NODES}, not {self.nodes!r}.")
+
+
+def parse_control(text: object) -> tuple[str, int]:
+    """The rule's name and, for "fixed(k)", k (else 0). Raises ConfigError when it is none of them."""
+    found = re.fullmatch(r"fixed\(([0-9]{1,3})\)", text) if isinstance(text, str) else None
+    if found and 1 <= int(found[1]) <= DEEPEST_CHAIN:
+        return "fixed", int(found[1])
+    if text in CONTROLS and text != "fixed":
+        return str(text), 0
+    names = ", ".join(name for name in CONTROLS if name != "fixed")
+    raise ConfigError(f"control must be one of {names} or fixed(k) with k from 1 to {DEEPEST_CHAIN}, not {text!r}.")
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -52,10 +52,12 @@ class DraftCount:
 
 @dataclass(slots=True)
 class Speculation:
-    """Rounds (verification passes) of a request and what drafting brought; a node is counted for the drafter it is credited to."""
+    """Rounds (verification passes) of a request and what drafting brought; a node is counted for the drafter it is credited to.
+    ``decisions`` says of each drafter why it was on or off, where ``EngineConfig.explain`` asks for it."""
 
     rounds: int = 0
     by_drafter: dict[str, DraftCount] = field(default_factory=dict)
+    decisions: dict[str, str] = field(default_factory=dict)
 
     @property
     def drafted(self) -> int:
@@ -135,6 +137,7 @@ class Completion:
                     name: {"drafted": count.drafted, "accepted": count.accepted}
                     for name, count in sorted(self.speculation.by_drafter.items())
                 },
+                **({"decisions": self.speculation.decisions} if self.speculation.decisions else {}),
             },
             "provenance": first.provenance,
             "exact": self.exact,

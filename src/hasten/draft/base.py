@@ -6,9 +6,16 @@ raises, the engine stops asking it for that request.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 
 from hasten.core.types import DraftTree, Sequence, Verdict
+
+
+def believed(score: float) -> float:
+    """A score taken at its word."""
+    return score
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,12 +24,16 @@ class DraftBudget:
 
     ``nodes`` bounds the size of its tree and ``depth`` the depth of its nodes, so that no draft runs past max_tokens or the
     context. ``minimum_survival`` is for drafters that pay for every level: they stop when the most likely node of their
-    frontier survives with less. Drafters whose nodes cost nothing leave that choice to the controller.
+    frontier survives with less, a node's survival being the product of ``calibrated`` scores along its path. ``most_entropy``
+    (nats) stops them before a level that they are less sure of (AdaEDL, 2410.18351); a first level is always drafted. Drafters
+    whose nodes cost nothing leave these choices to the controller.
     """
 
     nodes: int
     depth: int
     minimum_survival: float = 0.0
+    calibrated: Callable[[float], float] = believed
+    most_entropy: float = inf
 
 
 class Drafter:

@@ -26,11 +26,10 @@ from hasten.draft.suffix import DOUBT, ESCAPE, GRAM_LENGTHS, MOST_MATCHES, Suffi
 
 log = logging.getLogger(__name__)
 SURE = 0.9  # a guess of the faster sources this likely leaves nothing for a slower one to say
-SHORTEST = 2  # tokens of context that a database must share
 
 _CONTEXT = weights(trust=1.0, power=2.0, ranks=len(GRAM_LENGTHS) * MOST_MATCHES)
-_MODEL = weights(trust=1 / 16, power=3.0, ranks=MOST_PLACES)
-_STATISTICS = weights(trust=1 / 32, power=2.5, ranks=MOST_PLACES)
+_MODEL = weights(trust=1 / 2, power=1.5, ranks=MOST_PLACES)
+_STATISTICS = weights(trust=1 / 4, power=1.5, ranks=MOST_PLACES)
 
 
 class HierarchyDrafter(Drafter):
@@ -72,7 +71,7 @@ class HierarchyDrafter(Drafter):
         for database, table in self._databases:
             if any(score > SURE for _, score, _ in vote(found, ESCAPE, DOUBT)):
                 break
-            found += database.matches(end, SHORTEST, table)
+            found += database.matches(end, table)
         return found
 
 

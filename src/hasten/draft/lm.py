@@ -1,8 +1,10 @@
 """Draft model: a smaller model of the same vocabulary guesses ahead, with the target's own noise (shared-noise drafting).
 
-It chooses each token as the target will (``sampling.choose``: same seed, same position) from its own logits, so at temperature 0 and
-above alike it proposes what the target would draw if the two agreed (Daliri et al. 2025; ERSD 2504.15475). The chain is the
+It chooses each token as the target will (``sampling.choose``: same seed, same position) from its own logits, so at temperature 0
+and above alike it proposes what the target would draw if the two agreed (Daliri et al. 2025; ERSD 2504.15475). The chain is the
 first choice of each level; a level's next best choices hang beside it as leaves, which cost a verify row and no draft pass.
+With a trimmed head (``trim``) it chooses among part of the vocabulary, under the same noise.
+
 Before a level is computed the chain's survival is compared with the budget's minimum: AdaEDL's idea (2410.18351) of stopping on
 the draft's own certainty, with the threshold set by measured cost.
 """
@@ -12,13 +14,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import inf
 
+import torch
 from torch import Tensor
 
 from hasten.cache.blocks import BlockManager
 from hasten.core.errors import OutOfBlocks
-from hasten.core.types import BLOCK_SIZE, ROOT, Batch, DraftTree, Segment, Sequence
+from hasten.core.types import BLOCK_SIZE, ROOT, Batch, DraftTree, Segment, Sequence, Verdict
 from hasten.draft.base import DraftBudget, Drafter
+from hasten.draft.shortlist import Shortlists
+from hasten.model.head import TrimmedHead
 from hasten.sampling.filters import History
 from hasten.sampling.guess import choose_several
 
@@ -36,6 +42,7 @@ class DraftState:
     blocks: list[int] = field(default_factory=list)
     history: History | None = None
     counted: int = 0  # output tokens that the history has seen
+    noted: int = 0  # tokens that the shortlist has seen
 
 
 @dataclass(slots=True)
@@ -50,28 +57,47 @@ class Growing:
     node: int = ROOT
     path: list[int] = field(default_factory=list)
     survival: float = 1.0
+    unsure: bool = False  # the next level has more entropy than the budget allows
 
 
 class LanguageModelDrafter(Drafter):
     """``forward`` runs the draft model over a batch (an executor's); ``blocks`` manages its pool; ``vocabulary`` is the number of
-    ids the target may choose; ``width`` the choices kept a level."""
+    ids the target may choose; ``width`` the choices kept a level; ``head`` is the model's, where that is a trimmed one."""
 
     name = "lm"
     paid = True
 
-    def __init__(self, forward: Forward, blocks: BlockManager, vocabulary: int, context_length: int, width: int = 3) -> None:
+    def __init__(
+        self,
+        forward: Forward,
+        blocks: BlockManager,
+        vocabulary: int,
+        context_length: int,
+        width: int = 3,
+        head: TrimmedHead | None = None,
+    ) -> None:
         self.seconds_per_level: float | None = None
         self._forward = forward
         self._blocks = blocks
         self._vocabulary = vocabulary
         self._context_length = context_length
         self._width = width
+        self._shortlists = None if head is None else Shortlists(head, vocabulary)
+        self.likeliest_wanted = 0 if head is None else Shortlists.likeliest_wanted
         self._states: dict[int, DraftState] = {}
 
     def begin(self, sequence: Sequence) -> None:
         self._states[sequence.id] = DraftState()
+        if self._shortlists is not None:
+            self._shortlists.begin(sequence.id)
+
+    def observe(self, sequence: Sequence, tree: DraftTree, verdict: Verdict) -> None:
+        if self._shortlists is not None:
+            self._shortlists.note(sequence.id, (token for row in verdict.likeliest for token in row))
 
     def end(self, sequence: Sequence) -> None:
+        if self._shortlists is not None:
+            self._shortlists.end(sequence.id)
         state = self._states.pop(sequence.id, None)
         if state is not None:
             self._blocks.free(state.blocks)
@@ -79,6 +105,8 @@ class LanguageModelDrafter(Drafter):
     def propose(self, sequences: list[Sequence], budgets: list[DraftBudget]) -> list[DraftTree]:
         growing = [self._start(sequence, budget) for sequence, budget in zip(sequences, budgets, strict=True)]
         active = [g for g in growing if g is not None and self._catch_up(g)]
+        if self._shortlists is not None:
+            self._shortlists.prepare()
         spent, levels = 0.0, 0
         while active:
             started = time.perf_counter()
@@ -106,6 +134,9 @@ class LanguageModelDrafter(Drafter):
                 state.history = History(known[: sequence.prompt_length])
             state.history.extend(known[sequence.prompt_length + state.counted :])
             state.counted = sequence.output_length
+        if self._shortlists is not None:
+            self._shortlists.note(sequence.id, known[state.noted :])
+            state.noted = len(known)
         return Growing(sequence, budget, state, known[state.settled :])
 
     def _catch_up(self, g: Growing) -> bool:
@@ -136,6 +167,12 @@ class LanguageModelDrafter(Drafter):
         """Add one level: the choice that the chain goes on with, and its runners-up as leaves."""
         sequence, history = g.sequence, g.state.history
         g.state.fed += g.waiting
+        if g.path and g.budget.most_entropy < inf and entropy(logits, sequence.params.temperature or 1.0) > g.budget.most_entropy:
+            g.unsure = True
+            return
+        ids = None
+        if self._shortlists is not None:
+            logits, ids = self._shortlists.pick(sequence.id, logits)
         choices = choose_several(
             logits,
             sequence.params,
@@ -144,6 +181,7 @@ class LanguageModelDrafter(Drafter):
             self._width,
             history=history.with_path(g.path) if history is not None else None,
             vocabulary_size=self._vocabulary,
+            ids=ids,
         )
         parent = g.node
         for rank, (token, probability) in enumerate(choices):
@@ -153,13 +191,20 @@ class LanguageModelDrafter(Drafter):
             if rank == 0:
                 g.node = node
                 g.path.append(token)
-                g.survival *= probability
+                g.survival *= g.budget.calibrated(probability)
                 g.waiting = [token]
 
     def _continues(self, g: Growing) -> bool:
         return (
-            len(g.path) < g.budget.depth
+            not g.unsure
+            and len(g.path) < g.budget.depth
             and len(g.tree) < g.budget.nodes
             and g.survival >= g.budget.minimum_survival
             and len(g.state.fed) + 1 < self._context_length
         )
+
+
+def entropy(logits: Tensor, temperature: float) -> float:
+    """Of the law of one row, in nats."""
+    law = torch.log_softmax(logits.double() / temperature, dim=-1)
+    return float(-(law.exp() * law).nan_to_num(0.0).sum())

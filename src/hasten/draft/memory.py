@@ -28,7 +28,7 @@ from hasten.draft.recent_texts import RecentTexts, fit
 
 PROMPT_END = 16  # tokens of the prompt kept before an output
 SHORTEST_OUTPUT = 4  # a shorter one is not worth a row
-ESCAPE = 64.0  # weight of "something new", as much as the latest match of four tokens
+ESCAPE = 16.0  # weight of "something new", as much as the latest match of three tokens
 DOUBT = 0.02
 
 

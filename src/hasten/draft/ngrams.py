@@ -15,6 +15,7 @@ import struct
 import zlib
 from bisect import bisect_left
 from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -44,8 +45,8 @@ class NgramDatabase:
         self._text, self._places = tokens.data, places.data
         self.size = len(tokens) - DEPTH
 
-    def matches(self, end: list[int], shortest: int, weights: Sequence[list[float]]) -> list[Match]:
-        """Up to ``MOST_PLACES`` places where the last tokens of ``end`` occurred, longest first, of ``shortest`` tokens at least.
+    def matches(self, end: list[int], weights: Sequence[list[float]]) -> list[Match]:
+        """Up to ``MOST_PLACES`` places where the last tokens of ``end`` occurred, longest first.
 
         Where more share a context they are taken evenly from all of them, so that their followers are as frequent as in the text.
         """
@@ -53,7 +54,7 @@ class NgramDatabase:
         length = self._longest(wanted)
         found: list[int] = []
         low = high = 0
-        while length >= max(1, shortest) and len(found) < MOST_PLACES:
+        while length > 0 and len(found) < MOST_PLACES:
             inner_low, inner_high = low, high
             low = bisect_left(self._places, wanted[:length], key=self._before)
             high = bisect_left(self._places, [*wanted[: length - 1], wanted[length - 1] + 1], low, key=self._before)
@@ -99,22 +100,30 @@ class NgramDatabase:
         return best
 
 
-def build(path: Path, texts: Sequence[Sequence[int]], vocabulary: str, progress: Progress = silent) -> int:
+def database_paths(directory: Path, vocabulary: str, model: str) -> tuple[Path, Path]:
+    """Where the databases of a model's own generations and of any text lie. Models of one vocabulary share the second."""
+    own = sha256(f"{vocabulary}\0{model}".encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    common = sha256(vocabulary.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return directory / f"{own}-model.ngrams", directory / f"{common}-statistics.ngrams"
+
+
+def build(path: Path, texts: Sequence[Sequence[int] | Tokens], vocabulary: str, progress: Progress = silent) -> int:
     """Write a database of ``texts`` (token ids) to ``path``, replacing it at once or not at all; returns its tokens.
 
-    Tokens over ``MOST_TOKENS`` are left out, the last texts first. Raises ValueError when there is nothing to write or an id is
+    Tokens over ``MOST_TOKENS`` are left out, the last ones first. Raises ValueError when there is nothing to write or an id is
     negative, OSError when the disk refuses. Takes some 40 bytes of memory a token.
     """
     pieces: list[Tokens] = [np.full(DEPTH, BOUNDARY, dtype=np.int32)]
+    boundary = np.array([BOUNDARY], dtype=np.int32)
     room = MOST_TOKENS - DEPTH
     for text in texts:
-        piece = np.array([*text, BOUNDARY], dtype=np.int32)
-        if len(piece) > room:
+        if room < 2:
             break
-        if (piece[:-1] < 0).any():
+        piece = np.asarray(text[: room - 1], dtype=np.int32)
+        if (piece < 0).any():
             raise ValueError("token ids are not negative")
-        pieces.append(piece)
-        room -= len(piece)
+        pieces += [piece, boundary]
+        room -= len(piece) + 1
     tokens = np.concatenate(pieces)
     places = _sorted_places(tokens, progress)
     if not len(places):

@@ -12,10 +12,10 @@ import numpy.typing as npt
 
 from hasten.draft.matches import BOUNDARY, LONGEST_MATCH, Match, weights
 
-GRAM_LENGTHS = (8, 4, 2)
+GRAM_LENGTHS = (6, 2, 1)
 MOST_MATCHES = 24  # looked at for each gram length, the most recent ones
 
-_WEIGHTS = weights(trust=1.0, power=3.0, ranks=len(GRAM_LENGTHS) * MOST_MATCHES)
+_WEIGHTS = weights(trust=1.0, power=2.5, ranks=len(GRAM_LENGTHS) * MOST_MATCHES)
 _MULTIPLIERS = [(0x9E3779B97F4A7C15 * (2 * place + 1) ** 5) & (2**64 - 1) | 1 for place in range(max(GRAM_LENGTHS))]
 _WORD = 2**64 - 1
 _BACK = np.arange(LONGEST_MATCH)

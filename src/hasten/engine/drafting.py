@@ -7,32 +7,46 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from hasten.control.accounts import Tally
 from hasten.control.controller import Controller
+from hasten.control.memory import Memory
+from hasten.control.rounds import Round, kind_of
+from hasten.core.config import SpeculationParams
 from hasten.core.types import ROOT, DraftTree, Sequence, Verdict
 from hasten.draft.base import DraftBudget, Drafter
 from hasten.engine.scheduler import Scheduled
 
 log = logging.getLogger(__name__)
 DEEPEST = 24
+AUTO = SpeculationParams()
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, weakref_slot=True)
 class Drafting:
-    """``vocabulary`` is the number of token ids that may be proposed."""
+    """``vocabulary`` is the number of token ids that may be proposed. ``memory`` keeps what the controller learns; without one
+    it is forgotten. ``clock`` is asked for the time, in seconds."""
 
     drafters: list[Drafter]
     controller: Controller
     vocabulary: int
+    memory: Memory | None = None
+    clock: Callable[[], float] = time.perf_counter
     _broken: set[tuple[str, int]] = field(default_factory=set)
-    _levels: dict[int, dict[str, int]] = field(default_factory=dict)
+    _wishes: dict[int, SpeculationParams] = field(default_factory=dict)
+    _seen: dict[tuple[str, int], int] = field(default_factory=dict)  # tokens a paid drafter has read of a sequence
+    _rounds: dict[int, Round] = field(default_factory=dict)  # of the step in progress, by sequence id
 
     @property
     def likeliest_wanted(self) -> int:
         return max((drafter.likeliest_wanted for drafter in self.drafters), default=0)
 
-    def begin(self, sequence: Sequence) -> None:
+    def begin(self, sequence: Sequence, wish: SpeculationParams = AUTO) -> None:
+        self._wishes[sequence.id] = wish
+        if wish.mode == "off":
+            return
         for drafter in self.drafters:
             try:
                 drafter.begin(sequence)
@@ -41,63 +55,118 @@ class Drafting:
 
     def propose(self, items: list[Scheduled], room: int) -> None:
         """Give a tree to every item that chooses a token after its first one. ``room`` bounds the nodes of all of them."""
-        self._levels.clear()
-        decoding = [item for item in items if item.completes and item.sequence.output_length > 0]
-        if not decoding or not self.drafters or room <= 0:
+        self._rounds.clear()
+        if not self.drafters:
             return
-        started = time.perf_counter()
-        trees = [DraftTree() for _ in decoding]
-        for drafter in self.drafters:
-            chosen = [at for at, item in enumerate(decoding) if self._wanted(drafter, item.sequence, trees[at], len(decoding))]
-            self._ask(drafter, [decoding[at] for at in chosen], [trees[at] for at in chosen], room // len(decoding))
-        spent = time.perf_counter() - started
+        decoding = [item for item in items if item.completes and item.sequence.output_length > 0]
+        rounds = [Round.of(item.sequence, self._wishes.get(item.sequence.id, AUTO)) for item in decoding]
+        self._rounds = {round.sequence: round for round in rounds}
+        if not rounds or not self.controller.open(rounds) or room <= 0:
+            return
+        started = self.clock()
+        # Free drafters first: a paid one is worth what it adds to theirs.
+        for drafter in sorted(self.drafters, key=lambda drafter: drafter.paid):
+            chosen = [at for at, item in enumerate(decoding) if self._wanted(drafter, item.sequence, rounds[at])]
+            if chosen:
+                self._ask(drafter, [decoding[at].sequence for at in chosen], [rounds[at] for at in chosen], room // len(decoding))
+        spent = self.clock() - started
         rows = sum(item.chain for item in items)
-        for item, tree in zip(decoding, self.controller.select(trees, rows, spent), strict=True):
+        for item, tree in zip(decoding, self.controller.select(rounds, rows, spent), strict=True):
             item.tree = tree
 
-    def _wanted(self, drafter: Drafter, sequence: Sequence, free: DraftTree, sequences: int) -> bool:
-        if (drafter.name, sequence.id) in self._broken:
+    def _wanted(self, drafter: Drafter, sequence: Sequence, round: Round) -> bool:
+        if (drafter.name, sequence.id) in self._broken or round.wish.mode == "off":
             return False
-        return not drafter.paid or self.controller.ask(drafter.name, sequence.id, free, sequences)
+        return self.controller.ask(drafter.name, drafter.paid, round)
 
-    def _ask(self, drafter: Drafter, items: list[Scheduled], trees: list[DraftTree], share: int) -> None:
-        """One drafter's bids, merged into ``trees``."""
-        if not items:
-            return
-        floor = self.controller.minimum_survival(drafter.name, len(items)) if drafter.paid else 0.0
-        nodes = min(share, self.controller.most_nodes)
-        budgets = [DraftBudget(nodes, min(DEEPEST, _depth_left(item.sequence)), floor) for item in items]
+    def _ask(self, drafter: Drafter, sequences: list[Sequence], rounds: list[Round], share: int) -> None:
+        """One drafter's bids, merged into the rounds' trees, and what they took."""
+        budgets = [self._budget(drafter, sequence, round, share) for sequence, round in zip(sequences, rounds, strict=True)]
+        started = self.clock()
         try:
-            bids = drafter.propose([item.sequence for item in items], budgets)
-            for item, tree, bid, budget in zip(items, trees, bids, budgets, strict=True):
+            bids = drafter.propose(sequences, budgets)
+            for round, bid, budget in zip(rounds, bids, budgets, strict=True):
                 sound = _sound(bid, budget, self.vocabulary)
-                tree.merge(sound)
+                round.bid(drafter.name, sound)
                 if drafter.paid and len(sound):
-                    self._levels.setdefault(item.sequence.id, {})[drafter.name] = max(sound.depths())
+                    round.levels[drafter.name] = max(sound.depths())
         except Exception as problem:
-            for item in items:
-                self._switch_off(drafter, item.sequence, problem)
-        if drafter.paid and drafter.seconds_per_level is not None:
-            self.controller.charge(drafter.name, drafter.seconds_per_level)
+            for sequence in sequences:
+                self._switch_off(drafter, sequence, problem)
+        self._charge(drafter, sequences, rounds, self.clock() - started)
+
+    def _budget(self, drafter: Drafter, sequence: Sequence, round: Round, share: int) -> DraftBudget:
+        depth, floor, entropy = self.controller.limits(drafter.name, drafter.paid, round)
+        nodes = min(share, self.controller.most_nodes, round.wish.nodes)
+        calibrated = self.controller.calibrated(drafter.name, round.kind)
+        return DraftBudget(nodes, min(DEEPEST, depth, _depth_left(sequence)), floor, calibrated, entropy)
+
+    def _charge(self, drafter: Drafter, sequences: list[Sequence], rounds: list[Round], spent: float) -> None:
+        """Share out what a drafter took: its levels evenly, its reading by how much each sequence had grown since."""
+        guessing = spent
+        unread = [max(0, round.context - self._seen.get((drafter.name, round.sequence), 0)) for round in rounds]
+        if drafter.paid:
+            levels = max((round.levels.get(drafter.name, 0) for round in rounds), default=0)
+            if drafter.seconds_per_level is not None and levels:
+                guessing = min(spent, levels * drafter.seconds_per_level)
+            self.controller.charge(drafter.name, drafter.seconds_per_level, spent - guessing, sum(unread))
+        whole = max(1, sum(unread))
+        for sequence, round, tokens in zip(sequences, rounds, unread, strict=True):
+            reading = (spent - guessing) * tokens / whole
+            round.seconds[drafter.name] = guessing / len(rounds) + reading
+            round.catching_up[drafter.name] = reading
+            self._seen[drafter.name, sequence.id] = round.context
 
     def observe(self, sequence: Sequence, tree: DraftTree, verdict: Verdict) -> None:
-        """After the sequence has grown by the verdict's tokens."""
-        self.controller.observe(sequence.id, tree, verdict, self._levels.get(sequence.id, {}))
+        """After the sequence has grown by the verdict's tokens. ``tree`` is what was verified: what was selected, or nothing where
+        blocks ran out."""
+        if not self.drafters or self._wishes.get(sequence.id, AUTO).mode == "off":
+            return
+        round = self._rounds.get(sequence.id)
+        if round is not None:
+            if len(tree) != len(round.verified):
+                round.keep(set())
+            self.controller.observe(round, verdict.path)
         for drafter in self.drafters:
             if (drafter.name, sequence.id) not in self._broken:
+                started = self.clock()
                 try:
                     drafter.observe(sequence, tree, verdict)
                 except Exception as problem:
                     self._switch_off(drafter, sequence, problem)
+                if round is not None and drafter.name in round.seconds:
+                    round.seconds[drafter.name] += self.clock() - started
+
+    def settle(self, items: list[Scheduled], rows: int, forward: float, whole: float) -> None:
+        """A step of these items is over, ``whole`` seconds after it began: learn what it cost and what drafting brought."""
+        if not self.drafters:
+            return
+        rounds = [self._rounds[item.sequence.id] for item in items if item.sequence.id in self._rounds]
+        # Prompt chunks have other shapes than decoding steps and would distort the curve.
+        pure = len(rounds) == len(items)
+        self.controller.settle(rounds, rows, forward, whole, [drafter.name for drafter in self.drafters], pure)
 
     def end(self, sequence: Sequence) -> None:
-        self.controller.forget(sequence.id)
-        for drafter in self.drafters:
+        complete = sequence.finish_reason in ("stop", "length") and sequence.output_length > 0
+        self.controller.finish(sequence.id, kind_of(sequence.params), sequence.output_length, complete)
+        wish = self._wishes.pop(sequence.id, AUTO)
+        for drafter in self.drafters if wish.mode != "off" else ():
             self._broken.discard((drafter.name, sequence.id))
+            self._seen.pop((drafter.name, sequence.id), None)
             try:
                 drafter.end(sequence)
             except Exception as problem:
                 log.warning("Drafter '%s' failed to clean up (%r).", drafter.name, problem)
+        if self.memory is not None:
+            self.memory.save_sometimes(self.controller)
+
+    def decisions(self, sequence: Sequence) -> dict[str, str]:
+        """Why each drafter is on or off for a sequence, one line each. Ask before its ``end``."""
+        return {drafter.name: self.controller.explain(drafter.name, sequence.id) for drafter in self.drafters}
+
+    def statistics(self) -> dict[str, Tally]:
+        """What each drafter did since the engine started."""
+        return {drafter.name: self.controller.tallies.get(drafter.name, Tally()) for drafter in self.drafters}
 
     def _switch_off(self, drafter: Drafter, sequence: Sequence, problem: Exception) -> None:
         self._broken.add((drafter.name, sequence.id))

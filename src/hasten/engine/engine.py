@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from hasten.control.controller import Controller
+from hasten.core.config import SpeculationParams
 from hasten.core.errors import InvalidRequest
 from hasten.core.results import Completion
 from hasten.core.types import Batch, SamplingParams, Sequence, Verdict
-from hasten.engine.drafting import Drafting
+from hasten.engine.drafting import AUTO, Drafting
 from hasten.engine.requests import AnswerState, Request, provenance_of
 from hasten.engine.scheduler import Scheduled, Scheduler
 from hasten.engine.text import TextStream
@@ -38,10 +39,18 @@ class Engine:
     max_rows: int
     model: str
     load_seconds: float = 0.0
+    explain: bool = False
     _ids: itertools.count[int] = field(default_factory=itertools.count)
     _requests: dict[int, Request] = field(default_factory=dict)  # by sequence id
 
-    def submit(self, prompt: list[int], params: SamplingParams, tenant: str = "", request_id: str | None = None) -> Request:
+    def submit(
+        self,
+        prompt: list[int],
+        params: SamplingParams,
+        tenant: str = "",
+        request_id: str | None = None,
+        speculation: SpeculationParams = AUTO,
+    ) -> Request:
         """Queue a request. Raises InvalidRequest or PromptTooLong, one sentence, when it can never be served."""
         self._check_prompt(prompt, params)
         seed = fresh_seed() if params.seed is None else params.seed
@@ -68,12 +77,13 @@ class Engine:
         request = Request(name, [self._answer(sequence) for sequence in sequences])
         for sequence in sequences:
             self._requests[sequence.id] = request
-            self.drafting.begin(sequence)
+            self.drafting.begin(sequence, speculation)
         return request
 
     def step(self) -> list[Request]:
         """Run one forward pass over whatever is ready. What became final lies in the inboxes of the requests returned. An idle
         engine does nothing."""
+        begun = time.perf_counter()
         items = self.scheduler.plan()
         self._start_clocks(items)
         self.drafting.propose(items, self.max_rows - sum(item.chain for item in items))
@@ -94,7 +104,7 @@ class Engine:
             else:
                 self.scheduler.committed(item, 0)
             row += wanted
-        self._learn_cost(packed.items, batch.rows, forward, time.perf_counter() - started)
+        self.drafting.settle(packed.items, batch.rows, forward, time.perf_counter() - begun)
         return told
 
     def cancel(self, request: Request) -> None:
@@ -177,6 +187,8 @@ class Engine:
 
     def _leave(self, sequence: Sequence) -> None:
         self.scheduler.remove(sequence)
+        if self.explain:
+            self._requests[sequence.id].speculation.decisions.update(self.drafting.decisions(sequence))
         self.drafting.end(sequence)
         del self._requests[sequence.id]
 
@@ -188,14 +200,8 @@ class Engine:
         """Seconds that a plain step of what is decoding now would take."""
         if not self.controller.curve.known:
             return None
-        decoding = sum(1 for sequence in self.scheduler.running if sequence.output_length > 0)
-        return self.controller.plain_seconds(max(1, decoding))
-
-    def _learn_cost(self, items: list[Scheduled], rows: int, forward: float, whole: float) -> None:
-        """Decoding steps teach the cost curve; prompt chunks have other shapes and would distort it."""
-        if all(item.completes and item.sequence.output_length > 1 for item in items):
-            self.controller.curve.observe(rows, forward)
-            self.controller.overhead.observe(whole - forward)
+        contexts = [len(sequence.tokens) for sequence in self.scheduler.running if sequence.output_length > 0]
+        return self.controller.plain_seconds(contexts or 1)
 
     def _start_clocks(self, items: list[Scheduled]) -> None:
         now = time.perf_counter()

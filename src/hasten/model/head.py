@@ -31,12 +31,11 @@ class HeadRows(Protocol):
 class DenseRows:
     """Rows of a matrix in memory, of the dtype of the projections."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        self._weight, self._bias = weight, bias
+    def __init__(self, weight: Tensor) -> None:
+        self._weight = weight
 
     def __call__(self, ids: IntArray) -> Linear:
-        places = torch.from_numpy(ids).to(self._weight.device)
-        return DenseLinear(self._weight[places], None if self._bias is None else self._bias[places])
+        return DenseLinear(self._weight[torch.from_numpy(ids).to(self._weight.device)], None)
 
 
 class ConvertedRows:
@@ -52,17 +51,16 @@ class ConvertedRows:
 
 def head_rows(source: Weights, decoder: Decoder, converted: Path | None) -> HeadRows | None:
     """Where rows of the decoder's whole head are found, other than in the head; None where they are nowhere (int8 weights that
-    could not be kept on disk, or a head with a bias).
+    could not be kept on disk). No head of any family has a bias.
 
-    A dense head that is tied to the embedding is found there, in a dtype that is the same; one that is not stays in memory.
+    A dense head that is tied to the embedding is found there, where the dtype is the same; one that is not stays in memory.
     """
     head, embedding = decoder.weights.head, decoder.weights.embedding
     if isinstance(head, DenseLinear):
         tied = source.description.tied_head and embedding.dtype is head.weight.dtype
-        return DenseRows(embedding if tied else head.weight, head.bias)
+        return DenseRows(embedding if tied else head.weight)
     plan = conversion_plan(source)
-    biased = {"head_bias", "embedding_bias"} & source.names()
-    if biased or converted is None or not is_converted(converted, plan, source.fingerprint):
+    if converted is None or not is_converted(converted, plan, source.fingerprint):
         return None
     reader = ConvertedReader(converted, plan, source.fingerprint)
     try:

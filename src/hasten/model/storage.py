@@ -4,7 +4,8 @@
     ├── gguf/NAME.gguf                          a whole, checked catalogue model
     │   ├── NAME.partial/                       what an interrupted download left, and goes on from
     │   └── NAME.lock                           held while NAME is being downloaded
-    └── converted/FINGERPRINT-PRECISION.weights weights converted for this engine, with a .json that names their source
+    ├── converted/FINGERPRINT-PRECISION.weights weights converted for this engine, with a .json that names their source
+    └── trimmed/DRAFT-VOCABULARY.json           which ids a draft model computes (``hasten draft trim``)
 
 Files of hub repositories lie in huggingface_hub's own cache, shared with every program that uses it; Hasten never removes them.
 Does not create anything unless said so.
@@ -81,6 +82,11 @@ def exclusive(name: str, on_wait: Callable[[], None] | None) -> Iterator[None]:
 def converted_path(fingerprint: str, precision: str) -> Path:
     """Where weights of the source with this fingerprint, converted to this precision, are kept."""
     return converted_directory() / f"{_safe(fingerprint)}-{_safe(precision)}.weights"
+
+
+def trim_path(draft: str, vocabulary: str) -> Path:
+    """Where the choice of ids lies that the draft model with this fingerprint computes of the vocabulary with that one."""
+    return home() / "trimmed" / f"{_safe(draft)[:32]}-{_safe(vocabulary)[:32]}.json"
 
 
 def record_conversion(path: Path, source: Path) -> None:

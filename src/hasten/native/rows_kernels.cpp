@@ -63,13 +63,17 @@ void make_row(const RowWork& work, std::int64_t row, float* to) {
 // Sums and differences of lanes that are STEP apart within a part: partner + x where the lane's bit is clear, partner - x where set.
 template <int STEP>
 INLINE Part butterfly(Part x) {
-    IntPart partner;
     Part sign;
-    for (int i = 0; i < WIDTH; ++i) {
-        partner[i] = i ^ STEP;
-        sign[i] = (i & STEP) ? -1.0f : 1.0f;
-    }
-    return __builtin_shuffle(x, partner) + x * sign;
+    for (int i = 0; i < WIDTH; ++i) sign[i] = (i & STEP) ? -1.0f : 1.0f;
+#if defined(__clang__)
+    Part partner;
+    for (int i = 0; i < WIDTH; ++i) partner[i] = x[i ^ STEP];
+#else
+    IntPart from;
+    for (int i = 0; i < WIDTH; ++i) from[i] = i ^ STEP;
+    const Part partner = __builtin_shuffle(x, from);
+#endif
+    return partner + x * sign;
 }
 
 INLINE Part within_part(Part x) {

@@ -1,0 +1,137 @@
+"""``hasten draft build``: make the databases of the hierarchy drafter from the model's own answers and from any text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hasten.cli.options import Verb, engine_config, engine_options, sampling_options, sampling_params
+from hasten.cli.prompts import Prompt, collect
+from hasten.core.config import EngineConfig
+from hasten.core.errors import HastenError, InvalidRequest
+from hasten.core.progress import Progress
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+PIECE = 1 << 16  # characters that are made tokens at once, up to the next line's end
+
+
+@click.command(cls=Verb)
+@click.option("--prompts", metavar="FILE", help="JSON lines with prompt, messages or turns: the model's answers are kept.")
+@click.option("--text", "texts", metavar="FILE", multiple=True, help="A text file (UTF-8); may be given several times.")
+@sampling_options()
+@engine_options
+def build(prompts: str | None, texts: tuple[str, ...], **options: Any) -> None:
+    """Make draft databases: of the model's answers to --prompts, and of --text files.
+
+    Each replaces the one that was made before, at once or not at all. They are used by `--draft hierarchy`. The answers are those
+    the model gives anyway, so prompts like the ones it will be asked are best.
+    """
+    config = engine_config(options)
+    if prompts is None and not texts:
+        raise InvalidRequest("Give --prompts FILE, --text FILE, or both; there is nothing to build from.")
+    items = [] if prompts is None else collect(None, prompts, sampling_params(options), False)
+    contents = [_read(name) for name in texts]
+    _build(config, items, contents)
+
+
+def _build(config: EngineConfig, items: list[Prompt], contents: list[str]) -> None:
+    from hasten.cli.screen import notes, progress_on
+    from hasten.draft.ngrams import database_paths
+    from hasten.model import storage
+    from hasten.model.catalogue import resolve
+    from hasten.model.tokenizer import load_tokenizer
+
+    with progress_on(notes(), f"Loading {config.model}") as progress:
+        resolved = resolve(config.model, fetch=True, progress=progress)
+        tokenizer = load_tokenizer(resolved.path)
+    vocabulary = tokenizer.vocabulary_fingerprint
+    model_path, statistics_path = database_paths(storage.drafts_directory(), vocabulary, resolved.name)
+    if items:
+        answers = _answers(config, items)
+        with progress_on(notes(), "sorting") as progress:
+            _make("model", model_path, answers, vocabulary, progress)
+    if contents:
+        with progress_on(notes(), "reading") as progress:
+            encoded = _encoded(contents, lambda text: tokenizer.encode(text, add_bos=False), progress)
+            _make("statistics", statistics_path, encoded, vocabulary, progress)
+
+
+def _make(kind: str, path: Path, texts: list[npt.NDArray[np.int32]], vocabulary: str, progress: Progress) -> None:
+    """Write one database and say so. Raises HastenError, one sentence, when it cannot be."""
+    from hasten.draft import ngrams
+
+    try:
+        tokens = ngrams.build(path, texts, vocabulary, progress)
+    except ValueError as problem:
+        raise InvalidRequest(f"The {kind} database cannot be built: {problem}; give more text.") from problem
+    except OSError as problem:
+        raise HastenError(f"{path} cannot be written ({problem.strerror}); free some space or check its permissions.") from problem
+    full = " (full; the rest was left out)" if tokens >= ngrams.MOST_TOKENS - 2 * ngrams.DEPTH else ""
+    click.echo(f"{kind} database: {tokens:,} tokens{full}, {path}")
+
+
+def _answers(config: EngineConfig, items: list[Prompt]) -> list[npt.NDArray[np.int32]]:
+    """The token ids of the model's answers, in the order of the prompts."""
+    import numpy as np
+
+    from hasten.cli.generate import load
+    from hasten.cli.screen import counting, notes
+
+    finished = 0
+    with closing(load(config)) as llm, counting(notes(), f"Answering with {llm.name}", len(items)) as (_, progress):
+
+        def on_done(index: int, completion: object) -> None:
+            nonlocal finished
+            finished += 1
+            progress("", finished, len(items))
+
+        inputs = [item.for_model(llm, False) for item in items]
+        completions = llm.generate(inputs, [item.params for item in items], on_done=on_done)
+    return [np.array(answer.tokens, dtype=np.int32) for completion in completions for answer in completion.answers]
+
+
+def _encoded(contents: list[str], encode: Callable[[str], list[int]], progress: Progress) -> list[npt.NDArray[np.int32]]:
+    """Token ids of each text, made piece by piece; stops where a database is full."""
+    import numpy as np
+
+    from hasten.draft.ngrams import MOST_TOKENS
+
+    total, done, tokens = sum(map(len, contents)), 0, 0
+    out = []
+    for content in contents:
+        pieces = [np.zeros(0, dtype=np.int32)]
+        for piece in _pieces(content):
+            if tokens > MOST_TOKENS:
+                break
+            pieces.append(np.array(encode(piece), dtype=np.int32))
+            tokens += len(pieces[-1])
+            done += len(piece)
+            progress("reading", done, total)
+        out.append(np.concatenate(pieces))
+    return out
+
+
+def _pieces(content: str) -> Iterator[str]:
+    start = 0
+    while start < len(content):
+        line_end = content.find("\n", start + PIECE, start + 2 * PIECE)
+        end = start + 2 * PIECE if line_end < 0 else line_end + 1
+        yield content[start:end]
+        start = end
+
+
+def _read(name: str) -> str:
+    try:
+        with open(name, encoding="utf-8-sig") as file:
+            return file.read()
+    except OSError as problem:
+        raise InvalidRequest(f"The text file '{name}' cannot be read: {problem.strerror}.") from problem
+    except UnicodeDecodeError as problem:
+        raise InvalidRequest(f"The text file '{name}' is not UTF-8 text; save it as UTF-8.") from problem

@@ -1,0 +1,66 @@
+"""One sequence's draft round, from the first bid to what became of it: the paper on which controller and engine meet. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from hasten.core.config import SpeculationParams
+from hasten.core.types import DraftTree, SamplingParams, Sequence
+
+
+@dataclass(slots=True)
+class Round:
+    """``origins[i]`` names who bid node i of ``tree`` first: free drafters are asked before paid ones, so that a paid one is
+    credited only with what it alone brought. ``verified`` is the part that is checked, ``accepted`` its accepted nodes.
+    ``seconds`` is what each drafter took for this sequence; ``catching_up`` the part of it that read text rather than guessed."""
+
+    sequence: int
+    kind: str
+    context: int
+    output_length: int
+    tokens_left: int
+    wish: SpeculationParams
+    tree: DraftTree = field(default_factory=DraftTree)
+    origins: list[str] = field(default_factory=list)
+    verified: DraftTree = field(default_factory=DraftTree)
+    verified_origins: list[str] = field(default_factory=list)
+    accepted: list[int] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    catching_up: dict[str, float] = field(default_factory=dict)
+    levels: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, sequence: Sequence, wish: SpeculationParams) -> Round:
+        return cls(
+            sequence.id,
+            kind_of(sequence.params),
+            len(sequence.tokens),
+            sequence.output_length,
+            sequence.tokens_left,
+            wish,
+        )
+
+    def bid(self, drafter: str, tree: DraftTree) -> None:
+        """Merge one drafter's tree."""
+        self.tree.merge(tree)
+        self.origins += [drafter] * (len(self.tree) - len(self.origins))
+
+    def keep(self, nodes: set[int]) -> DraftTree:
+        """Choose what is verified."""
+        self.verified = self.tree.keep(nodes)
+        self.verified_origins = [self.origins[node] for node in sorted(nodes)]
+        return self.verified
+
+    def brought(self) -> dict[str, int]:
+        """Accepted nodes by who bid them first."""
+        out: dict[str, int] = {}
+        for node in self.accepted:
+            out[self.verified_origins[node]] = out.get(self.verified_origins[node], 0) + 1
+        return out
+
+
+def kind_of(params: SamplingParams) -> str:
+    """The kind of sampling: how far the target's choices can be foreseen depends on its temperature."""
+    if params.greedy:
+        return "greedy"
+    return "warm" if params.temperature <= 0.9 else "hot"
