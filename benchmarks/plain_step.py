@@ -37,9 +37,9 @@ def main() -> None:
     load = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     weights = model.executor.decoder.weights
-    parts = [part for layer in weights.layers for part in (layer.qkv, layer.output, layer.gate_up, layer.down)]
-    size = 1 if args.precision == "int8" else model.executor.decoder.precision.weights.itemsize
-    step_bytes = size * sum(part.outputs * part.inputs for part in [*parts, weights.head])
+    parts = [part for layer in weights.layers for part in (layer.qkv, layer.output, layer.mlp.gate_up, layer.mlp.down)]
+    size = model.executor.decoder.precision.weights.itemsize
+    step_bytes = sum(getattr(part, "bytes", size * part.outputs * part.inputs) for part in [*parts, weights.head])
     blocks = list(range(-(-(args.context + max(args.rows)) // BLOCK_SIZE)))
     seconds: dict[int, list[float]] = {rows: [] for rows in args.rows}
     floors: list[float] = []

@@ -30,19 +30,49 @@ def language_model_drafter() -> Drafter:
     return LanguageModelDrafter(forward, BlockManager(blocks, prefix_cache=False), VOCABULARY, context_length=1024)
 
 
-NEED_A_MODEL: dict[str, Make] = {"lm": language_model_drafter}  # the others are made without arguments
+def taught_recycling_drafter() -> Drafter:
+    """It knows nothing of a text, only what verdicts told it."""
+    drafter = DRAFTERS.resolve("recycling")()
+    randomness = random.Random(3)
+    for _ in range(300):
+        tokens = [randomness.randrange(VOCABULARY) for _ in range(2)] + [1, 2, 3][: randomness.randrange(4)] + [4]
+        likeliest = [randomness.sample(range(VOCABULARY), 8)]
+        drafter.observe(sequence_of(tokens, 99), DraftTree(), Verdict([], tokens[-1:], likeliest=likeliest))
+    chosen: Drafter = drafter
+    return chosen
+
+
+def taught_memory_drafter() -> Drafter:
+    """It knows nothing of the present text, only earlier answers."""
+    drafter = DRAFTERS.resolve("memory")()
+    answered = sequence_of([1, 2, 3], 99)
+    drafter.begin(answered)
+    answered.tokens.extend([1, 2, 3, 4, 5, 6, 1, 2, 3, 3, 7, 7])
+    drafter.end(answered)
+    chosen: Drafter = drafter
+    return chosen
+
+
+NEED_A_START: dict[str, Make] = {  # the others are made without arguments
+    "lm": language_model_drafter,
+    "memory": taught_memory_drafter,
+    "recycling": taught_recycling_drafter,
+}
 
 
 @pytest.fixture(params=DRAFTERS.names())
 def make(request: pytest.FixtureRequest) -> Make:
     """Makes fresh drafters of one name, over token ids below ``VOCABULARY``."""
     name: str = request.param
-    chosen: Make = NEED_A_MODEL[name] if name in NEED_A_MODEL else DRAFTERS.resolve(name)
+    chosen: Make = NEED_A_START[name] if name in NEED_A_START else DRAFTERS.resolve(name)
     return chosen
 
 
 def sequence_of(tokens: list[int], number: int) -> Sequence:
-    return Sequence(number, f"request-{number}", SamplingParams(), 0, list(tokens), len(tokens), length_limit=4096)
+    """Its prediction is its prompt, for drafters that look at predictions."""
+    return Sequence(
+        number, f"request-{number}", SamplingParams(), 0, list(tokens), len(tokens), length_limit=4096, prediction=list(tokens)
+    )
 
 
 def some_sequences() -> list[Sequence]:
@@ -91,6 +121,7 @@ def test_trees_are_well_formed(make: Make) -> None:
         check_tree(tree, GENEROUS)
         assert all(name == drafter.name for name in tree.drafters)
     assert proposals(drafter, [], GENEROUS) == []
+    assert drafter.name == "none" or any(map(len, proposals(drafter, sequences, GENEROUS))), "some of these can be guessed"
 
 
 @pytest.mark.parametrize("nodes", [0, 1, 2, 7, 24])

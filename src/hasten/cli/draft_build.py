@@ -43,8 +43,7 @@ def build(prompts: str | None, texts: tuple[str, ...], **options: Any) -> None:
 
 def _build(config: EngineConfig, items: list[Prompt], contents: list[str]) -> None:
     from hasten.cli.screen import notes, progress_on
-    from hasten.draft.ngrams import database_paths
-    from hasten.model import storage
+    from hasten.draft.kept import database_paths
     from hasten.model.catalogue import resolve
     from hasten.model.tokenizer import load_tokenizer
 
@@ -52,7 +51,7 @@ def _build(config: EngineConfig, items: list[Prompt], contents: list[str]) -> No
         resolved = resolve(config.model, fetch=True, progress=progress)
         tokenizer = load_tokenizer(resolved.path)
     vocabulary = tokenizer.vocabulary_fingerprint
-    model_path, statistics_path = database_paths(storage.drafts_directory(), vocabulary, resolved.name)
+    model_path, statistics_path = database_paths(vocabulary, resolved.name)
     if items:
         answers = _answers(config, items)
         with progress_on(notes(), "sorting") as progress:

@@ -30,6 +30,7 @@ VERBS = {
     "pull": Row("hasten.cli.models:pull", "Fetch a model and check it."),
     "ls": Row("hasten.cli.models:ls", "List the models you have and those you can pull."),
     "show": Row("hasten.cli.models:show", "Show what a model is: family, size, context, licence."),
+    "draft": Row("hasten.cli.draft:draft", "Prepare what guesses ahead: databases, the draft model's vocabulary."),
     "rm": Row("hasten.cli.models:rm", "Remove a model from this disk."),
     "doctor": Row("hasten.cli.doctor:doctor", "Look at this machine and say what would make it faster."),
 }

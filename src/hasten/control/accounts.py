@@ -122,7 +122,10 @@ class Own:
         if seconds > 0.0:
             self.balance, self.interval = max(self.balance, self.allowance / 2), 1
         else:
-            self.balance, self.interval = max(self.balance, -self.allowance), min(max(FIRST_PROBE, self.interval * 2), LONGEST_PROBE)
+            self.balance, self.interval = (
+                max(self.balance, -self.allowance),
+                min(max(FIRST_PROBE, self.interval * 2), LONGEST_PROBE),
+            )
 
 
 @dataclass(slots=True)

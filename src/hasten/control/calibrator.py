@@ -9,13 +9,14 @@ accepted are counted: of the others nothing was learnt.
 from __future__ import annotations
 
 import bisect
+import itertools
 from dataclasses import dataclass, field
 from typing import Any
 
 from hasten.control import store
 
 EDGES = (0.0, 0.04, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.88, 0.94, 0.98, 1.0)  # finer where the levels of a chain multiply
-CENTRES = tuple((low + high) / 2 for low, high in zip(EDGES, EDGES[1:], strict=False))
+CENTRES = tuple((low + high) / 2 for low, high in itertools.pairwise(EDGES))
 PRIOR_STRENGTH = 6.0
 OWN_STRENGTH = 12.0  # observations of the drafter as a whole that one kind of sampling's own outweigh
 FORGETTING = 0.995  # a bin's evidence halves in about 140 observations of that bin

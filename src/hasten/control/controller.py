@@ -49,6 +49,7 @@ class Controller:
     reading_cost: dict[str, Average] = field(default_factory=dict)
     entropy: rules.EntropyThreshold = field(default_factory=rules.EntropyThreshold)
     _own: dict[tuple[str, int], Own] = field(default_factory=dict)
+    _askers: dict[str, int] = field(default_factory=dict)  # sequences that shared a drafter's passes when it was last asked
     _gain: Average = field(default_factory=lambda: Average(0.1))
     _since_plain: int = 0
     _plain: float = 0.0
@@ -76,13 +77,13 @@ class Controller:
         self._since_plain += 1
         return self._since_plain < REFERENCE_EVERY or (self._gain.value or 1.0) > THIN_GAIN
 
-    def level_seconds(self, drafter: str) -> float | None:
-        """Seconds of one level of a paid drafter for all sequences of this step; None where nothing is known."""
+    def level_seconds(self, drafter: str, askers: int) -> float | None:
+        """Seconds of one level of a paid drafter for one of that many sequences of this step; None where nothing is known."""
         seen = self.level_cost.get(drafter)
         curve = self.draft_curves.get(drafter)
         if curve is not None and curve.known:
-            return curve.step(self._shapes or [(1, 0)]) * (seen.value if seen is not None and seen.value else 1.0)
-        return seen.value if seen is not None else None
+            return curve.step(self._shapes[:askers]) * (seen.value if seen is not None and seen.value else 1.0) / askers
+        return seen.value / askers if seen is not None and seen.value is not None else None
 
     def reading_seconds(self, drafter: str, tokens: int) -> float:
         """Seconds a paid drafter takes to read that many tokens of text before it can guess."""
@@ -94,11 +95,12 @@ class Controller:
         curve = self.draft_curves.get(drafter)
         return tokens * curve.predict(BLOCK_SIZE) / BLOCK_SIZE if curve is not None and curve.known else 0.0
 
-    def charge(self, drafter: str, level: float | None, reading: float, tokens: int) -> None:
-        """A paid drafter took ``level`` seconds a level, and ``reading`` to read ``tokens``."""
+    def charge(self, drafter: str, level: float | None, reading: float, tokens: int, askers: int) -> None:
+        """A paid drafter took ``level`` seconds a level for ``askers`` sequences, and ``reading`` to read ``tokens``."""
+        self._askers[drafter] = askers
         if level is not None:
             curve = self.draft_curves.get(drafter)
-            scale = curve.step(self._shapes or [(1, 0)]) if curve is not None and curve.known else 1.0
+            scale = curve.step(self._shapes[:askers]) if curve is not None and curve.known and self._shapes else 1.0
             self.level_cost.setdefault(drafter, Average(0.2)).observe(level / scale)
         if tokens > BLOCK_SIZE:
             self.reading_cost.setdefault(drafter, Average(0.3)).observe(reading / tokens)
@@ -123,7 +125,7 @@ class Controller:
             return True, "the request asks for drafts"
         if self.rule != "auto":
             return self._decide_by_rule(drafter, paid, round, own)
-        level = self.level_seconds(drafter) if paid else 0.0
+        level = self.level_seconds(drafter, self._expected_askers(drafter)) if paid else 0.0
         if not self.curve.known or level is None:
             return True, "nothing is measured yet"
         standing = self.standing(drafter, round.kind)
@@ -156,12 +158,13 @@ class Controller:
 
     def _probe(self, own: Own, standing: Standing, why: str) -> tuple[bool, str]:
         if standing.free > 0.0 and own.probe_due():
-            own.probing = True
+            own.probing, own.reserved = True, self._unit
+            standing.reserved += self._unit
             return True, f"{why}; it is tried again"
         return False, f"{why}; it is tried again in {max(1, own.interval - own.off)} rounds"
 
     def _decide_by_rule(self, drafter: str, paid: bool, round: Round, own: Own) -> tuple[bool, str]:
-        level = self.level_seconds(drafter)
+        level = self.level_seconds(drafter, self._expected_askers(drafter))
         if self.rule == "goodput" and paid and level is not None and self.curve.known:
             depth, _ = self._best_depth(round, self.standing(drafter, round.kind).acceptance, level)
             return depth > 0, f"goodput is best {depth} deep"
@@ -169,10 +172,9 @@ class Controller:
 
     def _best_depth(self, round: Round, acceptance: float, level: float) -> tuple[int, float]:
         """Levels that make most tokens a second of this sequence's share of the step, and that rate."""
-        sequences = len(self._shapes)
         row = self._row_seconds(round.context)
         offered = sum(self.survivals(round.tree, round.kind)) if len(round.tree) else 0.0
-        seconds = lambda depth: self._unit + depth * (level / sequences + row)  # noqa: E731
+        seconds = lambda depth: self._unit + depth * (level + row)  # noqa: E731
         return rules.best_depth(acceptance, seconds, offered, min(DEEPEST_ASKED, max(1, round.tokens_left)))
 
     def _row_seconds(self, context: int) -> float:
@@ -181,16 +183,21 @@ class Controller:
         more = self.curve.base(rows + 4) - self.curve.base(rows) + self.overhead.predict(rows + 4) - self.overhead.predict(rows)
         return max(0.0, more) / 4 + self.curve.attention(2, context) - self.curve.attention(1, context)
 
+    def _expected_askers(self, drafter: str) -> int:
+        sequences = max(1, len(self._shapes))
+        return min(self._askers.get(drafter, sequences), sequences)
+
     # How deep
 
-    def limits(self, drafter: str, paid: bool, round: Round) -> tuple[int, float, float]:
-        """Most levels, least survival of a chain that is drafted further, and most entropy (nats) of a level."""
+    def limits(self, drafter: str, paid: bool, round: Round, askers: int) -> tuple[int, float, float]:
+        """Most levels, least survival of a chain that is drafted further, and most entropy (nats) of a level. ``askers`` sequences
+        share the drafter's passes."""
         free = float("inf")
         if self.rule == "fixed":
             return self.depth, 0.0, free
         if not paid:
             return rules.DEEPEST, 0.0, free
-        level = self.level_seconds(drafter)
+        level = self.level_seconds(drafter, askers)
         if self.rule == "goodput":
             known = level is not None and self.curve.known
             acceptance = self.standing(drafter, round.kind).acceptance
@@ -205,7 +212,7 @@ class Controller:
             return deepest, 0.3, free
         # A token is worth what it takes to make one: the step's seconds over its tokens at the present gain.
         worth = self._unit / max(1.0, self._gain.value or 1.0)
-        return deepest, min(0.95, (level / len(self._shapes) + self._row_seconds(round.context)) / worth), free
+        return deepest, min(0.95, (level + self._row_seconds(round.context)) / worth), free
 
     def calibrated(self, drafter: str, kind: str) -> Callable[[float], float]:
         """P(accepted | parent accepted) by raw score, for drafters that stop by it."""
@@ -247,9 +254,7 @@ class Controller:
                 kept[index].add(node)
         return [round.keep(nodes) for round, nodes in zip(rounds, kept, strict=True)]
 
-    def _best_count(
-        self, ranked: list[tuple[float, int, int]], rounds: Sequence[Round], rows: int, drafting_seconds: float
-    ) -> int:
+    def _best_count(self, ranked: list[tuple[float, int, int]], rounds: Sequence[Round], rows: int, drafting_seconds: float) -> int:
         most = self.most_nodes * max(1, len(rounds))
         if not self.curve.known:
             return min(len(ranked), most)

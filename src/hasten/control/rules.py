@@ -26,7 +26,9 @@ def expected_tokens(depth: int, acceptance: float) -> float:
     return acceptance * (1.0 - acceptance**depth) / (1.0 - acceptance)
 
 
-def best_depth(acceptance: float, seconds: Callable[[int], float], offered: float = 0.0, deepest: int = DEEPEST) -> tuple[int, float]:
+def best_depth(
+    acceptance: float, seconds: Callable[[int], float], offered: float = 0.0, deepest: int = DEEPEST
+) -> tuple[int, float]:
     """The depth, 0 included, that makes most tokens a second, and that rate. ``seconds(depth)`` is what a round takes for one
     sequence; ``offered`` the drafts accepted in any case."""
     best, rate = 0, (1.0 + offered) / seconds(0)

@@ -237,6 +237,7 @@ class Sequence:
     provenance: list[str] = field(default_factory=list)  # one name an output token: a drafter or MODEL_SOURCE
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+    prediction: list[int] = field(default_factory=list)  # what the caller expects the answer to be; empty: nothing
 
     @property
     def output(self) -> list[int]:

@@ -49,6 +49,8 @@ class Drafter:
     paid: bool = False  # whether each level costs a model's pass, so that it is only asked for where it pays
     likeliest_wanted: int = 0  # how many of the target's likeliest tokens a row ``Verdict.likeliest`` should hold
     seconds_per_level: float | None = None  # of a paid drafter: what its last levels took, one with another
+    identity: str = ""  # of a drafter that is a model: its fingerprint; then ``pass_seconds`` can be asked
+    positions: int = 0  # and how many positions its pool holds
 
     def begin(self, sequence: Sequence) -> None:
         """Get ready for a sequence, with whatever memory it takes."""
@@ -62,6 +64,11 @@ class Drafter:
 
     def end(self, sequence: Sequence) -> None:
         """Let go of everything kept for the sequence."""
+
+    def pass_seconds(self, rows: int, context: int) -> float:
+        """Of a drafter that is a model: what one pass over that many rows of one sequence takes now, to measure its cost curve.
+        Asked before the first sequence begins."""
+        raise NotImplementedError(f"{self.name} is no model")
 
 
 class NoDrafter(Drafter):

@@ -7,7 +7,15 @@ The paper concatenates the look-ups until seven guesses are there, so that one b
 come before frequent ones. Here all sources vote for each node together, the less the farther they are from the request; equal
 guesses are one node, and the tree is cut by score. A slower database is not asked where the faster ones leave little doubt.
 
-The scores are probabilities; CALIBRATION
+The scores are probabilities. Replayed on the greedy answers of a 135M model to 78 prompts (chat, translation, summaries, retrieval,
+mathematics, code), with its answers to 78 others as the model database and 104,000 tokens of an encyclopedia as statistics, 16
+nodes a round, for the nodes whose parent was accepted:
+
+    score      .05  .14  .25  .35  .46  .55  .65  .76  .86  .95
+    accepted   .04  .19  .31  .43  .53  .57  .76  .81  .85  .94
+
+Tokens a round there, the model's own included: context alone 2.31, with the model database 2.73, with both 2.78.
+Cost in CPython: 50 to 300 us a tree.
 """
 
 from __future__ import annotations

@@ -84,6 +84,7 @@ class LanguageModelDrafter(Drafter):
         self._width = width
         self._shortlists = None if head is None else Shortlists(head, vocabulary)
         self.likeliest_wanted = 0 if head is None else Shortlists.likeliest_wanted
+        self.positions = blocks.num_blocks * BLOCK_SIZE
         self._states: dict[int, DraftState] = {}
 
     def begin(self, sequence: Sequence) -> None:
@@ -101,6 +102,14 @@ class LanguageModelDrafter(Drafter):
         state = self._states.pop(sequence.id, None)
         if state is not None:
             self._blocks.free(state.blocks)
+
+    def pass_seconds(self, rows: int, context: int) -> float:
+        blocks = self._blocks.allocate(-(-(context + rows) // BLOCK_SIZE))
+        started = time.perf_counter()
+        self._forward(Batch([Segment(blocks, context, [0] * rows, first_logit=rows - 1)])).sum().item()
+        spent = time.perf_counter() - started
+        self._blocks.free(blocks)
+        return spent
 
     def propose(self, sequences: list[Sequence], budgets: list[DraftBudget]) -> list[DraftTree]:
         growing = [self._start(sequence, budget) for sequence, budget in zip(sequences, budgets, strict=True)]

@@ -7,7 +7,15 @@ prompt, which are never proposed, so that a repeated question is recognised from
 Tenants do not share: each has its own texts in memory and rows on disk, found by its name only. Outputs of another vocabulary are
 never read. The oldest outputs go first when a bound is reached.
 
-The scores are probabilities; CALIBRATION
+The scores are probabilities as far as they can be before it is known whether the question is new. Replayed on the greedy answers of
+a 135M model to 156 prompts (chat, translation, summaries, retrieval, mathematics, code), 16 nodes a round, each prompt once, then
+all again, for the nodes whose parent was accepted:
+
+    score               .05  .14  .24  .34  .45  .55  .65  .75  .85  .96
+    accepted, new       .04  .14  .21  .31  .36  .44  .48  .61  .70  .85
+    accepted, repeated  .00  .32  .51  .52  .52  .71  .85  .94 1.00 1.00
+
+Tokens a round there, the model's own included: 1.25 new, 15.3 repeated. Cost in CPython: 90 to 160 us a tree.
 """
 
 from __future__ import annotations

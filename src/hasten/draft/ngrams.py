@@ -15,7 +15,6 @@ import struct
 import zlib
 from bisect import bisect_left
 from collections.abc import Sequence
-from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -98,13 +97,6 @@ class NgramDatabase:
                     agree += 1
                 best = max(best, agree)
         return best
-
-
-def database_paths(directory: Path, vocabulary: str, model: str) -> tuple[Path, Path]:
-    """Where the databases of a model's own generations and of any text lie. Models of one vocabulary share the second."""
-    own = sha256(f"{vocabulary}\0{model}".encode("utf-8", "surrogatepass")).hexdigest()[:16]
-    common = sha256(vocabulary.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-    return directory / f"{own}-model.ngrams", directory / f"{common}-statistics.ngrams"
 
 
 def build(path: Path, texts: Sequence[Sequence[int] | Tokens], vocabulary: str, progress: Progress = silent) -> int:

@@ -26,7 +26,7 @@ Tokens = npt.NDArray[np.int32]
 class RecentTexts:
     """Holds texts of ``capacity`` tokens in all, boundaries and a little waste at the ring's end included.
 
-    A text longer than a quarter of the capacity keeps its end. Memory: 52 bytes a token of capacity, taken at once.
+    A text longer than a quarter of the capacity keeps its end. Memory: 52 to 76 bytes a token of capacity.
     Raises ValueError for a capacity that is not from 64 to 2^30.
     """
 

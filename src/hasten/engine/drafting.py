@@ -69,10 +69,10 @@ class Drafting:
             chosen = [at for at, item in enumerate(decoding) if self._wanted(drafter, item.sequence, rounds[at])]
             if chosen:
                 self._ask(drafter, [decoding[at].sequence for at in chosen], [rounds[at] for at in chosen], room // len(decoding))
-        spent = self.clock() - started
         rows = sum(item.chain for item in items)
-        for item, tree in zip(decoding, self.controller.select(rounds, rows, spent), strict=True):
+        for item, tree in zip(decoding, self.controller.select(rounds, rows, self.clock() - started), strict=True):
             item.tree = tree
+        _share_deciding(rounds, self.clock() - started)
 
     def _wanted(self, drafter: Drafter, sequence: Sequence, round: Round) -> bool:
         if (drafter.name, sequence.id) in self._broken or round.wish.mode == "off":
@@ -81,7 +81,9 @@ class Drafting:
 
     def _ask(self, drafter: Drafter, sequences: list[Sequence], rounds: list[Round], share: int) -> None:
         """One drafter's bids, merged into the rounds' trees, and what they took."""
-        budgets = [self._budget(drafter, sequence, round, share) for sequence, round in zip(sequences, rounds, strict=True)]
+        budgets = [
+            self._budget(drafter, sequence, round, share, len(rounds)) for sequence, round in zip(sequences, rounds, strict=True)
+        ]
         started = self.clock()
         try:
             bids = drafter.propose(sequences, budgets)
@@ -95,8 +97,8 @@ class Drafting:
                 self._switch_off(drafter, sequence, problem)
         self._charge(drafter, sequences, rounds, self.clock() - started)
 
-    def _budget(self, drafter: Drafter, sequence: Sequence, round: Round, share: int) -> DraftBudget:
-        depth, floor, entropy = self.controller.limits(drafter.name, drafter.paid, round)
+    def _budget(self, drafter: Drafter, sequence: Sequence, round: Round, share: int, askers: int) -> DraftBudget:
+        depth, floor, entropy = self.controller.limits(drafter.name, drafter.paid, round, askers)
         nodes = min(share, self.controller.most_nodes, round.wish.nodes)
         calibrated = self.controller.calibrated(drafter.name, round.kind)
         return DraftBudget(nodes, min(DEEPEST, depth, _depth_left(sequence)), floor, calibrated, entropy)
@@ -109,7 +111,7 @@ class Drafting:
             levels = max((round.levels.get(drafter.name, 0) for round in rounds), default=0)
             if drafter.seconds_per_level is not None and levels:
                 guessing = min(spent, levels * drafter.seconds_per_level)
-            self.controller.charge(drafter.name, drafter.seconds_per_level, spent - guessing, sum(unread))
+            self.controller.charge(drafter.name, drafter.seconds_per_level, spent - guessing, sum(unread), len(rounds))
         whole = max(1, sum(unread))
         for sequence, round, tokens in zip(sequences, rounds, unread, strict=True):
             reading = (spent - guessing) * tokens / whole
@@ -171,6 +173,14 @@ class Drafting:
     def _switch_off(self, drafter: Drafter, sequence: Sequence, problem: Exception) -> None:
         self._broken.add((drafter.name, sequence.id))
         log.warning("Drafter '%s' failed (%r) and is off for request %s.", drafter.name, problem, sequence.request_id)
+
+
+def _share_deciding(rounds: list[Round], spent: float) -> None:
+    """What merging and choosing took beyond the drafters' own time is charged to those who bid."""
+    asked = [(round, name) for round in rounds for name in round.seconds]
+    rest = spent - sum(round.seconds[name] for round, name in asked)
+    for round, name in asked:
+        round.seconds[name] += rest / len(asked)
 
 
 def _depth_left(sequence: Sequence) -> int:

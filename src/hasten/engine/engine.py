@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from hasten.control.controller import Controller
+from hasten.control.profile import Profile
 from hasten.core.config import SpeculationParams
 from hasten.core.errors import InvalidRequest
 from hasten.core.results import Completion
@@ -40,6 +41,7 @@ class Engine:
     model: str
     load_seconds: float = 0.0
     explain: bool = False
+    profiles: dict[str, Profile] = field(default_factory=dict)  # cost curves by whose they are: "target", or a drafter's name
     _ids: itertools.count[int] = field(default_factory=itertools.count)
     _requests: dict[int, Request] = field(default_factory=dict)  # by sequence id
 
@@ -50,9 +52,14 @@ class Engine:
         tenant: str = "",
         request_id: str | None = None,
         speculation: SpeculationParams = AUTO,
+        prediction: list[int] | None = None,
     ) -> Request:
-        """Queue a request. Raises InvalidRequest or PromptTooLong, one sentence, when it can never be served."""
+        """Queue a request. ``prediction`` is what the caller expects the answers to be; it never changes them.
+
+        Raises InvalidRequest or PromptTooLong, one sentence, when the request can never be served.
+        """
         self._check_prompt(prompt, params)
+        self._check_prediction(prediction or [])
         seed = fresh_seed() if params.seed is None else params.seed
         limit = self.scheduler.capacity
         if params.max_tokens is not None:
@@ -70,6 +77,7 @@ class Engine:
                 length_limit=limit,
                 tenant=tenant,
                 index=index,
+                prediction=list(prediction or ()),
             )
             for index in range(params.n)
         ]
@@ -209,6 +217,14 @@ class Engine:
             request = self._requests[item.sequence.id]
             if request.started is None:
                 request.started = now
+
+    def _check_prediction(self, prediction: list[int]) -> None:
+        most = self.scheduler.capacity
+        if len(prediction) > most:
+            raise InvalidRequest(f"The prediction has {len(prediction)} tokens and the context only {most}; give a shorter one.")
+        for token in prediction:
+            if not 0 <= token < self.vocabulary:
+                raise InvalidRequest(f"The prediction holds token id {token}; this model's ids go from 0 to {self.vocabulary - 1}.")
 
     def _check_prompt(self, prompt: list[int], params: SamplingParams) -> None:
         if not prompt:

@@ -66,15 +66,17 @@ class LLM:
         *,
         tenant: str = "",
         on_done: OnDone | None = None,
+        prediction: Prompt | None = None,
     ) -> list[Completion]:
         """Answer all prompts (texts, or lists of token ids) together; results stand in the order of the prompts.
 
-        ``params`` holds for all, or is one a prompt. ``on_done(place, completion)`` is called as each finishes.
+        ``params`` holds for all, or is one a prompt. ``prediction`` is a text that the answers are expected to be close to; the
+        prediction drafter drafts along it. ``on_done(place, completion)`` is called as each finishes.
         Raises InvalidRequest before anything runs when one of them can never be served.
         """
         several = _several(prompts)
         each = self._params(params, len(several))
-        requests = self._submit_all([self.encode(prompt) for prompt in several], each, tenant)
+        requests = self._submit_all([self.encode(prompt) for prompt in several], each, tenant, prediction)
         done: dict[int, Completion] = {}
         try:
             while len(done) < len(requests):
@@ -91,21 +93,38 @@ class LLM:
                 self.engine.cancel(request)
         return [done[place] for place in range(len(requests))]
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None, *, tenant: str = "") -> EventStream:
+    def stream(
+        self, prompt: Prompt, params: SamplingParams | None = None, *, tenant: str = "", prediction: Prompt | None = None
+    ) -> EventStream:
         """Answer one prompt piece by piece; the last event carries the ``completion``.
 
         The request is checked and queued when this is called. Several streams may be open at once and read in turns. Closing
         one, or letting go of it, cancels its request.
         """
-        return EventStream(self.engine, self._submit_all([self.encode(prompt)], [params or SamplingParams()], tenant)[0])
+        requests = self._submit_all([self.encode(prompt)], [params or SamplingParams()], tenant, prediction)
+        return EventStream(self.engine, requests[0])
 
-    def chat(self, messages: Sequence[Message], params: SamplingParams | None = None, *, tenant: str = "") -> Completion:
+    def chat(
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        tenant: str = "",
+        prediction: Prompt | None = None,
+    ) -> Completion:
         """Answer a conversation: messages of ``role`` and ``content``, through the model's own template."""
-        return self.generate([self.render_chat(messages)], params, tenant=tenant)[0]
+        return self.generate([self.render_chat(messages)], params, tenant=tenant, prediction=prediction)[0]
 
-    def stream_chat(self, messages: Sequence[Message], params: SamplingParams | None = None, *, tenant: str = "") -> EventStream:
+    def stream_chat(
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        tenant: str = "",
+        prediction: Prompt | None = None,
+    ) -> EventStream:
         """``chat``, piece by piece."""
-        return self.stream(self.render_chat(messages), params, tenant=tenant)
+        return self.stream(self.render_chat(messages), params, tenant=tenant, prediction=prediction)
 
     def render_chat(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a conversation, ready for the model's turn. Raises InvalidRequest when the model has no template."""
@@ -143,11 +162,15 @@ class LLM:
             raise InvalidRequest(f"There are {count} prompts but {len(params)} sampling parameters; give one for all, or one each.")
         return list(params)
 
-    def _submit_all(self, prompts: list[list[int]], params: list[SamplingParams], tenant: str) -> list[Request]:
+    def _submit_all(
+        self, prompts: list[list[int]], params: list[SamplingParams], tenant: str, prediction: Prompt | None
+    ) -> list[Request]:
         requests: list[Request] = []
+        if isinstance(prediction, str):
+            prediction = self.engine.tokenizer.encode(prediction, add_bos=False)
         try:
             for prompt, own in zip(prompts, params, strict=True):
-                requests.append(self.engine.submit(prompt, own, tenant))
+                requests.append(self.engine.submit(prompt, own, tenant, prediction=prediction))
         except BaseException:
             for request in requests:
                 self.engine.cancel(request)

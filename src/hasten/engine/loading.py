@@ -13,18 +13,17 @@ import torch
 
 from hasten.cache.blocks import BlockManager
 from hasten.cache.pool import KeyValuePool
-from hasten.control.controller import Controller
-from hasten.control.cost import CostCurve
 from hasten.core.config import EngineConfig
 from hasten.core.errors import ConfigError, HastenError, VocabularyMismatch
 from hasten.core.progress import Progress, silent
 from hasten.core.registry import Spec, parse_specs
-from hasten.core.types import BLOCK_SIZE, Batch, Segment
+from hasten.core.types import BLOCK_SIZE
 from hasten.draft import DRAFTERS
 from hasten.draft.base import Drafter
+from hasten.draft.kept import arguments_of
 from hasten.draft.lm import LanguageModelDrafter
-from hasten.engine.drafting import Drafting
 from hasten.engine.engine import Engine
+from hasten.engine.profiling import make_drafting
 from hasten.engine.scheduler import Scheduler
 from hasten.model import catalogue, storage
 from hasten.model.executor import Executor
@@ -36,8 +35,6 @@ from hasten.model.weights import load_decoder
 
 log = logging.getLogger(__name__)
 DEFAULT_CACHE_TOKENS = 8192
-PROFILED_ROWS = (1, 2, 4, 8, 16, 32)
-PROFILE_CONTEXT = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +46,14 @@ class LoadedModel:
     tokenizer: Tokenizer
     context_length: int
     num_blocks: int
+    fingerprint: str
 
 
-def load_engine(config: EngineConfig, progress: Progress = silent) -> Engine:
-    """Everything up to the first request. Raises a HastenError, one sentence, when anything about it cannot be."""
+def load_engine(config: EngineConfig, progress: Progress = silent, redo_profile: bool = False) -> Engine:
+    """Everything up to the first request. ``redo_profile`` measures the machine even where that is known.
+
+    Raises a HastenError, one sentence, when anything about it cannot be.
+    """
     started = time.perf_counter()
     device = choose_device(config.device)
     specs = None if config.draft == "auto" else parse_specs(config.draft)
@@ -67,17 +68,19 @@ def load_engine(config: EngineConfig, progress: Progress = silent) -> Engine:
     blocks = BlockManager(target.num_blocks, prefix_cache=config.prefix_cache)
     scheduler = Scheduler(blocks, target.context_length, config.max_rows, config.max_sequences)
     set_threads(config.threads, target.executor.decoder.precision)
-    controller = Controller(profile(target.executor) if drafters else CostCurve())
+    drafting, profiles = make_drafting(config, target.executor, target.fingerprint, drafters, vocabulary, redo_profile)
     engine = Engine(
         executor=target.executor,
         scheduler=scheduler,
-        drafting=Drafting(drafters, controller, vocabulary),
-        controller=controller,
+        drafting=drafting,
+        controller=drafting.controller,
         tokenizer=target.tokenizer,
         eos=frozenset(target.tokenizer.eos_token_ids),
         vocabulary=vocabulary,
         max_rows=config.max_rows,
         model=target.name,
+        explain=config.explain,
+        profiles=profiles,
     )
     engine.load_seconds = time.perf_counter() - started
     return engine
@@ -100,12 +103,12 @@ def load_model(name: str, path: Path, config: EngineConfig, device: torch.device
     tokens = config.cache_tokens or min(context, DEFAULT_CACHE_TOKENS)
     num_blocks = -(-tokens // BLOCK_SIZE)
     _check_memory(KeyValuePool.bytes_per_block(shape.layers, shape.kv_heads, shape.head_dim, precision.cache) * num_blocks, tokens)
-    converted = storage.converted_path(source.fingerprint, precision.name) if precision.name == "int8" else None
+    converted = storage.converted_path(source.fingerprint, precision.name) if precision.quantised else None
     decoder = load_decoder(source, precision, device, converted, progress)
     if converted is not None and converted.exists():
         with suppress(OSError):
             storage.record_conversion(converted, source.path)
-    return LoadedModel(name, Executor(decoder, num_blocks, device), tokenizer, context, num_blocks)
+    return LoadedModel(name, Executor(decoder, num_blocks, device), tokenizer, context, num_blocks, source.fingerprint)
 
 
 def choose_device(name: str) -> torch.device:
@@ -154,7 +157,8 @@ def _make_drafter(
             raise ConfigError(f"The lm drafter needs a draft model and none is known for '{target.name}'; name one by draft_model.")
         return _lm_drafter(model, arguments, config, target, device, progress)
     try:
-        drafter: Drafter = factory(**spec.arguments)
+        kept = arguments_of(spec.name, target.name, target.tokenizer.vocabulary_fingerprint)
+        drafter: Drafter = factory(**{**kept, **spec.arguments})
     except TypeError as problem:
         raise ConfigError(f"The {spec.name} drafter does not take these arguments ({problem}).") from problem
     return drafter
@@ -173,7 +177,7 @@ def _lm_drafter(
     draft = load_model(resolved.name, resolved.path, config, device, progress)
     blocks = BlockManager(draft.num_blocks, prefix_cache=False)
     try:
-        return LanguageModelDrafter(
+        drafter = LanguageModelDrafter(
             draft.executor.forward,
             blocks,
             target.tokenizer.vocabulary_size,
@@ -182,18 +186,5 @@ def _lm_drafter(
         )
     except TypeError as problem:
         raise ConfigError(f"The lm drafter does not take these arguments ({problem}).") from problem
-
-
-def profile(executor: Executor, repeats: int = 3) -> CostCurve:
-    """Time decoding passes of several row counts (the least of a few repeats), in a second or two."""
-    context = min(PROFILE_CONTEXT, (executor.pool.num_blocks - 1) * BLOCK_SIZE - max(PROFILED_ROWS))
-    if context < 0:
-        return CostCurve()
-    blocks = list(range(-(-(context + max(PROFILED_ROWS)) // BLOCK_SIZE)))
-    points: dict[int, float] = {}
-    for _ in range(repeats):
-        for rows in PROFILED_ROWS:
-            started = time.perf_counter()
-            executor.forward(Batch([Segment(blocks, context, [0] * rows)]))
-            points[rows] = min(points.get(rows, float("inf")), time.perf_counter() - started)
-    return CostCurve.measured(points)
+    drafter.identity = draft.fingerprint
+    return drafter

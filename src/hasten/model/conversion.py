@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 FORMAT = "hasten-int8-2"
-_DTYPE_NAMES = {torch.int8: "I8", torch.float32: "F32", torch.bfloat16: "BF16"}
+_DTYPE_NAMES = {torch.int8: "I8", torch.uint8: "U8", torch.float32: "F32", torch.bfloat16: "BF16"}
 _NUMPY_TYPES = {torch.int8: np.int8, torch.float32: np.float32}
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from hasten.model.attention import Attention
 from hasten.model.description import ModelDescription
 from hasten.model.layout import Layout
-from hasten.model.linear import Linear, rms_norm
+from hasten.model.linear import Linear, Mlp, rms_norm
 from hasten.model.precision import Precision
 
 
@@ -25,8 +25,7 @@ class LayerWeights:
     output: Linear
     post_attention_norm: Tensor | None
     mlp_norm: Tensor
-    gate_up: Linear
-    down: Linear
+    mlp: Mlp
     post_mlp_norm: Tensor | None
 
 
@@ -71,13 +70,10 @@ class Decoder:
 
     def _layer(self, index: int, layer: LayerWeights, hidden: Tensor, attention: Attention) -> Tensor:
         eps = self.description.norm_eps
-        activation = self.description.activation
         qkv = layer.qkv.after_norm(hidden, layer.attention_norm, eps)
         mixed = attention(index, qkv, layer.query_norm, layer.key_norm)
         if layer.post_attention_norm is None or layer.post_mlp_norm is None:
             hidden = layer.output(mixed, residual=hidden)
-            gate_up = layer.gate_up.after_norm(hidden, layer.mlp_norm, eps)
-            return layer.down.after_gate(gate_up, activation, residual=hidden)
+            return layer.mlp(hidden, layer.mlp_norm, eps, residual=hidden)
         hidden = hidden + rms_norm(layer.output(mixed), layer.post_attention_norm, eps)
-        gate_up = layer.gate_up.after_norm(hidden, layer.mlp_norm, eps)
-        return hidden + rms_norm(layer.down.after_gate(gate_up, activation), layer.post_mlp_norm, eps)
+        return hidden + rms_norm(layer.mlp(hidden, layer.mlp_norm, eps), layer.post_mlp_norm, eps)

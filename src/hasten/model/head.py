@@ -59,7 +59,7 @@ def head_rows(source: Weights, decoder: Decoder, converted: Path | None) -> Head
     if isinstance(head, DenseLinear):
         tied = source.description.tied_head and embedding.dtype is head.weight.dtype
         return DenseRows(embedding if tied else head.weight)
-    plan = conversion_plan(source)
+    plan = conversion_plan(source, decoder.precision)
     if converted is None or not is_converted(converted, plan, source.fingerprint):
         return None
     reader = ConvertedReader(converted, plan, source.fingerprint)

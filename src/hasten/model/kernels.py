@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from hasten.model.precision import INT8, Precision
+from hasten.model.precision import Precision
 from hasten.native.loader import load
 
 
@@ -17,7 +17,13 @@ def set_threads(count: int, precision: Precision) -> None:
     library = load()
     if library is not None and count:
         library.set_threads(count)
-    if library is not None and precision is INT8:
+    if library is not None and precision.quantised:
         torch.set_num_threads(1)
     elif count:
         torch.set_num_threads(count)
+
+
+def threads_and_level() -> tuple[int, str]:
+    """Threads that do the heavy work, and the instruction set level of the native kernels ("torch" without them)."""
+    library = load()
+    return (torch.get_num_threads(), "torch") if library is None else (library.threads, library.isa)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hasten.model.description import Activation
 from hasten.model.hadamard import hadamard_block, rotate
-from hasten.native.kernels import PackedLinear
+from hasten.native.kernels import PackedLinear, PackedLinear4, PackedMlp
 from hasten.native.loader import load
 
 ACTIVATIONS = {"silu": F.silu, "gelu_tanh": lambda gate: F.gelu(gate, approximate="tanh")}
@@ -42,6 +42,39 @@ class Linear(Protocol):
     def after_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor: ...
 
     def after_gate(self, gate_up: Tensor, activation: Activation, residual: Tensor | None = None) -> Tensor: ...
+
+
+class Mlp(Protocol):
+    """down(activation(gate) * up) + residual, with [gate, up] = gate_up(x / rms(x) * weight)."""
+
+    @property
+    def gate_up(self) -> Linear: ...
+
+    @property
+    def down(self) -> Linear: ...
+
+    def __call__(self, x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> Tensor: ...
+
+
+class ComposedMlp:
+    """The two projections one after the other."""
+
+    def __init__(self, gate_up: Linear, down: Linear, activation: Activation) -> None:
+        self.gate_up = gate_up
+        self.down = down
+        self._activation: Activation = activation
+
+    def __call__(self, x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> Tensor:
+        return self.down.after_gate(self.gate_up.after_norm(x, weight, eps), self._activation, residual)
+
+
+def make_mlp(gate_up: Linear, down: Linear, activation: Activation) -> Mlp:
+    """One kernel for the whole MLP where both projections are packed for the native kernels."""
+    library = load()
+    packed = (PackedLinear, PackedLinear4)
+    if library is not None and isinstance(gate_up, packed) and isinstance(down, packed):
+        return PackedMlp(library, gate_up, down, activation)
+    return ComposedMlp(gate_up, down, activation)
 
 
 class ComposedLinear:

@@ -11,7 +11,7 @@ from hasten.core.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Precision:
-    """``weights`` is the dtype of projection weights, ``stream`` that of the residual stream, norms and logits, ``cache`` that of
+    """``weights`` is the dtype of projection weights (of what their four bits stand for, in int4), ``stream`` that of the residual stream, norms and logits, ``cache`` that of
     keys and values, ``embedding`` that of the embedding table."""
 
     name: str
@@ -20,12 +20,18 @@ class Precision:
     cache: torch.dtype
     embedding: torch.dtype
 
+    @property
+    def quantised(self) -> bool:
+        """Whether weights are integers, and rows are rounded to integers for each product."""
+        return self.weights is torch.int8
+
 
 INT8 = Precision("int8", torch.int8, torch.float32, torch.float32, torch.bfloat16)
+INT4 = Precision("int4", torch.int8, torch.float32, torch.float32, torch.bfloat16)
 BF16 = Precision("bf16", torch.bfloat16, torch.float32, torch.bfloat16, torch.bfloat16)
 FP32 = Precision("fp32", torch.float32, torch.float32, torch.float32, torch.float32)
 FP64 = Precision("fp64", torch.float64, torch.float64, torch.float64, torch.float64)
-_BY_NAME = {precision.name: precision for precision in (INT8, BF16, FP32, FP64)}
+_BY_NAME = {precision.name: precision for precision in (INT8, INT4, BF16, FP32, FP64)}
 
 
 def choose_precision(name: str, device: torch.device) -> Precision:
@@ -33,6 +39,6 @@ def choose_precision(name: str, device: torch.device) -> Precision:
     if name == "auto":
         return INT8 if device.type == "cpu" else BF16
     precision = _BY_NAME[name]
-    if precision is INT8 and device.type != "cpu":
-        raise ConfigError(f"precision int8 runs on a CPU only, not on {device}; use bf16 or fp32 there.")
+    if precision.quantised and device.type != "cpu":
+        raise ConfigError(f"precision {name} runs on a CPU only, not on {device}; use bf16 or fp32 there.")
     return precision

@@ -5,6 +5,7 @@
     │   ├── NAME.partial/                       what an interrupted download left, and goes on from
     │   └── NAME.lock                           held while NAME is being downloaded
     ├── converted/FINGERPRINT-PRECISION.weights weights converted for this engine, with a .json that names their source
+    ├── drafts/                                 past outputs, and what `hasten draft build` made (``draft.kept``)
     └── trimmed/DRAFT-VOCABULARY.json           which ids a draft model computes (``hasten draft trim``)
 
 Files of hub repositories lie in huggingface_hub's own cache, shared with every program that uses it; Hasten never removes them.

@@ -18,8 +18,9 @@ from hasten.model.conversion import ConvertedReader, ConvertedWriter, Planned, i
 from hasten.model.decoder import Decoder, DecoderWeights, LayerWeights
 from hasten.model.description import ModelDescription
 from hasten.model.hadamard import hadamard_block, rotate
-from hasten.model.linear import DenseLinear, Linear, int8_linear
-from hasten.model.precision import Precision
+from hasten.model.linear import DenseLinear, Linear, int8_linear, make_mlp
+from hasten.model.linear_packed import PACKED_LAYOUT, linear4, pack4, packed4_bytes
+from hasten.model.precision import INT4, Precision
 
 PIECE_BYTES = 64 << 20
 
@@ -56,13 +57,22 @@ def projections(source: Weights) -> list[FusedLinear]:
     return [*out, _fused(source, "head", ("embedding" if source.description.tied_head else "head",))]
 
 
-def conversion_plan(source: Weights) -> list[Planned]:
+def conversion_plan(source: Weights, precision: Precision) -> list[Planned]:
     """What a converted file of this source holds, in the order in which it is written."""
     plan = [Planned("embedding", source.shape("embedding"), torch.bfloat16)]
     for linear in projections(source):
-        plan.append(Planned(f"{linear.name}.codes", (linear.outputs, linear.inputs), torch.int8))
+        if _four_bits(linear, precision):
+            size = packed4_bytes(linear.outputs, linear.inputs)
+            plan.append(Planned(f"{linear.name}.{PACKED_LAYOUT}", (size,), torch.uint8))
+        else:
+            plan.append(Planned(f"{linear.name}.codes", (linear.outputs, linear.inputs), torch.int8))
         plan.append(Planned(f"{linear.name}.scale", (linear.outputs,), torch.float32))
     return plan
+
+
+def _four_bits(linear: FusedLinear, precision: Precision) -> bool:
+    """int4 keeps the head in eight bits: its error goes straight into every logit."""
+    return precision is INT4 and linear.name != "head"
 
 
 def _fused(source: Weights, name: str, parts: tuple[str, ...]) -> FusedLinear:
@@ -83,8 +93,8 @@ def load_decoder(
     source: Weights, precision: Precision, device: torch.device, converted: Path | None, progress: Progress = silent
 ) -> Decoder:
     """Build the decoder. ``converted`` is where int8 weights are kept between loads (None: nowhere)."""
-    make: _Int8Maker | _DenseMaker
-    make = _Int8Maker(source, converted) if precision.weights is torch.int8 else _DenseMaker(source, precision, device)
+    make: _IntegerMaker | _DenseMaker
+    make = _IntegerMaker(source, precision, converted) if precision.quantised else _DenseMaker(source, precision, device)
     try:
         return _assemble(source, precision, device, make, progress)
     except BaseException:
@@ -93,7 +103,7 @@ def load_decoder(
 
 
 def _assemble(
-    source: Weights, precision: Precision, device: torch.device, make: _Int8Maker | _DenseMaker, progress: Progress
+    source: Weights, precision: Precision, device: torch.device, make: _IntegerMaker | _DenseMaker, progress: Progress
 ) -> Decoder:
     names = source.names()
 
@@ -127,8 +137,7 @@ def _assemble(
             output=built[f"{base}o"],
             post_attention_norm=vector(f"{base}post_attention_norm"),
             mlp_norm=needed(f"{base}mlp_norm"),
-            gate_up=built[f"{base}gate_up"],
-            down=built[f"{base}down"],
+            mlp=make_mlp(built[f"{base}gate_up"], built[f"{base}down"], source.description.activation),
             post_mlp_norm=vector(f"{base}post_mlp_norm"),
         )
         for base in (f"layers.{index}." for index in range(source.description.layers))
@@ -165,15 +174,15 @@ class _DenseMaker:
         pass
 
 
-class _Int8Maker:
-    """int8 projections, from the converted file where there is one, else converted now and written there."""
+class _IntegerMaker:
+    """int8 and int4 projections, from the converted file where there is one, else converted now and written there."""
 
-    def __init__(self, source: Weights, path: Path | None) -> None:
-        self._source = source
+    def __init__(self, source: Weights, precision: Precision, path: Path | None) -> None:
+        self._source, self._precision = source, precision
         self._reader: ConvertedReader | None = None
         self._writer: ConvertedWriter | None = None
         if path is not None:
-            plan = conversion_plan(source)
+            plan = conversion_plan(source, precision)
             if is_converted(path, plan, source.fingerprint):
                 self._reader = ConvertedReader(path, plan, source.fingerprint)
             else:
@@ -187,12 +196,22 @@ class _Int8Maker:
         return out
 
     def linear(self, linear: FusedLinear, bias: Tensor | None) -> Linear:
+        if _four_bits(linear, self._precision):
+            return self._linear4(linear, bias)
         if self._reader is not None:
             codes, scale = self._reader.read(f"{linear.name}.codes"), self._reader.read(f"{linear.name}.scale")
         else:
             codes, scale = quantise_weights(_pieces(self._source, linear.parts), linear.outputs, linear.inputs)
             self._keep(codes, scale)
         return int8_linear(codes, scale, bias)
+
+    def _linear4(self, linear: FusedLinear, bias: Tensor | None) -> Linear:
+        if self._reader is not None:
+            packed, scale = self._reader.read(f"{linear.name}.{PACKED_LAYOUT}"), self._reader.read(f"{linear.name}.scale")
+        else:
+            packed, scale = pack4(_pieces(self._source, linear.parts), linear.outputs)
+            self._keep(packed, scale)
+        return linear4(packed, scale, bias, linear.inputs)
 
     def _keep(self, *tensors: Tensor) -> None:
         if self._writer is not None:

@@ -1,10 +1,6 @@
 // The attention kernels at one level. Generic code has no fused multiply-add, so its results differ from the others' in rounding;
 // AVX2 and AVX-512 give the same bits.
-#include "attention.h"
-
-#include <cmath>
-
-#include "lanes.h"
+#include "attention_parts.h"
 
 namespace hasten {
 namespace HASTEN_LEVEL {
@@ -12,34 +8,16 @@ namespace {
 
 const int BLOCK = 6;                        // queries that share each load of a key or value
 const int VECTORS = WIDTH == 16 ? 4 : 2;    // parts of a key tile or value row held at once; BLOCK * VECTORS sums fit the registers
-const float NOTHING = -INFINITY;
 
 // Everything about one unit's segment that the inner functions need.
 template <class Element>
-struct View {
-    const AttentionWork& work;
-    const AttentionUnit& unit;
-    std::int64_t group, start, context, shared, rows;  // shared: context + chain, the first position that belongs to the tree
+struct View : Whereabouts {
+    View(const AttentionWork& w, const AttentionUnit& u) : Whereabouts(w, u) {}
 
-    explicit View(const AttentionWork& w, const AttentionUnit& u)
-        : work(w), unit(u), group(w.heads / w.kv_heads), start(w.starts[u.segment]), context(w.contexts[u.segment]),
-          shared(context + w.chains[u.segment]), rows(w.starts[u.segment + 1] - start) {}
-
-    std::int64_t block_of(std::int64_t tile) const { return work.tables[unit.segment * work.table_stride + tile]; }
-    const Element* key_tile(std::int64_t tile) const {
-        return static_cast<const Element*>(work.keys) + (block_of(tile) * work.kv_heads + unit.kv_head) * work.head_dim * TILE_KEYS;
-    }
+    const Element* key_tile(std::int64_t tile) const { return static_cast<const Element*>(work.keys) + tile_at(tile) * work.head_dim * TILE_KEYS; }
     const Element* value_tile(std::int64_t tile) const {
-        return static_cast<const Element*>(work.values) + (block_of(tile) * work.kv_heads + unit.kv_head) * work.head_dim * TILE_KEYS;
+        return static_cast<const Element*>(work.values) + tile_at(tile) * work.head_dim * TILE_KEYS;
     }
-};
-
-// One query of a block: where its row stands and which positions of the split it sees.
-struct Seen {
-    std::int64_t row, head, position;
-    std::int64_t low, high;         // positions of this split that it sees: low to high, nothing if high < low
-    std::int64_t shared_high;       // last of them that lies in the chain or context
-    bool tree() const { return high > shared_high; }
 };
 
 // scores[q][64] of COUNT queries ([dim][COUNT], side by side) and one tile of keys.
@@ -91,49 +69,6 @@ void add_values(const float* weights, std::int64_t stride, const Element* rows, 
         add_columns<COUNT, VECTORS>(weights, stride, rows + d, count, dim, values + d);
     }
     for (; d < dim; d += WIDTH) add_columns<COUNT, 1>(weights, stride, rows + d, count, dim, values + d);
-}
-
-// Scores by position to weights: soft cap, mask, subtract the maximum, exponential. Works on positions [begin, end) of the split,
-// both multiples of 64; position `base` stands at scores[0].
-void weigh(const AttentionWork& work, const Seen& seen, std::int64_t base, std::int64_t begin, std::int64_t end, float* scores,
-           float* top, float* total) {
-    *top = NOTHING;
-    *total = 0.0f;
-    const bool blind = seen.high < seen.low;
-    const std::int64_t low = blind ? end : seen.low, high = blind ? end - 1 : seen.high;
-    if (work.softcap != 0.0f) {
-        const Floats cap = all(work.softcap);
-        for (std::int64_t i = begin; i < end; i += LANES) store(scores + i - base, hyperbolic_tangent(load(scores + i - base) / cap) * cap);
-    }
-    for (std::int64_t i = begin; i < low; ++i) scores[i - base] = NOTHING;
-    for (std::int64_t i = high + 1; i < end; ++i) scores[i - base] = NOTHING;
-    Floats best = all(NOTHING);
-    for (std::int64_t i = begin; i < end; i += LANES) best = most(best, load(scores + i - base));
-    const float limit = highest(best);
-    const Floats maximum = all(limit == NOTHING ? 0.0f : limit);
-    Floats sums = all(0.0f);
-    for (std::int64_t i = begin; i < end; i += LANES) {
-        const Floats weight = exponential(load(scores + i - base) - maximum);
-        store(scores + i - base, weight);
-        sums = sums + weight;
-    }
-    *top = limit;
-    *total = sum(sums);
-}
-
-template <class Element>
-Seen look(const View<Element>& view, std::int64_t query, std::int64_t split) {
-    Seen seen;
-    seen.row = query / view.group;
-    seen.head = view.unit.kv_head * view.group + query % view.group;
-    const std::int64_t depth = view.work.depths[view.start + seen.row];
-    seen.position = depth == 0 ? view.context + seen.row : view.shared - 1 + depth;
-    const std::int64_t begin = split * SPLIT_KEYS, end = begin + SPLIT_KEYS - 1, window = view.work.window;
-    const std::int64_t oldest = window > 0 && seen.position >= window ? seen.position - window + 1 : 0;
-    seen.low = oldest > begin ? oldest : begin;
-    seen.high = seen.position < end ? seen.position : end;
-    seen.shared_high = seen.high < view.shared - 1 ? seen.high : view.shared - 1;
-    return seen;
 }
 
 // Scores of tree positions: computed where the nodes lie, then put in order of position.

@@ -150,6 +150,27 @@ class PackedLinear4(_Linear):
         check_progressive(codes, group_scale, group_offset)
         check(library.call["hst_w4_pack"](code_start, scale_start, offset_start, outputs, inputs, packed.data_ptr()))
 
+    @classmethod
+    def from_packed(
+        cls, library: NativeLibrary, packed: Tensor, scale: Tensor, bias: Tensor | None, inputs: int, block: int
+    ) -> PackedLinear4:
+        """The layer that once was packed to these bytes (``packed``, from ``aligned_bytes``, of ``packed_bytes`` length)."""
+        if packed.numel() != cls.packed_bytes(library, scale.shape[0], inputs):
+            raise ValueError(f"{packed.numel()} bytes are not a packed layer of {scale.shape[0]} x {inputs}")
+        made = cls.__new__(cls)
+        _Linear.__init__(made, library, packed, scale, bias, inputs, block, four_bits=True)
+        return made
+
+    @staticmethod
+    def packed_bytes(library: NativeLibrary, outputs: int, inputs: int) -> int:
+        """How many bytes a packed layer takes."""
+        return library.call["hst_w4_packed_bytes"](outputs, inputs)
+
+    @property
+    def packed(self) -> Tensor:
+        """The packed bytes, for keeping: uint8 [bytes]."""
+        return self._packed
+
 
 def round_progressive(library: NativeLibrary, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Round float32 weights [outputs, inputs] (rotated already) to what ``PackedLinear4`` takes: codes, group scales, group offsets

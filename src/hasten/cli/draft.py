@@ -1,0 +1,12 @@
+"""``hasten draft``: the verbs that prepare drafters."""
+
+from __future__ import annotations
+
+from hasten.cli.main import LazyGroup, Row
+
+VERBS = {
+    "build": Row("hasten.cli.draft_build:build", "Make draft databases from the model's answers and from text."),
+    "trim": Row("hasten.cli.draft_trim:trim", "Choose the ids that the draft model computes."),
+}
+
+draft = LazyGroup("draft", rows=VERBS, help="Prepare what guesses ahead: databases, and the draft model's vocabulary.")

@@ -1,0 +1,90 @@
+"""``hasten draft trim``: leave out of the draft model's head what the target hardly ever says."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hasten.cli.options import Verb, engine_config, engine_options
+from hasten.cli.prompts import Prompt, collect
+from hasten.core.errors import InvalidRequest
+from hasten.core.types import SamplingParams
+
+if TYPE_CHECKING:
+    from hasten.train.trim import Outcome
+
+QUESTIONS = (
+    "Write a Python function that merges two sorted lists, and explain how it works.",
+    "Explain to a student why the sky is blue and sunsets are red.",
+    "A train leaves at 9:40 and travels 210 km at 84 km/h. When does it arrive? Show each step.",
+    "Write a short story about a lighthouse keeper who finds a letter.",
+    "Compare relational and document databases: when is each the better choice?",
+    "Write a class in TypeScript that keeps the most recently used items, with a test.",
+    "Summarise the causes and consequences of the Industrial Revolution.",
+    "Draft a polite e-mail that asks a supplier to deliver two weeks earlier.",
+    "Write a SQL query that finds the three best customers of each month, and describe its plan.",
+    "Plan a healthy week of dinners for four people, with a shopping list.",
+    "What is the difference between a virus and a bacterium, and why does it matter for treatment?",
+    "Write a shell script that removes backups older than thirty days and logs what it does.",
+)
+
+
+@click.command(cls=Verb)
+@click.option("--prompts", metavar="FILE", help="JSON lines with prompt, messages or turns, which the target answers.")
+@click.option("--text", "texts", metavar="FILE", multiple=True, help="Text to count as well (UTF-8); may be given several times.")
+@click.option("--sizes", metavar="N,N,...", default="16384,32768,49152,65536", show_default=True, help="Numbers of ids to try.")
+@engine_options
+def trim(prompts: str | None, texts: tuple[str, ...], sizes: str, **options: Any) -> None:
+    """Choose the ids that the draft model of --model computes, by counting and measuring.
+
+    The target answers prompts (a dozen of its own without --prompts) and its tokens are counted; each size is then timed on
+    answers that were not counted, and the fastest is kept and used from now on. It changes the speed and never the text.
+    """
+    config = engine_config(options)
+    params = SamplingParams()
+    items = [Prompt(params, text=question) for question in QUESTIONS] if prompts is None else collect(None, prompts, params, False)
+    wanted = _sizes(sizes)
+    contents = [_read(name) for name in texts]
+    from hasten.cli.screen import notes, progress_on
+    from hasten.train.trim import find_trim
+
+    asks = [partial(item.for_model, raw=False) for item in items]
+    with progress_on(notes(), f"Loading {config.model}") as progress:
+        outcome = find_trim(config, asks, contents, wanted, progress)
+    _show(outcome)
+
+
+def _sizes(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as problem:
+        raise InvalidRequest(f"--sizes takes whole numbers with commas between them, not '{text}'.") from problem
+
+
+def _read(name: str) -> str:
+    try:
+        with open(name, encoding="utf-8-sig") as file:
+            return file.read()
+    except OSError as problem:
+        raise InvalidRequest(f"The text file '{name}' cannot be read: {problem.strerror}.") from problem
+    except UnicodeDecodeError as problem:
+        raise InvalidRequest(f"The text file '{name}' is not UTF-8 text; save it as UTF-8.") from problem
+
+
+def _show(outcome: Outcome) -> None:
+    from rich.table import Table
+
+    from hasten.cli.screen import answers
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("IDS", "TOKENS/S", "TOKENS A ROUND", "MS A LEVEL", ""):
+        table.add_column(title, justify="left" if title == "" else "right")
+    for row in outcome.rows:
+        mark = "kept" if row is outcome.best else ""
+        table.add_row(
+            f"{row.ids:,}", f"{row.tokens_per_second:.2f}", f"{row.tokens_per_round:.2f}", f"{1e3 * row.level_seconds:.1f}", mark
+        )
+    answers().print(table)
+    click.echo(f"{outcome.counted:,} tokens were counted; the choice is in {outcome.path}")

@@ -1,0 +1,73 @@
+"""The controller of an engine: cost curves of target and drafts on this machine, and what earlier runs have learnt."""
+
+from __future__ import annotations
+
+import time
+import weakref
+
+import torch
+
+from hasten.control import profile
+from hasten.control.controller import Controller
+from hasten.control.cost import CostCurve
+from hasten.control.memory import Memory
+from hasten.control.profile import Profile, Setting, Timed
+from hasten.core.config import EngineConfig, parse_control
+from hasten.core.types import BLOCK_SIZE, Batch, Segment
+from hasten.draft.base import Drafter
+from hasten.engine.drafting import Drafting
+from hasten.model.executor import Executor
+from hasten.model.kernels import threads_and_level
+
+
+def make_drafting(
+    config: EngineConfig, executor: Executor, fingerprint: str, drafters: list[Drafter], vocabulary: int, redo: bool = False
+) -> tuple[Drafting, dict[str, Profile]]:
+    """Drafting with its controller, and the profiles that this rests on: the target's and those of drafters that are models.
+
+    Without drafters nothing is measured, and nothing is kept. ``redo`` measures curves even where good ones are kept.
+    """
+    rule, depth = parse_control(config.control)
+    if not drafters:
+        return Drafting([], Controller(CostCurve(), rule=rule, depth=depth), vocabulary), {}
+    precision = executor.decoder.precision.name
+    setting = _setting(fingerprint, precision, executor.device)
+    positions = executor.pool.num_blocks * BLOCK_SIZE
+    profiles = {"target": profile.curve_of(setting, timed_passes(executor), positions, redo)}
+    for drafter in drafters:
+        if drafter.identity:
+            own = _setting(drafter.identity, precision, executor.device)
+            profiles[drafter.name] = profile.curve_of(own, drafter.pass_seconds, drafter.positions, redo)
+    controller = Controller(
+        profiles["target"].curve,
+        draft_curves={name: found.curve for name, found in profiles.items() if name != "target"},
+        rule=rule,
+        depth=depth,
+    )
+    memory = Memory.of(fingerprint, precision, sorted(f"{drafter.name}{drafter.identity[:12]}" for drafter in drafters))
+    memory.load(controller)
+    drafting = Drafting(drafters, controller, vocabulary, memory)
+    weakref.finalize(drafting, memory.save, controller)  # also when the program ends
+    return drafting, profiles
+
+
+def timed_passes(executor: Executor) -> Timed:
+    """Times one pass of some rows behind a context of garbage; the pool must not be in use."""
+
+    def timed(rows: int, context: int) -> float:
+        blocks = list(range(-(-(context + rows) // BLOCK_SIZE)))
+        batch = Batch([Segment(blocks, context, [0] * rows)])
+        started = time.perf_counter()
+        executor.forward(batch)
+        if executor.device.type == "cuda":
+            torch.cuda.synchronize(executor.device)
+        return time.perf_counter() - started
+
+    return timed
+
+
+def _setting(model: str, precision: str, device: torch.device) -> Setting:
+    if device.type == "cuda":
+        return Setting(model, precision, torch.cuda.get_device_name(device), 0, "cuda")
+    threads, level = threads_and_level()
+    return Setting(model, precision, profile.processor_name(), threads, level)

@@ -1,0 +1,45 @@
+"""Four-bit projections of the native kernels: made once from float rows, kept on disk as packed, loaded as they lie."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from hasten.core.errors import ConfigError
+from hasten.model.hadamard import hadamard_block, rotate
+from hasten.native.kernels import PackedLinear4, round_progressive
+from hasten.native.loader import INTERFACE_VERSION, NativeLibrary, load
+
+PACKED_LAYOUT = f"packed{INTERFACE_VERSION}"  # another layout is another tensor of a converted file
+
+
+def kernels() -> NativeLibrary:
+    """The native library. Raises ConfigError where it is not in use."""
+    library = load()
+    if library is None:
+        raise ConfigError(
+            "precision int4 needs the native kernels, which are not in use here ('hasten doctor' says why); use int8."
+        )
+    return library
+
+
+def packed4_bytes(outputs: int, inputs: int) -> int:
+    return PackedLinear4.packed_bytes(kernels(), outputs, inputs)
+
+
+def pack4(pieces: Iterator[Tensor], outputs: int) -> tuple[Tensor, Tensor]:
+    """Rotate and round float32 row pieces to four bits (QoQ's progressive groups, 2405.04532, section 4.1): packed bytes and
+    float32 scales [outputs]."""
+    library = kernels()
+    rounded = [round_progressive(library, rotate(piece, hadamard_block(piece.shape[1]))) for piece in pieces]
+    codes, group_scale, group_offset, scale = (torch.cat(part) for part in zip(*rounded, strict=True))
+    assert scale.shape[0] == outputs, "the pieces are the whole projection"
+    layer = PackedLinear4(library, codes, group_scale, group_offset, scale, None, hadamard_block(codes.shape[1]))
+    return layer.packed, scale
+
+
+def linear4(packed: Tensor, scale: Tensor, bias: Tensor | None, inputs: int) -> PackedLinear4:
+    """The projection that ``pack4`` made."""
+    return PackedLinear4.from_packed(kernels(), packed, scale, bias, inputs, hadamard_block(inputs))

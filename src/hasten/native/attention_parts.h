@@ -1,0 +1,84 @@
+// What both attention kernels (float and int8 pools) share at one level: who sees what, and scores to weights.
+#pragma once
+
+#include "attention.h"
+
+#include <cmath>
+
+#include "lanes.h"
+
+namespace hasten {
+namespace HASTEN_LEVEL {
+namespace {
+
+const float NOTHING = -INFINITY;
+
+// A unit's segment.
+struct Whereabouts {
+    const AttentionWork& work;
+    const AttentionUnit& unit;
+    std::int64_t group, start, context, shared, rows;  // shared: context + chain, the first position that belongs to the tree
+
+    Whereabouts(const AttentionWork& w, const AttentionUnit& u)
+        : work(w), unit(u), group(w.heads / w.kv_heads), start(w.starts[u.segment]), context(w.contexts[u.segment]),
+          shared(context + w.chains[u.segment]), rows(w.starts[u.segment + 1] - start) {}
+
+    // Which of the pool's [blocks][kv_heads] a tile of positions is.
+    std::int64_t tile_at(std::int64_t tile) const {
+        return work.tables[unit.segment * work.table_stride + tile] * work.kv_heads + unit.kv_head;
+    }
+};
+
+// One query of a block: where its row stands and which positions of the split it sees.
+struct Seen {
+    std::int64_t row, head, position;
+    std::int64_t low, high;         // positions of this split that it sees: low to high, nothing if high < low
+    std::int64_t shared_high;       // last of them that lies in the chain or context
+    bool tree() const { return high > shared_high; }
+};
+
+// Scores by position to weights: soft cap, mask, subtract the maximum, exponential. Works on positions [begin, end) of the split,
+// both multiples of 64; position `base` stands at scores[0].
+inline void weigh(const AttentionWork& work, const Seen& seen, std::int64_t base, std::int64_t begin, std::int64_t end, float* scores,
+           float* top, float* total) {
+    *top = NOTHING;
+    *total = 0.0f;
+    const bool blind = seen.high < seen.low;
+    const std::int64_t low = blind ? end : seen.low, high = blind ? end - 1 : seen.high;
+    if (work.softcap != 0.0f) {
+        const Floats cap = all(work.softcap);
+        for (std::int64_t i = begin; i < end; i += LANES) store(scores + i - base, hyperbolic_tangent(load(scores + i - base) / cap) * cap);
+    }
+    for (std::int64_t i = begin; i < low; ++i) scores[i - base] = NOTHING;
+    for (std::int64_t i = high + 1; i < end; ++i) scores[i - base] = NOTHING;
+    Floats best = all(NOTHING);
+    for (std::int64_t i = begin; i < end; i += LANES) best = most(best, load(scores + i - base));
+    const float limit = highest(best);
+    const Floats maximum = all(limit == NOTHING ? 0.0f : limit);
+    Floats sums = all(0.0f);
+    for (std::int64_t i = begin; i < end; i += LANES) {
+        const Floats weight = exponential(load(scores + i - base) - maximum);
+        store(scores + i - base, weight);
+        sums = sums + weight;
+    }
+    *top = limit;
+    *total = sum(sums);
+}
+
+inline Seen look(const Whereabouts& view, std::int64_t query, std::int64_t split) {
+    Seen seen;
+    seen.row = query / view.group;
+    seen.head = view.unit.kv_head * view.group + query % view.group;
+    const std::int64_t depth = view.work.depths[view.start + seen.row];
+    seen.position = depth == 0 ? view.context + seen.row : view.shared - 1 + depth;
+    const std::int64_t begin = split * SPLIT_KEYS, end = begin + SPLIT_KEYS - 1, window = view.work.window;
+    const std::int64_t oldest = window > 0 && seen.position >= window ? seen.position - window + 1 : 0;
+    seen.low = oldest > begin ? oldest : begin;
+    seen.high = seen.position < end ? seen.position : end;
+    seen.shared_high = seen.high < view.shared - 1 ? seen.high : view.shared - 1;
+    return seen;
+}
+
+}  // namespace
+}  // namespace HASTEN_LEVEL
+}  // namespace hasten

@@ -1,0 +1,214 @@
+"""The controller against simulated machines: a clock that only simulated work moves, and drafts accepted as scripted.
+
+The promise under test: whatever is accepted, decoding with drafts takes at most 2 % longer than plain decoding over a long run,
+and where drafts pay they are used.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytest
+
+from hasten.control.controller import Controller
+from hasten.control.cost import CostCurve
+from hasten.core.config import SpeculationParams
+from hasten.core.types import ROOT, DraftTree, SamplingParams, Sequence, Verdict
+from hasten.draft.base import DraftBudget, Drafter
+from hasten.engine.drafting import Drafting
+from hasten.engine.scheduler import Scheduled
+
+Accepts = Callable[[int, int], float]  # P(a level is accepted) by token number of the whole run, and sequence
+
+FLAT = {1: 0.050, 8: 0.056, 16: 0.065, 32: 0.100, 64: 0.180}
+STEEP = {1: 0.010, 2: 0.018, 4: 0.034, 8: 0.066, 64: 0.50}
+STEPS = {1: 0.020, 4: 0.020, 5: 0.035, 8: 0.035, 9: 0.060, 64: 0.2}
+OVERHEAD, OVERHEAD_ROW = 0.0004, 0.0002
+
+
+@dataclass
+class Clock:
+    now: float = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass
+class Scripted(Drafter):
+    """Proposes chains of ``token`` until the budget's survival. ``level`` seconds a level and, for each token it has not read,
+    ``reading`` seconds."""
+
+    clock: Clock
+    label: str
+    token: int = 1
+    level: float = 0.0
+    reading: float = 0.0
+    score: float = 0.8
+    deepest: int = 24
+    _read: dict[int, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.name, self.paid, self.seconds_per_level = self.label, self.level > 0.0, None
+
+    def propose(self, sequences: list[Sequence], budgets: list[DraftBudget]) -> list[DraftTree]:
+        trees = [DraftTree() for _ in sequences]
+        longest = 0
+        for sequence, budget, tree in zip(sequences, budgets, trees, strict=True):
+            unread = len(sequence.tokens) - self._read.get(sequence.id, 0)
+            self._read[sequence.id] = len(sequence.tokens)
+            self.clock.now += self.reading * unread if unread > 64 else 0.0
+            parent, survival = ROOT, 1.0
+            while len(tree) < min(budget.depth, budget.nodes, self.deepest) and survival >= budget.minimum_survival:
+                parent = tree.add(parent, self.token, self.score, self.name)
+                survival *= budget.calibrated(self.score)
+            longest = max(longest, len(tree))
+        self.clock.now += longest * self.level + 0.00002 * len(sequences)
+        if longest and self.paid:
+            self.seconds_per_level = self.level
+        return trees
+
+
+@dataclass
+class Machine:
+    """Decodes ``batch`` requests at a time with drafts and, on a second clock, without."""
+
+    drafters: Callable[[Clock], list[Drafter]]
+    accepts: dict[str, Accepts]
+    points: dict[int, float]
+    believed: dict[int, float] | None = None  # what the profile said, where it was wrong
+    batch: int = 1
+    length: int = 128
+    prompt: int = 60
+    noise: float = 0.0
+    wish: SpeculationParams = field(default_factory=SpeculationParams)
+    rule: str = "auto"
+    depth: int = 0
+    clock: Clock = field(default_factory=Clock)
+    controller: Controller | None = None
+
+    def __post_init__(self) -> None:
+        self.truth = CostCurve.measured(self.points)
+        self.plain = 0.0
+        self.tokens = 0
+        self.rng = random.Random(5)
+        self.made = self.drafters(self.clock)
+        if self.controller is None:
+            self.controller = Controller(CostCurve.measured(self.believed or self.points), rule=self.rule, depth=self.depth)
+        self.drafting = Drafting(self.made, self.controller, 8, clock=self.clock)
+        self.ids = itertools.count()
+        self.running: list[Sequence] = []
+        self.last: list[tuple[float, float]] = []
+
+    def step_seconds(self, rows: int) -> float:
+        """A hiccup now and then where there is noise, as on a machine that others use."""
+        hiccup = 6.0 if self.noise and self.rng.random() < 0.01 else 1.0
+        return (self.truth.predict(rows) * (1 + self.noise * self.rng.random()) + OVERHEAD + OVERHEAD_ROW * rows) * hiccup
+
+    def run(self, tokens: int) -> float:
+        """Decode that many tokens more; seconds over plain seconds."""
+        started, plain, until = self.clock.now, self.plain, self.tokens + tokens
+        while self.tokens < until:
+            while len(self.running) < self.batch:
+                sequence = Sequence(next(self.ids), "r", SamplingParams(), 0, [0] * (self.prompt + 1), self.prompt, self.prompt + self.length)
+                self.drafting.begin(sequence, self.wish)
+                self.running.append(sequence)
+            self.step()
+        return (self.clock.now - started) / (self.plain - plain)
+
+    def step(self) -> None:
+        items = [Scheduled(sequence, 1) for sequence in self.running]
+        for item in items:
+            item.sequence.computed = len(item.sequence.tokens) - 1
+        began = self.clock.now
+        self.drafting.propose(items, 512)
+        rows = sum(1 + len(item.tree) for item in items)
+        whole = self.step_seconds(rows)
+        forward = whole - OVERHEAD - OVERHEAD_ROW * rows
+        self.clock.now += whole
+        brought = 0
+        for item in items:
+            brought += self._verify(item)
+        self.tokens += brought
+        mean = 1 + self.noise / 2
+        hiccups = 1.05 if self.noise else 1.0
+        count = len(items)
+        self.plain += brought / count * (self.truth.predict(count) * mean + OVERHEAD + OVERHEAD_ROW * count) * hiccups
+        self.drafting.settle(items, rows, forward, self.clock.now - began)
+
+    def _verify(self, item: Scheduled) -> int:
+        sequence, tree = item.sequence, item.tree
+        path: list[int] = []
+        at = ROOT
+        while len(path) + 1 < sequence.tokens_left:
+            children = [node for node, parent in enumerate(tree.parents) if parent == at]
+            wanted = [n for n in children if self.rng.random() < self.accepts[tree.drafters[n]](self.tokens, sequence.id)]
+            if not wanted:
+                break
+            path.append(wanted[0])
+            at = wanted[0]
+        verdict = Verdict(path, [tree.tokens[node] for node in path] + [2])
+        sequence.tokens += verdict.tokens
+        self.drafting.observe(sequence, tree, verdict)
+        if sequence.tokens_left <= 0:
+            sequence.finish_reason = "length"
+            self.running.remove(sequence)
+            self.drafting.end(sequence)
+        return len(verdict.tokens)
+
+
+def never(token: int, sequence: int) -> float:
+    return 0.0
+
+
+def always(token: int, sequence: int) -> float:
+    return 0.97
+
+
+def often(token: int, sequence: int) -> float:
+    return 0.75
+
+
+def alternating(period: int) -> Accepts:
+    return lambda token, sequence: 0.9 if token // period % 2 == 0 else 0.0
+
+
+def sudden(token: int, sequence: int) -> float:
+    return 0.95 if token < 4000 else 0.0
+
+
+def by_request(token: int, sequence: int) -> float:
+    return 0.9 if sequence % 3 == 0 else 0.02
+
+
+def tempting(token: int, sequence: int) -> float:
+    """Just below what pays on most machines."""
+    return 0.35
+
+
+ADVERSARIES = {
+    "never": never, "tempting": tempting, "sudden": sudden, "by request": by_request, "period 7": alternating(7),
+    "period 40": alternating(40), "period 300": alternating(300), "period 2000": alternating(2000), "often": often, "always": always,
+}  # fmt: skip
+MACHINES = {"flat": FLAT, "steep": STEEP, "steps": STEPS}
+
+
+def text_and_model(level: float, reading: float) -> Callable[[Clock], list[Drafter]]:
+    return lambda clock: [Scripted(clock, "text", score=0.6, deepest=12), Scripted(clock, "model", 3, level=level, reading=reading)]
+
+
+def only_text(clock: Clock) -> list[Drafter]:
+    return [Scripted(clock, "text", score=0.6, deepest=12)]
+
+
+@pytest.mark.parametrize("batch", [1, 16])
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("adversary", ADVERSARIES)
+def test_never_slower(adversary: str, machine: str, batch: int) -> None:
+    points = MACHINES[machine]
+    laws = {"text": never, "model": ADVERSARIES[adversary]}
+    ratio = Machine(text_and_model(points[1] * 0.3, points[1] * 0.02), laws, points, batch=batch).run(12_000)
+    assert ratio <= 1.02

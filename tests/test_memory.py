@@ -1,0 +1,541 @@
+"""The memory drafter: what it finds (against brute force), whose it is, and what becomes of it on disk."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import signal
+import sqlite3
+import stat
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hasten.core.errors import ConfigError
+from hasten.core.types import ROOT, DraftTree, SamplingParams, Sequence
+from hasten.draft.base import DraftBudget, Drafter
+from hasten.draft.matches import LONGEST_MATCH, vote, weights
+from hasten.draft.memory import PROMPT_END, MemoryDrafter
+from hasten.draft.output_store import MOST_WAITING, OutputStore
+from hasten.draft.recent_texts import GRAM_LENGTHS, MOST_MATCHES, RecentTexts
+
+PROMPT = [900, 901, 902, 903]
+BUDGET = DraftBudget(nodes=16, depth=16)
+
+
+def answer(seed: int, length: int = 120) -> list[int]:
+    randomness = random.Random(seed)
+    return [randomness.randrange(500) for _ in range(length)]
+
+
+def sequence_of(tenant: str, prompt: list[int], output: list[int], number: int = 0) -> Sequence:
+    return Sequence(number, "r", SamplingParams(), 0, [*prompt, *output], len(prompt), length_limit=1 << 20, tenant=tenant)
+
+
+def live(drafter: Drafter, tenant: str, prompt: list[int], output: list[int]) -> tuple[int, int]:
+    """Decode ``output`` with the drafter's help: (accepted tokens, rounds)."""
+    sequence = sequence_of(tenant, prompt, output[:1])
+    drafter.begin(sequence)
+    accepted = rounds = 0
+    while sequence.output_length < len(output):
+        tree = drafter.propose([sequence], [BUDGET])[0]
+        node, at = ROOT, sequence.output_length
+        while at < len(output) - 1 and (child := tree.child(node, output[at])) is not None:
+            node, at = child, at + 1
+        accepted += at - sequence.output_length
+        sequence.tokens.extend(output[sequence.output_length : at + 1])
+        rounds += 1
+    drafter.end(sequence)
+    return accepted, rounds
+
+
+def tree_for(drafter: Drafter, tenant: str, prompt: list[int], output: list[int]) -> DraftTree:
+    sequence = sequence_of(tenant, prompt, output)
+    drafter.begin(sequence)
+    return drafter.propose([sequence], [BUDGET])[0]
+
+
+# What is found
+
+
+def found(texts: RecentTexts, end: list[int]) -> list[tuple[int, int]]:
+    return [(length, text[at]) for text, at, length, _ in texts.matches(end)]
+
+
+def brute(texts: list[tuple[list[int], int]], end: list[int]) -> list[tuple[int, int]]:
+    """(length, token that followed), latest first: the latest occurrences of each gram length."""
+    ends: set[tuple[int, int]] = set()
+    for gram in GRAM_LENGTHS:
+        places = [
+            (number, at)
+            for number, (text, context) in enumerate(texts)
+            for at in range(max(gram, context, 1), len(text))
+            if len(end) >= gram and text[at - gram : at] == end[-gram:]
+        ]
+        ends.update(sorted(places)[-MOST_MATCHES:])
+    out = []
+    for number, at in sorted(ends, reverse=True):
+        text, length = texts[number][0], 0
+        while length < min(LONGEST_MATCH, at, len(end)) and text[at - 1 - length] == end[-1 - length]:
+            length += 1
+        out.append((length, text[at]))
+    return out
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_matches_are_those_of_brute_force(seed: int) -> None:
+    randomness = random.Random(seed)
+    symbols = randomness.choice([2, 5, 30])
+    texts, ring = [], RecentTexts(1 << 17)
+    for _ in range(randomness.randrange(1, 12)):
+        text = [randomness.randrange(symbols) for _ in range(randomness.randrange(1, 60))]
+        context = randomness.randrange(len(text) + 1)
+        if ring.add(np.array(text, dtype=np.int32), context):
+            texts.append((text, context))
+        end = [randomness.randrange(symbols) for _ in range(randomness.randrange(20))]
+        source = randomness.choice(texts)[0]
+        for wanted in (end, end + source[: randomness.randrange(len(source) + 1)]):
+            assert found(ring, wanted) == brute(texts, wanted)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_an_overwritten_ring_never_lies(data: st.DataObject) -> None:
+    """Whatever was overwritten: each match is in a text that was added, and its follower is output."""
+    ring = RecentTexts(data.draw(st.integers(64, 300)))
+    added: list[tuple[list[int], int]] = []
+    memory = ring.bytes
+    for _ in range(data.draw(st.integers(1, 25))):
+        text = data.draw(st.lists(st.integers(0, 6), max_size=90))
+        context = data.draw(st.integers(0, len(text)))
+        ring.add(np.array(text, dtype=np.int32), context)
+        added.append((text, context))
+        end = data.draw(st.lists(st.integers(0, 6), max_size=40))
+        for length, token in found(ring, end):
+            wanted = [*end[len(end) - length :], token]
+            assert any(
+                text[at - length : at + 1] == wanted for text, context in added for at in range(max(length, context), len(text))
+            )
+    assert ring.bytes == memory
+
+
+def test_the_oldest_texts_go_first() -> None:
+    ring = RecentTexts(1024)
+    for seed in range(40):
+        ring.add(np.array(answer(seed), dtype=np.int32), 0)
+    for seed in range(40):
+        best = max((length for length, _ in found(ring, answer(seed)[:50])), default=0)
+        assert (best == LONGEST_MATCH) == (seed > 40 - 1024 // 121 - 1), seed
+
+
+def test_an_equal_text_is_kept_once_while_it_is_held() -> None:
+    ring, text = RecentTexts(1024), np.array(answer(1), dtype=np.int32)
+    assert ring.add(text, 3)
+    assert not ring.add(text, 3)
+    for seed in range(2, 12):
+        ring.add(np.array(answer(seed), dtype=np.int32), 0)
+    assert ring.add(text, 3)
+
+
+def test_a_long_text_keeps_its_end() -> None:
+    ring, text = RecentTexts(1024), answer(5, 5000)
+    ring.add(np.array(text, dtype=np.int32), 2)
+    assert found(ring, text[-40:-1])[0] == (LONGEST_MATCH, text[-1])
+    assert not any(length > 5 for length, _ in found(ring, text[100:140]))
+
+
+@pytest.mark.parametrize("capacity", [0, 63, 1 << 31])
+def test_a_capacity_out_of_range(capacity: int) -> None:
+    with pytest.raises(ValueError, match="capacity"):
+        RecentTexts(capacity)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, LONGEST_MATCH)), max_size=60), st.floats(0.1, 100), st.floats(0, 1))
+def test_votes_sum_to_less_than_one(matches: list[tuple[int, int]], escape: float, doubt: float) -> None:
+    text = [0, 1, 2, 3, 1, 2, -1, 3, 4]
+    tables = weights(1.0, 2.5, 60)
+    votes = vote([(text, at, length, by_length) for (at, length), by_length in zip(matches, tables, strict=False)], escape, doubt)
+    assert sum(score for _, score, _ in votes) < 1.0
+    assert len({token for token, _, _ in votes}) == len(votes)
+    assert {token for token, _, _ in votes} == {text[at] for at, _ in matches if at < len(text) and text[at] >= 0}
+
+
+def test_a_repeated_answer_is_recognised_from_its_first_token_on() -> None:
+    drafter = MemoryDrafter()
+    assert live(drafter, "", PROMPT, answer(1))[0] < 5
+    accepted, rounds = live(drafter, "", PROMPT, answer(1))
+    assert accepted >= 105
+    assert rounds <= 12
+
+
+def test_the_prompt_is_never_proposed() -> None:
+    drafter, prompt = MemoryDrafter(), list(range(1000, 1040))
+    live(drafter, "", prompt, answer(1))
+    for end in range(1, 40):
+        tree = tree_for(drafter, "", [5], prompt[:end])
+        assert not set(tree.tokens) & set(prompt)
+    assert tree_for(drafter, "", [5], prompt).tokens[0] == answer(1)[0]  # but its end leads to the output
+    assert not len(tree_for(drafter, "", [5], prompt[: 40 - PROMPT_END]))
+
+
+def test_a_full_store_answers_in_less_than_a_millisecond() -> None:
+    drafter = MemoryDrafter()
+    randomness = random.Random(1)
+    words = [[randomness.randrange(2000) for _ in range(5)] for _ in range(300)]
+    for number in range(300):
+        output = [token for _ in range(200) for token in randomness.choice(words)]
+        drafter.end(sequence_of("", PROMPT, output, number))
+    sequence = sequence_of("", PROMPT, [*words[0], *words[1]])
+    times = []
+    for _ in range(50):
+        started = time.perf_counter()
+        (tree,) = drafter.propose([sequence], [BUDGET])
+        times.append(time.perf_counter() - started)
+        assert len(tree)
+    assert min(times) < 1e-3
+    assert drafter.bytes < 20e6
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"tokens": 10}, {"tokens": 1.5e4}, {"tokens": True}, {"tenants": 0}, {"tenants": 10**6}, {"tokens": 1 << 30}]
+)
+def test_bounds_out_of_range(arguments: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match="memory drafter must be"):
+        MemoryDrafter(**arguments)
+
+
+# Whose it is
+
+
+def leaks(drafter: Drafter) -> bool:
+    """Whether anything of tenant A's outputs helps or is shown to tenant B."""
+    live(drafter, "A", PROMPT, answer(1))
+    trees = [tree_for(drafter, tenant, PROMPT, answer(1)[:n]) for tenant in ("B", "", "a", "A ", "A\0") for n in (1, 8, 50)]
+    accepted, _ = live(drafter, "B", PROMPT, answer(1))
+    fresh, _ = live(MemoryDrafter(), "B", PROMPT, answer(1))
+    return any(len(tree) for tree in trees) or accepted != fresh
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_tenants_do_not_mix(tmp_path: Path, on_disk: bool) -> None:
+    path = tmp_path / "memory.sqlite" if on_disk else None
+    assert not leaks(MemoryDrafter(path))
+    if on_disk:
+        again = MemoryDrafter(path)
+        assert not len(tree_for(again, "C", PROMPT, answer(1)[:8]))
+        assert live(again, "A", PROMPT, answer(1))[0] > 100
+
+
+def test_a_shared_memory_would_be_noticed() -> None:
+    class Shared(MemoryDrafter):
+        def _of(self, tenant: str) -> RecentTexts:
+            return super()._of("")
+
+    assert leaks(Shared())
+
+
+def test_vocabularies_do_not_mix(tmp_path: Path) -> None:
+    live(MemoryDrafter(tmp_path / "m", "one"), "", PROMPT, answer(1))
+    assert not len(tree_for(MemoryDrafter(tmp_path / "m", "two"), "", PROMPT, answer(1)[:8]))
+    assert len(tree_for(MemoryDrafter(tmp_path / "m", "one"), "", PROMPT, answer(1)[:8]))
+
+
+@pytest.mark.parametrize("tenant", ["", "x" * 10_000, "\udce9\0", "'; DROP TABLE outputs; --", "中文"])
+def test_any_name_is_a_tenant(tmp_path: Path, tenant: str) -> None:
+    live(MemoryDrafter(tmp_path / "m"), tenant, PROMPT, answer(1))
+    assert live(MemoryDrafter(tmp_path / "m"), tenant, PROMPT, answer(1))[0] > 100
+
+
+def test_tenants_in_memory_are_bounded_and_come_back_from_disk(tmp_path: Path) -> None:
+    drafter = MemoryDrafter(tmp_path / "m", tokens=4096, tenants=3)
+    one = MemoryDrafter(tokens=4096)
+    live(one, "", PROMPT, answer(0))
+    for number in range(10):
+        live(drafter, f"tenant {number}", PROMPT, answer(number))
+        assert drafter.bytes <= 3 * one.bytes
+    assert live(drafter, "tenant 4", PROMPT, answer(4))[0] > 100
+
+
+# What becomes of it on disk
+
+CHILD = """
+import json, sys
+sys.path.insert(0, {tests!r})
+from test_memory import *
+print(json.dumps(live(MemoryDrafter({path!r}, "v"), "A", PROMPT, answer(1))))
+"""
+
+
+def in_another_process(path: Path) -> list[int]:
+    program = CHILD.format(tests=str(Path(__file__).parent), path=str(path))
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
+    out: list[int] = json.loads(done.stdout)
+    return out
+
+
+def test_warm_after_a_restart(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "memory.sqlite"
+    cold, warm = in_another_process(path), in_another_process(path)
+    assert cold[0] < 5
+    assert warm[0] >= 105
+    for file in path.parent.iterdir():
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600, file
+
+
+def test_the_mode_of_a_file_that_lies_open_is_narrowed(tmp_path: Path) -> None:
+    path = tmp_path / "m"
+    live(MemoryDrafter(path), "", PROMPT, answer(1))
+    path.chmod(0o644)
+    live(MemoryDrafter(path), "", PROMPT, answer(2))
+    assert {stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir()} == {0o600}
+
+
+KILLED = """
+import sys
+import numpy as np
+from pathlib import Path
+from hasten.draft.output_store import OutputStore
+store = OutputStore(Path(sys.argv[1]), 50_000, 100_000)
+for number in range(10**9):
+    size = number * 37 % 3000 + 2
+    store.save("A", "v", np.full(size, number % 1000, dtype=np.int32), 1)
+    if number == 20: print("going", flush=True)
+"""
+
+
+def test_killed_while_writing(tmp_path: Path) -> None:
+    path = tmp_path / "m"
+    for round_number in range(3):
+        child = subprocess.Popen([sys.executable, "-c", KILLED, str(path)], stdout=subprocess.PIPE)
+        assert child.stdout is not None
+        child.stdout.readline()
+        time.sleep(0.05 + 0.03 * round_number)
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        child.stdout.close()
+        rows = OutputStore(path, 50_000, 100_000).load("A", "v")
+        assert len(rows) > 3
+        assert all(len(set(tokens.tolist())) == 1 for tokens, _ in rows)
+        assert sum(len(tokens) for tokens, _ in rows) <= 50_000
+    assert not list(tmp_path.glob("*damaged*"))
+
+
+def small_store(path: Path) -> OutputStore:
+    return OutputStore(path, tenant_tokens=1000, all_tokens=3000)
+
+
+def some(size: int, value: int = 7) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
+    return np.full(size, value, dtype=np.int32)
+
+
+def test_the_bounds_on_disk_are_kept_oldest_first(tmp_path: Path) -> None:
+    store = small_store(tmp_path / "m")
+    for number in range(200):
+        store.save(f"tenant {number % 5}", "v", some(90, number), 1)
+        loaded = [store.load(f"tenant {tenant}", "v") for tenant in range(5)]
+        sizes = [sum(len(tokens) for tokens, _ in rows) for rows in loaded]
+        assert max(sizes) <= 1000
+        assert sum(sizes) <= 3000
+        numbers = [int(tokens[0]) for tokens, _ in loaded[number % 5]]
+        assert numbers == list(range(number - 5 * (len(numbers) - 1), number + 1, 5))
+    assert sum(file.stat().st_size for file in tmp_path.iterdir()) < 8_000_000
+    again = small_store(tmp_path / "m")
+    again.save("tenant 0", "v", some(900), 1)
+    assert sum(len(tokens) for tokens, _ in again.load("tenant 0", "v")) <= 1000
+
+
+def damaged(kind: str, whole: bytes) -> bytes:
+    randomness = random.Random(3)
+    if kind == "half":
+        return whole[: len(whole) // 2]
+    if kind == "start":
+        return whole[:50]
+    if kind == "scribbled":
+        return whole[:200] + bytes(randomness.randrange(256) for _ in range(len(whole) - 200))
+    if kind == "noise":
+        return bytes(randomness.randrange(256) for _ in range(5000))
+    return b"Dear diary, this is no database at all. " * 100
+
+
+@pytest.mark.parametrize("kind", ["half", "start", "scribbled", "noise", "text"])
+def test_a_damaged_file_is_set_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str) -> None:
+    whole, path = tmp_path / "whole", tmp_path / "m"
+    store = OutputStore(whole, 10**6, 10**6)
+    for number in range(200):
+        store.save("A", "v", some(500, number), 1)
+    assert store._connection is not None
+    store._connection.close()
+    content = damaged(kind, whole.read_bytes())
+    for number in (1, 2):
+        path.write_bytes(content)
+        caplog.clear()
+        drafter = MemoryDrafter(path, "v")
+        assert (tmp_path / f"m.damaged-{number}").read_bytes() == content
+        assert len(caplog.records) == 1
+        assert f"m.damaged-{number}" in caplog.text
+        live(drafter, "A", PROMPT, answer(1))
+        again = MemoryDrafter(path, "v")
+        assert live(again, "A", PROMPT, answer(1))[0] > 100
+        assert len(caplog.records) == 1
+        for one in (drafter, again):
+            assert one._store is not None
+            assert one._store._connection is not None
+            one._store._connection.close()
+
+
+def test_another_programs_database_is_set_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "m"
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE outputs(id, tenant, vocabulary, context, tokens)")
+    connection.close()
+    assert small_store(path).usable
+    assert (tmp_path / "m.damaged-1").exists()
+    assert "another program" in caplog.text
+
+
+def test_a_newer_format_is_left_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "m"
+    small_store(path).save("A", "v", some(9), 1)
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA user_version = 9")
+    connection.close()
+    assert not small_store(path).usable
+    assert "newer" in caplog.text
+    assert not list(tmp_path.glob("*damaged*"))
+
+
+def test_an_empty_file_is_a_new_store(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "m"
+    path.write_bytes(b"")
+    small_store(path).save("A", "v", some(9), 1)
+    assert len(small_store(path).load("A", "v")) == 1
+    assert not caplog.records
+
+
+def test_rows_that_make_no_sense_are_left_out(tmp_path: Path) -> None:
+    store = small_store(tmp_path / "m")
+    store.save("A", "v", some(9), 1)
+    with sqlite3.connect(tmp_path / "m") as connection:
+        insert = "INSERT INTO outputs(tenant, vocabulary, context, size, tokens) VALUES (?, 'v', ?, 1, ?)"
+        for context, blob in ((0, b"abc"), (5, b"\0" * 8), (-1, b"\0" * 8), (0, b"\xff" * 8), (0, "text"), ("x", b"\0" * 8), (0, b"")):
+            connection.execute(insert, (b"A", context, blob))
+    connection.close()
+    assert [len(tokens) for tokens, _ in store.load("A", "v")] == [9]
+
+
+def test_damage_that_shows_later_is_set_aside_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "m"
+    store = OutputStore(path, 10**6, 10**6)
+    for number in range(100):
+        store.save("A", "v", some(2000, number), 1)
+    assert store._connection is not None
+    store._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    store._connection.execute("PRAGMA cache_size = 1")
+    content = path.read_bytes()
+    path.write_bytes(content[:4096] + b"\xa5" * (len(content) - 4096))
+    assert store.load("A", "v") == []
+    assert (tmp_path / "m.damaged-1").exists()
+    assert store.usable
+    store.save("A", "v", some(9), 1)
+    assert len(store.load("A", "v")) == 1
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("where", ["file/m", "folder"])
+def test_a_place_that_cannot_be_used_costs_the_keeping_only(tmp_path: Path, caplog: pytest.LogCaptureFixture, where: str) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "folder").mkdir()
+    drafter = MemoryDrafter(tmp_path / where)
+    live(drafter, "", PROMPT, answer(1))
+    assert live(drafter, "", PROMPT, answer(1))[0] > 100
+    assert len(caplog.records) == 1
+
+
+def test_a_disk_that_is_read_only_costs_the_keeping_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    drafter = MemoryDrafter(tmp_path / "m")
+    assert drafter._store is not None
+    assert drafter._store._connection is not None
+    drafter._store._connection.execute("PRAGMA query_only = ON")
+    for seed in range(5):
+        live(drafter, "", PROMPT, answer(seed))
+    assert live(drafter, "", PROMPT, answer(1))[0] > 100
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+
+
+FULL = """
+import resource, sys
+sys.path.insert(0, {tests!r})
+from test_memory import *
+drafter = MemoryDrafter({path!r})
+live(drafter, "", PROMPT, answer(0))
+resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
+for seed in range(200): live(drafter, "", PROMPT, answer(seed))
+assert live(drafter, "", PROMPT, answer(150))[0] > 100
+assert not drafter._store.usable
+"""
+
+
+def test_a_full_disk_costs_the_keeping_only(tmp_path: Path) -> None:
+    program = FULL.format(tests=str(Path(__file__).parent), path=str(tmp_path / "m"))
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("no longer kept on disk") == 1
+    assert live(MemoryDrafter(tmp_path / "m"), "", PROMPT, answer(0))[0] > 100  # what was written before is whole
+
+
+def test_a_lock_is_waited_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "m"
+    store = small_store(path)
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    for number in range(MOST_WAITING + 5):
+        started = time.monotonic()
+        store.save("A", "v", some(4, number), 1)
+        assert time.monotonic() - started < 1.0
+        if number == 3:
+            store._connection.execute("PRAGMA busy_timeout = 0")  # type: ignore[union-attr]
+    assert len(caplog.records) == 1
+    other.execute("ROLLBACK")
+    other.close()
+    store.save("A", "v", some(4, 100), 1)
+    assert [int(tokens[0]) for tokens, _ in store.load("A", "v")] == [*range(6, MOST_WAITING + 5), 100]
+    assert len(caplog.records) == 1
+
+
+def test_two_drafters_share_a_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "m"
+
+    def fill(first: int) -> None:
+        drafter = MemoryDrafter(path)
+        for seed in range(first, first + 15):
+            live(drafter, "", PROMPT, answer(seed, 40))
+
+    threads = [threading.Thread(target=fill, args=(first,)) for first in (0, 100, 200)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not [record for record in caplog.records if "locked" not in record.message]
+    both = MemoryDrafter(path)
+    known = [live(both, "", PROMPT, answer(seed, 40))[0] > 20 for first in (0, 100, 200) for seed in range(first, first + 15)]
+    assert sum(known) >= 40
+
+
+def test_nothing_is_written_between_begin_and_end(tmp_path: Path) -> None:
+    drafter = MemoryDrafter(tmp_path / "m")
+    live(drafter, "", PROMPT, answer(1))
+    before = {file: (file.stat().st_mtime_ns, file.stat().st_size) for file in tmp_path.iterdir()}
+    for length in range(1, 100):
+        tree_for(drafter, "", PROMPT, answer(1)[:length])
+    assert before == {file: (file.stat().st_mtime_ns, file.stat().st_size) for file in tmp_path.iterdir()}
+    assert os.listdir(tmp_path)
