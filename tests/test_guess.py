@@ -1,4 +1,4 @@
-"""What a draft proposes: its first guess is the choice of plain decoding, the others are distinct and in order, all with sane odds."""
+"""What a draft proposes: its first guess is the choice of plain decoding, the others are distinct, in order, with sane odds."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def params_of(name: str) -> SamplingParams:
 def test_the_first_is_the_choice_of_plain_decoding(name: str, size: int) -> None:
     params = params_of(name)
     history = History([1, 2, 3, 3], [5, 5, 17, 40])
-    for seed in range(25):
+    for seed in range(12):
         for sharpness in (0.0, 0.5, 4.0, 30.0):
             row = row_of(seed, size, sharpness)
             guesses = choose_several(row, params, seed, 7, 4, history=history, vocabulary_size=size - 3)
@@ -139,7 +139,7 @@ def test_part_of_a_vocabulary_is_the_whole_one_with_the_rest_forbidden(
 def test_a_choice_that_is_kept_is_chosen_again(name: str) -> None:
     """The coupling of a trimmed draft: where the whole draft's choice is among the ids, the trimmed one's is the same."""
     params, history, agreed = params_of(name), History([1, 2], [5, 40]), 0
-    for seed in range(200):
+    for seed in range(120):
         row = row_of(seed, 400, 2.5)
         ids = np.sort(np.random.default_rng(seed).choice(400, 200, replace=False))
         whole = choose_several(row, params, seed, 3, 3, history=history)
@@ -149,7 +149,7 @@ def test_a_choice_that_is_kept_is_chosen_again(name: str) -> None:
             agreed += 1
         if all(token in ids for token, _ in whole):
             assert [token for token, _ in part] == [token for token, _ in whole]
-    assert agreed > 50
+    assert agreed > 30
 
 
 def test_noise_of_places_instead_of_ids_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

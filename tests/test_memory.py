@@ -107,6 +107,30 @@ def test_matches_are_those_of_brute_force(seed: int) -> None:
             assert found(ring, wanted) == brute(texts, wanted)
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_filling_at_once_is_adding_one_by_one(seed: int) -> None:
+    randomness = random.Random(seed)
+    texts = [[randomness.randrange(9) for _ in range(randomness.randrange(1, 60))] for _ in range(200)]
+    pairs = [(np.array(text, dtype=np.int32), randomness.randrange(len(text) + 1)) for text in texts]
+    for capacity in (1 << 10, 1 << 17):
+        filled, grown = RecentTexts(capacity), RecentTexts(capacity)
+        filled.fill([])
+        filled.fill(pairs)
+        held, free = [], capacity
+        for pair in reversed(pairs):
+            free -= len(pair[0]) + 1
+            if free < 0:
+                break
+            held.append(pair)
+        for tokens, context in reversed(held):
+            grown.add(tokens, context)
+        for number in range(60):
+            if number % 3 == 0:
+                assert grown.add(*pairs[number]) == filled.add(*pairs[number])
+            end = texts[-number][: randomness.randrange(60)]
+            assert found(filled, end) == found(grown, end)
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_an_overwritten_ring_never_lies(data: st.DataObject) -> None:
@@ -427,7 +451,15 @@ def test_rows_that_make_no_sense_are_left_out(tmp_path: Path) -> None:
     store.save("A", "v", some(9), 1)
     with sqlite3.connect(tmp_path / "m") as connection:
         insert = "INSERT INTO outputs(tenant, vocabulary, context, size, tokens) VALUES (?, 'v', ?, 1, ?)"
-        for context, blob in ((0, b"abc"), (5, b"\0" * 8), (-1, b"\0" * 8), (0, b"\xff" * 8), (0, "text"), ("x", b"\0" * 8), (0, b"")):
+        for context, blob in (
+            (0, b"abc"),
+            (5, b"\0" * 8),
+            (-1, b"\0" * 8),
+            (0, b"\xff" * 8),
+            (0, "text"),
+            ("x", b"\0" * 8),
+            (0, b""),
+        ):
             connection.execute(insert, (b"A", context, blob))
     connection.close()
     assert [len(tokens) for tokens, _ in store.load("A", "v")] == [9]

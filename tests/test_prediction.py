@@ -18,6 +18,7 @@ from tiny import VOCABULARY, naive_text, run_all, tiny_engine
 
 GENEROUS = DraftBudget(nodes=24, depth=12)
 PROMPT = [900, 901]
+CHANGES = {"replace": (1, 1), "insert": (0, 2), "insert much": (0, 20), "delete": (3, 0), "delete much": (45, 0)}  # tokens out, in
 
 
 def rounds_of(prediction: list[int], answer: list[int], budget: DraftBudget = GENEROUS) -> int:
@@ -28,7 +29,8 @@ def rounds_of(prediction: list[int], answer: list[int], budget: DraftBudget = GE
     rounds = 0
     while sequence.output_length < len(answer):
         tree = drafter.propose([sequence], [budget])[0]
-        assert len(tree) <= budget.nodes and all(depth <= budget.depth for depth in tree.depths())
+        assert len(tree) <= budget.nodes
+        assert all(depth <= budget.depth for depth in tree.depths())
         node, rest = ROOT, answer[sequence.output_length :]
         emitted = 0
         while emitted < len(rest):
@@ -60,12 +62,12 @@ def test_a_faithful_answer_takes_one_round_a_depth(text: list[int]) -> None:
 
 
 @pytest.mark.parametrize("text", [distinct_text(200), code_like_text(20)], ids=["distinct", "code"])
-@pytest.mark.parametrize("change", ["replace", "insert", "insert much", "delete", "delete much"])
+@pytest.mark.parametrize("change", CHANGES)
 def test_a_change_costs_a_few_rounds(text: list[int], change: str) -> None:
     faithful = rounds_of(text, text)
     for at in (1, 40, 97, 150):
         new = list(text)
-        removed, added = {"replace": (1, 1), "insert": (0, 2), "insert much": (0, 20), "delete": (3, 0), "delete much": (45, 0)}[change]
+        removed, added = CHANGES[change]
         new[at : at + removed] = range(800, 800 + added)
         assert rounds_of(text, new) <= faithful + 5 + added, f"{change} at {at}"
 
@@ -105,7 +107,8 @@ def test_scores_fall_with_doubt_and_rise_with_agreement() -> None:
     lost = first()
     follower.extend(text[31:34])
     found = first()
-    assert lost < 0.3 < found < agreed and start < agreed and agreed > 0.9
+    assert lost < 0.3 < found < agreed
+    assert agreed > max(start, 0.9)
 
 
 @settings(max_examples=100, deadline=None)
@@ -117,9 +120,11 @@ def test_every_match_is_true_and_one_step_or_many_are_the_same(prediction: list[
         stepwise.extend([token])
     assert at_once.matches() == stepwise.matches()
     for rank, (text, at, length, _) in enumerate(at_once.matches()):
-        assert text == prediction and 0 <= length <= LONGEST_MATCH
+        assert text == prediction
+        assert 0 <= length <= LONGEST_MATCH
         if rank > 0:
-            assert length > 0 and prediction[at - length : at] == answer[-length:]
+            assert length > 0
+            assert prediction[at - length : at] == answer[-length:]
 
 
 def test_without_a_prediction_there_is_nothing() -> None:

@@ -100,7 +100,8 @@ def test_the_longest_known_key_decides_and_the_single_token_stands_behind() -> N
         tree = drafter.propose([sequence_of(tokens)], [DraftBudget(24, 1)])[0]
         return tree.tokens
 
-    assert first_level([1, 2, 3])[:2] == [30, 31] and sorted(first_level([1, 2, 3])) == [30, 31, 40, 41]
+    assert first_level([1, 2, 3])[:2] == [30, 31]
+    assert sorted(first_level([1, 2, 3])) == [30, 31, 40, 41]
     assert first_level([5, 2, 3])[:2] == [30, 31], "two tokens are known"
     assert first_level([5, 5, 3]) == [40, 30, 41], "one token: the last write wins"
     assert first_level([3, 5]) == []
@@ -156,14 +157,15 @@ def test_tables_are_bounded_and_the_oldest_rows_go() -> None:
         rows.write((key,), array("i", [key]))
         rows.write((0,), array("i", [key]))
         assert len(rows) <= 100
-    assert rows.get((0,)) is not None and rows.get((999,)) is not None and rows.get((500,)) is None
+    assert [rows.get((key,)) is not None for key in (0, 500, 999)] == [True, False, True]
     drafter, rng = RecyclingDrafter(most_rows=64, most_tenants=3), random.Random(4)
     for number in range(2000):
         tokens = [rng.randrange(5000) for _ in range(5)]
         sequence = sequence_of(tokens, tenant=f"tenant {number % 7}")
         drafter.observe(sequence, DraftTree(), Verdict([], tokens[-1:], likeliest=[tokens[:3]]))
     kept = drafter._tenants.values()
-    assert len(kept) == 3 and all(len(table) <= 64 for tenant in kept for table in tenant.tables)
+    assert len(kept) == 3
+    assert all(len(table) <= 64 for tenant in kept for table in tenant.tables)
 
 
 def test_seeded_rows_answer_until_something_better_is_known() -> None:

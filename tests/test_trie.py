@@ -82,7 +82,8 @@ def test_squeezing_keeps_the_frequent_and_always_ends() -> None:
     counted_again = sum(len(counts.after(branch)) for branch in list(counts._followers))
     assert counted_again == counts.size
     counts.squeeze(0)
-    assert counts.size == 0 and counts.after((1,)) == {}
+    assert counts.size == 0
+    assert counts.after((1,)) == {}
     counts.add([1, 2, 3])
     assert counts.after((1, 2)) == {3: 1}
 
@@ -135,7 +136,7 @@ def test_stores_are_bounded() -> None:
         answered(drafter, [1, 2], [rng.randrange(50) for _ in range(30)], tenant=f"tenant {number % 5}", number=number)
         assert len(drafter._tenants) <= 3
         assert all(counts.size <= 500 for counts in drafter._tenants.values())
-    assert not drafter._own and not drafter._counted
+    assert (drafter._own, drafter._counted) == ({}, {})
 
 
 @pytest.mark.parametrize("arguments", [{"most_counts": 0}, {"most_counts": False}, {"most_tenants": 0}, {"most_counts": 2.0}])

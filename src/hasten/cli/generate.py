@@ -63,6 +63,8 @@ def _stream_one(llm: LLM, item: Prompt, raw: bool) -> None:
         say("\n")
     if completion is not None:
         notes().print(account(completion), style="dim", markup=False)
+        for line in completion.speculation.decisions.values():
+            notes().print(line, style="dim", markup=False)
 
 
 def _answer_all(llm: LLM, items: list[Prompt], raw: bool, as_json: bool) -> None:

@@ -32,6 +32,7 @@ VERBS = {
     "show": Row("hasten.cli.models:show", "Show what a model is: family, size, context, licence."),
     "draft": Row("hasten.cli.draft:draft", "Prepare what guesses ahead: databases, the draft model's vocabulary."),
     "rm": Row("hasten.cli.models:rm", "Remove a model from this disk."),
+    "profile": Row("hasten.cli.profile:profile", "Show what a pass of a model costs here, and measure it again."),
     "doctor": Row("hasten.cli.doctor:doctor", "Look at this machine and say what would make it faster."),
 }
 

@@ -31,6 +31,8 @@ ENGINE_HELP = {
     "max_sequences": "Most sequences that run at once.",
     "prefix_cache": "Reuse the keys and values of equal prompt beginnings.",
     "verify": f"How drafts are checked: {', '.join(VERIFY_RULES)}.",
+    "control": "How much is drafted: auto, or fixed(k), goodput, threshold, entropy to compare.",
+    "explain": "Say of each drafter why it was on or off.",
 }
 
 SAMPLING_HELP = {

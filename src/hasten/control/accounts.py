@@ -18,7 +18,7 @@ from typing import Any
 from hasten.control import store
 
 EXPLORATION = 0.01  # of plain time, shared by all drafters
-START_STEPS = 8.0  # plain steps that a drafter may lose before it has to have brought something
+START_STEPS = 5.0  # plain steps that a drafter may lose before it has to have brought something
 MOST_STEPS = 24.0  # of credit that are remembered; more would be spent for too long when the text changes
 FIRST_PROBE = 16
 LONGEST_PROBE = 1024

@@ -209,7 +209,7 @@ class Controller:
         probing = self._own.setdefault((drafter, round.sequence), Own()).probing
         deepest = PROBE_DEPTH if probing else rules.DEEPEST
         if level is None or not self.curve.known:
-            return deepest, 0.3, free
+            return (PROBE_DEPTH if self.curve.known else deepest), 0.3, free
         # A token is worth what it takes to make one: the step's seconds over its tokens at the present gain.
         worth = self._unit / max(1.0, self._gain.value or 1.0)
         return deepest, min(0.95, (level + self._row_seconds(round.context)) / worth), free

@@ -43,13 +43,13 @@ class CostCurve:
 
     @classmethod
     def measured(cls, points: dict[int, float], slopes: dict[int, float] | None = None, reference: int = 0) -> CostCurve:
-        """From {rows: seconds at ``reference``} and {rows: seconds a position of context}; a point that came out cheaper than a
-        smaller one is lifted to it."""
+        """From {rows: seconds at ``reference``} and {rows: seconds a position of context}; noise only
+        ever adds, so a point that came out dearer than a larger one is lowered to it."""
         rows = sorted(points)
         known = sorted(slopes) if slopes else []
-        raised = _rising([max(0.0, slopes[count]) for count in known]) if slopes else []
-        steep = [_between(known, raised, count) for count in rows] if raised else []
-        return cls(rows, _rising([points[count] for count in rows]), slopes=steep, reference=reference)
+        lowered = _lowered([max(0.0, slopes[count]) for count in known]) if slopes else []
+        steep = [_between(known, lowered, count) for count in rows] if lowered else []
+        return cls(rows, _lowered([points[count] for count in rows]), slopes=steep, reference=reference)
 
     @property
     def known(self) -> bool:
@@ -121,6 +121,13 @@ def _rising(values: Sequence[float]) -> list[float]:
     for value in values:
         out.append(max(value, out[-1] if out else value))
     return out
+
+
+def _lowered(values: Sequence[float]) -> list[float]:
+    out: list[float] = []
+    for value in reversed(values):
+        out.append(min(value, out[-1] if out else value))
+    return out[::-1]
 
 
 def _between(places: list[int], values: list[float], place: int) -> float:

@@ -96,8 +96,7 @@ class MemoryDrafter(Drafter):
         if texts is None:
             texts = RecentTexts(self._tokens)
             if self._store is not None:
-                for tokens, context in self._store.load(tenant, self._vocabulary):
-                    texts.add(tokens, context)
+                texts.fill(self._store.load(tenant, self._vocabulary))
             self._texts[tenant] = texts
             while len(self._texts) > self._tenants:
                 self._texts.popitem(last=False)

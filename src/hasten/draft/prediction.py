@@ -1,9 +1,9 @@
 """Draft along a text that the caller expects, as when a file is asked for again with a small change (OpenAI's ``prediction``).
 
-The answer is followed through the prediction by an expected place, which moves on with every token. Where the answer departs from the
-prediction, the place first moves on as well (a token was replaced), and is set anew where the answer's last two or more tokens
-occur, the longest match first, then the nearest one (something was inserted or left out). So a change costs a few plain tokens and
-the rest is drafted again. Every place that agrees with the answer's last token has a vote, as in prompt lookup
+The answer is followed through the prediction by an expected place, which moves on with every token. Where the answer departs from
+the prediction, the place first moves on as well (a token was replaced), and is set anew where the answer's last two or more
+tokens occur, the longest match first, then the nearest one (something was inserted or left out). So a change costs a few plain
+tokens and the rest is drafted again. Every place that agrees with the answer's last token has a vote, as in prompt lookup
 (``draft.matches``), the nearest ones and the longest matches the heaviest.
 
 A prediction can be wrong from start to end: it then costs rows until its scores are calibrated, never a wrong token.
@@ -98,8 +98,8 @@ def _follow(matches: list[Match]) -> list[tuple[int, float, list[Match]]]:
 class PredictionDrafter(Drafter):
     """One ``Follower`` for each sequence that has a ``prediction``; the others get empty trees. Nothing is shared.
 
-    ``budget.minimum_survival`` is not used: the nodes cost nothing until they are verified. Memory: some 300 bytes a predicted token,
-    freed with its sequence.
+    ``budget.minimum_survival`` is not used: the nodes cost nothing until they are verified. Memory: some 300 bytes a predicted
+    token, freed with its sequence.
     """
 
     name = "prediction"

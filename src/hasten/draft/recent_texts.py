@@ -21,6 +21,7 @@ _WORD = 2**64 - 1
 _BACK = np.arange(LONGEST_MATCH)
 
 Tokens = npt.NDArray[np.int32]
+Places = npt.NDArray[np.int64]
 
 
 class RecentTexts:
@@ -68,8 +69,33 @@ class RecentTexts:
         self._tokens[at : at + len(tokens)] = tokens
         self._tokens[at + len(tokens)] = BOUNDARY
         for length in GRAM_LENGTHS:
-            self._link(tokens, start, length, max(length, context))
+            self._link(tokens, start, length, np.arange(max(length, context) - 1, len(tokens) - 1))
         return True
+
+    def fill(self, texts: list[tuple[Tokens, int]]) -> None:
+        """Take in the last of ``texts`` (tokens and context, oldest first) that fit an empty ring; as if added, but at once."""
+        fitting: list[tuple[Tokens, int]] = []
+        free = self.capacity
+        for tokens, context in reversed([fit(*text, self.capacity) for text in texts]):
+            free -= len(tokens) + 1
+            if free < 0:
+                break
+            fitting.append((tokens, context))
+        if not fitting:
+            return
+        fitting.reverse()
+        boundary, offset = np.array([BOUNDARY], dtype=np.int32), 0
+        block = np.concatenate([piece for tokens, _ in fitting for piece in (tokens, boundary)])
+        self._tokens[LONGEST_MATCH : LONGEST_MATCH + len(block)] = block
+        ends: dict[int, list[Places]] = {length: [] for length in GRAM_LENGTHS}
+        for tokens, context in fitting:
+            self._starts[hash((context, tokens.tobytes()))] = offset
+            for length, some in ends.items():
+                some.append(np.arange(offset + max(length, context) - 1, offset + len(tokens) - 1))
+            offset += len(tokens) + 1
+        for length, some in ends.items():
+            self._link(block, 0, length, np.concatenate(some))
+        self._written = len(block)
 
     def _make_room(self, size: int) -> int:
         """The place where ``size`` tokens fit in one piece."""
@@ -81,16 +107,15 @@ class RecentTexts:
         self._written += size
         return start
 
-    def _link(self, tokens: Tokens, start: int, length: int, first: int) -> None:
-        """Link the runs of ``length`` tokens that end before index ``first`` or later ones, but for the last."""
-        if len(tokens) <= first:
+    def _link(self, tokens: Tokens, start: int, length: int, ends: Places) -> None:
+        """Link the runs of ``length`` tokens that end at the indices ``ends`` of ``tokens``, which lie from place ``start`` on."""
+        if not len(ends):
             return
         words = tokens.astype(np.uint64)
-        hashes = np.zeros(len(tokens) - first, dtype=np.uint64)
+        hashes = np.zeros(len(ends), dtype=np.uint64)
         for place in range(length):
-            hashes += words[first - 1 - place : len(tokens) - 1 - place] * np.uint64(_MULTIPLIERS[place])
-        buckets = _bucket(hashes, self._bits)
-        places = np.arange(start + first - 1, start + len(tokens) - 1, dtype=np.int64)
+            hashes += words[ends - place] * np.uint64(_MULTIPLIERS[place])
+        buckets, places = _bucket(hashes, self._bits), start + ends
         order = np.argsort(buckets, kind="stable")
         buckets, places = buckets[order], places[order]
         latest, previous = self._latest[length], np.empty(len(places), dtype=np.int64)

@@ -1,8 +1,8 @@
 """Token Recycling (arXiv:2408.08696, section 3): what the target found likely after a token when it last saw that token.
 
-Every verified row, of rejected nodes too, leaves the target's few likeliest successors. The paper keeps them by the row's token, the
-last write wins. Here they are also kept by the row's last two and three tokens: the longest known key gives a place its candidates,
-and those of the single token stand behind. Rows of accepted nodes are written after those of rejected ones.
+Every verified row, of rejected nodes too, leaves the target's few likeliest successors. The paper keeps them by the row's token,
+the last write wins. Here they are also kept by the row's last two and three tokens: the longest known key gives a place its
+candidates, and those of the single token stand behind. Rows of accepted nodes are written after those of rejected ones.
 
 The paper copies one template of 80 nodes. Here the tree follows from measured acceptance: once the target has chosen, its choice
 is looked up among the candidates that the rows had for its place, drafted or not, so that each rank of each kind of row knows

@@ -5,6 +5,7 @@
 #include <new>
 
 #include "attention.h"
+#include "attention8.h"
 #include "isa.h"
 #include "linear.h"
 #include "read.h"
@@ -193,7 +194,7 @@ EXPORT int hst_paged_attention(const HastenStep* step, const float* query, const
     const AttentionWork work = {query,         keys,           values,      step->starts,   step->contexts,
                                 step->chains,  step->tables,   step->depths, step->paths,   step->table_stride,
                                 step->path_stride, step->segments, step->heads, step->kv_heads, step->head_dim,
-                                window,        step->scale,    step->softcap, step->brain_float != 0, out};
+                                window,        step->scale,    step->softcap, step->brain_float != 0, out, nullptr, nullptr, nullptr};
     try {
         return attend(work) ? OK : NO_MEMORY;
     } catch (const std::bad_alloc&) {
@@ -211,4 +212,30 @@ EXPORT int hst_attention(const HastenStep* step, const float* qkv, const float* 
     if (query == nullptr) return NO_MEMORY;
     const int status = hst_rope_write(step, qkv, query_norm, key_norm, cosine, sine, keys, values, query);
     return status != OK ? status : hst_paged_attention(step, query, keys, values, window, out);
+}
+
+// hst_attention over an int8 pool; `cache` is that of one layer.
+EXPORT int hst_attention8(const HastenStep* step, const Cache8* cache, const float* qkv, const float* query_norm, const float* key_norm,
+                          const float* cosine, const float* sine, std::int64_t window, float* out) {
+    if (bad_step(*step) || window < 0 || step->head_dim % 64 != 0 || cache->pairs < 0 || cache->pairs > step->head_dim / 2) return BAD_SIZE;
+    if (cache->pairs > 0 && key_norm != nullptr) return BAD_SIZE;
+    const std::int64_t queries = step->rows * step->heads;
+    const std::size_t floats = static_cast<std::size_t>(queries * (1 + 2 * cache->pairs));
+    auto* memory = static_cast<float*>(scratch(SCRATCH_QUERY, floats * 4 + static_cast<std::size_t>(queries * step->head_dim) + 4));
+    if (memory == nullptr) return NO_MEMORY;
+    const Queries8 made = {reinterpret_cast<std::int8_t*>(memory + floats), memory, memory + queries};
+    const Rotary8 work = {qkv,         query_norm,    key_norm,        step->eps,      step->scale, cosine, sine, step->slots, step->rows,
+                          step->heads, step->kv_heads, step->head_dim, *cache, made};
+    rotate_and_write8(work);
+    const AttentionWork call = {nullptr,       nullptr,        nullptr,     step->starts,   step->contexts,
+                                step->chains,  step->tables,   step->depths, step->paths,   step->table_stride,
+                                step->path_stride, step->segments, step->heads, step->kv_heads, step->head_dim,
+                                window,        step->scale,    step->softcap, false,        out, cache, &made, nullptr};
+    try {
+        return attend(call) ? OK : NO_MEMORY;
+    } catch (const std::bad_alloc&) {
+        return NO_MEMORY;
+    } catch (...) {
+        return FAILED;
+    }
 }

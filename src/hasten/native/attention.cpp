@@ -4,6 +4,7 @@
 #include <atomic>
 #include <vector>
 
+#include "attention8.h"
 #include "threads.h"
 
 namespace hasten {
@@ -22,6 +23,36 @@ Level level_for(Isa isa) {
 #endif
     (void)isa;
     return {generic::attend_split, generic::merge_parts, generic::finish_unit};
+}
+
+Level level8_for(Isa isa) {
+#if defined(__x86_64__)
+    if (isa >= VNNI) return {avx512::attend_split8, avx512::merge_parts, avx512::finish_unit8};
+    if (isa == AVX2) return {avx2::attend_split8, avx2::merge_parts, avx2::finish_unit8};
+#endif
+    (void)isa;
+    return {generic::attend_split8, generic::merge_parts, generic::finish_unit8};
+}
+
+const Products8* products_for(Isa isa) {
+#if defined(__x86_64__)
+    if (isa == AMX) return &products8_amx;
+    if (isa == VNNI) return &avx512::products8;
+    if (isa == AVX2) return &avx2::products8;
+#endif
+    (void)isa;
+    return &generic::products8;
+}
+
+using RotaryFunction8 = void (*)(const Rotary8&, std::int64_t, std::int64_t);
+
+RotaryFunction8 rotary8_for(Isa isa) {
+#if defined(__x86_64__)
+    if (isa >= VNNI) return avx512::rotary_rows8;
+    if (isa == AVX2) return avx2::rotary_rows8;
+#endif
+    (void)isa;
+    return generic::rotary_rows8;
 }
 
 std::int64_t position_of(const AttentionWork& work, std::int64_t segment, std::int64_t row) {
@@ -124,8 +155,24 @@ std::int64_t attention_room(std::int64_t head_dim, std::int64_t rows) {
     return queries * (head_dim + SPLIT_KEYS + (rows / TILE_KEYS + 2) * TILE_KEYS);
 }
 
-bool attend(const AttentionWork& work) {
-    const Level level = level_for(current_isa());
+std::int64_t attention_room8(std::int64_t head_dim, std::int64_t rows) {
+    const std::int64_t tree = (rows / TILE_KEYS + 2) * TILE_KEYS, bytes = QUERIES8 * (2 * (SPLIT_KEYS + tree) + head_dim);
+    return QUERIES8 * (SPLIT_KEYS + tree + 4 * head_dim) + 2 * SPLIT_KEYS + bytes / 4;
+}
+
+void rotate_and_write8(const Rotary8& work) {
+    const RotaryFunction8 function = rotary8_for(current_isa());
+    auto body = [&](std::int64_t first, std::int64_t last) { function(work, first, last); };
+    const std::int64_t floats = (work.heads + 2 * work.kv_heads) * work.head_dim;
+    const bool few = work.rows * floats < (1 << 14);
+    parallel(work.rows, few ? work.rows : 1, body);
+}
+
+bool attend(const AttentionWork& asked) {
+    AttentionWork work = asked;
+    const bool int8 = work.cache != nullptr;
+    if (int8) work.products = products_for(current_isa());
+    const Level level = int8 ? level8_for(current_isa()) : level_for(current_isa());
     const std::vector<AttentionUnit> units = cut(work);
     std::int64_t rows = 0, splits = 0;
     for (std::int64_t segment = 0; segment < work.segments; ++segment) {
@@ -133,7 +180,7 @@ bool attend(const AttentionWork& work) {
         rows = some > rows ? some : rows;
     }
     for (const AttentionUnit& unit : units) splits += unit.last_split - unit.first_split + 1;
-    const std::int64_t room = attention_room(work.head_dim, rows), count = static_cast<std::int64_t>(units.size());
+    const std::int64_t room = int8 ? attention_room8(work.head_dim, rows) : attention_room(work.head_dim, rows), count = static_cast<std::int64_t>(units.size());
     const bool few = splits > count && count < 4 * threads();
     return few ? attend_splits(work, level, units, room) : attend_units(work, level, units, room);
 }

@@ -19,6 +19,10 @@ namespace hasten {
 
 const std::int64_t TILE_KEYS = 64, SPLIT_KEYS = 512, UNIT_QUERIES = 96;
 
+struct Cache8;
+struct Queries8;
+struct Products8;
+
 struct AttentionWork {
     const float* query;        // [rows][heads][head_dim]
     const void* keys;          // [blocks][kv_heads][head_dim][64]
@@ -34,6 +38,9 @@ struct AttentionWork {
     float scale, softcap;      // scores are q.k * scale, then softcap * tanh(score / softcap) unless softcap is 0
     bool brain_float;          // pool elements: bf16 instead of float
     float* out;                // [rows][heads * head_dim]
+    const Cache8* cache;       // an int8 pool with its queries (attention8.h) instead of `query`, `keys` and `values`; or null
+    const Queries8* queries;
+    const Products8* products;  // filled in by attend
 };
 
 // Some queries of one segment and one kv head. Query i of a segment is its row i / group, head kv_head * group + i % group.

@@ -57,7 +57,7 @@ class Unit:
 
 def units() -> list[Unit]:
     """What to compile for this processor family; the longest first."""
-    floats = ("attention_kernels.cpp", "rows_kernels.cpp", "read_kernels.cpp")
+    floats = ("attention_kernels.cpp", "attention8_kernels.cpp", "rows_kernels.cpp", "products8.cpp", "read_kernels.cpp")
     plain = [
         Unit(name) for name in ("attention.cpp", "threads.cpp", "linear.cpp", "progressive.cpp", "rows.cpp", "api.cpp", "isa.cpp")
     ]
@@ -65,7 +65,12 @@ def units() -> list[Unit]:
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return [*generic, *plain]
     wide = [Unit(name, flags, level) for name in floats for flags, level in ((AVX512, "avx512"), (AVX2, "avx2"))]
-    integer = [Unit("linear_vnni.cpp", AVX512), Unit("linear_amx.cpp", AMX), Unit("linear_avx2.cpp", AVX2)]
+    integer = [
+        Unit("linear_vnni.cpp", AVX512),
+        Unit("linear_amx.cpp", AMX),
+        Unit("products8_amx.cpp", AMX),
+        Unit("linear_avx2.cpp", AVX2),
+    ]
     return [*wide, *generic, *integer, *plain]
 
 

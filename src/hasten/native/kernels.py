@@ -283,6 +283,21 @@ class _StepFields(ctypes.Structure):
         ("brain_float", ctypes.c_int32),
     )
 
+    def place(
+        self, starts: Tensor, contexts: Tensor, chains: Tensor, block_tables: Tensor, depths: Tensor, paths: Tensor, slots: Tensor
+    ) -> None:
+        """Point at a step's rows (see ``PagedAttention.begin``); the caller keeps the tensors."""
+        segments, rows = contexts.shape[0], depths.shape[0]
+        self.starts = _need(starts, torch.int32, (segments + 1,))
+        self.contexts = _need(contexts, torch.int32, (segments,))
+        self.chains = _need(chains, torch.int32, (segments,))
+        self.tables = _need(block_tables, torch.int32, (segments, block_tables.shape[1]))
+        self.depths = _need(depths, torch.int32, (rows,))
+        self.paths = _need(paths, torch.int32, (rows, paths.shape[1]))
+        self.slots = _need(slots, torch.int64, (rows,))
+        self.table_stride, self.path_stride = block_tables.shape[1], paths.shape[1]
+        self.segments, self.rows = segments, rows
+
 
 class PagedAttention:
     """Attention over a pool: ``begin`` once a step, then ``__call__`` once a layer.
@@ -332,18 +347,9 @@ class PagedAttention:
     ) -> None:
         """The step's rows, as in ``model.layout.Layout``: ``starts`` [S + 1], ``contexts`` and ``chains`` [S], ``block_tables``
         [S, widest], ``depths`` [T], ``paths`` [T, deepest], all int32; ``slots`` int64 [T]. Their values are trusted."""
-        segments, rows = contexts.shape[0], depths.shape[0]
-        step, fields = (starts, contexts, chains, block_tables, depths, paths, slots), self._fields
-        fields.starts = _need(starts, torch.int32, (segments + 1,))
-        fields.contexts = _need(contexts, torch.int32, (segments,))
-        fields.chains = _need(chains, torch.int32, (segments,))
-        fields.tables = _need(block_tables, torch.int32, (segments, block_tables.shape[1]))
-        fields.depths = _need(depths, torch.int32, (rows,))
-        fields.paths = _need(paths, torch.int32, (rows, paths.shape[1]))
-        fields.slots = _need(slots, torch.int64, (rows,))
-        fields.table_stride, fields.path_stride = block_tables.shape[1], paths.shape[1]
-        fields.segments, fields.rows = segments, rows
-        self._step, self._rows = step, rows
+        self._fields.place(starts, contexts, chains, block_tables, depths, paths, slots)
+        self._step = starts, contexts, chains, block_tables, depths, paths, slots
+        self._rows = depths.shape[0]
 
     def __call__(
         self,

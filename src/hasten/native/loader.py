@@ -44,6 +44,7 @@ _PROTOTYPES: dict[str, tuple[type, tuple[type, ...]]] = {
     "hst_rope_write": (_INT, (_POINTER,) * 9),
     "hst_paged_attention": (_INT, (_POINTER,) * 4 + (_LONG, _POINTER)),
     "hst_attention": (_INT, (_POINTER,) * 8 + (_LONG, _POINTER)),
+    "hst_attention8": (_INT, (_POINTER,) * 7 + (_LONG, _POINTER)),
 }
 
 

@@ -1,0 +1,134 @@
+// What the kernels of rows and of caches share at one level: norms, Walsh-Hadamard transforms, rounding, rotary embedding.
+#pragma once
+
+#include <cfloat>
+
+#include "lanes.h"
+
+namespace hasten {
+namespace HASTEN_LEVEL {
+namespace {
+
+// Sixteen lanes from `from`, zero behind the `left` that exist.
+INLINE Floats load_some(const float* from, std::int64_t left) {
+    if (left >= LANES) return load(from);
+    float lane[LANES] = {};
+    for (std::int64_t i = 0; i < left; ++i) lane[i] = from[i];
+    return load(lane);
+}
+
+INLINE void store_some(float* to, std::int64_t left, Floats value) {
+    if (left >= LANES) return store(to, value);
+    float lane[LANES];
+    store(lane, value);
+    for (std::int64_t i = 0; i < left; ++i) to[i] = lane[i];
+}
+
+// 1 / rms: lane sums in order, one tree at the end.
+inline float inverse_rms(const float* x, std::int64_t count, float eps) {
+    Floats total = all(0.0f);
+    for (std::int64_t i = 0; i < count; i += LANES) {
+        const Floats value = load_some(x + i, count - i);
+        total = total + value * value;
+    }
+    return 1.0f / std::sqrt(sum(total) / static_cast<float>(count) + eps);
+}
+
+// Sums and differences of lanes that are STEP apart within a part: partner + x where the lane's bit is clear, partner - x where set.
+template <int STEP>
+INLINE Part butterfly(Part x) {
+    Part sign;
+    for (int i = 0; i < WIDTH; ++i) sign[i] = (i & STEP) ? -1.0f : 1.0f;
+#if defined(__clang__)
+    Part partner;
+    for (int i = 0; i < WIDTH; ++i) partner[i] = x[i ^ STEP];
+#else
+    IntPart from;
+    for (int i = 0; i < WIDTH; ++i) from[i] = i ^ STEP;
+    const Part partner = __builtin_shuffle(x, from);
+#endif
+    return partner + x * sign;
+}
+
+INLINE Part within_part(Part x) {
+    x = butterfly<1>(x);
+    if (WIDTH > 2) x = butterfly<2>(x);
+    if (WIDTH > 4) x = butterfly<WIDTH / 2 >= 4 ? 4 : 1>(x);
+    if (WIDTH > 8) x = butterfly<WIDTH / 2 >= 8 ? 8 : 1>(x);
+    return x;
+}
+
+// Steps from `step` on, over values that are `step` apart, whole parts at a time.
+inline void wide_steps(float* x, std::int64_t block, std::int64_t step) {
+    for (; step < block; step *= 2) {
+        for (std::int64_t base = 0; base < block; base += 2 * step) {
+            for (std::int64_t i = base; i < base + step; i += WIDTH) {
+                const Part a = part_load(x + i), b = part_load(x + i + step);
+                part_store(x + i, a + b);
+                part_store(x + i + step, a - b);
+            }
+        }
+    }
+}
+
+// Unscaled Walsh-Hadamard transform of each block, steps 1, 2, 4, ... in this order at every level.
+inline void transform(float* x, std::int64_t count, std::int64_t block) {
+    for (std::int64_t base = 0; base < count; base += block) {
+        if (block >= LANES) {
+            for (std::int64_t i = 0; i < block; i += WIDTH) part_store(x + base + i, within_part(part_load(x + base + i)));
+            wide_steps(x + base, block, WIDTH);
+            continue;
+        }
+        for (std::int64_t step = 1; step < block; step *= 2) {
+            for (std::int64_t i = 0; i < block; ++i) {
+                if (i & step) continue;
+                const float a = x[base + i], b = x[base + i + step];
+                x[base + i] = a + b;
+                x[base + i + step] = a - b;
+            }
+        }
+    }
+}
+
+// Round a row to int8; `length` is what the transform left out: the true values are x * length.
+inline void round_row(const float* x, std::int64_t count, float length, std::int8_t* codes, std::int64_t stride, float* scale) {
+    Floats top = all(0.0f);
+    for (std::int64_t i = 0; i < count; i += LANES) top = most(top, magnitude(load_some(x + i, count - i)));
+    const float limit = highest(top);
+    const float bounded = limit > FLT_MIN * 128.0f ? (limit < FLT_MAX ? limit : FLT_MAX) : FLT_MIN * 128.0f;
+    const Floats factor = all(127.0f / bounded);
+    *scale = bounded * length / 127.0f;
+    for (std::int64_t i = 0; i < count; i += LANES) {
+        const Floats value = least(most(load_some(x + i, count - i) * factor, all(-127.0f)), all(127.0f));
+        const Ints rounded = bits(value + all(ROUNDER));
+        std::int32_t lane[LANES];
+        EACH(part) *reinterpret_cast<LooseIntPart*>(lane + part * WIDTH) = rounded.part[part];
+        const int some = count - i < LANES ? static_cast<int>(count - i) : LANES;
+        if (some == LANES) {
+            for (int j = 0; j < LANES; ++j) codes[i + j] = static_cast<std::int8_t>(lane[j] - ROUNDER_BITS);
+        } else {
+            for (int j = 0; j < some; ++j) codes[i + j] = static_cast<std::int8_t>(lane[j] - ROUNDER_BITS);
+        }
+    }
+    for (std::int64_t i = count; i < stride; ++i) codes[i] = 0;
+}
+
+// One head: norm (where there is a weight), then rotation of the pairs (i, i + head_dim / 2).
+INLINE void turn_head(const float* x, const float* weight, float eps, const float* cosine, const float* sine, std::int64_t dim, float* out) {
+    const std::int64_t half = dim / 2;
+    float normed[512];
+    if (weight != nullptr) {
+        const float factor = inverse_rms(x, dim, eps);
+        for (std::int64_t i = 0; i < dim; ++i) normed[i] = x[i] * factor * weight[i];
+        x = normed;
+    }
+    for (std::int64_t i = 0; i < half; ++i) {
+        const float first = x[i], second = x[i + half];
+        out[i] = first * cosine[i] - second * sine[i];
+        out[i + half] = second * cosine[i] + first * sine[i];
+    }
+}
+
+}  // namespace
+}  // namespace HASTEN_LEVEL
+}  // namespace hasten
