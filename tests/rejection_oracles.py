@@ -167,6 +167,8 @@ def draw_tree(
     tree, laws = DraftTree(), DraftLaws(replacement=replacement)
 
     def grow(node: int, path: Path, shape: Shape) -> None:
+        if not shape:
+            return
         masses = list(draft(before + path))
         laws.at[node] = law_of(masses)
         for rank, below in enumerate(shape):

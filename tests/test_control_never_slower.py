@@ -197,7 +197,8 @@ def tempting(token: int, sequence: int) -> float:
 
 ADVERSARIES = {
     "never": never, "tempting": tempting, "sudden": sudden, "by request": by_request, "period 7": alternating(7),
-    "period 40": alternating(40), "period 300": alternating(300), "period 2000": alternating(2000), "often": often, "always": always,
+    "period 40": alternating(40), "period 300": alternating(300),
+    "period 2000": alternating(2000), "often": often, "always": always,
 }  # fmt: skip
 MACHINES = {"flat": FLAT, "steep": STEEP, "steps": STEPS}
 
@@ -228,7 +229,7 @@ def test_never_slower_where_rows_cost(machine: str) -> None:
 
 
 def test_never_slower_in_a_batch_of_16() -> None:
-    assert run(tempting, never, "flat", 16, 16_000)[0] <= 1.02
+    assert run(tempting, never, "flat", 16, 24_000)[0] <= 1.02
 
 
 def test_never_slower_with_long_prompts_and_short_answers() -> None:
@@ -239,12 +240,14 @@ def test_never_slower_with_long_prompts_and_short_answers() -> None:
 
 
 def test_long_prompts_are_read_for_long_answers() -> None:
-    assert run(always, never, "flat", 1, 4000, prompt=1000, length=400)[0] < 0.8
+    _, simulated = run(always, never, "flat", 1, 3000, prompt=1000, length=400)
+    assert simulated.run(3000) < 0.7
 
 
 def test_never_slower_where_the_profile_is_wrong() -> None:
     """It says that rows are free, and they are not."""
     simulated = Machine(only_text, {"text": tempting}, STEEP, believed={1: 0.010, 64: 0.012})
+    simulated.run(1000)  # until a few plain steps were seen
     assert simulated.run(3000) <= 1.02
 
 
@@ -283,8 +286,8 @@ def test_it_comes_back_when_it_pays_again() -> None:
 
 def test_auto_is_near_the_best_fixed_depth() -> None:
     for law in (often, always):
-        auto = run(law, never, "flat", 1, 3000)[0]
-        fixed = min(run(law, never, "flat", 1, 1500, rule="fixed", depth=depth)[0] for depth in (1, 2, 3, 5, 8))
+        auto = run(law, never, "flat", 1, 2000)[1].run(4000)
+        fixed = min(run(law, never, "flat", 1, 4000, rule="fixed", depth=depth)[0] for depth in (2, 3, 8))
         assert auto <= 1.08 * fixed
 
 

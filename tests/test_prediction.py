@@ -72,6 +72,24 @@ def test_a_change_costs_a_few_rounds(text: list[int], change: str) -> None:
         assert rounds_of(text, new) <= faithful + 5 + added, f"{change} at {at}"
 
 
+def test_the_expected_place_follows_the_answer() -> None:
+    text = [1, 2, 3, 4, 5, 6, 7, 1, 2, 9, 10, 11, 1, 2, 13, 14, 15, 16, 1, 2]
+    for answer, expected in (
+        ([], 0),
+        ([1, 2, 3], 3),
+        ([1, 2, 3, 99], 4),  # replaced
+        ([1, 2, 3, 98, 99], 5),
+        ([1, 2, 3, 99, 4, 5], 5),  # inserted
+        ([1, 2, 3, 7], 4),  # one token is not enough to be sure
+        ([1, 2, 3, 7, 1], 8),  # left out
+        ([1, 2, 3, 4, 99, 1, 2], 9),  # the nearest of equals
+        ([1, 2, 3, 4, 99, 11, 1, 2], 14),  # the longest match, though another is nearer
+    ):
+        follower = Follower(text)
+        follower.extend(answer)
+        assert follower.expected == expected, answer
+
+
 def test_many_changes_are_still_worth_it() -> None:
     text = code_like_text(30, seed=4)
     renamed = [777 if token == 17 else token for token in text]

@@ -92,7 +92,7 @@ def test_scores_become_what_is_true() -> None:
 
 def test_the_longest_known_key_decides_and_the_single_token_stands_behind() -> None:
     drafter = RecyclingDrafter()
-    for tokens, successors in (([9, 1, 2, 3], [30, 31]), ([8, 8, 7, 3], [40, 30, 41])):
+    for tokens, successors in (([9, 1, 2, 3], [30, 31]), ([9, 4, 2, 3], [50, 30]), ([8, 8, 7, 3], [40, 30, 41])):
         sequence = sequence_of([*tokens, successors[0]])
         drafter.observe(sequence, DraftTree(), Verdict([], [successors[0]], likeliest=[successors]))
 
@@ -102,7 +102,7 @@ def test_the_longest_known_key_decides_and_the_single_token_stands_behind() -> N
 
     assert first_level([1, 2, 3])[:2] == [30, 31]
     assert sorted(first_level([1, 2, 3])) == [30, 31, 40, 41]
-    assert first_level([5, 2, 3])[:2] == [30, 31], "two tokens are known"
+    assert first_level([5, 2, 3])[:2] == [50, 30], "two tokens are known: the last write wins"
     assert first_level([5, 5, 3]) == [40, 30, 41], "one token: the last write wins"
     assert first_level([3, 5]) == []
 
@@ -114,6 +114,8 @@ def test_rows_of_rejected_nodes_are_learnt_and_accepted_rows_win() -> None:
     drafter.observe(sequence, tree, Verdict([0], [5, 10], likeliest=[[5, 6], [10, 11], [12, 13], [14, 15]]))
     first = {token: drafter.propose([sequence_of([token])], [DraftBudget(1, 1)])[0].tokens for token in (1, 5, 6)}
     assert first == {1: [5], 5: [10], 6: [12]}
+    assert drafter.propose([sequence_of([6, 5])], [DraftBudget(1, 1)])[0].tokens == [14], "node 2 stands after 6"
+    assert drafter.propose([sequence_of([1, 5])], [DraftBudget(1, 1)])[0].tokens == [10]
 
 
 def test_an_answer_that_ends_among_the_accepted_tokens() -> None:

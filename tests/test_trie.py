@@ -133,9 +133,13 @@ def test_requests_side_by_side_do_not_change_each_other() -> None:
 def test_stores_are_bounded() -> None:
     drafter, rng = TrieDrafter(most_counts=500, most_tenants=3), random.Random(2)
     for number in range(300):
-        answered(drafter, [1, 2], [rng.randrange(50) for _ in range(30)], tenant=f"tenant {number % 5}", number=number)
+        answered(drafter, [1, 2], [rng.randrange(50) for _ in range(30)], tenant=f"tenant {number % 3}", number=number)
         assert len(drafter._tenants) <= 3
         assert all(counts.size <= 500 for counts in drafter._tenants.values())
+    assert all(counts.size > 0 for counts in drafter._tenants.values())
+    for number in range(5):
+        answered(drafter, [1], [2], tenant=f"another {number}")
+        assert len(drafter._tenants) == 3
     assert (drafter._own, drafter._counted) == ({}, {})
 
 

@@ -2,8 +2,8 @@
 
 Each drafter's scores fall into bins; a bin counts accepted and rejected nodes with forgetting, on top of a prior that believes the
 score itself. A kind of sampling (greedy, warm, hot) has counts of its own on top of the drafter's. The estimates are made to rise
-with the score (pooling adjacent violators, weighted by evidence) and joined by straight lines. Only nodes whose parent was
-accepted are counted: of the others nothing was learnt.
+with the score (pooling adjacent violators, weighted by evidence) and joined by straight lines between the bins' mean scores.
+Only nodes whose parent was accepted are counted: of the others nothing was learnt.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from hasten.control import store
 
 EDGES = (0.0, 0.04, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.88, 0.94, 0.98, 1.0)  # finer where the levels of a chain multiply
 CENTRES = tuple((low + high) / 2 for low, high in itertools.pairwise(EDGES))
+BELIEVED = (list(CENTRES), list(CENTRES))
 PRIOR_STRENGTH = 6.0
-OWN_STRENGTH = 12.0  # observations of the drafter as a whole that one kind of sampling's own outweigh
+OWN_STRENGTH = 8.0  # observations of the drafter as a whole that one kind of sampling's own outweigh
 FORGETTING = 0.995  # a bin's evidence halves in about 140 observations of that bin
 MOST = 0.995
 ALL = "all"  # counts over all kinds of sampling
@@ -28,11 +29,13 @@ Key = tuple[str, str]  # drafter, kind of sampling
 
 @dataclass(slots=True)
 class Counts:
-    """Accepted and seen nodes by score bin, and the curve made of them, kept until the next observation."""
+    """Accepted and seen nodes and the sum of their scores by score bin; and the curve made of them (mean scores and estimates),
+    kept until the next observation."""
 
     accepted: list[float] = field(default_factory=lambda: [0.0] * len(CENTRES))
     seen: list[float] = field(default_factory=lambda: [0.0] * len(CENTRES))
-    curve: list[float] | None = None
+    scores: list[float] = field(default_factory=lambda: [0.0] * len(CENTRES))
+    curve: tuple[list[float], list[float]] | None = None
 
 
 @dataclass(slots=True)
@@ -43,16 +46,16 @@ class Calibrator:
 
     def probability(self, drafter: str, score: float, kind: str = ALL) -> float:
         """Rises with the score. A drafter never seen is believed."""
-        curve = self._curve(drafter, kind)
-        at = bisect.bisect_left(CENTRES, score)
+        places, values = self._curve(drafter, kind)
+        at = bisect.bisect_left(places, score)
         if at == 0:
-            return curve[0] * max(0.0, score) / CENTRES[0]
-        left, low = CENTRES[at - 1], curve[at - 1]
-        if at == len(CENTRES):
-            right, high = 1.0, min(MOST, low + 1.0 - left)
+            return values[0] * max(0.0, score) / places[0]
+        left, low = places[at - 1], values[at - 1]
+        if at == len(places):
+            right, high = 1.0, max(low, min(MOST, low + 1.0 - left))
         else:
-            right, high = CENTRES[at], curve[at]
-        return low + (high - low) * (min(score, 1.0) - left) / (right - left)
+            right, high = places[at], values[at]
+        return low + (high - low) * (min(score, 1.0) - left) / max(right - left, 1e-9)
 
     def observe(self, drafter: str, score: float, accepted: bool, kind: str = ALL) -> None:
         place = min(bisect.bisect_right(EDGES, score), len(CENTRES)) - 1
@@ -60,38 +63,49 @@ class Calibrator:
             counts = self._counts.setdefault(key, Counts())
             counts.accepted[place] = counts.accepted[place] * FORGETTING + accepted
             counts.seen[place] = counts.seen[place] * FORGETTING + 1.0
+            counts.scores[place] = counts.scores[place] * FORGETTING + score
             counts.curve = None
         for (name, _), counts in self._counts.items():
             if name == drafter:
                 counts.curve = None  # the kinds stand on the drafter's own counts
 
     def to_json(self) -> dict[str, Any]:
-        return {f"{drafter}/{kind}": [c.accepted, c.seen] for (drafter, kind), c in self._counts.items()}
+        return {f"{drafter}/{kind}": [c.accepted, c.seen, c.scores] for (drafter, kind), c in self._counts.items()}
 
     @classmethod
     def from_json(cls, content: object) -> Calibrator:
         """Raises ValueError when the content is not what ``to_json`` gives."""
         out = cls()
-        for name, pair in store.table(content).items():
+        for name, lists in store.table(content).items():
             drafter, _, kind = name.rpartition("/")
-            if not drafter or not isinstance(pair, list) or len(pair) != 2:
+            if not drafter or not isinstance(lists, list) or len(lists) != 3:
                 raise ValueError(f"{name[:40]!r} holds no counts")
-            accepted, seen = (store.numbers(values, 0.0, 1e9) for values in pair)
-            if not len(accepted) == len(seen) == len(CENTRES) or any(a > s for a, s in zip(accepted, seen, strict=True)):
+            accepted, seen, scores = (store.numbers(values, 0.0, 1e9) for values in lists)
+            if not len(accepted) == len(seen) == len(scores) == len(CENTRES) or not _fit(accepted, seen, scores):
                 raise ValueError(f"the counts of {name[:40]!r} do not fit")
-            out._counts[drafter, kind] = Counts(accepted, seen)
+            out._counts[drafter, kind] = Counts(accepted, seen, scores)
         return out
 
-    def _curve(self, drafter: str, kind: str) -> list[float]:
+    def _curve(self, drafter: str, kind: str) -> tuple[list[float], list[float]]:
         counts = self._counts.get((drafter, kind))
         if counts is None:
-            return list(CENTRES) if kind == ALL else self._curve(drafter, ALL)
+            return BELIEVED if kind == ALL else self._curve(drafter, ALL)
         if counts.curve is None:
-            prior, strength = (CENTRES, PRIOR_STRENGTH) if kind == ALL else (tuple(self._curve(drafter, ALL)), OWN_STRENGTH)
+            (places, prior), strength = (BELIEVED, PRIOR_STRENGTH) if kind == ALL else (self._curve(drafter, ALL), OWN_STRENGTH)
             weights = [seen + strength for seen in counts.seen]
+            means = [(x + strength * p) / w for x, p, w in zip(counts.scores, places, weights, strict=True)]
             raw = [(a + strength * p) / w for a, p, w in zip(counts.accepted, prior, weights, strict=True)]
-            counts.curve = rising(raw, weights)
+            counts.curve = means, rising(raw, weights)
         return counts.curve
+
+
+def _fit(accepted: list[float], seen: list[float], scores: list[float]) -> bool:
+    """Whether no bin has more accepted than seen, or scores from outside it."""
+    slack = 1e-6
+    return all(
+        a <= s + slack and low * s - slack <= x <= high * s + slack
+        for a, s, x, (low, high) in zip(accepted, seen, scores, itertools.pairwise(EDGES), strict=True)
+    )
 
 
 def rising(values: list[float], weights: list[float]) -> list[float]:

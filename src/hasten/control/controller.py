@@ -11,6 +11,7 @@ N = 0 included (the goodput form of SmartSpec, 2406.14066, section 4, on calibra
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,13 +21,17 @@ from hasten.control.accounts import EXPLORATION, OWN_FORGETTING, STANDING_FORGET
 from hasten.control.calibrator import ALL, Calibrator
 from hasten.control.cost import OUTLIER, Average, CostCurve, Line, Shape
 from hasten.control.rounds import Round
+from hasten.control.selection import best_count, survivals
 from hasten.core.types import BLOCK_SIZE, ROOT, DraftTree
 
 LEAST_SURVIVAL = 0.01  # less likely nodes are not worth a row anywhere
 FIRST_LENGTH = 128.0  # tokens of an answer before any has ended
 PROBE_DEPTH = 2
-REFERENCE_EVERY = 48  # rounds, after which a plain step is measured again where drafting gains little
+FIRST_REFERENCE = 4  # rounds until a plain step is measured; doubled each time
+REFERENCE_EVERY = 48  # at most, where drafting gains little
+RARE_REFERENCE = 192  # at most, where it gains much
 THIN_GAIN = 1.25
+REMEMBERED_STEPS = 9
 DEEPEST_ASKED = 12  # levels considered when it is decided whether a model should draft at all
 
 
@@ -52,6 +57,9 @@ class Controller:
     _askers: dict[str, int] = field(default_factory=dict)  # sequences that shared a drafter's passes when it was last asked
     _gain: Average = field(default_factory=lambda: Average(0.1))
     _since_plain: int = 0
+    _reference: int = FIRST_REFERENCE
+    _plain_ratios: deque[float] = field(default_factory=lambda: deque([1.0], REMEMBERED_STEPS))
+    _bias: float = 1.0
     _plain: float = 0.0
     _unit: float = 0.0
     _shapes: list[Shape] = field(default_factory=list)
@@ -61,12 +69,12 @@ class Controller:
     def plain_seconds(self, sequences: int | Sequence[int]) -> float:
         """Seconds of a plain decoding step of that many sequences now, or of sequences with these contexts."""
         if isinstance(sequences, int):
-            return self.curve.predict(sequences) + self.overhead.predict(sequences)
-        return self.curve.step([(1, context) for context in sequences]) + self.overhead.predict(len(sequences))
+            return self._bias * (self.curve.predict(sequences) + self.overhead.predict(sequences))
+        return self._bias * (self.curve.step([(1, context) for context in sequences]) + self.overhead.predict(len(sequences)))
 
     def open(self, rounds: Sequence[Round]) -> bool:
-        """A step begins. False when it should be plain: where drafting gains little, what plain decoding costs must be known
-        from a recent step."""
+        """A step begins. False when it should be plain: what plain decoding costs must be known from steps, not only from the
+        curve, and the more often the less drafting gains."""
         self._shapes = [(1, round.context) for round in rounds]
         if not self.curve.known:
             return True
@@ -75,7 +83,8 @@ class Controller:
         if self.rule != "auto" or any(round.wish.mode == "on" for round in rounds):
             return True
         self._since_plain += 1
-        return self._since_plain < REFERENCE_EVERY or (self._gain.value or 1.0) > THIN_GAIN
+        most = RARE_REFERENCE if (self._gain.value or 1.0) > THIN_GAIN else REFERENCE_EVERY
+        return self._since_plain < min(self._reference, most)
 
     def level_seconds(self, drafter: str, askers: int) -> float | None:
         """Seconds of one level of a paid drafter for one of that many sequences of this step; None where nothing is known."""
@@ -226,14 +235,7 @@ class Controller:
     def survivals(self, tree: DraftTree, kind: str = ALL) -> list[float]:
         """Calibrated P(accepted) of each node. Siblings exclude each other, so theirs never add up to more than their parent's."""
         conditional = [self.calibrator.probability(d, s, kind) for d, s in zip(tree.drafters, tree.scores, strict=True)]
-        totals: dict[int, float] = {}
-        for parent, value in zip(tree.parents, conditional, strict=True):
-            totals[parent] = totals.get(parent, 0.0) + value
-        out: list[float] = []
-        for parent, value in zip(tree.parents, conditional, strict=True):
-            share = value / max(1.0, totals[parent])
-            out.append(share if parent == ROOT else share * out[parent])
-        return out
+        return survivals(tree, conditional)
 
     def select(self, rounds: Sequence[Round], rows: int, drafting_seconds: float) -> list[DraftTree]:
         """Keep the nodes worth verifying. ``rows`` is what the step computes anyway."""
@@ -247,32 +249,16 @@ class Controller:
             if survival >= LEAST_SURVIVAL or not self.curve.known
         ]
         ranked.sort(key=lambda entry: (-entry[0], entry[2], entry[1]))
-        keep = self._best_count(ranked, rounds, rows, drafting_seconds)
+        most = self.most_nodes * max(1, len(rounds))
+        contexts = [round.context for round in rounds]
+        keep = min(len(ranked), most)
+        if self.curve.known:
+            keep = best_count(ranked[:most], contexts, rows, drafting_seconds, self.curve, self.overhead)
         kept: list[set[int]] = [set() for _ in rounds]
         for place, (_, index, node) in enumerate(ranked):
             if (place < keep or rounds[index].wish.mode == "on") and len(kept[index]) < rounds[index].wish.nodes:
                 kept[index].add(node)
         return [round.keep(nodes) for round, nodes in zip(rounds, kept, strict=True)]
-
-    def _best_count(self, ranked: list[tuple[float, int, int]], rounds: Sequence[Round], rows: int, drafting_seconds: float) -> int:
-        most = self.most_nodes * max(1, len(rounds))
-        if not self.curve.known:
-            return min(len(ranked), most)
-        nodes = [0] * len(rounds)
-        reading = sum(self.curve.attention(1, round.context) for round in rounds)
-        spent = drafting_seconds + reading
-        expected = float(len(rounds))
-        best, best_rate = 0, expected / (spent + self.curve.base(rows) + self.overhead.predict(rows))
-        for count, (survival, index, _) in enumerate(ranked[:most], start=1):
-            expected += survival
-            nodes[index] += 1
-            if self.curve.slopes:
-                rows_now, context = nodes[index], rounds[index].context
-                spent += self.curve.attention(rows_now + 1, context) - self.curve.attention(rows_now, context)
-            rate = expected / (spent + self.curve.base(rows + count) + self.overhead.predict(rows + count))
-            if rate > best_rate:
-                best, best_rate = count, rate
-        return best
 
     # What became of it
 
@@ -325,8 +311,21 @@ class Controller:
         if nodes or asked:
             self._gain.observe((len(rounds) + brought) * self._unit / (self._plain + asked + extra))
         else:
-            self._since_plain = 0
             self._gain.observe(1.0)
+            if pure:
+                self._refer(whole)
+
+    def _refer(self, whole: float) -> None:
+        """A plain step took that long; the median of a few is believed, so that an interruption is not."""
+        if self._since_plain >= self._reference:
+            self._reference = min(2 * self._reference, RARE_REFERENCE)
+        ratio = whole * self._bias / self._plain
+        if self._since_plain >= FIRST_REFERENCE:  # the older ones are of another time; one step may have been interrupted
+            self._plain_ratios.clear()
+            self._plain_ratios.append(min(ratio, self._bias))
+        self._since_plain = 0
+        self._plain_ratios.append(ratio)
+        self._bias = sorted(self._plain_ratios)[(len(self._plain_ratios) - 1) // 2]
 
     def _verifying_seconds(self, shapes: list[Shape], rows: int, nodes: int, measured: float | None) -> float:
         """What the drafted rows added to a plain step."""

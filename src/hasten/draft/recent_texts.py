@@ -116,8 +116,9 @@ class RecentTexts:
         for place in range(length):
             hashes += words[ends - place] * np.uint64(_MULTIPLIERS[place])
         buckets, places = _bucket(hashes, self._bits), start + ends
-        order = np.argsort(buckets, kind="stable")
-        buckets, places = buckets[order], places[order]
+        # Sorting numbers that hold bucket and order is several times faster than a stable argsort.
+        packed = np.sort((buckets << 32) | np.arange(len(buckets)))
+        buckets, places = packed >> 32, places[packed & 0xFFFFFFFF]
         latest, previous = self._latest[length], np.empty(len(places), dtype=np.int64)
         same = buckets[1:] == buckets[:-1]
         previous[1:] = places[:-1] + 1

@@ -57,6 +57,8 @@ def load_engine(config: EngineConfig, progress: Progress = silent, redo_profile:
     started = time.perf_counter()
     device = choose_device(config.device)
     specs = None if config.draft == "auto" else parse_specs(config.draft)
+    for spec in specs or []:
+        DRAFTERS.resolve(spec.name)  # a wrong name is said before anything is loaded
     resolved = catalogue.resolve(config.model, fetch=True, progress=progress)
     target = load_model(resolved.name, resolved.path, config, device, progress)
     vocabulary = target.tokenizer.vocabulary_size

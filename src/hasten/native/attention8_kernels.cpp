@@ -156,11 +156,8 @@ float round_weights(const Whereabouts& view, const Seen& seen, const Tiles& tile
     const Floats factor = all(LEVELS / limit);
     for (std::int64_t i = begin; i < stop; i += LANES) {
         const Ints code = bits(load(weights + i - base) * factor + all(ROUNDER));
-        std::int32_t lane[LANES];
-        EACH(part) *reinterpret_cast<LooseIntPart*>(lane + part * WIDTH) = code.part[part];
-        std::uint8_t* to = high + i - tiles.first * TILE_KEYS;
-        std::uint8_t* to_low = low + i - tiles.first * TILE_KEYS;
-        for (int j = 0; j < LANES; ++j) to[j] = static_cast<std::uint8_t>(lane[j] >> 8), to_low[j] = static_cast<std::uint8_t>(lane[j]);
+        store_bytes(high + i - tiles.first * TILE_KEYS, shift_right(code, 8));
+        store_bytes(low + i - tiles.first * TILE_KEYS, code);
     }
     if (tiles.tree > 0) {
         std::uint8_t* tree_high = high + tiles.shared * TILE_KEYS;
@@ -271,10 +268,8 @@ float round_head(float* x, std::int64_t dim, bool brain_float, std::int8_t* code
     }
     const Floats factor = all(1.0f / scale);
     for (std::int64_t i = 0; i < dim; i += LANES) {
-        const Ints rounded = bits(least(most(load(x + i) * factor, all(-127.0f)), all(127.0f)) + all(ROUNDER));
-        std::int32_t lane[LANES];
-        EACH(part) *reinterpret_cast<LooseIntPart*>(lane + part * WIDTH) = rounded.part[part];
-        for (int j = 0; j < LANES; ++j) codes[i + j] = static_cast<std::int8_t>(lane[j] - ROUNDER_BITS);
+        // The low byte of ROUNDER's own bits is 0.
+        store_bytes(codes + i, bits(least(most(load(x + i) * factor, all(-127.0f)), all(127.0f)) + all(ROUNDER)));
     }
     return scale;
 }

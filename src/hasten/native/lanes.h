@@ -122,6 +122,20 @@ INLINE Floats magnitude(Floats value) {
     EACH(i) out.part[i] = reinterpret_cast<Part>(reinterpret_cast<IntPart>(value.part[i]) & 0x7fffffff);
     return out;
 }
+// The low byte of each lane.
+INLINE void store_bytes(void* to, Ints value) {
+#if defined(__AVX512F__)
+    _mm_storeu_si128(static_cast<__m128i*>(to), _mm512_cvtepi32_epi8(reinterpret_cast<__m512i>(value.part[0])));
+#else
+    EACH(i) {
+        for (int lane = 0; lane < WIDTH; ++lane) static_cast<std::uint8_t*>(to)[i * WIDTH + lane] = static_cast<std::uint8_t>(value.part[i][lane]);
+    }
+#endif
+}
+INLINE Ints shift_right(Ints value, int count) {
+    EACH(i) value.part[i] >>= count;
+    return value;
+}
 // `a` where `x < limit`, else `b`. NaN is never less.
 INLINE Floats where_less(Floats x, Floats limit, Floats a, Floats b) {
     Floats out;

@@ -1,0 +1,47 @@
+"""Which nodes of all drafts to verify: the N best by survival, where N makes most tokens a second."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hasten.control.cost import CostCurve, Line
+from hasten.core.types import ROOT, DraftTree
+
+
+def survivals(tree: DraftTree, conditional: Sequence[float]) -> list[float]:
+    """P(accepted) of each node from P(accepted | parent accepted). Siblings exclude each other, so theirs never add up to more
+    than their parent's."""
+    totals: dict[int, float] = {}
+    for parent, value in zip(tree.parents, conditional, strict=True):
+        totals[parent] = totals.get(parent, 0.0) + value
+    out: list[float] = []
+    for parent, value in zip(tree.parents, conditional, strict=True):
+        share = value / max(1.0, totals[parent])
+        out.append(share if parent == ROOT else share * out[parent])
+    return out
+
+
+def best_count(
+    ranked: Sequence[tuple[float, int, int]],
+    contexts: Sequence[int],
+    rows: int,
+    drafting_seconds: float,
+    curve: CostCurve,
+    overhead: Line,
+) -> int:
+    """How many of ``ranked`` (survival, sequence, node; the likeliest first) to verify, 0 included. ``rows`` is what the step
+    computes anyway, ``contexts`` the sequences' lengths. All counts are looked at: cost may rise in steps."""
+    nodes = [0] * len(contexts)
+    spent = drafting_seconds + sum(curve.attention(1, context) for context in contexts)
+    expected = float(len(contexts))
+    best, best_rate = 0, expected / (spent + curve.base(rows) + overhead.predict(rows))
+    for count, (survival, index, _) in enumerate(ranked, start=1):
+        expected += survival
+        nodes[index] += 1
+        if curve.slopes:
+            now, context = nodes[index], contexts[index]
+            spent += curve.attention(now + 1, context) - curve.attention(now, context)
+        rate = expected / (spent + curve.base(rows + count) + overhead.predict(rows + count))
+        if rate > best_rate:
+            best, best_rate = count, rate
+    return best

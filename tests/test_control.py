@@ -1,0 +1,273 @@
+"""The parts of the controller: cost curves, calibration, selection, rules, files."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+from itertools import pairwise, product
+from pathlib import Path
+
+import pytest
+
+from hasten.control import rules, store
+from hasten.control.accounts import Standing
+from hasten.control.calibrator import Calibrator, rising
+from hasten.control.controller import Controller
+from hasten.control.cost import CostCurve, Line
+from hasten.control.memory import Memory
+from hasten.control.profile import NEAR, Setting, checked, curve_of, floor_and_knee, load, measure, save
+from hasten.control.selection import best_count, survivals
+from hasten.core.config import EngineConfig, SpeculationParams, parse_control
+from hasten.core.errors import ConfigError, InvalidRequest
+from hasten.core.types import ROOT, DraftTree
+
+SETTING = Setting("ab" * 32, "int8", "A Processor (tm) / 2", 2, "amx")
+
+
+def truth(rows: int, context: int) -> float:
+    return 0.010 + 0.0005 * rows + 1e-6 * context * (1 + 0.1 * rows)
+
+
+def test_a_measured_curve_predicts_what_it_measured() -> None:
+    curve = measure(truth, 4096)
+    for rows, context in product((1, 2, 5, 8, 20, 64), (0, 128, 1000, 3000)):
+        assert curve.step([(rows, context)]) == pytest.approx(truth(rows, context), rel=0.02)
+    two = curve.step([(3, 500), (1, 2000)])
+    assert two == pytest.approx(0.010 + 0.002 + 1e-6 * (500 * 1.3 + 2000 * 1.1), rel=0.02)
+
+
+@pytest.mark.parametrize("positions", [0, 1, 2, 30, 64, 128, 200, 1056, 1100])
+def test_any_pool_can_be_measured(positions: int) -> None:
+    def within(rows: int, context: int) -> float:
+        assert rows + context <= positions
+        return truth(rows, context)
+
+    curve = measure(within, positions)
+    assert not curve.known or curve.predict(1) > 0.0
+
+
+def test_curves_never_fall_whatever_is_observed() -> None:
+    rng = random.Random(3)
+    curve = CostCurve.measured({1: 5.0, 2: 3.0, 8: 4.0, 32: 9.0}, {1: 0.01, 8: 0.005}, 100)
+    for _ in range(600):
+        curve.observe(rng.randrange(1, 80), rng.choice([0.1, 1.0, 5.0, 50.0]) * rng.random())
+        values = [curve.predict(rows) for rows in range(1, 100)]
+        assert all(later >= earlier - 1e-9 for earlier, later in pairwise(values))
+
+
+def test_drift_follows_the_machine_and_outliers_do_not_move_it() -> None:
+    curve = CostCurve.measured({1: 1.0, 8: 2.0})
+    for _ in range(200):
+        curve.observe(1, 1.5)
+    assert curve.predict(1) == pytest.approx(1.5, rel=0.02)
+    for _ in range(5):
+        curve.observe(1, 30.0)
+    assert curve.predict(1) == pytest.approx(1.5, rel=0.02)
+    for _ in range(60):
+        curve.observe(1, 30.0)
+    assert curve.predict(1) == pytest.approx(30.0, rel=0.1)
+
+
+def test_a_wrong_shape_is_corrected_by_running() -> None:
+    curve = CostCurve.measured({1: 1.0, 16: 1.1})
+    for _ in range(600):
+        curve.observe(1, 1.0)
+        curve.observe(16, 2.0)
+    assert curve.predict(1) == pytest.approx(1.0, rel=0.1)
+    assert curve.predict(16) == pytest.approx(2.0, rel=0.1)
+
+
+def test_line() -> None:
+    line = Line()
+    assert line.predict(5) == 0.0
+    for x in (1, 1, 9, 17, 3):
+        line.observe(x, 2.0 + 0.5 * x)
+    assert line.predict(40) == pytest.approx(22.0)
+
+
+def test_profiles_are_kept_checked_and_redone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HASTEN_HOME", str(tmp_path))
+    assert curve_of(SETTING, truth, 4096).origin == "measured now"
+    assert curve_of(SETTING, truth, 4096).origin == "kept"
+    slower = curve_of(SETTING, lambda rows, context: 2.0 * truth(rows, context), 4096)
+    assert slower.origin == "kept"
+    assert slower.curve.predict(8) == pytest.approx(2.0 * truth(8, NEAR), rel=0.05)
+    bent = curve_of(SETTING, lambda rows, context: truth(rows, context) * rows, 4096)
+    assert bent.origin == "measured now"
+    other = Setting("ab" * 32, "int8", "Another processor", 2, "amx")
+    assert load(SETTING.path(), other) is None
+    assert curve_of(SETTING, truth, 4096, redo=True).origin == "measured now"
+    floor, knee = floor_and_knee(curve_of(SETTING, truth, 4096).curve)
+    assert floor == pytest.approx(truth(1, NEAR))
+    assert truth(knee, NEAR) <= 1.5 * floor < truth(knee + 2, NEAR)
+
+
+def test_a_much_slower_machine_is_measured_anew() -> None:
+    assert checked(measure(truth, 4096), lambda rows, context: 10 * truth(rows, context), 4096) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"rows": []}, {"rows": [2, 1]}, {"seconds": "no"}, {"seconds": [float("inf")]}, {"slopes": [1]}, {"reference": -1},
+     {"rows": None}, {"seconds": [-1.0] * 12}],
+)  # fmt: skip
+def test_damaged_profiles_are_set_aside(change: dict[str, object], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "cost.json"
+    save(path, SETTING, measure(truth, 4096))
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with caplog.at_level(logging.WARNING):
+        assert load(path, SETTING) is None
+    assert "set aside" in caplog.text
+    assert not path.exists()
+    assert path.with_name("cost.json.damaged").exists()
+
+
+def test_rising_is_the_nearest_rising_sequence() -> None:
+    rng = random.Random(1)
+    for _ in range(200):
+        values, weights = [rng.random() for _ in range(4)], [rng.random() + 0.1 for _ in range(4)]
+        found = rising(values, weights)
+        assert found == sorted(found)
+        loss = sum(w * (f - v) ** 2 for f, v, w in zip(found, values, weights, strict=True))
+        for other in product([0.0, 0.2, 0.4, 0.6, 0.8, 1.0], repeat=4):
+            if list(other) == sorted(other):
+                assert loss <= sum(w * (o - v) ** 2 for o, v, w in zip(other, values, weights, strict=True)) + 1e-9
+
+
+def test_calibration_finds_the_law_and_stays_monotone() -> None:
+    rng, calibrator = random.Random(2), Calibrator()
+    law = lambda score: score**2  # noqa: E731
+    for _ in range(8000):
+        score = rng.random()
+        calibrator.observe("lm", score, rng.random() < law(score), "greedy")
+    for kind in ("greedy", "all", "hot"):
+        values = [calibrator.probability("lm", score / 100, kind) for score in range(101)]
+        assert values == sorted(values)
+        assert all(0.0 <= value <= 1.0 for value in values)
+        assert sum(abs(value - law(at / 100)) for at, value in enumerate(values)) / 101 < 0.06
+    assert calibrator.probability("other", 0.37) == pytest.approx(0.37, abs=0.01)
+
+
+def test_kinds_of_sampling_differ_and_old_evidence_fades() -> None:
+    calibrator = Calibrator()
+    for _ in range(300):
+        calibrator.observe("lm", 0.9, True, "greedy")
+        calibrator.observe("lm", 0.9, False, "hot")
+    assert calibrator.probability("lm", 0.9, "greedy") > 0.85
+    assert calibrator.probability("lm", 0.9, "hot") < 0.2
+    for _ in range(400):
+        calibrator.observe("lm", 0.9, True, "hot")
+    assert calibrator.probability("lm", 0.9, "hot") > 0.75
+
+
+def test_survivals_of_siblings_share_their_parent() -> None:
+    tree = DraftTree([1, 2, 3], [ROOT, ROOT, 0], [0.9, 0.9, 0.5], ["a"] * 3)
+    assert survivals(tree, tree.scores) == pytest.approx([0.5, 0.5, 0.25])
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_the_best_count_is_the_best_of_all(seed: int) -> None:
+    rng = random.Random(seed)
+    curve = CostCurve.measured({1: 1.0, rng.randrange(2, 6): 1 + rng.random(), 30: 3.0}, {1: 0.001, 8: 0.003}, 10)
+    ranked = sorted(((rng.random(), rng.randrange(2), at) for at in range(12)), reverse=True)
+    contexts, drafting = [rng.randrange(400), 50], rng.random()
+
+    def rate(count: int) -> float:
+        rows = [1 + sum(index == at for _, index, _ in ranked[:count]) for at in range(2)]
+        cost = drafting + curve.step(list(zip(rows, contexts, strict=True)))
+        return (2 + sum(entry[0] for entry in ranked[:count])) / cost
+
+    assert rate(best_count(ranked, contexts, 2, drafting, curve, Line())) == pytest.approx(max(map(rate, range(13))))
+
+
+def test_expected_tokens() -> None:
+    assert 1 + rules.expected_tokens(4, 0.8) == pytest.approx(3.3616)
+    assert 1 + rules.expected_tokens(3, 0.6) == pytest.approx(2.176)
+    assert rules.expected_tokens(5, 1.0) == 5.0
+
+
+def test_best_depth_is_the_enumerated_optimum() -> None:
+    depth, rate = rules.best_depth(0.8, lambda k: 1.0 + 0.1 * k)
+    assert rate == pytest.approx(max((1 + rules.expected_tokens(k, 0.8)) / (1 + 0.1 * k) for k in range(25)))
+    assert rules.best_depth(0.0, lambda k: 1.0 + 0.1 * k) == (0, 1.0)
+    assert depth > rules.best_depth(0.8, lambda k: 1.0 + 0.4 * k)[0]
+
+
+def test_the_entropy_threshold_moves_as_in_the_paper() -> None:
+    threshold = rules.EntropyThreshold(0.5, 0.85, 0.85, 4)
+    seen = []
+    for accepted, drafted in ((4, 4), (1, 4), (4, 4), (3, 3)):
+        threshold.observe(accepted, drafted)
+        seen.append((round(threshold.accepted, 6), round(threshold.threshold, 3)))
+    assert seen == [(0.925, 0.5), (0.5875, 0.501), (0.79375, 0.502), (0.896875, 0.501)]
+    assert rules.entropy_limit(0.5) == pytest.approx(1.25)
+
+
+def test_chain_of() -> None:
+    tree = DraftTree([1, 2, 3, 4], [ROOT, ROOT, 1, 2], [0.3, 0.6, 0.9, 0.1], ["a"] * 4)
+    assert rules.chain_of(tree, 2) == {1, 2}
+    assert rules.chain_of(tree, 9) == {1, 2, 3}
+
+
+@pytest.mark.parametrize("wrong", ["", "fixed", "fixed(0)", "fixed(25)", "fixed(-1)", "fixed(k)", "best", None, 3])
+def test_wrong_settings_are_refused(wrong: object) -> None:
+    with pytest.raises(ConfigError, match="control must be one of"):
+        parse_control(wrong)
+
+
+def test_settings() -> None:
+    assert [parse_control(text) for text in ("auto", "fixed(7)", "goodput")] == [("auto", 0), ("fixed", 7), ("goodput", 0)]
+    with pytest.raises(ConfigError, match="control"):
+        EngineConfig(control="quick")
+    for wrong in ({"mode": "maybe"}, {"nodes": -1}, {"nodes": True}, {"nodes": 10**6}):
+        with pytest.raises(InvalidRequest):
+            SpeculationParams(**wrong)
+
+
+def test_a_standing_in_the_red_is_bounded_by_its_credit() -> None:
+    standing = Standing()
+    for _ in range(1000):
+        standing.book(1.0, 0.1)
+    assert standing.balance == pytest.approx(2.4)
+
+
+def learnt() -> Controller:
+    controller = Controller(CostCurve())
+    for score in (0.1, 0.5, 0.97):
+        controller.calibrator.observe("lm", score, score > 0.3, "warm")
+    controller.standing("lm", "warm").book(-0.3, 0.05)
+    controller.standing("lm", "warm").evidence.observe(2, 3, 0.99)
+    return controller
+
+
+def test_what_was_learnt_survives_a_restart(tmp_path: Path) -> None:
+    memory, again = Memory(tmp_path / "sub" / "pair.json"), Controller(CostCurve())
+    assert not memory.load(again)
+    memory.save(learnt())
+    assert memory.load(again)
+    assert again.calibrator.to_json() == learnt().calibrator.to_json()
+    assert again.standings == learnt().standings
+
+
+def test_damaged_memories_never_stop_anything(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Every prefix, and every value replaced by nonsense."""
+    path = tmp_path / "pair.json"
+    memory = Memory(path)
+    memory.save(learnt())
+    whole = path.read_text()
+    content = json.loads(whole)
+    damaged = [whole[:length] for length in range(0, len(whole), 37)] + ["[" * 100_000, "[]", "\x00", "nul"]
+    for name, nonsense in product(content, (None, -1, "x", [], [[1]], {"a": 1}, {"lm/warm": [1, 2]}, float("nan"))):
+        damaged.append(json.dumps(content | {name: nonsense}))
+    for text in damaged:
+        path.write_text(text)
+        controller = Controller(CostCurve())
+        memory.load(controller)
+        assert 0.0 <= controller.calibrator.probability("lm", 0.5, "warm") <= 1.0
+        memory.save(learnt())
+    assert "set aside" in caplog.text
+
+
+def test_file_names_stay_in_their_folder() -> None:
+    assert "/" not in store.file_name("../../etc", "a b/c")
