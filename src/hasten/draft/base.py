@@ -42,7 +42,7 @@ class Drafter:
     The engine calls ``begin`` once before a sequence's first ``propose`` (its tokens are the prompt, and what was generated
     so far), ``end`` once after its last. Between them it may leave out any number of rounds: ``sequence.tokens`` may have
     grown by any amount between two calls, but it never shrinks or changes. Sequences are told apart by ``sequence.id``.
-    Proposals of equal sequences are equal, whoever else is in the batch.
+    Within one call, proposals of equal sequences are equal, whoever else is in it.
     """
 
     name: str = "none"

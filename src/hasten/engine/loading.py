@@ -35,6 +35,7 @@ from hasten.model.weights import load_decoder
 
 log = logging.getLogger(__name__)
 DEFAULT_CACHE_TOKENS = 8192
+FREE_DRAFTERS = ("prediction", "suffix", "recycling")  # what ``auto`` takes with any model
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +137,8 @@ def _check_memory(pool_bytes: int, tokens: int) -> None:
 def _auto_drafters(
     config: EngineConfig, natural: str | None, target: LoadedModel, device: torch.device, progress: Progress
 ) -> list[Drafter]:
-    """Text matches always; a draft model where one is named, by the user or by the catalogue."""
-    drafters: list[Drafter] = [DRAFTERS.resolve("suffix")()]
+    """Those that cost next to nothing always; a draft model where one is named, by the user or by the catalogue."""
+    drafters: list[Drafter] = [DRAFTERS.resolve(name)() for name in FREE_DRAFTERS]
     if config.draft_model is not None:
         drafters.append(_lm_drafter(config.draft_model, {}, config, target, device, progress))
     elif natural is not None:
