@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cache
-from itertools import product
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
 
 from hasten.core.types import ROOT, DraftTree
 from hasten.sampling.laws import DraftLaws, Law
+from hasten.sampling.rejection import Rule, decide
 
 Path = tuple[int, ...]
 Conditional = Callable[[Path], Sequence[Fraction]]
@@ -62,7 +63,7 @@ class Chances:
         """Which of the cells that end at ``borders`` (and the rest, up to 1) the number lies in."""
         low, high = self.known.get(key, (Fraction(0), ONE))
         edges = [Fraction(0), *borders, ONE]
-        cells = [(at, max(low, a), min(high, b)) for at, (a, b) in enumerate(zip(edges, edges[1:], strict=False))]
+        cells = [(at, max(low, a), min(high, b)) for at, (a, b) in enumerate(pairwise(edges))]
         cells = [cell for cell in cells if cell[1] < cell[2]]
         step = len(self.taken)
         branch = self.script[step] if step < len(self.script) else 0
@@ -108,6 +109,8 @@ class ScriptedCoins:
         elif self.flaw == "coin of the draw":
             siblings = [other for other in range(node) if self.tree.parents[other] == self.tree.parents[node]]
             key = ("draw", self.round, self.tree.parents[node], len(siblings))
+        elif self.flaw == "coins of positions":
+            key = ("accept", self.round + len(self.tree.path(node)))
         return self.chances.below(key, mass, of)
 
     def pick(self, masses: Iterable[Any]) -> int:
@@ -326,3 +329,64 @@ def plain_block(tree: DraftTree, laws: DraftLaws, target: Callable[[int], Law], 
             kept = i
             break
     return list(range(kept)), coins.pick(residuals[kept])
+
+
+TARGET = (Fraction(4, 10), Fraction(3, 10), Fraction(2, 10), Fraction(1, 10))
+DRAFT = (Fraction(1, 10), Fraction(1, 10), Fraction(3, 10), Fraction(5, 10))
+PLAIN = {"tokenwise": plain_tokenwise, "traversal": plain_traversal}
+
+
+def binary(root: Any, *others: Any) -> Conditional:
+    """Laws of two tokens from P(0) after (), 0, 1, 00, 01, 10, 11."""
+    paths: list[Path] = [(), (0,), (1,), (0, 0), (0, 1), (1, 0), (1, 1)]
+    first = dict(zip(paths, (root, *others), strict=False))
+    return lambda path: (Fraction(first[path]), ONE - Fraction(first[path]))
+
+
+BINARY_TARGET = binary(
+    Fraction(3, 10), Fraction(6, 10), Fraction(2, 10), Fraction(1, 2), Fraction(1, 4), Fraction(9, 10), Fraction(1, 3)
+)
+BINARY_DRAFT = binary(Fraction(6, 10), Fraction(1, 10), Fraction(5, 10))
+
+
+def run(
+    chances: Chances,
+    rule: Rule,
+    target: Conditional,
+    tree: DraftTree,
+    laws: DraftLaws,
+    flaw: str = "",
+    before: Path = (),
+    round: Any = 0,
+) -> tuple[list[int], Path]:
+    """One round: accepted nodes and tokens. Without a flaw of its own, the plain rule must agree on the same coins."""
+    rows = target_of(tree, target, before)
+    coins = ScriptedCoins(chances, round, flaw, tree)
+    if flaw and flaw not in COIN_FLAWS:
+        path, token = PLAIN[rule](tree, laws, rows, coins, flaw)
+    else:
+        path, token = decide(tree, laws, rows, coins, rule)
+        if not flaw:
+            assert PLAIN[rule](tree, laws, rows, coins) == (path, token)
+    return path, (*(tree.tokens[node] for node in path), token)
+
+
+def drafted(
+    rule: Rule, target: Conditional, draft: Conditional, shape: Shape, flaw: str = "", replacement: bool = False
+) -> tuple[dict[Path, Fraction], Fraction]:
+    """The law of a round's tokens, and the expected number that are accepted."""
+
+    def experiment(chances: Chances) -> Path:
+        tree, laws = draw_tree(chances, draft, shape, replacement=replacement)
+        return run(chances, rule, target, tree, laws, flaw)[1]
+
+    law = enumerate_law(experiment)
+    return law, sum((p * (len(tokens) - 1) for tokens, p in law.items()), Fraction(0))
+
+
+def is_exact(law: dict[Path, Fraction], target: Conditional, length: int) -> bool:
+    return continued(law, target, length) == joint(target, length)
+
+
+def flat(masses: Sequence[Fraction]) -> Conditional:
+    return lambda path: masses

@@ -145,7 +145,7 @@ def test_an_overwritten_ring_never_lies(data: st.DataObject) -> None:
 def test_links_into_what_was_overwritten_are_not_followed() -> None:
     ring = RecentTexts(64)
     for number in range(4):  # outputs everywhere
-        ring.add(np.array([1] * 14 + [50 + number], dtype=np.int32), 0)
+        ring.add(np.array([1] * 12 + [50 + number, 54, 55], dtype=np.int32), 0)
     for number in range(4):  # now prompts lie there
         ring.add(np.array([1, 3] * 6 + [60 + number, 1, 2], dtype=np.int32), 14)
     assert {token for _, token in found(ring, [1])} == {2}

@@ -15,6 +15,9 @@ import pytest
 import torch
 
 from hasten.cache.blocks import BlockManager
+from hasten.cli.main import run
+from hasten.core.config import EngineConfig
+from hasten.core.errors import ConfigError, InvalidRequest
 from hasten.core.types import Batch, DraftTree, SamplingParams, Segment, Sequence, Verdict
 from hasten.draft import shortlist
 from hasten.draft.base import DraftBudget
@@ -37,6 +40,7 @@ from hasten.model.head import DenseRows, TrimmedHead, head_rows
 from hasten.model.precision import FP32, FP64, INT8, Precision
 from hasten.model.weights import load_decoder
 from hasten.native.loader import load as native
+from hasten.train import trim as find
 from hasten.train.trim import Answer, Tally, replay
 from test_exact import SETTINGS, prompt_of
 from tiny import CPU, DESCRIPTIONS, VOCABULARY, LetterTokenizer, RandomSource, naive_text, run_all, tiny_engine
@@ -398,3 +402,51 @@ def test_a_rate_is_tokens_over_drafting_and_verifying() -> None:
     assert found.level_seconds == pytest.approx(0.1)
     assert found.tokens_per_second == pytest.approx(30 / (0.8 + 1.7))
     assert found.tokens_per_round == 10
+
+
+# ---- the command
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--sizes", "1,x"], "--sizes takes whole numbers"),
+        (["--text", "/nowhere/text"], "cannot be read"),
+        (["--prompts", "/nowhere/prompts"], "cannot be read"),
+        (["--precision", "int3"], "precision must be one of"),
+    ],
+)
+def test_wrong_use_is_told_before_a_model_is_loaded(
+    arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    assert run(["draft", "trim", *arguments]) == 1
+    assert sentence in capsys.readouterr().err
+
+
+def test_the_command_shows_what_was_measured(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[object] = []
+
+    def found(config: EngineConfig, asks: list[object], texts: list[str], sizes: list[int], progress: object) -> find.Outcome:
+        asked.extend((config.model, len(asks), texts, sizes))
+        rows = [find.Timed(10, 1.5, 2.0, 0.01), find.Timed(20, 2.5, 3.0, 0.02)]
+        return find.Outcome(rows, rows[1], 1234, tmp_path / "trim.json")
+
+    monkeypatch.setattr(find, "find_trim", found)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    (tmp_path / "text").write_text("Häuser", encoding="utf-8")
+    assert run(["draft", "trim", "-m", "m", "--sizes", "10,20", "--text", str(tmp_path / "text")]) == 0
+    assert asked == ["m", 12, ["Häuser"], [10, 20]]
+    shown = capsys.readouterr().out
+    assert [line.split() for line in shown.splitlines() if line.endswith("kept")] == [["20", "2.50", "3.00", "20.0", "kept"]]
+    assert "1,234 tokens" in shown
+
+
+def test_too_little_to_measure_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(find.catalogue, "resolve", lambda name, **_: type("R", (), {"name": name, "draft": None, "path": Path()})())
+    with pytest.raises(ConfigError, match="No draft model is known"):
+        find.find_trim(EngineConfig(model="m"), [], [])
+    with pytest.raises(InvalidRequest, match="three prompts"):
+        find.find_trim(EngineConfig(model="m", draft_model="d"), [], [])

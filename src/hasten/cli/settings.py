@@ -36,6 +36,7 @@ VARIABLES = {
     "HASTEN_HOME": "the folder of models and measurements",
     "HASTEN_NATIVE": "off: leave the C++ kernels out",
     "HASTEN_NATIVE_ISA": "hold the C++ kernels to an instruction set",
+    "HASTEN_NATIVE_LIBRARY": "the C++ kernels' library to load, instead of the one that was built here",
     "HASTEN_SHARED_DATA": "the folder of evaluation prompts and text that tests and benchmarks read",
     "HASTEN_TEST_FETCH": "1: tests may fetch the models that they need",
 }

@@ -14,8 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 DRIFT_WEIGHT = 0.05
-TREE_DRIFT_WEIGHT = 0.01  # of passes with drafted rows: a wrong shape must not be taken for a slow machine
-POINT_WEIGHT = 0.05
+POINT_WEIGHT = 0.02
 MOST_CORRECTION = 3.0
 OUTLIER = 3.0  # a step this many times its prediction was interrupted by something else and teaches nothing
 PATIENCE = 8  # outliers in a row after which the machine is believed to have changed
@@ -37,7 +36,6 @@ class CostCurve:
     _corrections: list[float] = field(default_factory=list)
     _base: list[float] = field(default_factory=list)
     _outliers: int = 0
-    _drift_weight: float = DRIFT_WEIGHT
 
     def __post_init__(self) -> None:
         self._corrections = [1.0] * len(self.rows)
@@ -77,7 +75,6 @@ class CostCurve:
     def learn(self, shapes: Sequence[Shape], seconds: float) -> None:
         """A pass over these sequences took that long."""
         rows = sum(rows for rows, _ in shapes)
-        self._drift_weight = DRIFT_WEIGHT if rows == len(shapes) else TREE_DRIFT_WEIGHT
         self.observe(rows, seconds * self.predict(rows) / self.step(shapes) if self.known else seconds)
 
     def observe(self, rows: int, seconds: float) -> None:
@@ -91,7 +88,7 @@ class CostCurve:
         if self._outliers > PATIENCE:
             self.drift, self._outliers = self.drift * ratio, 0
         elif not self._outliers:
-            self.drift *= 1.0 + self._drift_weight * (ratio - 1.0)
+            self.drift *= 1.0 + DRIFT_WEIGHT * (ratio - 1.0)
             self._correct(rows, ratio)
 
     def shape_at(self, rows: int, context: int) -> float:

@@ -136,17 +136,39 @@ INLINE Ints shift_right(Ints value, int count) {
     EACH(i) value.part[i] >>= count;
     return value;
 }
-// `a` where `x < limit`, else `b`. NaN is never less.
+// `a` where `x < limit`, else `b`. NaN is never less. (The processor's minimum and maximum are this, with these operands.)
+#if defined(__AVX512F__)
+INLINE Part part_where_less(Part x, Part limit, Part a, Part b) { return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(x, limit, _CMP_LT_OS), b, a); }
+INLINE Part part_least(Part a, Part b) { return _mm512_min_ps(a, b); }
+INLINE Part part_most(Part a, Part b) { return _mm512_max_ps(b, a); }
+#elif defined(__AVX2__)
+INLINE Part part_where_less(Part x, Part limit, Part a, Part b) { return _mm256_blendv_ps(b, a, _mm256_cmp_ps(x, limit, _CMP_LT_OS)); }
+INLINE Part part_least(Part a, Part b) { return _mm256_min_ps(a, b); }
+INLINE Part part_most(Part a, Part b) { return _mm256_max_ps(b, a); }
+#else
+INLINE Part part_where_less(Part x, Part limit, Part a, Part b) {
+    const IntPart less = x < limit;
+    return reinterpret_cast<Part>((less & reinterpret_cast<IntPart>(a)) | (~less & reinterpret_cast<IntPart>(b)));
+}
+INLINE Part part_least(Part a, Part b) { return part_where_less(a, b, a, b); }
+INLINE Part part_most(Part a, Part b) { return part_where_less(a, b, b, a); }
+#endif
+
 INLINE Floats where_less(Floats x, Floats limit, Floats a, Floats b) {
     Floats out;
-    EACH(i) {
-        const IntPart less = x.part[i] < limit.part[i];
-        out.part[i] = reinterpret_cast<Part>((less & reinterpret_cast<IntPart>(a.part[i])) | (~less & reinterpret_cast<IntPart>(b.part[i])));
-    }
+    EACH(i) out.part[i] = part_where_less(x.part[i], limit.part[i], a.part[i], b.part[i]);
     return out;
 }
-INLINE Floats least(Floats a, Floats b) { return where_less(a, b, a, b); }
-INLINE Floats most(Floats a, Floats b) { return where_less(a, b, b, a); }
+INLINE Floats least(Floats a, Floats b) {
+    Floats out;
+    EACH(i) out.part[i] = part_least(a.part[i], b.part[i]);
+    return out;
+}
+INLINE Floats most(Floats a, Floats b) {
+    Floats out;
+    EACH(i) out.part[i] = part_most(a.part[i], b.part[i]);
+    return out;
+}
 
 // Lanes in a fixed tree: i with i + 8, then + 4, + 2, + 1.
 INLINE float sum(Floats value) {

@@ -104,8 +104,7 @@ def extend_beams(beams: Sequence[Beam], laws: Sequence[Law], width: int, seed: i
 
     ``laws[i]`` is the law after ``beams[i]``. The scores of a beam's children are conditioned on their maximum being the beam's
     own score, so the leaves of the last level are a sample of paths without replacement. In the order of falling scores, so
-    siblings added to the tree in this order stand in the order of their draws. Only the rule "tokenwise" is exact for such
-    trees (see ``DraftLaws``).
+    siblings added to the tree in this order stand in the order of their draws.
     """
     found: list[Candidate] = []
     for parent, (beam, law) in enumerate(zip(beams, laws, strict=True)):

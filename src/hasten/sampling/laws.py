@@ -98,12 +98,15 @@ class DraftLaws:
     Which draws stand in the tree must not depend on what was drawn (the non-anticipation rule): whether the k-th drawn child
     of a node is there may depend on the tokens above it, on its earlier siblings and on all laws so far, never on its own
     token, its probability or what hangs below it. So a tree may lose the last drawn children of a node, for reasons that do
-    not look at them, but not the unlikely ones. Certain nodes may come and go for any reason, but must not be chosen in view
-    of what was drawn beside them.
+    not look at them, but not the unlikely ones; and a choice of the best nodes by score must settle one node after the other,
+    parents and earlier siblings first, and stop without having looked at what it leaves out. Certain nodes may come and go
+    for any reason, but must not be chosen in view of what was drawn beside them.
 
-    That is enough for the rule "tokenwise". "traversal" decides about a child with all nodes below its earlier siblings known,
-    so the nodes below a child must not depend on its later siblings either, nor on what is below these: trees of a fixed shape
-    will do (``draws.draw_without_replacement`` with a fixed number of children), stochastic beam search will not.
+    That is enough for the rule "tokenwise". "traversal" needs one such order for all of the tree: each node's being there is
+    settled before its token and those of all later nodes. A tree that is verified as it was grown has one.
+
+    To call a drawn node certain is always exact, and accepts less: the way out for a drafter that cannot say what it drew from.
+    (Not beside nodes that stay drawn from the same law.)
 
     Draws whose repetitions were dropped are draws without replacement: whether a draw repeats an earlier one says nothing about
     what the next new one will be.

@@ -8,7 +8,7 @@ sampling (Leviathan et al. 2211.17192, Chen et al. 2302.01318); with draws witho
 2402.14160; Sequoia, 2402.12374); with replacement, SpecInfer (2305.09781).
 
 *traversal* goes up from the leaves (Traversal Verification, 2505.12398) and decides about whole paths; it accepts more. On a
-chain this is block verification (2403.10444). It asks more of the shape of a tree: see ``laws.DraftLaws``.
+chain this is block verification (2403.10444). It asks a little more of how a tree came about: see ``laws.DraftLaws``.
 
 A certain child (proposed without chance) counts as a draw from the law that is certain of it; at a node it comes after the drawn
 ones, which are then draws from their law without the certain children's tokens. A tree of certain children only is verified in
