@@ -22,11 +22,13 @@ from hasten.draft import DRAFTERS
 from hasten.draft.base import Drafter
 from hasten.draft.kept import arguments_of
 from hasten.draft.lm import LanguageModelDrafter
+from hasten.draft.trim import trim_head
 from hasten.engine.engine import Engine
 from hasten.engine.profiling import make_drafting
 from hasten.engine.scheduler import Scheduler
 from hasten.model import catalogue, storage
 from hasten.model.executor import Executor
+from hasten.model.head import TrimmedHead
 from hasten.model.kernels import set_threads
 from hasten.model.loaders import open_source
 from hasten.model.precision import choose_precision
@@ -48,6 +50,7 @@ class LoadedModel:
     context_length: int
     num_blocks: int
     fingerprint: str
+    head: TrimmedHead | None  # of a draft model that computes part of the vocabulary
 
 
 def load_engine(config: EngineConfig, progress: Progress = silent, redo_profile: bool = False) -> Engine:
@@ -89,8 +92,10 @@ def load_engine(config: EngineConfig, progress: Progress = silent, redo_profile:
     return engine
 
 
-def load_model(name: str, path: Path, config: EngineConfig, device: torch.device, progress: Progress) -> LoadedModel:
-    """Read weights and tokenizer, and allocate the pool."""
+def load_model(
+    name: str, path: Path, config: EngineConfig, device: torch.device, progress: Progress, trim: bool = False
+) -> LoadedModel:
+    """Read weights and tokenizer, and allocate the pool. ``trim`` gives a draft model the head that it should have."""
     source = open_source(path)
     tokenizer = load_tokenizer(path)
     precision = choose_precision(config.precision, device)
@@ -111,7 +116,10 @@ def load_model(name: str, path: Path, config: EngineConfig, device: torch.device
     if converted is not None and converted.exists():
         with suppress(OSError):
             storage.record_conversion(converted, source.path)
-    return LoadedModel(name, Executor(decoder, num_blocks, device), tokenizer, context, num_blocks, source.fingerprint)
+    head = trim_head(source, decoder, converted, tokenizer) if trim else None
+    if head is not None:
+        decoder = decoder.with_head(head)
+    return LoadedModel(name, Executor(decoder, num_blocks, device), tokenizer, context, num_blocks, source.fingerprint, head)
 
 
 def choose_device(name: str) -> torch.device:
@@ -177,7 +185,8 @@ def _lm_drafter(
             f"'{resolved.name}' cannot draft for '{target.name}': their vocabularies differ "
             f"({tokenizer.vocabulary_size} and {target.tokenizer.vocabulary_size} ids); choose a draft of the same family."
         )
-    draft = load_model(resolved.name, resolved.path, config, device, progress)
+    trim = bool(arguments.pop("trim", True))
+    draft = load_model(resolved.name, resolved.path, config, device, progress, trim)
     blocks = BlockManager(draft.num_blocks, prefix_cache=False)
     try:
         drafter = LanguageModelDrafter(
@@ -185,9 +194,10 @@ def _lm_drafter(
             blocks,
             target.tokenizer.vocabulary_size,
             draft.context_length,
+            head=draft.head,
             **arguments,  # type: ignore[arg-type]
         )
     except TypeError as problem:
         raise ConfigError(f"The lm drafter does not take these arguments ({problem}).") from problem
-    drafter.identity = draft.fingerprint
+    drafter.identity = draft.fingerprint if draft.head is None else f"{draft.fingerprint}-{draft.head.outputs}"
     return drafter

@@ -5,8 +5,10 @@ A piece is at most ``PIECE_BYTES`` of float32 rows, so that the peak is the fini
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -23,6 +25,7 @@ from hasten.model.linear_packed import PACKED_LAYOUT, linear4, pack4, packed4_by
 from hasten.model.precision import INT4, Precision
 
 PIECE_BYTES = 64 << 20
+MOST_UNPACKED = 2  # projections in memory both as read and as packed
 
 
 class Weights(Protocol):
@@ -122,11 +125,15 @@ def _assemble(
     total = sum(linear.outputs * linear.inputs for linear in planned)
     done = 0
     embedding = make.embedding(precision.embedding).to(device)
-    built: dict[str, Linear] = {}
-    for linear in planned:
-        built[linear.name] = make.linear(linear, bias(linear))
-        done += linear.outputs * linear.inputs
-        progress("loading weights", done, total)
+    pending: dict[str, Future[Linear]] = {}
+    with ThreadPoolExecutor(max_workers=1) as packer:  # packs one projection while the next is read
+        for linear in planned:
+            pending[linear.name] = packer.submit(make.linear(linear, bias(linear)))
+            if len(pending) > MOST_UNPACKED:
+                list(pending.values())[-MOST_UNPACKED - 1].result()
+            done += linear.outputs * linear.inputs
+            progress("loading weights", done, total)
+    built = {name: future.result() for name, future in pending.items()}
     make.finish()
     layers = [
         LayerWeights(
@@ -155,9 +162,9 @@ class _DenseMaker:
     def embedding(self, dtype: torch.dtype) -> Tensor:
         return self._stack(("embedding",), self._source.shape("embedding"), dtype)
 
-    def linear(self, linear: FusedLinear, bias: Tensor | None) -> Linear:
-        weight = self._stack(linear.parts, (linear.outputs, linear.inputs), self._precision.weights)
-        return DenseLinear(weight, bias)
+    def linear(self, linear: FusedLinear, bias: Tensor | None) -> Callable[[], Linear]:
+        """Reads now; what is returned makes the projection."""
+        return partial(DenseLinear, self._stack(linear.parts, (linear.outputs, linear.inputs), self._precision.weights), bias)
 
     def _stack(self, parts: tuple[str, ...], shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         out = torch.empty(shape, dtype=dtype, device=self._device)
@@ -195,7 +202,8 @@ class _IntegerMaker:
         self._keep(out)
         return out
 
-    def linear(self, linear: FusedLinear, bias: Tensor | None) -> Linear:
+    def linear(self, linear: FusedLinear, bias: Tensor | None) -> Callable[[], Linear]:
+        """Reads (or converts) now; what is returned packs the projection for its kernel."""
         if _four_bits(linear, self._precision):
             return self._linear4(linear, bias)
         if self._reader is not None:
@@ -203,15 +211,15 @@ class _IntegerMaker:
         else:
             codes, scale = quantise_weights(_pieces(self._source, linear.parts), linear.outputs, linear.inputs)
             self._keep(codes, scale)
-        return int8_linear(codes, scale, bias)
+        return partial(int8_linear, codes, scale, bias)
 
-    def _linear4(self, linear: FusedLinear, bias: Tensor | None) -> Linear:
+    def _linear4(self, linear: FusedLinear, bias: Tensor | None) -> Callable[[], Linear]:
         if self._reader is not None:
             packed, scale = self._reader.read(f"{linear.name}.{PACKED_LAYOUT}"), self._reader.read(f"{linear.name}.scale")
         else:
             packed, scale = pack4(_pieces(self._source, linear.parts), linear.outputs)
             self._keep(packed, scale)
-        return linear4(packed, scale, bias, linear.inputs)
+        return partial(linear4, packed, scale, bias, linear.inputs)
 
     def _keep(self, *tensors: Tensor) -> None:
         if self._writer is not None:

@@ -161,6 +161,20 @@ EXPORT int hst_rows_linear(const HastenLinear* layer, const float* x, const floa
     return linear8(linear_call(*layer, codes, row_scale, residual, out, rows), layer->packed) ? OK : NO_MEMORY;
 }
 
+// The k largest outputs of hst_rows_linear without a residual; `ids` and `values` [rows][k].
+EXPORT int hst_rows_linear_top(const HastenLinear* layer, const float* x, const float* weight, float eps, std::int32_t source,
+                               std::int64_t rows, std::int64_t k, std::int64_t* ids, float* values) {
+    const std::int64_t inputs = layer->inputs;
+    if (bad_linear(rows, layer->outputs, inputs) || bad_block(inputs, layer->block) || source < PLAIN || source > NORM) return BAD_SIZE;
+    if (k < 1 || k > 16 || k > layer->outputs) return BAD_SIZE;
+    auto* codes = static_cast<std::int8_t*>(scratch(SCRATCH_CODES, static_cast<std::size_t>(rows * inputs) + 1));
+    auto* row_scale = static_cast<float*>(scratch(SCRATCH_SCALES, static_cast<std::size_t>(rows) * 4 + 4));
+    if (codes == nullptr || row_scale == nullptr) return NO_MEMORY;
+    const RowWork work = {x, weight, eps, static_cast<RowSource>(source), rows, inputs, layer->block, codes, inputs, row_scale, nullptr};
+    if (!make_rows(work)) return NO_MEMORY;
+    return linear8_top(linear_call(*layer, codes, row_scale, nullptr, nullptr, rows), layer->packed, k, ids, values) ? OK : NO_MEMORY;
+}
+
 // out = down(activation(gate) * up) + residual with [gate, up] = gate_up(x / rms(x) * weight): the whole MLP. Its wide middle stays in
 // memory that is kept between calls, a panel of rows at a time.
 EXPORT int hst_mlp(const HastenLinear* gate_up, const HastenLinear* down, const float* x, const float* weight, float eps,

@@ -58,9 +58,8 @@ class Unit:
 def units() -> list[Unit]:
     """What to compile for this processor family; the longest first."""
     floats = ("attention_kernels.cpp", "attention8_kernels.cpp", "rows_kernels.cpp", "products8.cpp", "read_kernels.cpp")
-    plain = [
-        Unit(name) for name in ("attention.cpp", "threads.cpp", "linear.cpp", "progressive.cpp", "rows.cpp", "api.cpp", "isa.cpp")
-    ]
+    shared = ("attention", "threads", "linear", "top", "progressive", "rows", "api", "isa")
+    plain = [Unit(f"{name}.cpp") for name in shared]
     generic = [Unit(name, (), "generic") for name in floats]
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return [*generic, *plain]

@@ -195,12 +195,10 @@ bool linear8_generic(const Linear8& call, std::int64_t first, std::int64_t last)
     return true;
 }
 
-bool linear8(Linear8 call, const std::uint8_t* packed) {
-    if (call.rows == 0) return true;
+bool linear8_prepare(Linear8& call, const std::uint8_t* packed) {
     const std::int64_t pairs = pairs_of(call.outputs), tiles = tiles_of(call.inputs), stride = tiles * TILE_INPUTS;
     const Isa isa = current_isa();
-    const bool padded = stride != call.inputs;
-    if (isa == VNNI || padded) {
+    if (isa == VNNI || stride != call.inputs) {
         const std::int8_t* prepared = prepare_rows(call, stride, isa == VNNI ? 0x80 : 0);
         if (prepared == nullptr) return false;
         call.x = prepared;
@@ -210,13 +208,40 @@ bool linear8(Linear8 call, const std::uint8_t* packed) {
     call.tiles = reinterpret_cast<const std::int8_t*>(packed);
     call.sums = reinterpret_cast<const std::int32_t*>(packed + pairs * tiles * (call.four_bits ? PAIR_BYTES_4 : PAIR_BYTES));
     call.out_stride = call.outputs;
-    const Linear8Range kernel = kernel_for(isa);
+    return true;
+}
+
+namespace {
+
+bool run_pairs(const Linear8& call, std::int64_t first, std::int64_t last) {
+    const Isa isa = current_isa();
+    if (!call.four_bits || isa == AMX) return kernel_for(isa)(call, first, last);
+    return run_unpacked(call, kernel_for(isa), isa == VNNI ? unpack4 : unpack4_generic, first, last);
+}
+
+}  // namespace
+
+bool linear8_piece(const Linear8& call, std::int64_t first, std::int64_t count, float* out, std::int64_t stride) {
+    Linear8 one = call;
+    one.tiles += first / PAIR_OUTPUTS * tiles_of(call.inputs) * (call.four_bits ? PAIR_BYTES_4 : PAIR_BYTES);
+    one.sums += first;
+    one.scale += first;
+    if (one.bias != nullptr) one.bias += first;
+    one.residual = nullptr;
+    one.out = out;
+    one.out_stride = stride;
+    one.outputs = count;
+    return run_pairs(one, 0, pairs_of(count));
+}
+
+bool linear8(Linear8 call, const std::uint8_t* packed) {
+    if (call.rows == 0) return true;
+    if (!linear8_prepare(call, packed)) return false;
+    const std::int64_t pairs = pairs_of(call.outputs), tiles = tiles_of(call.inputs);
     const std::int64_t pair_bytes = call.four_bits ? PAIR_BYTES_4 : PAIR_BYTES;
     std::atomic<bool> enough{true};
     auto body = [&](std::int64_t first, std::int64_t last) {
-        const bool direct = !call.four_bits || isa == AMX;
-        const Unpack unpack = isa == VNNI ? unpack4 : unpack4_generic;
-        if (!(direct ? kernel(call, first, last) : run_unpacked(call, kernel, unpack, first, last))) enough = false;
+        if (!run_pairs(call, first, last)) enough = false;
     };
     // About 128 KiB of weights a piece: long streams, yet small enough to even out threads that are held up.
     const std::int64_t wanted = (std::int64_t(1) << 17) / (tiles * pair_bytes);

@@ -68,4 +68,11 @@ void w8_unpack_rows(const std::uint8_t* packed, const float* scale, std::int64_t
 // `call.tiles`, `sums`, `stride` and `x_moved` are filled in here; false when there is no memory.
 bool linear8(Linear8 call, const std::uint8_t* packed);
 
+// What linear8 does first; then `count` outputs from `first` on (a multiple of 32) of all rows into `out`, lines `stride` apart.
+bool linear8_prepare(Linear8& call, const std::uint8_t* packed);
+bool linear8_piece(const Linear8& call, std::int64_t first, std::int64_t count, float* out, std::int64_t stride);
+
+// The k largest outputs of each row, descending, equal ones by id: [rows][k]; id -1 where there are fewer (or they are NaN or -inf).
+bool linear8_top(const Linear8& call, const std::uint8_t* packed, std::int64_t k, std::int64_t* ids, float* values);
+
 }  // namespace hasten

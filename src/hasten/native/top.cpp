@@ -1,0 +1,85 @@
+// The k largest outputs of a linear layer, row by row, without a place for all outputs: a piece of outputs at a time is computed into a
+// thread's own memory and looked through while it is in the cache.
+#include <atomic>
+#include <cmath>
+
+#include "linear.h"
+#include "threads.h"
+
+namespace hasten {
+namespace {
+
+const std::int64_t PIECE_PAIRS = 8, PIECE_OUTPUTS = PIECE_PAIRS * PAIR_OUTPUTS;
+
+// Puts (value, id) in its place of a descending list; ids come in ascending order, so an equal value goes behind.
+void insert(float value, std::int64_t id, std::int64_t k, float* values, std::int64_t* ids) {
+    std::int64_t at = k - 1;
+    for (; at > 0 && value > values[at - 1]; --at) {
+        values[at] = values[at - 1];
+        ids[at] = ids[at - 1];
+    }
+    values[at] = value;
+    ids[at] = id;
+}
+
+// Outputs from `first` on in `x`.
+void look_through(const float* x, std::int64_t count, std::int64_t first, std::int64_t k, float* values, std::int64_t* ids) {
+    for (std::int64_t from = 0; from < count; from += 32) {
+        const std::int64_t end = from + 32 < count ? from + 32 : count;
+        const float limit = values[k - 1];
+        int above = 0;
+        for (std::int64_t i = from; i < end; ++i) above |= x[i] > limit;
+        for (std::int64_t i = from; above && i < end; ++i) {
+            if (x[i] > values[k - 1]) insert(x[i], first + i, k, values, ids);
+        }
+    }
+}
+
+void forget(std::int64_t count, float* values, std::int64_t* ids) {
+    for (std::int64_t i = 0; i < count; ++i) values[i] = -INFINITY, ids[i] = -1;
+}
+
+}  // namespace
+
+bool linear8_top(const Linear8& asked, const std::uint8_t* packed, std::int64_t k, std::int64_t* ids, float* values) {
+    const std::int64_t pieces = (asked.outputs + PIECE_OUTPUTS - 1) / PIECE_OUTPUTS, rows = asked.rows, each = rows * k;
+    if (rows == 0) return true;
+    Linear8 call = asked;
+    if (!linear8_prepare(call, packed)) return false;
+    auto* memory = static_cast<char*>(scratch(SCRATCH_HEAD, static_cast<std::size_t>(pieces * each * 12 + 64)));
+    if (memory == nullptr) return false;
+    auto* found_ids = reinterpret_cast<std::int64_t*>(memory);
+    auto* found = reinterpret_cast<float*>(memory + pieces * each * 8);
+    std::atomic<bool> enough{true};
+    auto body = [&](std::int64_t begin, std::int64_t end) {
+        auto* room = static_cast<float*>(scratch(SCRATCH_GATE, static_cast<std::size_t>(rows * PIECE_OUTPUTS) * 4));
+        for (std::int64_t piece = begin; piece < end; ++piece) {
+            const std::int64_t first = piece * PIECE_OUTPUTS, left = call.outputs - first;
+            const std::int64_t count = left < PIECE_OUTPUTS ? left : PIECE_OUTPUTS;
+            if (room == nullptr || !linear8_piece(call, first, count, room, PIECE_OUTPUTS)) {
+                enough = false;
+                return;
+            }
+            forget(each, found + piece * each, found_ids + piece * each);
+            for (std::int64_t row = 0; row < rows; ++row) {
+                const std::int64_t at = piece * each + row * k;
+                look_through(room + row * PIECE_OUTPUTS, count, first, k, found + at, found_ids + at);
+            }
+        }
+    };
+    parallel(pieces, 1, body);
+    if (!enough) return false;
+    forget(each, values, ids);
+    for (std::int64_t piece = 0; piece < pieces; ++piece) {
+        for (std::int64_t row = 0; row < rows; ++row) {
+            for (std::int64_t i = 0; i < k; ++i) {
+                const std::int64_t at = (piece * rows + row) * k + i;
+                if (!(found[at] > values[row * k + k - 1])) break;
+                insert(found[at], found_ids[at], k, values + row * k, ids + row * k);
+            }
+        }
+    }
+    return true;
+}
+
+}  // namespace hasten
