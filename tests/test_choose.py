@@ -50,9 +50,7 @@ def test_pruning_survives_adversarial_noise(monkeypatch: pytest.MonkeyPatch) -> 
     size, winners = 6000, set()
     for trial in range(400):
         table = random.integers(0, 2**64, size, dtype=np.uint64)
-        table[random.integers(0, size, 40)] = np.uint64(2**64 - 1) - (
-            random.integers(0, 4, 40, dtype=np.uint64) << np.uint64(12)
-        )
+        table[random.integers(0, size, 40)] = np.uint64(2**64 - 1) - (random.integers(0, 4, 40, dtype=np.uint64) << np.uint64(12))
         table[random.integers(0, size, 40)] = random.integers(0, 2**14, 40, dtype=np.uint64)
         monkeypatch.setattr(noise, "token_bits", lambda seed, position, tokens, table=table: table[tokens])
         gap = noise.MAX_NOISE + random.choice([-3.0, -1e-7, 0.0, 1e-7, 1.0, 3.7])

@@ -6,15 +6,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_decoder import tokens_of
-from test_exact import GREEDY, SAMPLED, prompt_of
-from tiny import DESCRIPTIONS, RandomSource, run_all, tiny_engine, tiny_executor
 
 from hasten.core.types import Batch, Segment
 from hasten.draft.suffix import SuffixDrafter
 from hasten.model.executor import Executor
 from hasten.model.precision import BF16, FP32, FP64
 from hasten.model.weights import load_decoder
+from test_decoder import tokens_of
+from test_exact import GREEDY, SAMPLED, prompt_of
+from tiny import DESCRIPTIONS, RandomSource, run_all, tiny_engine, tiny_executor
 
 pytestmark = [
     pytest.mark.cuda,

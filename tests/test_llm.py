@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from test_exact import GREEDY, SAMPLED, prompt_of
-from tiny import LetterTokenizer, naive_text, tiny_engine
 
 from hasten.core.errors import ConfigError, InvalidRequest
 from hasten.core.types import SamplingParams
 from hasten.draft.suffix import SuffixDrafter
 from hasten.engine.llm import LLM
+from test_exact import GREEDY, SAMPLED, prompt_of
+from tiny import LetterTokenizer, naive_text, tiny_engine
 
 KIND = "llama"
 

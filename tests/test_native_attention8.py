@@ -94,7 +94,8 @@ class Piece:
         return [*self.chain, *(row for _, row in self.nodes)]
 
     def paths(self) -> list[list[int]]:
-        base, out = len(self.context) + len(self.chain), []
+        base = len(self.context) + len(self.chain)
+        out: list[list[int]] = []
         for node, (parent, _) in enumerate(self.nodes):
             out.append([*([] if parent < 0 else out[parent]), base + node])
         return out
@@ -116,7 +117,10 @@ def broken_pool(shape: Shape, blocks: int) -> Pool8:
 
 def step(attention: PagedAttention8, shape: Shape, pieces: list[Piece], tables: list[list[int]]) -> torch.Tensor:
     """Run the pieces' rows on tables that hold their contexts already."""
-    rows, slots, depths, paths = [], [], [], []
+    rows: list[Row] = []
+    slots: list[int] = []
+    depths: list[int] = []
+    paths: list[list[int]] = []
     for piece, table in zip(pieces, tables, strict=True):
         first, own = len(piece.context), piece.paths()
         rows += piece.rows
@@ -164,7 +168,7 @@ def exact(shape: Shape, history: list[Row]) -> torch.Tensor:
     if shape.window:
         history = history[-shape.window :]
     sizes = [shape.heads * shape.dim, shape.kv_heads * shape.dim, shape.kv_heads * shape.dim]
-    q, k, v = torch.stack([row.qkv(shape) for row in history]).double().split(sizes, dim=1)
+    q, k, v = torch.split(torch.stack([row.qkv(shape) for row in history]).double(), sizes, dim=1)
     cosine, sine = (each.T[[row.position for row in history], None, :] for each in angles(shape.dim))
 
     def turned(x: torch.Tensor) -> torch.Tensor:
@@ -261,7 +265,8 @@ def check_tree(
     chain = int(generator.integers(1, min(root + 1, 6) + 1))
     context = root + 1 - chain
     nodes: list[tuple[int, Row]] = []
-    at_depth, true_node, depth_of = root, -1, []
+    at_depth, true_node = root, -1
+    depth_of: list[int] = []
     for _ in range(int(generator.integers(1, 130))):
         if generator.random() < 0.4 and at_depth < 599:
             at_depth += 1
@@ -302,7 +307,9 @@ def test_rows_of_zeros_and_huge_values(native: NativeLibrary) -> None:
     attention = PagedAttention8(native, pool, 2, 1.0, 0.0, 1e-6)
     start = torch.tensor([0, 3], dtype=torch.int32)
     one = torch.tensor([0], dtype=torch.int32)
-    attention.begin(start, one, one + 3, torch.zeros(1, 1, dtype=torch.int32), torch.zeros(3, dtype=torch.int32), none, torch.arange(3))
+    attention.begin(
+        start, one, one + 3, torch.zeros(1, 1, dtype=torch.int32), torch.zeros(3, dtype=torch.int32), none, torch.arange(3)
+    )
     cosine, sine = torch.ones(3, 32), torch.zeros(3, 32)
     for value in (0.0, 1e-38, 1e15, 3e38):
         for isa in native.available_isas():

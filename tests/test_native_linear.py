@@ -15,11 +15,11 @@ from hasten.native.kernels import (
     PackedLinear,
     PackedLinear4,
     PackedMlp,
-    RowKernels,
     expand_progressive,
     round_progressive,
 )
 from hasten.native.loader import NativeLibrary, load, status
+from hasten.native.row_kernels import RowKernels
 
 SHAPES = [(1, 1), (5, 7), (16, 64), (17, 65), (31, 63), (32, 128), (33, 1000), (96, 576), (70, 2112), (40, 4160)]
 

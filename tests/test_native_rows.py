@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from hasten.native.kernels import PagedAttention, RowKernels
+from hasten.native.kernels import PagedAttention
 from hasten.native.loader import NativeLibrary, load, status
+from hasten.native.row_kernels import RowKernels
 
 WIDTHS = [1, 3, 15, 16, 17, 64, 100, 576, 896, 1536, 2049]
 

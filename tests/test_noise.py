@@ -96,9 +96,7 @@ def test_noise_rises_with_the_bits() -> None:
 
 def test_the_logarithm_is_within_two_units_of_the_last_place() -> None:
     random = np.random.default_rng(1)
-    values = np.concatenate(
-        [random.random(3000), 1 - 2.0 ** -random.integers(2, 54, 60), 2.0 ** random.uniform(-53, 5.3, 3000)]
-    )
+    values = np.concatenate([random.random(3000), 1 - 2.0 ** -random.integers(2, 54, 60), 2.0 ** random.uniform(-53, 5.3, 3000)])
     got = noise._log(values)
     with localcontext() as context:
         context.prec = 40

@@ -9,13 +9,13 @@ import sys
 
 import pytest
 import torch
-from real import model_path, shared_data
 
 from hasten import LLM, SamplingParams
 from hasten.core.config import EngineConfig
 from hasten.core.progress import silent
 from hasten.core.types import BLOCK_SIZE, Batch, Segment
 from hasten.engine.loading import load_model
+from real import model_path, shared_data
 
 MODELS = ["smollm2-135m", "qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b", "gemma-3-270m"]
 

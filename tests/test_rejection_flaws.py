@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from fractions import Fraction
 from functools import partial
 
 import pytest
@@ -73,7 +74,7 @@ def test_a_draft_that_misreports_its_law_is_caught(rule: Rule, lie: str) -> None
         elif lie == "with replacement":
             laws.replacement = True
         else:
-            laws.at[ROOT] = law_of((F(1, 4),) * 4)
+            laws.at[ROOT] = law_of((Fraction(1, 4),) * 4)
         return run(chances, rule, flat(TARGET), tree, laws)[1]
 
     assert not is_exact(enumerate_law(experiment), flat(TARGET), 2)
@@ -120,7 +121,9 @@ def test_which_draws_may_be_pruned(rule: Rule) -> None:
 # The law over rounds.
 
 
-def over_rounds(rule: Rule, target: Conditional, draft: Conditional, shape: Shape, length: int, by_depth: bool) -> dict[Path, F]:
+def over_rounds(
+    rule: Rule, target: Conditional, draft: Conditional, shape: Shape, length: int, by_depth: bool
+) -> dict[Path, Fraction]:
     """The law of ``length`` tokens, drafting again whenever a round ends. ``by_depth``: a coin belongs to its position, so a
     later round meets it again."""
 

@@ -138,7 +138,8 @@ def _check_memory(pool_bytes: int, tokens: int) -> None:
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 1 << 62
     if pool_bytes > physical * 0.9:
         raise ConfigError(
-            f"cache_tokens {tokens} would take {pool_bytes / 1e9:.1f} GB and this machine has {physical / 1e9:.1f} GB; ask for fewer."
+            f"cache_tokens {tokens} would take {pool_bytes / 1e9:.1f} GB and this machine has {physical / 1e9:.1f} GB; "
+            "ask for fewer."
         )
 
 

@@ -213,9 +213,7 @@ def _checked_message(at: int, message: Any) -> dict[str, Any]:
     elif content is None and not message.get("tool_calls"):
         raise InvalidRequest(f"messages[{at}] must have content: text, or a list of text parts.")
     elif content is not None and not isinstance(content, str):
-        raise InvalidRequest(
-            f"messages[{at}] has content that is a {type(content).__name__}; send text or a list of text parts."
-        )
+        raise InvalidRequest(f"messages[{at}] has content that is a {type(content).__name__}; send text or a list of text parts.")
     plain: dict[str, Any] = _plain(dict(message) | {"content": None}, f"messages[{at}]")
     return plain | {"content": content}
 

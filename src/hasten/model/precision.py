@@ -11,8 +11,8 @@ from hasten.core.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Precision:
-    """``weights`` is the dtype of projection weights (of what their four bits stand for, in int4), ``stream`` that of the residual stream, norms and logits, ``cache`` that of
-    keys and values, ``embedding`` that of the embedding table."""
+    """``weights`` is the dtype of projection weights (in int4, of what their four bits stand for), ``stream`` that of the residual
+    stream, norms and logits, ``cache`` that of keys and values, ``embedding`` that of the embedding table."""
 
     name: str
     weights: torch.dtype

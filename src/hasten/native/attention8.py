@@ -1,9 +1,10 @@
-"""Attention over a pool of int8 keys and values, for PyTorch. Rows are those of ``kernels.PagedAttention``; sums of products are exact
-integers, so the tensor units of the processor take them without a row's bits depending on its neighbours.
+"""Attention over a pool of int8 keys and values, for PyTorch. Rows are those of ``kernels.PagedAttention``; sums of products are
+exact integers, so the tensor units of the processor take them without a row's bits depending on its neighbours.
 
-Memory a position and key-value head: 2 * (head_dim + 2) bytes, against 4 * head_dim in bf16. Keys and values are rotated in Hadamard
-blocks and rounded with one bf16 scale a position and head; queries to int8 in the call; softmax weights to 16 bits a split. The part of
-the projection's bias that stands in ``KeyBias`` is kept out of the stored keys and enters scores in float (Qwen 2).
+Memory a position and key-value head: 2 * (head_dim + 2) bytes, against 4 * head_dim in bf16. Keys and values are rotated in
+Hadamard blocks and rounded with one bf16 scale a position and head; queries to int8 in the call; softmax weights to 16 bits a
+split. The part of the projection's bias that stands in ``KeyBias`` is kept out of the stored keys and enters scores in float
+(Qwen 2).
 """
 
 from __future__ import annotations
@@ -39,7 +40,10 @@ def largest_pairs(bias: Tensor, count: int) -> KeyBias:
 
 class _CacheFields(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("keys", "values", "key_scale", "value_scale", "key_bias", "chosen", "cosine", "sine")),
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("keys", "values", "key_scale", "value_scale", "key_bias", "chosen", "cosine", "sine")
+        ),
         ("pairs", ctypes.c_int64),
         ("positions", ctypes.c_int64),
     )
@@ -166,7 +170,7 @@ def _cache_fields(pool: Pool8, layer: int, biases: list[KeyBias] | None, angles:
     kv_heads, head_dim = pool.keys.shape[2], 4 * pool.keys.shape[3]
     bias, (cosine, sine) = biases[layer], angles
     pairs, positions = bias.pairs.shape[1], cosine.shape[1]
-    if positions % BLOCK_SIZE or not bool((0 <= bias.pairs).all() and (bias.pairs < head_dim // 2).all()):
+    if positions % BLOCK_SIZE or not bool((bias.pairs >= 0).all() and (bias.pairs < head_dim // 2).all()):
         raise ValueError(f"pairs must be from 0 to {head_dim // 2 - 1} and positions a multiple of {BLOCK_SIZE}")
     fields.key_bias = _need(bias.values, torch.float32, (kv_heads, head_dim))
     fields.chosen = _need(bias.pairs, torch.int32, (kv_heads, pairs))

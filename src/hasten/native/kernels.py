@@ -61,6 +61,7 @@ class _Linear:
         self._address = ctypes.addressof(self._fields)
         self._from_rows = library.call["hst_rows_linear"]
         self._from_codes = library.call["hst_linear"]
+        self._top = library.call["hst_rows_linear_top"]
 
     @property
     def bytes(self) -> int:
@@ -77,6 +78,23 @@ class _Linear:
     def after_gate(self, gate_up: Tensor, activation: Activation, residual: Tensor | None = None) -> Tensor:
         """The layer applied to activation(gate) * up; ``gate_up`` [rows, 2 * inputs] holds gate and then up."""
         return self._run(gate_up, 2 * self.inputs, None, 0.0, _GATES[activation], residual)
+
+    def top_k(self, x: Tensor, k: int, weight: Tensor | None = None, eps: float = 0.0) -> tuple[Tensor, Tensor]:
+        """The ``k`` (1 to 16) largest outputs of each row, of ``after_norm`` where there is a ``weight``: ids int64 and values
+        float32 [rows, k], descending, equal values by id. No rows x outputs are kept anywhere. Where a row has fewer outputs above
+        -infinity, ids are -1 behind them."""
+        if not 1 <= k <= min(16, self.outputs):
+            raise ValueError(f"k must be from 1 to {min(16, self.outputs)}, not {k}")
+        rows = x.shape[0]
+        start = _need(x, torch.float32, (rows, self.inputs))
+        norm, source = _maybe(weight, (self.inputs,)), _PLAIN if weight is None else _NORM
+        ids, values = torch.empty(rows, k, dtype=torch.int64), torch.empty(rows, k)
+        check(self._top(self._address, start, norm, eps, source, rows, k, ids.data_ptr(), values.data_ptr()))
+        return ids, values
+
+    def argmax(self, x: Tensor, weight: Tensor | None = None, eps: float = 0.0) -> Tensor:
+        """The largest output of each row, the lowest id among equals: int64 [rows]. Arguments as for ``top_k``."""
+        return self.top_k(x, 1, weight, eps)[0][:, 0]
 
     def from_codes(self, codes: Tensor, scale: Tensor, residual: Tensor | None = None, out: Tensor | None = None) -> Tensor:
         """The layer applied to int8 rows [rows, inputs] with float32 scales [rows] (rotated already), into ``out`` when given."""
@@ -237,42 +255,6 @@ def aligned_bytes(size: int) -> Tensor:
     """Uninitialised uint8 [size] that starts at a multiple of 64."""
     memory = torch.empty(size + 64, dtype=torch.uint8)
     return memory[-memory.data_ptr() % 64 :][:size]
-
-
-class RowKernels:
-    """Norms, gates and rounding of rows for layers that are not packed. All take and give [rows, n], float32 unless said."""
-
-    def __init__(self, library: NativeLibrary) -> None:
-        self._rows = library.call["hst_rows"]
-
-    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """x / rms(x) * weight; ``weight`` [n]."""
-        rows, inputs = x.shape
-        return self._floats(x, inputs, _need(weight, torch.float32, (inputs,)), eps, _NORM, rows)
-
-    def gate(self, gate_up: Tensor, activation: Activation) -> Tensor:
-        """activation(gate) * up of [rows, 2 n] to [rows, n]."""
-        rows, width = gate_up.shape
-        return self._floats(gate_up, width // 2, None, 0.0, _GATES[activation], rows)
-
-    def rotate(self, x: Tensor, block: int) -> Tensor:
-        """Orthonormal Hadamard transform of each block of a row."""
-        rows, inputs = x.shape
-        return self._floats(x, inputs, None, 0.0, _PLAIN, rows, block)
-
-    def quantise(self, x: Tensor, block: int) -> tuple[Tensor, Tensor]:
-        """Rotate and round: int8 [rows, n] and float32 [rows] with x ~ codes * scale; a row of zeros has codes 0."""
-        rows, inputs = x.shape
-        codes, scale = torch.empty(rows, inputs, dtype=torch.int8), torch.empty(rows)
-        start = _need(x, torch.float32, (rows, inputs))
-        check(self._rows(start, None, 0.0, _PLAIN, rows, inputs, block, codes.data_ptr(), scale.data_ptr(), None))
-        return codes, scale
-
-    def _floats(self, x: Tensor, inputs: int, weight: int | None, eps: float, source: int, rows: int, block: int = 0) -> Tensor:
-        out = torch.empty(rows, inputs)
-        start = _need(x, torch.float32, (rows, x.shape[1]))
-        check(self._rows(start, weight, eps, source, rows, inputs, block, None, None, out.data_ptr()))
-        return out
 
 
 class _StepFields(ctypes.Structure):

@@ -40,6 +40,7 @@ _PROTOTYPES: dict[str, tuple[type, tuple[type, ...]]] = {
     "hst_linear": (_INT, (_POINTER,) * 5 + (_LONG,)),
     "hst_rows": (_INT, (_POINTER, _POINTER, _FLOAT, _INT, _LONG, _LONG, _LONG, _POINTER, _POINTER, _POINTER)),
     "hst_rows_linear": (_INT, (_POINTER, _POINTER, _POINTER, _FLOAT, _INT, _POINTER, _POINTER, _LONG)),
+    "hst_rows_linear_top": (_INT, (_POINTER, _POINTER, _POINTER, _FLOAT, _INT, _LONG, _LONG, _POINTER, _POINTER)),
     "hst_mlp": (_INT, (*(_POINTER,) * 4, _FLOAT, _INT, _POINTER, _POINTER, _LONG)),
     "hst_rope_write": (_INT, (_POINTER,) * 9),
     "hst_paged_attention": (_INT, (_POINTER,) * 4 + (_LONG, _POINTER)),

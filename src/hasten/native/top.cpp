@@ -9,7 +9,7 @@
 namespace hasten {
 namespace {
 
-const std::int64_t PIECE_PAIRS = 8, PIECE_OUTPUTS = PIECE_PAIRS * PAIR_OUTPUTS;
+const std::int64_t PIECE_PAIRS = 32, PIECE_OUTPUTS = PIECE_PAIRS * PAIR_OUTPUTS;
 
 // Puts (value, id) in its place of a descending list; ids come in ascending order, so an equal value goes behind.
 void insert(float value, std::int64_t id, std::int64_t k, float* values, std::int64_t* ids) {

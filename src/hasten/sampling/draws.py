@@ -109,14 +109,14 @@ def extend_beams(beams: Sequence[Beam], laws: Sequence[Law], width: int, seed: i
     found: list[Candidate] = []
     for parent, (beam, law) in enumerate(zip(beams, laws, strict=True)):
         drawn = draw_without_replacement(law, width, seed, position, beam.node)
-        free = np.array([child.score for child in drawn])
+        free = np.array([beam.log_probability + child.score for child in drawn])
         for child, score in zip(drawn, _below(beam.score, free), strict=True):
             found.append(Candidate(parent, child.token, beam.log_probability + child.log_probability, float(score)))
     return sorted(found, key=lambda candidate: -candidate.score)[:width]
 
 
 def _below(top: float, scores: FloatArray) -> FloatArray:
-    """Gumbel scores, falling, given that their maximum is ``top`` (Kool et al. 2019, appendix B.3; any common shift cancels)."""
+    """Gumbel scores, falling, given that their maximum is ``top`` (Kool et al. 2019, appendix B.3)."""
     out = np.full(len(scores), top)
     rest = scores[1:]
     with np.errstate(divide="ignore"):  # a child that ties with the first has the first's score

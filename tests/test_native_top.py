@@ -1,0 +1,93 @@
+"""The largest outputs of a layer, found without keeping all of them: the very ids and values of the outputs themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from hasten.native.kernels import PackedLinear, PackedLinear4, round_progressive
+from hasten.native.loader import NativeLibrary, load, status
+
+
+@pytest.fixture(scope="module")
+def native() -> Iterator[NativeLibrary]:
+    library = load()
+    if library is None:
+        pytest.skip(f"native kernels: {status()['reason']}")
+    best, threads = library.best_isa, library.threads
+    yield library
+    library.set_isa(best)
+    library.set_threads(threads)
+
+
+def wanted_top(outputs: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """By value, then by id."""
+    values, ids = outputs.sort(dim=1, descending=True, stable=True)
+    return ids[:, :k], values[:, :k]
+
+
+@pytest.mark.parametrize(("outputs", "inputs"), [(1, 5), (31, 64), (1024, 100), (1025, 128), (3000, 192)])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_ids_and_values_are_those_of_the_outputs(native: NativeLibrary, outputs: int, inputs: int, bits: int) -> None:
+    torch.manual_seed(outputs + bits)
+    block = inputs & -inputs if inputs > 5 else 0
+    layer: PackedLinear | PackedLinear4
+    if bits == 8:
+        weight = torch.randint(-127, 128, (outputs, inputs), dtype=torch.int8)
+        layer = PackedLinear(native, weight, torch.rand(outputs), torch.randn(outputs), block)
+    else:
+        layer = PackedLinear4(native, *round_progressive(native, torch.randn(outputs, inputs)), torch.randn(outputs), block)
+    norm = torch.rand(inputs) + 0.5
+    for rows in (0, 1, 3, 17, 40):
+        x = torch.randn(rows, inputs)
+        native.set_isa(native.best_isa)
+        plain, after = layer(x), layer.after_norm(x, norm, 1e-6)
+        for isa in native.available_isas():
+            native.set_isa(isa)
+            native.set_threads(1 + rows % 3)
+            for k in (1, 2, 16):
+                if k > outputs:
+                    continue
+                for wanted, arguments in ((plain, ()), (after, (norm, 1e-6))):
+                    ids, values = layer.top_k(x, k, *arguments)
+                    wanted_ids, wanted_values = wanted_top(wanted, k)
+                    assert torch.equal(ids, wanted_ids), (isa, rows, k)
+                    assert torch.equal(values, wanted_values), (isa, rows, k)
+            assert torch.equal(layer.argmax(x, norm, 1e-6), after.argmax(1)), (isa, rows)
+
+
+def test_equal_values_go_by_id(native: NativeLibrary) -> None:
+    """Rows of weights that repeat within and across the pieces of work."""
+    native.set_isa(native.best_isa)
+    few = torch.randint(-127, 128, (7, 64), dtype=torch.int8)
+    pick = torch.randint(0, 7, (2000,))
+    layer = PackedLinear(native, few[pick], torch.ones(2000), None, 0)
+    x = torch.randn(5, 64)
+    outputs = layer(x)
+    for threads in (1, 2, 4):
+        native.set_threads(threads)
+        ids, values = layer.top_k(x, 16)
+        assert torch.equal(ids, wanted_top(outputs, 16)[0])
+        assert torch.equal(values, outputs.gather(1, ids))
+    zeros = PackedLinear(native, few[pick] * 0, torch.ones(2000), None, 0)
+    assert torch.equal(zeros.top_k(x, 3)[0], torch.tensor([[0, 1, 2]] * 5))
+
+
+def test_rows_that_are_not_numbers_have_no_ids(native: NativeLibrary) -> None:
+    bias = torch.full((300,), float("nan"))
+    layer = PackedLinear(native, torch.zeros(300, 64, dtype=torch.int8), torch.ones(300), bias, 0)
+    assert layer.argmax(torch.randn(2, 64)).tolist() == [-1, -1]
+    bias[77] = 3.0
+    layer = PackedLinear(native, torch.zeros(300, 64, dtype=torch.int8), torch.ones(300), bias, 0)
+    assert layer.top_k(torch.randn(1, 64), 2)[0].tolist() == [[77, -1]]
+
+
+def test_what_does_not_fit_is_refused(native: NativeLibrary) -> None:
+    layer = PackedLinear(native, torch.zeros(30, 64, dtype=torch.int8), torch.ones(30), None, 0)
+    for k in (0, 17):
+        with pytest.raises(ValueError, match="k must be from 1 to 16"):
+            layer.top_k(torch.randn(1, 64), k)
+    with pytest.raises(ValueError, match="contiguous"):
+        layer.top_k(torch.randn(1, 65), 1)
