@@ -74,6 +74,9 @@ def speeds(modes: Modes, prompts: list[list[int]], params: SamplingParams, quest
     for at, prompt in enumerate(prompts):
         order = (False, True) if at % 2 else (True, False)
         results = {drafting: modes.run([prompt], params, drafting)[0] for drafting in order}
+        where = first_difference(results[False].tokens, results[True].tokens)
+        if where is not None:
+            print(f"question {questions[at]['question_id']}: differs at token {where}", flush=True)
         plain, spec = results[False].speed.tokens_per_second, results[True].speed.tokens_per_second
         if plain is None or spec is None:
             continue

@@ -64,10 +64,14 @@ class ConvertedReader:
         starts = accumulate((item.bytes for item in plan), initial=len(_header(plan, fingerprint)))
         self._places = {item.name: (item, start) for item, start in zip(plan, starts, strict=False)}
 
-    def read(self, name: str) -> Tensor:
+    def read(self, name: str, buffer: Tensor | None = None) -> Tensor:
+        """The tensor, in memory of its own or at the beginning of ``buffer`` (uint8, large enough)."""
         item, start = self._places[name]
         self._file.seek(start)
-        out = torch.empty(item.shape, dtype=item.dtype)
+        if buffer is None:
+            out = torch.empty(item.shape, dtype=item.dtype)
+        else:
+            out = buffer[: item.bytes].view(item.dtype).view(item.shape)
         view = _bytes_of(out)
         while view:
             view = view[self._file.readinto(view) or _truncated() :]

@@ -15,8 +15,8 @@ class Layout:
     """All rows of a batch, segment after segment. T rows, S segments.
 
     ``tokens``, ``positions``, ``slots``: int64 [T]. ``starts`` int32 [S + 1] row borders of segments. ``contexts``, ``chains``
-    int32 [S]. ``block_tables`` int32 [S, widest]. ``depths`` int32 [T]: 0 for chain rows. ``paths`` int32 [T, deepest]: for a node row
-    of depth D the virtual indices of its keys behind the chain, in position order, itself last; D entries count. ``logit_rows``
+    int32 [S]. ``block_tables`` int32 [S, widest]. ``depths`` int32 [T]: 0 for chain rows. ``paths`` int32 [T, deepest]: for a node
+    row of depth D the virtual indices of its keys behind the chain, in position order, itself last; D entries count. ``logit_rows``
     int64 [L].
     """
 

@@ -51,13 +51,13 @@ class FusedLinear:
 
 
 def projections(source: Weights) -> list[FusedLinear]:
-    """Every projection of the decoder in the order it is built: layer by layer, the head last."""
-    out: list[FusedLinear] = []
+    """Every projection of the decoder in the order it is built: the head first, while there is most room for its copy as read."""
+    out = [_fused(source, "head", ("embedding" if source.description.tied_head else "head",))]
     for index in range(source.description.layers):
         base = f"layers.{index}."
         for name, parts in (("qkv", ("q", "k", "v")), ("o", ("o",)), ("gate_up", ("gate", "up")), ("down", ("down",))):
             out.append(_fused(source, base + name, tuple(base + part for part in parts)))
-    return [*out, _fused(source, "head", ("embedding" if source.description.tied_head else "head",))]
+    return out
 
 
 def conversion_plan(source: Weights, precision: Precision) -> list[Planned]:
@@ -188,6 +188,7 @@ class _IntegerMaker:
         self._source, self._precision = source, precision
         self._reader: ConvertedReader | None = None
         self._writer: ConvertedWriter | None = None
+        self._buffers: list[Tensor] = []
         if path is not None:
             plan = conversion_plan(source, precision)
             if is_converted(path, plan, source.fingerprint):
@@ -207,11 +208,23 @@ class _IntegerMaker:
         if _four_bits(linear, self._precision):
             return self._linear4(linear, bias)
         if self._reader is not None:
-            codes, scale = self._reader.read(f"{linear.name}.codes"), self._reader.read(f"{linear.name}.scale")
+            codes = self._reader.read(f"{linear.name}.codes", self._buffer(linear))
+            scale = self._reader.read(f"{linear.name}.scale")
         else:
             codes, scale = quantise_weights(_pieces(self._source, linear.parts), linear.outputs, linear.inputs)
             self._keep(codes, scale)
         return partial(int8_linear, codes, scale, bias)
+
+    def _buffer(self, linear: FusedLinear) -> Tensor | None:
+        """Where codes are read to until they are packed. Used in turn: fresh memory for every projection is memory that the
+        allocator keeps. A head is read once, and needs none."""
+        if linear.name == "head":
+            return None
+        if not self._buffers:
+            largest = max(item.outputs * item.inputs for item in projections(self._source) if item.name != "head")
+            self._buffers = [torch.empty(largest, dtype=torch.uint8) for _ in range(MOST_UNPACKED + 1)]
+        self._buffers.append(self._buffers.pop(0))
+        return self._buffers[-1]
 
     def _linear4(self, linear: FusedLinear, bias: Tensor | None) -> Callable[[], Linear]:
         if self._reader is not None:
