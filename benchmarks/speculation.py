@@ -4,7 +4,8 @@
     python benchmarks/speculation.py smollm2-135m --temperature 0.8 --seed 1 --max-tokens 64 --equality-only
 
 Speed is decoding speed (prompt left out). Plain runs in the same engine with drafting switched off, so that both modes share
-weights, memory and moment. ``--equality-only`` runs the plain texts in a batch, which also puts batch invariance to the test.
+weights, memory and moment; every difference between the two texts is printed. ``--equality-only`` runs the plain texts in one
+batch and the drafted ones in batches of ``--batch``, which puts batch invariance to the test as well.
 """
 
 from __future__ import annotations
@@ -47,24 +48,30 @@ def prompts_of(llm: LLM, questions: list[dict[str, Any]]) -> list[list[int]]:
     room = llm.context_length
     out = []
     for question in questions:
-        tokens = llm.render_chat([{"role": "user", "content": question["turns"][0]}])
+        text = question["turns"][0]
+        tokens = llm.render_chat([{"role": "user", "content": text}]) if llm.has_chat_template else llm.encode(text)
         out.append(tokens[: room - 512] if len(tokens) > room - 512 else tokens)
     return out
 
 
-def equality(modes: Modes, prompts: list[list[int]], params: SamplingParams, questions: list[dict[str, Any]]) -> int:
-    """Print every difference; returns how many prompts differ."""
+def equality(modes: Modes, prompts: list[list[int]], params: SamplingParams, questions: list[dict[str, Any]], batch: int) -> int:
+    """Print every difference; returns how many prompts differ. Plain all together, drafted ``batch`` prompts at a time."""
     plain = modes.run(prompts, params, drafting=False)
-    different = 0
-    tokens = 0
-    for at, prompt in enumerate(prompts):
-        spec = modes.run([prompt], params, drafting=True)[0]
-        tokens += len(spec.tokens)
-        where = first_difference(plain[at].tokens, spec.tokens)
-        if where is not None:
-            different += 1
-            print(f"question {questions[at]['question_id']}: differs at token {where}", flush=True)
-    print(f"{len(prompts)} prompts, {tokens} tokens: {different} prompts differ (temperature {params.temperature})")
+    different = tokens = drafted = accepted = 0
+    for start in range(0, len(prompts), batch):
+        for at, spec in enumerate(modes.run(prompts[start : start + batch], params, drafting=True), start=start):
+            tokens += len(spec.tokens)
+            drafted += spec.speculation.drafted
+            accepted += spec.speculation.accepted
+            where = first_difference(plain[at].tokens, spec.tokens)
+            if where is not None:
+                different += 1
+                print(f"question {questions[at]['question_id']}: differs at token {where}", flush=True)
+    print(
+        f"{modes.llm.name}, temperature {params.temperature}: {len(prompts)} prompts, {tokens} tokens, {drafted} drafted, "
+        f"{accepted} accepted: {different} prompts differ",
+        flush=True,
+    )
     return different
 
 
@@ -119,13 +126,14 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--equality-only", action="store_true")
+    parser.add_argument("--batch", type=int, default=1, help="prompts drafted together with --equality-only")
     args = parser.parse_args()
     params = SamplingParams(temperature=args.temperature, seed=args.seed, max_tokens=args.max_tokens, ignore_eos=True)
     questions = spec_bench(args.per_category)
     llm = LLM(args.model, draft=args.draft, precision=args.precision)
     modes, prompts = Modes(llm), prompts_of(llm, questions)
     if args.equality_only:
-        sys.exit(1 if equality(modes, prompts, params, questions) else 0)
+        sys.exit(1 if equality(modes, prompts, params, questions, args.batch) else 0)
     rows = speeds(modes, prompts, params, questions)
     print(table(["group", "plain tok/s", "speculative tok/s", "ratio", "tokens a round", "speed-up as reported", "prompts"], rows))
     print(json.dumps({"model": args.model, "read_GB_s": round(read_bandwidth() / 1e9, 2), **vars(args), **machine()}))

@@ -68,10 +68,8 @@ class ConvertedReader:
         """The tensor, in memory of its own or at the beginning of ``buffer`` (uint8, large enough)."""
         item, start = self._places[name]
         self._file.seek(start)
-        if buffer is None:
-            out = torch.empty(item.shape, dtype=item.dtype)
-        else:
-            out = buffer[: item.bytes].view(item.dtype).view(item.shape)
+        memory = torch.empty(item.bytes, dtype=torch.uint8) if buffer is None else buffer[: item.bytes]
+        out = memory.view(item.dtype).view(item.shape)
         view = _bytes_of(out)
         while view:
             view = view[self._file.readinto(view) or _truncated() :]
