@@ -78,7 +78,7 @@ def perplexity(name: str, precision: str, chunks: int, chunk: int = 512) -> floa
     model = load_model(name, model_path(name), config, torch.device("cpu"), silent)
     text = shared_data("wikitext2_test_part.txt").read_text()
     tokens = model.tokenizer.encode(text[: chunks * chunk * 8], add_bos=False)
-    lead = [] if model.tokenizer.bos_token_id is None else [model.tokenizer.bos_token_id]
+    lead = list(model.tokenizer.prefix_ids)
     total, count = 0.0, 0
     for start in range(0, chunk * chunks, chunk):
         piece = lead + tokens[start : start + chunk - len(lead)]
