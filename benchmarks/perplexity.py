@@ -20,7 +20,7 @@ from hasten.model.catalogue import resolve
 
 
 def perplexity(model: LoadedModel, tokens: list[int], chunk: int, chunks: int) -> float:
-    """exp of the mean negative log-likelihood of tokens 1.. of each chunk (each starts afresh, after what the tokenizer puts first)."""
+    """exp of the mean loss of tokens 1.. of each chunk (each starts afresh, after what the tokenizer puts first)."""
     lead = list(model.tokenizer.prefix_ids)
     total, count = 0.0, 0
     for start in range(0, chunk * chunks, chunk):
