@@ -18,12 +18,17 @@ LEAST_SURVIVAL = 0.02  # less likely nodes are not worth a row on any machine
 
 
 def best_first(
-    start: State, follow: Callable[[State], Iterable[tuple[int, float, State]]], nodes: int, depth: int, drafter: str
+    start: State,
+    follow: Callable[[State], Iterable[tuple[int, float, State]]],
+    nodes: int,
+    depth: int,
+    drafter: str,
+    least: float = LEAST_SURVIVAL,
 ) -> DraftTree:
     """The likeliest ``nodes`` continuations, none deeper than ``depth``; fewer where nothing likely is left.
 
     ``follow(state)`` gives (token, P(accepted | parent accepted), state after it) of the candidates after a node, tokens distinct.
-    Equal survivals stand in the order in which they were given.
+    Nodes that survive less often than ``least`` are left out. Equal survivals stand in the order in which they were given.
     """
     tree = DraftTree()
     leaves: list[tuple[float, int, int, int, float, State, int]] = []
@@ -31,7 +36,7 @@ def best_first(
     while len(tree) < nodes:
         if level < depth:
             for token, score, after in follow(state):
-                if survival * score >= LEAST_SURVIVAL:
+                if survival * score >= least:
                     heappush(leaves, (-survival * score, order, parent, token, score, after, level + 1))
                     order += 1
         if not leaves:

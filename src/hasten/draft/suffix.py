@@ -24,10 +24,11 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator
-from heapq import heappop, heappush
+from functools import partial
 
-from hasten.core.types import ROOT, DraftTree, Sequence
+from hasten.core.types import DraftTree, Sequence
 from hasten.draft.base import DraftBudget, Drafter
+from hasten.draft.best_first import best_first
 
 GRAM_LENGTHS = (6, 2, 1)
 MOST_MATCHES = 24  # looked at for each gram length, the most recent ones
@@ -40,7 +41,6 @@ _BY_LENGTH = [float(length * length) for length in range(LONGEST_MATCH + 1)]
 _BY_RANK = [(1.0 + rank) ** -0.5 for rank in range(len(GRAM_LENGTHS) * MOST_MATCHES)]
 
 Match = tuple[int, int]  # index of the token that followed, and how many tokens before it equal the text's end
-Leaf = tuple[float, int, int, int, float, list[Match], int]  # -survival, order, parent, token, score, matches, depth
 
 
 class GramIndex:
@@ -125,25 +125,8 @@ def vote(tokens: list[int], matches: list[Match]) -> list[tuple[int, float, list
 
 def grow(memory: SuffixMemory, nodes: int, depth: int) -> DraftTree:
     """The likeliest ``nodes`` continuations, none deeper than ``depth``; fewer where nothing likely is left."""
-    tree = DraftTree()
-    leaves: list[Leaf] = []
-    tokens, order = memory.tokens, 0
-    parent, parent_depth, survival, matches = ROOT, 0, 1.0, memory.matches()
-    while len(tree) < nodes:
-        if parent_depth < depth:
-            for token, score, agreeing in vote(tokens, matches):
-                if survival * score >= LEAST_SURVIVAL:
-                    heappush(leaves, (-survival * score, order, parent, token, score, agreeing, parent_depth + 1))
-                    order += 1
-        if not leaves:
-            break
-        loss, _, above, token, score, matches, parent_depth = heappop(leaves)
-        survival, parent = -loss, len(tree)
-        tree.tokens.append(token)  # not tree.add: siblings are distinct by construction
-        tree.parents.append(above)
-        tree.scores.append(score)
-        tree.drafters.append(SuffixDrafter.name)
-    return tree
+    follow = partial(vote, memory.tokens)
+    return best_first(memory.matches(), follow, nodes, depth, SuffixDrafter.name, LEAST_SURVIVAL)
 
 
 class SuffixDrafter(Drafter):
