@@ -55,12 +55,19 @@ class Drafter:
     def begin(self, sequence: Sequence) -> None:
         """Get ready for a sequence, with whatever memory it takes."""
 
+    def serves(self, sequence: Sequence) -> bool:
+        """Whether there may ever be a guess for this sequence; asked once, after ``begin``. False: it is never asked for any."""
+        return True
+
     def propose(self, sequences: list[Sequence], budgets: list[DraftBudget]) -> list[DraftTree]:
         """One tree a sequence, maybe empty, of guesses at what follows ``sequence.tokens``."""
         return [DraftTree() for _ in sequences]
 
     def observe(self, sequence: Sequence, tree: DraftTree, verdict: Verdict) -> None:
-        """Learn what became of the nodes that were verified; ``sequence.tokens`` has grown by ``verdict.tokens`` already."""
+        """Learn what became of the nodes that were verified; ``sequence.tokens`` has grown by ``verdict.tokens`` already.
+
+        Called after the sequence's first token and after rounds in which this drafter was asked; not after plain ones, so that a
+        drafter that is off costs nothing."""
 
     def end(self, sequence: Sequence) -> None:
         """Let go of everything kept for the sequence."""

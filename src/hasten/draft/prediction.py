@@ -113,6 +113,9 @@ class PredictionDrafter(Drafter):
         if sequence.prediction:
             self._followers[sequence.id] = Follower(sequence.prediction)
 
+    def serves(self, sequence: Sequence) -> bool:
+        return sequence.id in self._followers
+
     def propose(self, sequences: list[Sequence], budgets: list[DraftBudget]) -> list[DraftTree]:
         """Follow the answer to where it is now, and grow a tree along what is predicted from there."""
         trees: list[DraftTree] = []

@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 from hasten.control.accounts import Tally
 from hasten.control.controller import Controller
 from hasten.control.memory import Memory
@@ -18,6 +20,7 @@ from hasten.core.config import SpeculationParams
 from hasten.core.types import ROOT, DraftTree, Sequence, Verdict
 from hasten.draft.base import DraftBudget, Drafter
 from hasten.engine.scheduler import Scheduled
+from hasten.sampling.likeliest import likeliest
 
 log = logging.getLogger(__name__)
 DEEPEST = 24
@@ -34,14 +37,10 @@ class Drafting:
     vocabulary: int
     memory: Memory | None = None
     clock: Callable[[], float] = time.perf_counter
-    _broken: set[tuple[str, int]] = field(default_factory=set)
+    _out: set[tuple[str, int]] = field(default_factory=set)  # drafters that take no part in a sequence: silent or broken ones
     _wishes: dict[int, SpeculationParams] = field(default_factory=dict)
     _seen: dict[tuple[str, int], int] = field(default_factory=dict)  # tokens a paid drafter has read of a sequence
     _rounds: dict[int, Round] = field(default_factory=dict)  # of the step in progress, by sequence id
-
-    @property
-    def likeliest_wanted(self) -> int:
-        return max((drafter.likeliest_wanted for drafter in self.drafters), default=0)
 
     def begin(self, sequence: Sequence, wish: SpeculationParams = AUTO) -> None:
         self._wishes[sequence.id] = wish
@@ -50,6 +49,8 @@ class Drafting:
         for drafter in self.drafters:
             try:
                 drafter.begin(sequence)
+                if not drafter.serves(sequence):
+                    self._out.add((drafter.name, sequence.id))
             except Exception as problem:
                 self._switch_off(drafter, sequence, problem)
 
@@ -59,9 +60,12 @@ class Drafting:
         if not self.drafters:
             return
         decoding = [item for item in items if item.completes and item.sequence.output_length > 0]
-        rounds = [Round.of(item.sequence, self._wishes.get(item.sequence.id, AUTO)) for item in decoding]
+        wishes = [self._wishes.get(item.sequence.id, AUTO) for item in decoding]
+        if all(wish.mode == "off" for wish in wishes):
+            return
+        rounds = [Round.of(item.sequence, wish) for item, wish in zip(decoding, wishes, strict=True)]
         self._rounds = {round.sequence: round for round in rounds}
-        if not rounds or not self.controller.open(rounds) or room <= 0:
+        if not self.controller.open(rounds) or room <= 0:
             return
         started = self.clock()
         # Free drafters first: a paid one is worth what it adds to theirs.
@@ -75,7 +79,7 @@ class Drafting:
         _share_deciding(rounds, self.clock() - started)
 
     def _wanted(self, drafter: Drafter, sequence: Sequence, round: Round) -> bool:
-        if (drafter.name, sequence.id) in self._broken or round.wish.mode == "off":
+        if (drafter.name, sequence.id) in self._out or round.wish.mode == "off":
             return False
         return self.controller.ask(drafter.name, drafter.paid, round)
 
@@ -119,9 +123,11 @@ class Drafting:
             round.catching_up[drafter.name] = reading
             self._seen[drafter.name, sequence.id] = round.context
 
-    def observe(self, sequence: Sequence, tree: DraftTree, verdict: Verdict) -> None:
+    def observe(self, sequence: Sequence, tree: DraftTree, verdict: Verdict, logits: Tensor) -> None:
         """After the sequence has grown by the verdict's tokens. ``tree`` is what was verified: what was selected, or nothing where
-        blocks ran out."""
+        blocks ran out; ``logits`` [1 + nodes, vocabulary] are the target's.
+
+        Drafters learn of the first token and of rounds that they were asked in; what that takes is charged to them."""
         if not self.drafters or self._wishes.get(sequence.id, AUTO).mode == "off":
             return
         round = self._rounds.get(sequence.id)
@@ -129,19 +135,33 @@ class Drafting:
             if len(tree) != len(round.verified):
                 round.keep(set())
             self.controller.observe(round, verdict.path)
-        for drafter in self.drafters:
-            if (drafter.name, sequence.id) not in self._broken:
-                started = self.clock()
-                try:
-                    drafter.observe(sequence, tree, verdict)
-                except Exception as problem:
-                    self._switch_off(drafter, sequence, problem)
-                if round is not None and drafter.name in round.seconds:
-                    round.seconds[drafter.name] += self.clock() - started
+        learning = [drafter for drafter in self.drafters if self._learns(drafter, sequence, round)]
+        self._find_likeliest(learning, verdict, logits, round)
+        for drafter in learning:
+            started = self.clock()
+            try:
+                drafter.observe(sequence, tree, verdict)
+            except Exception as problem:
+                self._switch_off(drafter, sequence, problem)
+            if round is not None:
+                round.seconds[drafter.name] += self.clock() - started
+
+    def _learns(self, drafter: Drafter, sequence: Sequence, round: Round | None) -> bool:
+        return (drafter.name, sequence.id) not in self._out and (round is None or drafter.name in round.seconds)
+
+    def _find_likeliest(self, learning: list[Drafter], verdict: Verdict, logits: Tensor, round: Round | None) -> None:
+        wanting = [drafter for drafter in learning if drafter.likeliest_wanted]
+        if not wanting:
+            return
+        started = self.clock()
+        verdict.likeliest = likeliest(logits[:, : self.vocabulary], max(drafter.likeliest_wanted for drafter in wanting))
+        if round is not None:
+            for drafter in wanting:
+                round.seconds[drafter.name] += (self.clock() - started) / len(wanting)
 
     def settle(self, items: list[Scheduled], rows: int, forward: float, whole: float) -> None:
         """A step of these items is over, ``whole`` seconds after it began: learn what it cost and what drafting brought."""
-        if not self.drafters:
+        if not self._rounds:
             return
         rounds = [self._rounds[item.sequence.id] for item in items if item.sequence.id in self._rounds]
         # Prompt chunks have other shapes than decoding steps and would distort the curve.
@@ -153,7 +173,7 @@ class Drafting:
         self.controller.finish(sequence.id, kind_of(sequence.params), sequence.output_length, complete)
         wish = self._wishes.pop(sequence.id, AUTO)
         for drafter in self.drafters if wish.mode != "off" else ():
-            self._broken.discard((drafter.name, sequence.id))
+            self._out.discard((drafter.name, sequence.id))
             self._seen.pop((drafter.name, sequence.id), None)
             try:
                 drafter.end(sequence)
@@ -171,7 +191,7 @@ class Drafting:
         return {drafter.name: self.controller.tallies.get(drafter.name, Tally()) for drafter in self.drafters}
 
     def _switch_off(self, drafter: Drafter, sequence: Sequence, problem: Exception) -> None:
-        self._broken.add((drafter.name, sequence.id))
+        self._out.add((drafter.name, sequence.id))
         log.warning("Drafter '%s' failed (%r) and is off for request %s.", drafter.name, problem, sequence.request_id)
 
 

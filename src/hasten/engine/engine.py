@@ -21,7 +21,6 @@ from hasten.engine.text import TextStream
 from hasten.model.executor import Executor
 from hasten.model.tokenizer import Tokenizer
 from hasten.sampling.filters import History
-from hasten.sampling.likeliest import likeliest
 from hasten.sampling.noise import derive_seed, fresh_seed
 from hasten.sampling.verify import verify_tree
 
@@ -149,8 +148,6 @@ class Engine:
             limit=sequence.tokens_left,
             vocabulary_size=self.vocabulary,
         )
-        if self.drafting.likeliest_wanted:
-            verdict.likeliest = likeliest(logits[:, : self.vocabulary], self.drafting.likeliest_wanted)
         first_round = sequence.output_length == 0
         emitted = self._append(request, sequence, verdict, provenance_of(tree, verdict.path, len(verdict.tokens)))
         accepted = verdict.path[:emitted]
@@ -160,7 +157,7 @@ class Engine:
         if not first_round:
             request.account(tree, accepted)
         request.clock(emitted, self._plain_step())
-        self.drafting.observe(sequence, tree, verdict)
+        self.drafting.observe(sequence, tree, verdict, logits)
         if sequence.finished:
             self._leave(sequence)
         request.tell(answer, self._completion(request) if request.finished else None)
