@@ -106,9 +106,9 @@ class Own:
     def acceptance(self, standing: Standing) -> float:
         return self.evidence.acceptance(standing.acceptance, SHRINKAGE)
 
-    def probe_due(self) -> bool:
-        """One more round is passed over; True when it is time to look again."""
-        self.off += 1
+    def probe_due(self, rounds: int = 1) -> bool:
+        """So many more rounds are passed over; True when it is time to look again."""
+        self.off += rounds
         return self.off >= self.interval
 
     def settle(self, seconds: float) -> None:

@@ -56,6 +56,7 @@ class Controller:
     _own: dict[tuple[str, int], Own] = field(default_factory=dict)
     _askers: dict[str, int] = field(default_factory=dict)  # sequences that shared a drafter's passes when it was last asked
     _gain: Average = field(default_factory=lambda: Average(0.1))
+    _steps: int = 1  # since the last one that was looked at
     _since_plain: int = 0
     _reference: int = FIRST_REFERENCE
     _plain_ratios: deque[float] = field(default_factory=lambda: deque([1.0], REMEMBERED_STEPS))
@@ -72,9 +73,10 @@ class Controller:
             return self._bias * (self.curve.predict(sequences) + self.overhead.predict(sequences))
         return self._bias * (self.curve.step([(1, context) for context in sequences]) + self.overhead.predict(len(sequences)))
 
-    def open(self, rounds: Sequence[Round]) -> bool:
-        """A step begins. False when it should be plain: what plain decoding costs must be known from steps, not only from the
-        curve, and the more often the less drafting gains."""
+    def open(self, rounds: Sequence[Round], rested: int = 0) -> bool:
+        """A step begins, after ``rested`` plain ones that were not looked at. False when it should be plain: what plain decoding
+        costs must be known from steps, not only from the curve, and the more often the less drafting gains."""
+        self._steps = 1 + rested
         self._shapes = [(1, round.context) for round in rounds]
         if not self.curve.known:
             return True
@@ -166,7 +168,7 @@ class Controller:
         return True, "it begins"
 
     def _probe(self, own: Own, standing: Standing, why: str) -> tuple[bool, str]:
-        if standing.free > 0.0 and own.probe_due():
+        if standing.free > 0.0 and own.probe_due(self._steps):
             own.probing, own.reserved = True, self._unit
             standing.reserved += self._unit
             return True, f"{why}; it is tried again"
@@ -344,9 +346,9 @@ class Controller:
             took = round.seconds.get(drafter)
             standing = self.standing(drafter, round.kind)
             if took is None:
-                standing.book(earned, self._plain)
+                standing.book(self._steps * earned, self._plain)
                 if own is not None and own.begun:
-                    own.balance = min(own.balance + earned, own.allowance)
+                    own.balance = min(own.balance + self._steps * earned, own.allowance)
                 continue
             rows = round.verified_origins.count(drafter)
             net = brought.get(drafter, 0) * self._unit - took - rows * row_seconds

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hasten.control.accounts import Tally
 from hasten.control.controller import Controller
+from hasten.control.cost import Average
 from hasten.control.memory import Memory
 from hasten.control.rounds import Round, kind_of
 from hasten.core.config import SpeculationParams
@@ -24,6 +25,7 @@ from hasten.sampling.likeliest import likeliest
 
 log = logging.getLogger(__name__)
 DEEPEST = 24
+LONGEST_REST = 8  # steps
 AUTO = SpeculationParams()
 
 
@@ -41,9 +43,13 @@ class Drafting:
     _wishes: dict[int, SpeculationParams] = field(default_factory=dict)
     _seen: dict[tuple[str, int], int] = field(default_factory=dict)  # tokens a paid drafter has read of a sequence
     _rounds: dict[int, Round] = field(default_factory=dict)  # of the step in progress, by sequence id
+    _rest: int = 0  # steps of the present rest: while nobody drafts, most steps are not even looked at
+    _rested: int = 0
+    _settling: Average = field(default_factory=lambda: Average(0.1))  # seconds that the books of a round take
 
     def begin(self, sequence: Sequence, wish: SpeculationParams = AUTO) -> None:
         self._wishes[sequence.id] = wish
+        self._rest = 0
         if wish.mode == "off":
             return
         for drafter in self.drafters:
@@ -56,8 +62,12 @@ class Drafting:
 
     def propose(self, items: list[Scheduled], room: int) -> None:
         """Give a tree to every item that chooses a token after its first one. ``room`` bounds the nodes of all of them."""
+        began = self.clock()
         self._rounds.clear()
         if not self.drafters:
+            return
+        if self._rested < self._rest:
+            self._rested += 1
             return
         decoding = [item for item in items if item.completes and item.sequence.output_length > 0]
         wishes = [self._wishes.get(item.sequence.id, AUTO) for item in decoding]
@@ -65,18 +75,22 @@ class Drafting:
             return
         rounds = [Round.of(item.sequence, wish) for item, wish in zip(decoding, wishes, strict=True)]
         self._rounds = {round.sequence: round for round in rounds}
-        if not self.controller.open(rounds) or room <= 0:
+        rested, self._rested = self._rested, 0
+        if not self.controller.open(rounds, rested) or room <= 0:
             return
-        started = self.clock()
         # Free drafters first: a paid one is worth what it adds to theirs.
         for drafter in sorted(self.drafters, key=lambda drafter: drafter.paid):
             chosen = [at for at, item in enumerate(decoding) if self._wanted(drafter, item.sequence, rounds[at])]
             if chosen:
                 self._ask(drafter, [decoding[at].sequence for at in chosen], [rounds[at] for at in chosen], room // len(decoding))
+        if not any(round.seconds for round in rounds):
+            self._rest = min(LONGEST_REST, 2 * self._rest + 1)
+            return
+        self._rest = 0
         rows = sum(item.chain for item in items)
-        for item, tree in zip(decoding, self.controller.select(rounds, rows, self.clock() - started), strict=True):
+        for item, tree in zip(decoding, self.controller.select(rounds, rows, self.clock() - began), strict=True):
             item.tree = tree
-        _share_deciding(rounds, self.clock() - started)
+        _share_deciding(rounds, self.clock() - began + (self._settling.value or 0.0))
 
     def _wanted(self, drafter: Drafter, sequence: Sequence, round: Round) -> bool:
         if (drafter.name, sequence.id) in self._out or round.wish.mode == "off":
@@ -163,10 +177,12 @@ class Drafting:
         """A step of these items is over, ``whole`` seconds after it began: learn what it cost and what drafting brought."""
         if not self._rounds:
             return
+        began = self.clock()
         rounds = [self._rounds[item.sequence.id] for item in items if item.sequence.id in self._rounds]
         # Prompt chunks have other shapes than decoding steps and would distort the curve.
         pure = len(rounds) == len(items)
         self.controller.settle(rounds, rows, forward, whole, [drafter.name for drafter in self.drafters], pure)
+        self._settling.observe(self.clock() - began)
 
     def end(self, sequence: Sequence) -> None:
         complete = sequence.finish_reason in ("stop", "length") and sequence.output_length > 0
@@ -196,7 +212,7 @@ class Drafting:
 
 
 def _share_deciding(rounds: list[Round], spent: float) -> None:
-    """What merging and choosing took beyond the drafters' own time is charged to those who bid."""
+    """What the round took beyond the drafters' own time (choosing, merging, keeping the books) is charged to those who bid."""
     asked = [(round, name) for round in rounds for name in round.seconds]
     rest = spent - sum(round.seconds[name] for round, name in asked)
     for round, name in asked:
