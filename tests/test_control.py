@@ -69,6 +69,16 @@ def test_drift_follows_the_machine_and_outliers_do_not_move_it() -> None:
     assert curve.predict(1) == pytest.approx(30.0, rel=0.1)
 
 
+def test_rows_that_keep_taking_far_longer_are_believed_where_others_fit() -> None:
+    curve = CostCurve.measured({1: 1.0, 64: 1.2})
+    for _ in range(9):
+        curve.observe(1, 1.0)
+        curve.observe(8, 6.0)
+    assert curve.predict(1) == pytest.approx(1.0, rel=0.1)
+    assert curve.predict(8) == pytest.approx(6.0, rel=0.1)
+    assert curve.predict(64) >= curve.predict(8)
+
+
 def test_a_wrong_shape_is_corrected_by_running() -> None:
     curve = CostCurve.measured({1: 1.0, 16: 1.1})
     for _ in range(600):

@@ -246,7 +246,6 @@ def test_long_prompts_are_read_for_long_answers() -> None:
     assert simulated.run(3000) < 0.7
 
 
-@pytest.mark.xfail(reason="a profile ten times wrong still costs some 7 % until the curve has learnt its shape")
 def test_never_slower_where_the_profile_is_wrong() -> None:
     """It says that rows are free, and they are not."""
     simulated = Machine(only_text, {"text": tempting}, STEEP, believed={1: 0.010, 64: 0.012})

@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 
 DRIFT_WEIGHT = 0.05
 POINT_WEIGHT = 0.02
+START_WEIGHT = 3.0  # steps that a point's start-up measurement is worth
 MOST_CORRECTION = 3.0
 OUTLIER = 3.0  # a step this many times its prediction was interrupted by something else and teaches nothing
-PATIENCE = 8  # outliers in a row after which the machine is believed to have changed
+PATIENCE = 8  # outliers of as many rows, in a row, after which they are believed
 LINE_FORGETTING = 0.98
 
 Shape = tuple[int, int]  # rows and context of one sequence in a step
@@ -35,10 +36,13 @@ class CostCurve:
     reference: int = 0
     _corrections: list[float] = field(default_factory=list)
     _base: list[float] = field(default_factory=list)
-    _outliers: int = 0
+    _evidence: list[float] = field(default_factory=list)  # steps that each point has learnt from
+    _outliers: dict[int, list[float]] = field(default_factory=dict)  # ratios to the prediction, by rows
+    _since_fit: int = PATIENCE  # steps since one, of whatever rows, took what was predicted
 
     def __post_init__(self) -> None:
         self._corrections = [1.0] * len(self.rows)
+        self._evidence = [START_WEIGHT] * len(self.rows)
         self._repair()
 
     @classmethod
@@ -80,16 +84,40 @@ class CostCurve:
     def observe(self, rows: int, seconds: float) -> None:
         """A pass of that many rows at the reference context took that long."""
         if not self.known:
-            self.rows, self.seconds, self._corrections = [rows], [seconds], [1.0]
+            self.rows, self.seconds, self._corrections, self._evidence = [rows], [seconds], [1.0], [START_WEIGHT]
             self._repair()
             return
         ratio = seconds / max(self.predict(rows), 1e-12)
-        self._outliers = self._outliers + 1 if not 1 / OUTLIER < ratio < OUTLIER else 0
-        if self._outliers > PATIENCE:
-            self.drift, self._outliers = self.drift * ratio, 0
-        elif not self._outliers:
+        if 1 / OUTLIER < ratio < OUTLIER:
+            self._outliers.pop(rows, None)
+            self._since_fit = 0
             self.drift *= 1.0 + DRIFT_WEIGHT * (ratio - 1.0)
             self._correct(rows, ratio)
+            return
+        self._since_fit += 1
+        seen = self._outliers.setdefault(rows, [])
+        seen.append(ratio)
+        if len(seen) == PATIENCE:
+            self._believe(rows, sorted(seen)[PATIENCE // 2])
+
+    def _believe(self, rows: int, ratio: float) -> None:
+        """Passes of that many rows keep taking ``ratio`` times what is predicted: where others take what they should, the shape is
+        wrong there; where none does, the machine has changed."""
+        self._outliers.clear()
+        if self._since_fit >= PATIENCE:
+            self.drift *= ratio
+            return
+        seconds, slope = ratio * self.predict(rows) / self.drift, self._slope(rows)
+        at = bisect.bisect_left(self.rows, rows)
+        if at == len(self.rows) or self.rows[at] != rows:
+            self.rows.insert(at, rows)
+            self.seconds.insert(at, seconds)
+            self._corrections.insert(at, 1.0)
+            self._evidence.insert(at, START_WEIGHT)
+            if self.slopes:
+                self.slopes.insert(at, slope)
+        self.seconds[at], self._corrections[at], self._evidence[at] = seconds, 1.0, START_WEIGHT
+        self._repair()
 
     def shape_at(self, rows: int, context: int) -> float:
         """Seconds of one sequence's pass, without drift: what was measured, for tables and pictures."""
@@ -102,7 +130,8 @@ class CostCurve:
         span = self.rows[right] - self.rows[left]
         share = (rows - self.rows[left]) / span if span else 1.0
         for at, weight in {left: 1.0 - share, right: share}.items():
-            moved = self._corrections[at] * (1.0 + POINT_WEIGHT * weight * (ratio - 1.0))
+            self._evidence[at] += weight
+            moved = self._corrections[at] * (1.0 + max(POINT_WEIGHT, 1.0 / self._evidence[at]) * weight * (ratio - 1.0))
             self._corrections[at] = min(MOST_CORRECTION, max(1.0 / MOST_CORRECTION, moved))
         self._repair()
 
