@@ -18,6 +18,7 @@ from hasten.control.cost import CostCurve, Line
 from hasten.control.memory import Memory
 from hasten.control.profile import NEAR, Setting, checked, curve_of, floor_and_knee, load, measure, save
 from hasten.control.selection import best_count, survivals
+from hasten.control.step_costs import StepCosts
 from hasten.core.config import EngineConfig, SpeculationParams, parse_control
 from hasten.core.errors import ConfigError, InvalidRequest
 from hasten.core.types import ROOT, DraftTree
@@ -198,10 +199,30 @@ def test_expected_tokens() -> None:
 
 
 def test_best_depth_is_the_enumerated_optimum() -> None:
-    depth, rate = rules.best_depth(0.8, lambda k: 1.0 + 0.1 * k)
-    assert rate == pytest.approx(max((1 + rules.expected_tokens(k, 0.8)) / (1 + 0.1 * k) for k in range(25)))
-    assert rules.best_depth(0.0, lambda k: 1.0 + 0.1 * k) == (0, 1.0)
-    assert depth > rules.best_depth(0.8, lambda k: 1.0 + 0.4 * k)[0]
+    depth = rules.best_depth(0.8, lambda k: 1.0 + 0.1 * k)
+    rates = [(1 + rules.expected_tokens(k, 0.8)) / (1 + 0.1 * k) for k in range(25)]
+    assert rates[depth] == max(rates)
+    assert rules.best_depth(0.0, lambda k: 1.0 + 0.1 * k) == 0
+    assert depth > rules.best_depth(0.8, lambda k: 1.0 + 0.4 * k)
+
+
+def test_the_best_group_is_the_enumerated_optimum() -> None:
+    acceptances, offered, plain = [0.9, 0.8, 0.5, 0.1], [0.0, 0.3, 0.0, 0.0], 1.0
+    level, rows = lambda members: 0.1 + 0.02 * members, lambda more: 0.004 * more + 0.001 * more**2
+
+    def rate(members: int, depth: int) -> float:
+        tokens = len(offered) + sum(offered)
+        for at in range(members):
+            tokens += max(0.0, rules.expected_tokens(depth, acceptances[at]) - offered[at])
+        return tokens / (plain + depth * level(members) + rows(members * depth))
+
+    best = max(product(range(1, 5), range(1, 9)), key=lambda pair: rate(*pair))
+    members, depth, gain = rules.best_group(acceptances, offered, plain, level, rows, 8)
+    assert (members, depth) == best
+    assert 0 < members < 4
+    assert depth > 1
+    assert gain == pytest.approx(rate(*best) / rate(0, 0))
+    assert rules.best_group(acceptances, offered, plain, lambda members: 9.0, rows, 8) == (0, 0, 1.0)
 
 
 def test_the_entropy_threshold_moves_as_in_the_paper() -> None:
@@ -243,7 +264,7 @@ def test_a_standing_in_the_red_is_bounded_by_its_credit() -> None:
 
 
 def learnt() -> Controller:
-    controller = Controller(CostCurve())
+    controller = Controller(StepCosts(CostCurve()))
     for score in (0.1, 0.5, 0.97):
         controller.calibrator.observe("lm", score, score > 0.3, "warm")
     controller.standing("lm", "warm").book(-0.3, 0.05)
@@ -252,7 +273,7 @@ def learnt() -> Controller:
 
 
 def test_what_was_learnt_survives_a_restart(tmp_path: Path) -> None:
-    memory, again = Memory(tmp_path / "sub" / "pair.json"), Controller(CostCurve())
+    memory, again = Memory(tmp_path / "sub" / "pair.json"), Controller(StepCosts(CostCurve()))
     assert not memory.load(again)
     memory.save(learnt())
     assert memory.load(again)
@@ -272,7 +293,7 @@ def test_damaged_memories_never_stop_anything(tmp_path: Path, caplog: pytest.Log
         damaged.append(json.dumps(content | {name: nonsense}))
     for text in damaged:
         path.write_text(text)
-        controller = Controller(CostCurve())
+        controller = Controller(StepCosts(CostCurve()))
         memory.load(controller)
         assert 0.0 <= controller.calibrator.probability("lm", 0.5, "warm") <= 1.0
         memory.save(learnt())

@@ -19,6 +19,7 @@ import torch
 from hasten.control.controller import Controller
 from hasten.control.cost import CostCurve
 from hasten.control.memory import Memory
+from hasten.control.step_costs import StepCosts
 from hasten.core.config import SpeculationParams
 from hasten.core.types import ROOT, DraftTree, SamplingParams, Sequence, Verdict
 from hasten.draft.base import DraftBudget, Drafter
@@ -102,7 +103,9 @@ class Machine:
         self.rng = random.Random(5)
         self.made = self.drafters(self.clock)
         if self.controller is None:
-            self.controller = Controller(CostCurve.measured(self.believed or self.points), rule=self.rule, depth=self.depth)
+            self.controller = Controller(
+                StepCosts(CostCurve.measured(self.believed or self.points)), rule=self.rule, depth=self.depth
+            )
         self.drafting = Drafting(self.made, self.controller, 8, clock=self.clock)
         self.ids = itertools.count()
         self.running: list[Sequence] = []
@@ -293,6 +296,15 @@ def test_auto_is_near_the_best_fixed_depth() -> None:
         assert auto <= 1.08 * fixed
 
 
+@pytest.mark.parametrize(("batch", "acceptance", "near"), [(4, 0.75, 1.08), (4, 0.85, 1.1), (8, 0.75, 1.08), (8, 0.85, 1.12)])
+def test_auto_is_near_the_best_fixed_depth_in_batches(batch: int, acceptance: float, near: float) -> None:
+    """A level is dear for one sequence and cheap for many: it must be decided for all at once."""
+    law: Accepts = lambda token, sequence: acceptance  # noqa: E731
+    simulated = run(law, never, "flat", batch, 256 * batch)[1]
+    fixed = min(run(law, never, "flat", batch, 600 * batch, rule="fixed", depth=depth)[0] for depth in (1, 2, 3))
+    assert simulated.run(1300 * batch) <= near * fixed
+
+
 @pytest.mark.parametrize("rule", ["goodput", "threshold", "entropy"])
 def test_the_other_rules_draft(rule: str) -> None:
     assert run(always, never, "flat", 1, 800, rule=rule)[0] < 0.75
@@ -313,11 +325,11 @@ def test_a_restart_keeps_what_was_learnt(tmp_path: Path) -> None:
     _, first = run(never, never, "flat", 1, 2000)
     memory = Memory(tmp_path / "learnt" / "pair.json")
     memory.save(first.drafting.controller)
-    again = Controller(CostCurve.measured(FLAT))
+    again = Controller(StepCosts(CostCurve.measured(FLAT)))
     assert memory.load(again)
     _, second = run(never, never, "flat", 1, 300, controller=again)
     _, fresh = run(never, never, "flat", 1, 300)
-    assert second.drafting.controller.tallies["model"].rounds < fresh.drafting.controller.tallies["model"].rounds / 2
+    assert second.drafting.controller.tallies["model"].seconds < fresh.drafting.controller.tallies["model"].seconds / 2
     assert second.drafting.controller.calibrator.probability("model", 0.8, "greedy") < 0.4
 
 

@@ -9,6 +9,7 @@ import torch
 from hasten.cache.blocks import BlockManager
 from hasten.control.controller import Controller
 from hasten.control.cost import CostCurve
+from hasten.control.step_costs import StepCosts
 from hasten.core.types import Batch, SamplingParams, Segment
 from hasten.draft.base import Drafter
 from hasten.engine.drafting import Drafting
@@ -180,7 +181,7 @@ def tiny_engine(
     """An engine over a tiny random model, with drafters as given. Without a curve the controller verifies all it gets."""
     executor = tiny_executor(kind, precision, num_blocks, seed, device=device)
     blocks = BlockManager(num_blocks, prefix_cache=prefix_cache)
-    controller = Controller(curve or FrozenCurve())
+    controller = Controller(StepCosts(curve or FrozenCurve()))
     return Engine(
         executor=executor,
         scheduler=Scheduler(blocks, executor.decoder.description.context_length, max_rows, max_sequences),

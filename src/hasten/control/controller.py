@@ -11,7 +11,6 @@ N = 0 included (the goodput form of SmartSpec, 2406.14066, section 4, on calibra
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,184 +18,187 @@ from functools import partial
 from hasten.control import rules
 from hasten.control.accounts import EXPLORATION, OWN_FORGETTING, STANDING_FORGETTING, Own, Standing, Tally
 from hasten.control.calibrator import ALL, Calibrator
-from hasten.control.cost import OUTLIER, Average, CostCurve, Line, Shape
+from hasten.control.cost import Average
 from hasten.control.rounds import Round
 from hasten.control.selection import best_count, survivals
-from hasten.core.types import BLOCK_SIZE, ROOT, DraftTree
+from hasten.control.step_costs import RARE_REFERENCE, StepCosts
+from hasten.core.types import ROOT, DraftTree
 
 LEAST_SURVIVAL = 0.01  # less likely nodes are not worth a row anywhere
 FIRST_LENGTH = 128.0  # tokens of an answer before any has ended
 PROBE_DEPTH = 2
-FIRST_REFERENCE = 4  # rounds until a plain step is measured; doubled each time
-REFERENCE_EVERY = 48  # at most, where drafting gains little
-RARE_REFERENCE = 192  # at most, where it gains much
+REFERENCE_EVERY = 48  # plain steps are measured at least so often where drafting gains little
 THIN_GAIN = 1.25
-REMEMBERED_STEPS = 9
 DEEPEST_ASKED = 12  # levels considered when it is decided whether a model should draft at all
+IN_THE_RED = "it has lately cost more than it brought; it earns another try while decoding is plain"
 
 
 @dataclass(slots=True)
 class Controller:
-    """Decides for one engine. ``curve`` is the target's cost, ``draft_curves`` those of drafters that are models; ``overhead`` the
-    seconds of a step outside the forward pass, by rows; ``rule`` and ``depth`` the setting ``control``."""
+    """Decides for one engine. ``rule`` and ``depth`` are the setting ``control``."""
 
-    curve: CostCurve
+    costs: StepCosts
     most_nodes: int = 32
-    draft_curves: dict[str, CostCurve] = field(default_factory=dict)
     rule: str = "auto"
     depth: int = 0
     calibrator: Calibrator = field(default_factory=Calibrator)
-    overhead: Line = field(default_factory=Line)
     standings: dict[tuple[str, str], Standing] = field(default_factory=dict)
     answer_length: Average = field(default_factory=lambda: Average(0.05, FIRST_LENGTH))
     tallies: dict[str, Tally] = field(default_factory=dict)
-    level_cost: dict[str, Average] = field(default_factory=dict)
-    reading_cost: dict[str, Average] = field(default_factory=dict)
     entropy: rules.EntropyThreshold = field(default_factory=rules.EntropyThreshold)
     _own: dict[tuple[str, int], Own] = field(default_factory=dict)
-    _askers: dict[str, int] = field(default_factory=dict)  # sequences that shared a drafter's passes when it was last asked
     _gain: Average = field(default_factory=lambda: Average(0.1))
+    _planned: dict[str, tuple[int, int, float]] = field(default_factory=dict)  # a paid drafter's group, depth and gain
     _steps: int = 1  # since the last one that was looked at
-    _since_plain: int = 0
-    _reference: int = FIRST_REFERENCE
-    _plain_ratios: deque[float] = field(default_factory=lambda: deque([1.0], REMEMBERED_STEPS))
-    _bias: float = 1.0
-    _plain: float = 0.0
-    _unit: float = 0.0
-    _shapes: list[Shape] = field(default_factory=list)
 
-    # Costs
-
-    def plain_seconds(self, sequences: int | Sequence[int]) -> float:
-        """Seconds of a plain decoding step of that many sequences now, or of sequences with these contexts."""
-        if isinstance(sequences, int):
-            return self._bias * (self.curve.predict(sequences) + self.overhead.predict(sequences))
-        return self._bias * (self.curve.step([(1, context) for context in sequences]) + self.overhead.predict(len(sequences)))
+    @property
+    def measured(self) -> bool:
+        """Whether anything is known of what steps cost."""
+        return self.costs.curve.known
 
     def open(self, rounds: Sequence[Round], rested: int = 0) -> bool:
         """A step begins, after ``rested`` plain ones that were not looked at. False when it should be plain: what plain decoding
         costs must be known from steps, not only from the curve, and the more often the less drafting gains."""
         self._steps = 1 + rested
-        self._shapes = [(1, round.context) for round in rounds]
-        if not self.curve.known:
+        self.costs.open([round.context for round in rounds])
+        if not self.measured or self.rule != "auto" or any(round.wish.mode == "on" for round in rounds):
             return True
-        self._plain = self.plain_seconds([context for _, context in self._shapes])
-        self._unit = self._plain / len(rounds)
-        if self.rule != "auto" or any(round.wish.mode == "on" for round in rounds):
-            return True
-        self._since_plain += 1
-        most = RARE_REFERENCE if (self._gain.value or 1.0) > THIN_GAIN else REFERENCE_EVERY
-        return self._since_plain < min(self._reference, most)
-
-    def level_seconds(self, drafter: str, askers: int) -> float | None:
-        """Seconds of one level of a paid drafter for one of that many sequences of this step; None where nothing is known."""
-        seen = self.level_cost.get(drafter)
-        curve = self.draft_curves.get(drafter)
-        if curve is not None and curve.known:
-            return curve.step(self._shapes[:askers]) * (seen.value if seen is not None and seen.value else 1.0) / askers
-        return seen.value / askers if seen is not None and seen.value is not None else None
-
-    def reading_seconds(self, drafter: str, tokens: int) -> float:
-        """Seconds a paid drafter takes to read that many tokens of text before it can guess."""
-        if tokens <= BLOCK_SIZE:
-            return 0.0
-        seen = self.reading_cost.get(drafter)
-        if seen is not None and seen.value is not None:
-            return tokens * seen.value
-        curve = self.draft_curves.get(drafter)
-        return tokens * curve.predict(BLOCK_SIZE) / BLOCK_SIZE if curve is not None and curve.known else 0.0
-
-    def charge(self, drafter: str, level: float | None, reading: float, tokens: int, askers: int) -> None:
-        """A paid drafter took ``level`` seconds a level for ``askers`` sequences, and ``reading`` to read ``tokens``."""
-        self._askers[drafter] = askers
-        if level is not None:
-            curve = self.draft_curves.get(drafter)
-            scale = curve.step(self._shapes[:askers]) if curve is not None and curve.known and self._shapes else 1.0
-            self.level_cost.setdefault(drafter, Average(0.2)).observe(level / scale)
-        if tokens > BLOCK_SIZE:
-            self.reading_cost.setdefault(drafter, Average(0.3)).observe(reading / tokens)
+        return not self.costs.reference_due(RARE_REFERENCE if (self._gain.value or 1.0) > THIN_GAIN else REFERENCE_EVERY)
 
     # Whom to ask
 
-    def ask(self, drafter: str, paid: bool, round: Round) -> bool:
-        """Whether the drafter should draft this round, given what is in the round's tree already."""
-        own = self._own.setdefault((drafter, round.sequence), Own())
-        own.rounds += 1
-        own.on, own.why = self._decide(drafter, paid, round, own)
-        own.asked += own.on
+    def ask(self, drafter: str, paid: bool, rounds: Sequence[Round]) -> list[bool]:
+        """For which sequences the drafter should draft this round, given what is in the rounds' trees already."""
+        owns = [self._own.setdefault((drafter, round.sequence), Own()) for round in rounds]
+        for own, round in zip(owns, rounds, strict=True):
+            own.rounds += 1
+            own.on, own.why = self._wished(round)
+        open_ones = [at for at, round in enumerate(rounds) if round.wish.mode == "auto" and round.wish.nodes]
+        if self.rule == "auto" and self.measured and (not paid or self.costs.level(drafter, len(rounds)) is not None):
+            decide = self._ask_together if paid else self._ask_each
+            decide(drafter, [rounds[at] for at in open_ones], [owns[at] for at in open_ones])
+        elif self.rule != "auto":
+            for at in open_ones:
+                owns[at].on, owns[at].why = self._by_rule(drafter, paid, rounds[at], len(rounds))
         tally = self.tallies.setdefault(drafter, Tally())
-        tally.state, tally.reason = ("on" if own.on else "off"), own.why
-        tally.rounds += own.on
-        return own.on
+        for own in owns:
+            own.asked += own.on
+            tally.state, tally.reason = ("on" if own.on else "off"), own.why
+            tally.rounds += own.on
+        return [own.on for own in owns]
 
-    def _decide(self, drafter: str, paid: bool, round: Round, own: Own) -> tuple[bool, str]:
+    def _wished(self, round: Round) -> tuple[bool, str]:
         if round.wish.mode == "off" or round.wish.nodes == 0:
             return False, "the request asks for no drafts"
-        if round.wish.mode == "on":
-            return True, "the request asks for drafts"
-        if self.rule != "auto":
-            return self._decide_by_rule(drafter, paid, round, own)
-        level = self.level_seconds(drafter, self._expected_askers(drafter)) if paid else 0.0
-        if not self.curve.known or level is None:
-            return True, "nothing is measured yet"
+        return True, "the request asks for drafts" if round.wish.mode == "on" else "nothing is measured yet"
+
+    def _ask_each(self, drafter: str, rounds: list[Round], owns: list[Own]) -> None:
+        """A free drafter: each sequence for itself."""
+        for round, own in zip(rounds, owns, strict=True):
+            standing = self._opened(drafter, round)
+            if not own.begun:
+                own.on, own.why = self._begin(round, own, standing)
+            elif own.balance > 0.0:
+                own.on, own.why = True, f"{own.acceptance(standing):.2f} of its guesses are accepted"
+            else:
+                self._probe(own, standing, own.probe_due(self._steps), "it has cost more than it brought here")
+
+    def _ask_together(self, drafter: str, rounds: list[Round], owns: list[Own]) -> None:
+        """A drafter whose levels are passes that the sequences share: those it pays for, decided for all at once; the others
+        when it is time to look at them again, in company."""
+        standings = [self._opened(drafter, round) for round in rounds]
+        acceptances = [own.acceptance(standing) for own, standing in zip(owns, standings, strict=True)]
+        ready = [
+            at for at, own in enumerate(owns) if (own.balance > 0.0 if own.begun else self._may_begin(rounds[at], standings[at]))
+        ]
+        ready.sort(key=lambda at: -acceptances[at])
+        count, depth, gain = self._planned[drafter] = self._best_group(
+            drafter, [rounds[at] for at in ready], [acceptances[at] for at in ready]
+        )
+        for at in ready[:count]:
+            own, round = owns[at], rounds[at]
+            own.on, own.why = True, f"{acceptances[at]:.2f} of its guesses are accepted, best {depth} deep"
+            if not own.begun:
+                own.on, own.why = self._begin(round, own, standings[at], self.costs.reading(drafter, round.context), gain)
+        self._look_again(drafter, rounds, owns, standings, [at for at in range(len(owns)) if at not in ready[:count]])
+
+    def _look_again(
+        self, drafter: str, rounds: list[Round], owns: list[Own], standings: list[Standing], waiting: list[int]
+    ) -> None:
+        """Probe those ``waiting`` ones for which it is time; where nobody else asks, half of the time will do: a pass is cheaper
+        shared."""
+        due = {at for at in waiting if owns[at].probe_due(self._steps)}
+        if due and len(waiting) == len(owns):
+            due = {at for at in waiting if 2 * owns[at].off >= owns[at].interval}
+        for at in waiting:
+            own, standing = owns[at], standings[at]
+            reading = 0.0 if own.begun else self.costs.reading(drafter, rounds[at].context)
+            why = f"at {own.acceptance(standing):.2f} accepted it does not pay"
+            if own.begun and own.balance <= 0.0:
+                why = "it has cost more than it brought here"
+            self._probe(own, standing, at in due and standing.free > reading, why)
+            if own.on and not own.begun:
+                own.begun, own.allowance = True, self._allowance(rounds[at], standing)
+
+    def _best_group(self, drafter: str, rounds: list[Round], acceptances: list[float]) -> tuple[int, int, float]:
+        if not rounds:
+            return 0, 0, 1.0
+        offered = [sum(self.survivals(round.tree, round.kind)) if len(round.tree) else 0.0 for round in rounds]
+        deepest = min(DEEPEST_ASKED, max(round.tokens_left for round in rounds))
+        level = lambda members: self.costs.level(drafter, members) or 0.0  # noqa: E731
+        return rules.best_group(acceptances, offered, self.costs.plain, level, self.costs.rows, max(1, deepest))
+
+    def _opened(self, drafter: str, round: Round) -> Standing:
         standing = self.standing(drafter, round.kind)
         if standing.balance is None:
-            standing.book(0.0, self._plain)
-        depth, rate = self._best_depth(round, own.acceptance(standing), level) if paid else (1, 1.0)
-        if not own.begun:
-            return self._begin(drafter, round, own, standing, paid, rate)
-        if own.balance <= 0.0:
-            return self._probe(own, standing, "it has cost more than it brought here")
-        if depth == 0:
-            return self._probe(own, standing, f"at {own.acceptance(standing):.2f} accepted a level does not pay")
-        return True, f"{own.acceptance(standing):.2f} of its guesses are accepted" + (f", best {depth} deep" if paid else "")
+            standing.book(0.0, self.costs.plain)
+        return standing
 
-    def _begin(self, drafter: str, round: Round, own: Own, standing: Standing, paid: bool, rate: float) -> tuple[bool, str]:
-        """Whether a drafter may start with a request: it must be in credit, and what it reads first must come back."""
+    def _may_begin(self, round: Round, standing: Standing) -> bool:
+        return standing.free > 0.0 and standing.free >= self._allowance(round, standing) / 4
+
+    def _allowance(self, round: Round, standing: Standing) -> float:
+        """Seconds that a drafter may lose on a request before it must have brought something."""
         left = min(round.tokens_left, self.answer_length.value or FIRST_LENGTH)
-        reading = self.reading_seconds(drafter, round.context) / len(self._shapes) if paid else 0.0
-        allowance = self._unit * min(4.0, max(0.5, (0.03 if standing.proven else 0.015) * left))
-        if standing.free <= 0.0 or standing.free < allowance / 4:
-            return False, "it has lately cost more than it brought; it earns another try while decoding is plain"
-        if paid:
-            saved = left * (self._unit - 1.0 / rate)
-            if saved <= reading:
-                return False, f"reading {round.context} tokens takes {reading:.2f} s and would save {saved:.2f} s"
+        return self.costs.unit * min(4.0, max(0.5, (0.03 if standing.proven else 0.015) * left))
+
+    def _begin(self, round: Round, own: Own, standing: Standing, reading: float = 0.0, gain: float = 1.0) -> tuple[bool, str]:
+        """Whether a drafter may start with a request: it must be in credit, and what it reads first must come back."""
+        if not self._may_begin(round, standing):
+            return False, IN_THE_RED
+        left = min(round.tokens_left, self.answer_length.value or FIRST_LENGTH)
+        saved = left * self.costs.unit * (1.0 - 1.0 / gain)
+        if reading > 0.0 and saved <= reading:
+            return False, f"reading {round.context} tokens takes {reading:.2f} s and would save {saved:.2f} s"
+        allowance = self._allowance(round, standing)
         own.begun, own.balance, own.allowance = True, allowance, allowance
         own.reserved = reading + allowance
         standing.reserved += own.reserved
         return True, "it begins"
 
-    def _probe(self, own: Own, standing: Standing, why: str) -> tuple[bool, str]:
-        if standing.free > 0.0 and own.probe_due(self._steps):
-            own.probing, own.reserved = True, self._unit
-            standing.reserved += self._unit
-            return True, f"{why}; it is tried again"
-        return False, f"{why}; it is tried again in {max(1, own.interval - own.off)} rounds"
+    def _probe(self, own: Own, standing: Standing, due: bool, why: str) -> None:
+        """Try a drafter that is off once more where it is ``due``."""
+        own.on = due and standing.free > 0.0
+        if own.on:
+            own.probing, own.reserved = True, self.costs.unit
+            standing.reserved += own.reserved
+            own.why = f"{why}; it is tried again"
+        else:
+            own.why = f"{why}; it is tried again in {max(1, own.interval - own.off)} rounds"
 
-    def _decide_by_rule(self, drafter: str, paid: bool, round: Round, own: Own) -> tuple[bool, str]:
-        level = self.level_seconds(drafter, self._expected_askers(drafter))
-        if self.rule == "goodput" and paid and level is not None and self.curve.known:
-            depth, _ = self._best_depth(round, self.standing(drafter, round.kind).acceptance, level)
+    def _by_rule(self, drafter: str, paid: bool, round: Round, askers: int) -> tuple[bool, str]:
+        level = self.costs.level(drafter, askers)
+        if self.rule == "goodput" and paid and level is not None and self.measured:
+            depth = self._best_depth(round, self.standing(drafter, round.kind).acceptance, level / askers)
             return depth > 0, f"goodput is best {depth} deep"
         return True, f"the setting {self.rule} always drafts"
 
-    def _best_depth(self, round: Round, acceptance: float, level: float) -> tuple[int, float]:
-        """Levels that make most tokens a second of this sequence's share of the step, and that rate."""
-        row = self._row_seconds(round.context)
-        offered = sum(self.survivals(round.tree, round.kind)) if len(round.tree) else 0.0
-        seconds = lambda depth: self._unit + depth * (level + row)  # noqa: E731
-        return rules.best_depth(acceptance, seconds, offered, min(DEEPEST_ASKED, max(1, round.tokens_left)))
-
-    def _row_seconds(self, context: int) -> float:
-        """What one more row costs, on average over the next few."""
-        rows = len(self._shapes)
-        more = self.curve.base(rows + 4) - self.curve.base(rows) + self.overhead.predict(rows + 4) - self.overhead.predict(rows)
-        return max(0.0, more) / 4 + self.curve.attention(2, context) - self.curve.attention(1, context)
-
-    def _expected_askers(self, drafter: str) -> int:
-        sequences = max(1, len(self._shapes))
-        return min(self._askers.get(drafter, sequences), sequences)
+    def _best_depth(self, round: Round, acceptance: float, level: float) -> int:
+        """Levels that make most tokens a second of this sequence's share of the step."""
+        more = level + self.costs.row(round.context)
+        return rules.best_depth(
+            acceptance, lambda depth: self.costs.unit + depth * more, min(DEEPEST_ASKED, max(1, round.tokens_left))
+        )
 
     # How deep
 
@@ -208,22 +210,26 @@ class Controller:
             return self.depth, 0.0, free
         if not paid:
             return rules.DEEPEST, 0.0, free
-        level = self.level_seconds(drafter, askers)
+        together = self.costs.level(drafter, askers)
+        level = None if together is None else together / askers
         if self.rule == "goodput":
-            known = level is not None and self.curve.known
+            known = level is not None and self.measured
             acceptance = self.standing(drafter, round.kind).acceptance
-            return (self._best_depth(round, acceptance, level or 0.0)[0] if known else 1), 0.0, free
+            return (self._best_depth(round, acceptance, level or 0.0) if known else 1), 0.0, free
         if self.rule == "threshold":
             return rules.DEEPEST, 1.0 - rules.MOST_REJECTED, free
         if self.rule == "entropy":
             return rules.DEEPEST, 0.0, rules.entropy_limit(self.entropy.threshold)
-        probing = self._own.setdefault((drafter, round.sequence), Own()).probing
-        deepest = PROBE_DEPTH if probing else rules.DEEPEST
-        if level is None or not self.curve.known:
-            return (PROBE_DEPTH if self.curve.known else deepest), 0.3, free
+        own = self._own.setdefault((drafter, round.sequence), Own())
+        members, planned, _ = self._planned.get(drafter, (0, 0, 1.0))
+        deepest = max(1, min(PROBE_DEPTH, planned)) if own.probing else rules.DEEPEST
+        if level is None or not self.measured:
+            return (PROBE_DEPTH if self.measured else deepest), 0.3, free
         # A token is worth what it takes to make one: the step's seconds over its tokens at the present gain.
-        worth = self._unit / max(1.0, self._gain.value or 1.0)
-        return deepest, min(0.95, (level + self._row_seconds(round.context)) / worth), free
+        worth = self.costs.unit / max(1.0, self._gain.value or 1.0)
+        row = self.costs.row(round.context, members * planned)
+        acceptance = own.acceptance(self.standing(drafter, round.kind))
+        return deepest, min(0.95, (level + row) / (worth * max(acceptance, 0.1))), free
 
     def calibrated(self, drafter: str, kind: str) -> Callable[[float], float]:
         """P(accepted | parent accepted) by raw score, for drafters that stop by it."""
@@ -248,14 +254,14 @@ class Controller:
             (survival, index, node)
             for index, round in enumerate(rounds)
             for node, survival in enumerate(self.survivals(round.tree, round.kind))
-            if survival >= LEAST_SURVIVAL or not self.curve.known
+            if survival >= LEAST_SURVIVAL or not self.measured
         ]
         ranked.sort(key=lambda entry: (-entry[0], entry[2], entry[1]))
         most = self.most_nodes * max(1, len(rounds))
         contexts = [round.context for round in rounds]
         keep = min(len(ranked), most)
-        if self.curve.known:
-            keep = best_count(ranked[:most], contexts, rows, drafting_seconds, self.curve, self.overhead)
+        if self.measured:
+            keep = best_count(ranked[:most], contexts, rows, drafting_seconds, self.costs.curve, self.costs.overhead)
         kept: list[set[int]] = [set() for _ in rounds]
         for place, (_, index, node) in enumerate(ranked):
             if (place < keep or rounds[index].wish.mode == "on") and len(kept[index]) < rounds[index].wish.nodes:
@@ -298,46 +304,22 @@ class Controller:
         asked = sum(sum(round.seconds.values()) for round in rounds)
         shapes = [(1 + len(round.verified), round.context) for round in rounds]
         if pure and shapes:
-            self.curve.learn(shapes, forward)
-            self.overhead.observe(rows, max(0.0, whole - asked - forward))
-        if not self.curve.known or not rounds or self._plain <= 0.0:
+            self.costs.learn(shapes, rows, forward, whole - asked)
+        if not self.measured or not rounds or self.costs.plain <= 0.0:
             return
         nodes = sum(len(round.verified) for round in rounds)
-        extra = self._verifying_seconds(shapes, rows, nodes, whole - asked if pure else None)
+        extra = self.costs.verifying(shapes, rows, nodes, whole - asked if pure else None)
         names = list(drafters)
-        earned = EXPLORATION / max(1, len(names)) * self._unit
+        earned = EXPLORATION / max(1, len(names)) * self.costs.unit
         for round in rounds:
-            share = extra / nodes if nodes else 0.0
-            self._book(round, share, names, earned)
+            self._book(round, extra / nodes if nodes else 0.0, names, earned)
         brought = sum(len(round.accepted) for round in rounds)
         if nodes or asked:
-            self._gain.observe((len(rounds) + brought) * self._unit / (self._plain + asked + extra))
+            self._gain.observe((len(rounds) + brought) * self.costs.unit / (self.costs.plain + asked + extra))
         else:
             self._gain.observe(1.0)
             if pure:
-                self._refer(whole)
-
-    def _refer(self, whole: float) -> None:
-        """A plain step took that long; the median of a few is believed, so that an interruption is not."""
-        if self._since_plain >= self._reference:
-            self._reference = min(2 * self._reference, RARE_REFERENCE)
-        ratio = whole * self._bias / self._plain
-        if self._since_plain >= FIRST_REFERENCE:  # the older ones are of another time; one step may have been interrupted
-            self._plain_ratios.clear()
-            self._plain_ratios.append(min(ratio, self._bias))
-        self._since_plain = 0
-        self._plain_ratios.append(ratio)
-        self._bias = sorted(self._plain_ratios)[(len(self._plain_ratios) - 1) // 2]
-
-    def _verifying_seconds(self, shapes: list[Shape], rows: int, nodes: int, measured: float | None) -> float:
-        """What the drafted rows added to a plain step."""
-        if not nodes:
-            return 0.0
-        plain = self.curve.step([(1, context) for _, context in shapes]) + self.overhead.predict(rows - nodes)
-        with_nodes = self.curve.step(shapes) + self.overhead.predict(rows)
-        if measured is not None and measured < OUTLIER * with_nodes:
-            return max(0.0, measured - self._plain)
-        return max(0.0, with_nodes - plain)
+                self.costs.refer(whole)
 
     def _book(self, round: Round, row_seconds: float, drafters: list[str], earned: float) -> None:
         brought = round.brought()
@@ -346,13 +328,13 @@ class Controller:
             took = round.seconds.get(drafter)
             standing = self.standing(drafter, round.kind)
             if took is None:
-                standing.book(self._steps * earned, self._plain)
+                standing.book(self._steps * earned, self.costs.plain)
                 if own is not None and own.begun:
                     own.balance = min(own.balance + self._steps * earned, own.allowance)
                 continue
             rows = round.verified_origins.count(drafter)
-            net = brought.get(drafter, 0) * self._unit - took - rows * row_seconds
-            standing.book(net + earned, self._plain)
+            net = brought.get(drafter, 0) * self.costs.unit - took - rows * row_seconds
+            standing.book(net + earned, self.costs.plain)
             tally = self.tallies.setdefault(drafter, Tally())
             tally.seconds += took
             tally.saved += net

@@ -8,7 +8,7 @@ brings. The others decide the depth of one chain and verify all of it: ``fixed(k
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from hasten.core.types import ROOT, DraftTree
@@ -26,17 +26,37 @@ def expected_tokens(depth: int, acceptance: float) -> float:
     return acceptance * (1.0 - acceptance**depth) / (1.0 - acceptance)
 
 
-def best_depth(
-    acceptance: float, seconds: Callable[[int], float], offered: float = 0.0, deepest: int = DEEPEST
-) -> tuple[int, float]:
-    """The depth, 0 included, that makes most tokens a second, and that rate. ``seconds(depth)`` is what a round takes for one
-    sequence; ``offered`` the drafts accepted in any case."""
-    best, rate = 0, (1.0 + offered) / seconds(0)
-    for depth in range(1, deepest + 1):
-        found = (1.0 + max(offered, expected_tokens(depth, acceptance))) / seconds(depth)
-        if found > rate:
-            best, rate = depth, found
-    return best, rate
+def best_depth(acceptance: float, seconds: Callable[[int], float], deepest: int = DEEPEST) -> int:
+    """The depth, 0 included, that makes most tokens a second. ``seconds(depth)`` is what a round takes for one sequence."""
+    return max(range(deepest + 1), key=lambda depth: (1.0 + expected_tokens(depth, acceptance)) / seconds(depth))
+
+
+def best_group(
+    acceptances: Sequence[float],
+    offered: Sequence[float],
+    plain: float,
+    level: Callable[[int], float],
+    rows: Callable[[int], float],
+    deepest: int = DEEPEST,
+) -> tuple[int, int, float]:
+    """How many of the sequences a paid drafter should draft for together, the first ones, how deep, and how many
+    times as many tokens a second that makes; (0, 0, 1.0) for none.
+
+    ``acceptances`` stand in falling order, ``offered`` are the drafts that each sequence has accepted in any case; ``plain`` is
+    the seconds of a step of all of them, ``level(k)`` those of one level for k of them, ``rows(n)`` those of n
+    verified rows. A level is dear for one sequence and cheap for many, so this is decided for all at once."""
+    count, given = len(acceptances), float(sum(offered))
+    without = best_rate = (count + given) / plain
+    best = 0, 0
+    extra = [0.0] * (deepest + 1)
+    for members, (acceptance, own) in enumerate(zip(acceptances, offered, strict=True), start=1):
+        seconds = level(members)
+        for depth in range(1, deepest + 1):
+            extra[depth] += max(0.0, expected_tokens(depth, acceptance) - own)
+            rate = (count + given + extra[depth]) / (plain + depth * seconds + rows(members * depth))
+            if rate > best_rate:
+                best, best_rate = (members, depth), rate
+    return *best, best_rate / without
 
 
 def entropy_limit(threshold: float) -> float:

@@ -80,7 +80,9 @@ class Drafting:
             return
         # Free drafters first: a paid one is worth what it adds to theirs.
         for drafter in sorted(self.drafters, key=lambda drafter: drafter.paid):
-            chosen = [at for at, item in enumerate(decoding) if self._wanted(drafter, item.sequence, rounds[at])]
+            able = [at for at, item in enumerate(decoding) if (drafter.name, item.sequence.id) not in self._out]
+            wanted = self.controller.ask(drafter.name, drafter.paid, [rounds[at] for at in able]) if able else []
+            chosen = [at for at, on in zip(able, wanted, strict=True) if on]
             if chosen:
                 self._ask(drafter, [decoding[at].sequence for at in chosen], [rounds[at] for at in chosen], room // len(decoding))
         if not any(round.seconds for round in rounds):
@@ -91,11 +93,6 @@ class Drafting:
         for item, tree in zip(decoding, self.controller.select(rounds, rows, self.clock() - began), strict=True):
             item.tree = tree
         _share_deciding(rounds, self.clock() - began + (self._settling.value or 0.0))
-
-    def _wanted(self, drafter: Drafter, sequence: Sequence, round: Round) -> bool:
-        if (drafter.name, sequence.id) in self._out or round.wish.mode == "off":
-            return False
-        return self.controller.ask(drafter.name, drafter.paid, round)
 
     def _ask(self, drafter: Drafter, sequences: list[Sequence], rounds: list[Round], share: int) -> None:
         """One drafter's bids, merged into the rounds' trees, and what they took."""
@@ -129,7 +126,7 @@ class Drafting:
             levels = max((round.levels.get(drafter.name, 0) for round in rounds), default=0)
             if drafter.seconds_per_level is not None and levels:
                 guessing = min(spent, levels * drafter.seconds_per_level)
-            self.controller.charge(drafter.name, drafter.seconds_per_level, spent - guessing, sum(unread), len(rounds))
+            self.controller.costs.charge(drafter.name, drafter.seconds_per_level, spent - guessing, sum(unread), len(rounds))
         whole = max(1, sum(unread))
         for sequence, round, tokens in zip(sequences, rounds, unread, strict=True):
             reading = (spent - guessing) * tokens / whole

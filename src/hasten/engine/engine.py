@@ -203,10 +203,10 @@ class Engine:
 
     def _plain_step(self) -> float | None:
         """Seconds that a plain step of what is decoding now would take."""
-        if not self.controller.curve.known:
+        if not self.controller.measured:
             return None
         contexts = [len(sequence.tokens) for sequence in self.scheduler.running if sequence.output_length > 0]
-        return self.controller.plain_seconds(contexts or 1)
+        return self.controller.costs.plain_seconds(contexts or 1)
 
     def _start_clocks(self, items: list[Scheduled]) -> None:
         now = time.perf_counter()

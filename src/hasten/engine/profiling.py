@@ -12,6 +12,7 @@ from hasten.control.controller import Controller
 from hasten.control.cost import CostCurve
 from hasten.control.memory import Memory
 from hasten.control.profile import Profile, Setting, Timed
+from hasten.control.step_costs import StepCosts
 from hasten.core.config import EngineConfig, parse_control
 from hasten.core.types import BLOCK_SIZE, Batch, Segment
 from hasten.draft.base import Drafter
@@ -29,7 +30,7 @@ def make_drafting(
     """
     rule, depth = parse_control(config.control)
     if not drafters:
-        return Drafting([], Controller(CostCurve(), rule=rule, depth=depth), vocabulary), {}
+        return Drafting([], Controller(StepCosts(CostCurve()), rule=rule, depth=depth), vocabulary), {}
     precision = executor.decoder.precision.name
     setting = _setting(fingerprint, precision, executor.device)
     positions = executor.pool.num_blocks * BLOCK_SIZE
@@ -39,8 +40,7 @@ def make_drafting(
             own = _setting(drafter.identity, precision, executor.device)
             profiles[drafter.name] = profile.curve_of(own, drafter.pass_seconds, drafter.positions, redo)
     controller = Controller(
-        profiles["target"].curve,
-        draft_curves={name: found.curve for name, found in profiles.items() if name != "target"},
+        StepCosts(profiles["target"].curve, {name: found.curve for name, found in profiles.items() if name != "target"}),
         rule=rule,
         depth=depth,
     )

@@ -1,0 +1,115 @@
+"""What a step takes now, plain and with drafts: the target's cost curve, the drafts', and what was seen while running."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from hasten.control.cost import OUTLIER, Average, CostCurve, Line, Shape
+from hasten.core.types import BLOCK_SIZE
+
+FIRST_REFERENCE = 4  # rounds until a plain step is measured; doubled each time
+RARE_REFERENCE = 192  # at most
+REMEMBERED_STEPS = 9
+
+
+@dataclass(slots=True)
+class StepCosts:
+    """``curve`` is the target's cost, ``draft_curves`` those of drafters that are models; ``overhead`` the seconds of a step
+    outside the forward pass, by rows. All seconds."""
+
+    curve: CostCurve
+    draft_curves: dict[str, CostCurve] = field(default_factory=dict)
+    overhead: Line = field(default_factory=Line)
+    shapes: list[Shape] = field(default_factory=list)  # of the sequences that decode in this step, without drafts
+    plain: float = 0.0  # of this step
+    unit: float = 0.0  # and of each of its sequences: what a token is worth
+    _level: dict[str, Average] = field(default_factory=dict)
+    _reading: dict[str, Average] = field(default_factory=dict)
+    _since_plain: int = 0
+    _reference: int = FIRST_REFERENCE
+    _ratios: deque[float] = field(default_factory=lambda: deque([1.0], REMEMBERED_STEPS))
+    _bias: float = 1.0
+
+    def open(self, contexts: list[int]) -> None:
+        """A step of sequences with these contexts begins."""
+        self.shapes = [(1, context) for context in contexts]
+        if self.curve.known:
+            self.plain = self.plain_seconds(contexts)
+            self.unit = self.plain / len(contexts)
+
+    def reference_due(self, most: int) -> bool:
+        """Whether a plain step should be measured now; asked once a step. At least every ``most`` steps."""
+        self._since_plain += 1
+        return self._since_plain >= min(self._reference, most)
+
+    def plain_seconds(self, sequences: int | Sequence[int]) -> float:
+        """Seconds of a plain decoding step of that many sequences now, or of sequences with these contexts."""
+        if isinstance(sequences, int):
+            return self._bias * (self.curve.predict(sequences) + self.overhead.predict(sequences))
+        return self._bias * (self.curve.step([(1, context) for context in sequences]) + self.overhead.predict(len(sequences)))
+
+    def level(self, drafter: str, askers: int) -> float | None:
+        """Seconds of one level of a paid drafter for that many sequences of this step together; None where nothing is known."""
+        seen = self._level.get(drafter)
+        curve = self.draft_curves.get(drafter)
+        if curve is not None and curve.known:
+            return curve.step(self.shapes[:askers]) * (seen.value if seen is not None and seen.value else 1.0)
+        return seen.value if seen is not None else None
+
+    def reading(self, drafter: str, tokens: int) -> float:
+        """Seconds a paid drafter takes to read that many tokens of text before it can guess."""
+        if tokens <= BLOCK_SIZE:
+            return 0.0
+        seen = self._reading.get(drafter)
+        if seen is not None and seen.value is not None:
+            return tokens * seen.value
+        curve = self.draft_curves.get(drafter)
+        return tokens * curve.predict(BLOCK_SIZE) / BLOCK_SIZE if curve is not None and curve.known else 0.0
+
+    def row(self, context: int, drafted: int = 0) -> float:
+        """What one more row costs, on average over the next few, where so many are ``drafted`` already."""
+        return self.rows(4, drafted) / 4 + self.curve.attention(2, context) - self.curve.attention(1, context)
+
+    def rows(self, more: int, drafted: int = 0) -> float:
+        """What ``more`` rows add to a step in which so many are ``drafted`` already, but for reading context."""
+        first = len(self.shapes) + drafted
+        added = self.curve.base(first + more) - self.curve.base(first)
+        return max(0.0, added + self.overhead.predict(first + more) - self.overhead.predict(first))
+
+    def charge(self, drafter: str, level: float | None, reading: float, tokens: int, askers: int) -> None:
+        """A paid drafter took ``level`` seconds a level for ``askers`` sequences, and ``reading`` to read ``tokens``."""
+        if level is not None:
+            curve = self.draft_curves.get(drafter)
+            scale = curve.step(self.shapes[:askers]) if curve is not None and curve.known and self.shapes else 1.0
+            self._level.setdefault(drafter, Average(0.2)).observe(level / scale)
+        if tokens > BLOCK_SIZE:
+            self._reading.setdefault(drafter, Average(0.3)).observe(reading / tokens)
+
+    def learn(self, shapes: list[Shape], rows: int, forward: float, whole: float) -> None:
+        """A step of these sequences and nothing else took ``whole`` seconds without drafting, ``forward`` of them in its pass."""
+        self.curve.learn(shapes, forward)
+        self.overhead.observe(rows, max(0.0, whole - forward))
+
+    def refer(self, whole: float) -> None:
+        """A plain step took that long; the median of a few is believed, so that an interruption is not."""
+        if self._since_plain >= self._reference:
+            self._reference = min(2 * self._reference, RARE_REFERENCE)
+        ratio = whole * self._bias / self.plain
+        if self._since_plain >= FIRST_REFERENCE:  # the older ones are of another time; one step may have been interrupted
+            self._ratios.clear()
+            self._ratios.append(min(ratio, self._bias))
+        self._since_plain = 0
+        self._ratios.append(ratio)
+        self._bias = sorted(self._ratios)[(len(self._ratios) - 1) // 2]
+
+    def verifying(self, shapes: list[Shape], rows: int, nodes: int, measured: float | None) -> float:
+        """What ``nodes`` drafted rows added to a plain step; ``measured`` is what it took, None where more was computed."""
+        if not nodes:
+            return 0.0
+        plain = self.curve.step([(1, context) for _, context in shapes]) + self.overhead.predict(rows - nodes)
+        with_nodes = self.curve.step(shapes) + self.overhead.predict(rows)
+        if measured is not None and measured < OUTLIER * with_nodes:
+            return max(0.0, measured - self.plain)
+        return max(0.0, with_nodes - plain)
