@@ -146,8 +146,7 @@ class LLM:
     def close(self) -> None:
         """Cancel what runs and let the model's memory go."""
         self.engine.cancel_all()
-        self.engine.executor.pool.keys = self.engine.executor.pool.keys[:0]
-        self.engine.executor.pool.values = self.engine.executor.pool.values[:0]
+        self.engine.executor.release()
 
     def __enter__(self) -> LLM:
         return self
