@@ -84,9 +84,11 @@ class FloatPool(Pool):
 
 
 class Int8Pool(Pool):
-    """int8 codes with one bfloat16 scale a position and head, written and read by the native kernels only. Keys are [layers, blocks,
-    kv_heads, head_dim / 4, 64, 4], values [layers, blocks, kv_heads, 16, head_dim, 4] (a slot's offset o is o // 4, o % 4 there),
-    both scales [layers, blocks, kv_heads, 64]. A slot's bits are those of its own row and of nothing else."""
+    """int8 codes with one bfloat16 scale a position and head, written and read by the native kernels only.
+
+    Keys are [layers, blocks, kv_heads, head_dim / 4, 64, 4], values [layers, blocks, kv_heads, 16, head_dim, 4] (a slot's offset o
+    is o // 4, o % 4 there), both scales [layers, blocks, kv_heads, 64]. A slot's bits are those of its own row and of nothing else.
+    """
 
     def __init__(self, layers: int, kv_heads: int, head_dim: int, num_blocks: int) -> None:
         outer = layers, num_blocks, kv_heads

@@ -48,7 +48,7 @@ class LLM:
 
     @property
     def precision(self) -> str:
-        return self.engine.executor.decoder.precision.name
+        return self.engine.executor.precision
 
     @property
     def context_length(self) -> int:

@@ -10,6 +10,7 @@ from hasten.core.types import BLOCK_SIZE, Batch
 from hasten.model.attention import make_attention
 from hasten.model.decoder import Decoder
 from hasten.model.layout import lay_out
+from hasten.model.precision import CACHE_TYPES
 
 
 class Executor:
@@ -26,6 +27,14 @@ class Executor:
         self.pool = make_pool(shape.layers, shape.kv_heads, shape.head_dim, num_blocks, self.cache, device)
         key_biases = [layer.key_bias for layer in decoder.weights.layers]
         self._attention = make_attention(shape, self.pool, key_biases, decoder.precision.stream, device)
+
+    @property
+    def precision(self) -> str:
+        """The precision's name, and that of keys and values where these are of another type than it says: "int8-kv-int8"."""
+        own = self.decoder.precision
+        if self.cache is own.cache:
+            return own.name
+        return f"{own.name}-kv-{next(name for name, dtype in CACHE_TYPES.items() if dtype is self.cache)}"
 
     def forward(self, batch: Batch) -> Tensor:
         """Compute every row of the batch; logits [wanted rows, vocabulary] in segment order, on the CPU or the device.

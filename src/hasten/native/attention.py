@@ -1,5 +1,5 @@
-"""Paged tree attention as PyTorch sees it: objects that hold a pool and a step's layout, over float pools here and over int8 ones in
-``attention8``. Rows are float32; where sizes or types are wrong the calls raise ValueError, a mistake of ours.
+"""Paged tree attention as PyTorch sees it: objects that hold a pool and a step's layout, over float pools here and over int8 ones
+in ``attention8``. Rows are float32; where sizes or types are wrong the calls raise ValueError, a mistake of ours.
 """
 
 from __future__ import annotations
