@@ -10,8 +10,9 @@ import time
 
 import torch
 
-from hasten.native.attention8 import PagedAttention8, Pool8, largest_pairs
-from hasten.native.kernels import PagedAttention
+from hasten.cache.pool import Int8Pool
+from hasten.native.attention import PagedAttention
+from hasten.native.attention8 import PagedAttention8, largest_pairs
 from hasten.native.loader import LEVELS, NativeLibrary, load, status
 
 CASES = ((1, 4096), (4, 4096), (16, 4096), (64, 4000), (1000, 0))  # rows, context
@@ -22,7 +23,7 @@ Kernel = PagedAttention | PagedAttention8
 def kernels(library: NativeLibrary, heads: int, kv_heads: int, dim: int) -> dict[str, Kernel]:
     """One of each pool type; int8 pools are written to by a first step, the others are random."""
     keys, values = torch.randn(LAYERS, BLOCKS, kv_heads, dim, 64), torch.randn(LAYERS, BLOCKS, kv_heads, 64, dim)
-    pool = Pool8.zeros(LAYERS, BLOCKS, kv_heads, dim)
+    pool = Int8Pool(LAYERS, kv_heads, dim, BLOCKS).tensors
     biases = [largest_pairs(torch.randn(kv_heads, dim), PAIRS) for _ in range(LAYERS)]
     arguments = heads, dim**-0.5, 0.0, 1e-6
     return {

@@ -1,6 +1,10 @@
-"""Perplexity of a model in several precisions on a text file, chunk by chunk.
+"""Perplexity of a model in several precisions and cache types on a text file, chunk by chunk.
 
 python benchmarks/perplexity.py smollm2-135m --precisions bf16 int8 --chunks 8
+python benchmarks/perplexity.py qwen2.5-coder-0.5b --precisions int8 --kv-cache auto int8 --chunks 12
+
+Every way after the first is compared with the first on the same tokens: the difference of the mean log-likelihoods, as a percentage
+of perplexity, with its standard error over chunks. A difference of less than two standard errors is no difference.
 """
 
 from __future__ import annotations
@@ -8,55 +12,70 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from itertools import product
 
 import torch
+from torch import Tensor
 
 from common import data_file, machine, table
-from hasten.core.config import EngineConfig
+from hasten.core.config import KV_CACHE_DTYPES, EngineConfig
 from hasten.core.progress import silent
 from hasten.core.types import BLOCK_SIZE, Batch, Segment
 from hasten.engine.loading import LoadedModel, choose_device, load_model
 from hasten.model.catalogue import resolve
 
 
-def perplexity(model: LoadedModel, tokens: list[int], chunk: int, chunks: int) -> float:
-    """exp of the mean loss of tokens 1.. of each chunk (each starts afresh, after what the tokenizer puts first)."""
+def losses(model: LoadedModel, tokens: list[int], chunk: int, chunks: int) -> Tensor:
+    """Mean loss of tokens 1.. of each chunk (each starts afresh, after what the tokenizer puts first): float64 [chunks]."""
     lead = list(model.tokenizer.prefix_ids)
-    total, count = 0.0, 0
+    out = []
     for start in range(0, chunk * chunks, chunk):
         piece = lead + tokens[start : start + chunk - len(lead)]
         blocks = list(range(-(-len(piece) // BLOCK_SIZE)))
         logits = model.executor.forward(Batch([Segment(blocks, 0, piece)]))
-        losses = torch.nn.functional.cross_entropy(logits[:-1].double(), torch.tensor(piece[1:]), reduction="sum")
-        total += float(losses)
-        count += len(piece) - 1
-    return math.exp(total / count)
+        out.append(torch.nn.functional.cross_entropy(logits[:-1].double(), torch.tensor(piece[1:])))
+    return torch.stack(out)
 
 
-def measure(name: str, precision: str, chunk: int, chunks: int) -> float:
-    config = EngineConfig(model=name, precision=precision, cache_tokens=chunk)
+def measure(name: str, precision: str, cache: str, chunk: int, chunks: int) -> Tensor:
+    config = EngineConfig(model=name, precision=precision, kv_cache_dtype=cache, cache_tokens=chunk)
     resolved = resolve(name, fetch=True)
     model = load_model(name, resolved.path, config, choose_device(config.device), silent)
     text = data_file("wikitext2_test_part.txt").read_text()
-    return perplexity(model, model.tokenizer.encode(text, add_bos=False), chunk, chunks)
+    return losses(model, model.tokenizer.encode(text, add_bos=False), chunk, chunks)
+
+
+def compared(found: Tensor, base: Tensor) -> tuple[float, float]:
+    """How much higher the perplexity is, and the standard error of that, both in percent."""
+    difference = found - base
+    error = float(difference.std()) / math.sqrt(len(difference))
+    return 100 * math.expm1(float(difference.mean())), 100 * error
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+")
     parser.add_argument("--precisions", nargs="+", default=["bf16", "int8"])
+    parser.add_argument("--kv-cache", nargs="+", choices=KV_CACHE_DTYPES, default=["auto"])
     parser.add_argument("--chunk", type=int, default=512)
     parser.add_argument("--chunks", type=int, default=8)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
+    ways = {precision if cache == "auto" else f"{precision}, cache {cache}": (precision, cache)
+            for precision, cache in product(args.precisions, args.kv_cache)}  # fmt: skip
     rows = []
     for name in args.models:
-        values = {precision: measure(name, precision, args.chunk, args.chunks) for precision in args.precisions}
-        base = values[args.precisions[0]]
-        rows.append([name, *(f"{value:.3f} ({100 * (value / base - 1):+.2f} %)" for value in values.values())])
+        values = {way: measure(name, *asked, args.chunk, args.chunks) for way, asked in ways.items()}
+        base = values[next(iter(ways))]
+        perplexities = {way: math.exp(float(found.mean())) for way, found in values.items()}
+        changes = {way: compared(found, base) for way, found in values.items() if found is not base}
+        cells = [f"{perplexities[way]:.3f}" + ("" if way not in changes else f" ({changes[way][0]:+.2f} ± {changes[way][1]:.2f} %)")
+                 for way in ways]  # fmt: skip
+        rows.append([name, *cells])
         if args.json:
-            print(json.dumps({"model": name, "perplexity": values, "chunks": args.chunks, **machine()}), flush=True)
-    print(table(["model", *args.precisions], rows))
+            record = {"model": name, "perplexity": perplexities, "change_percent": changes, "chunks": args.chunks, **machine()}
+            print(json.dumps(record), flush=True)
+    print(table(["model", *ways], rows))
     print(machine())
 
 

@@ -1,6 +1,9 @@
 """A plain decoding step against the memory floor, measured in turns in one run; load time and peak memory beside it.
 
     python benchmarks/plain_step.py qwen2.5-coder-1.5b
+    python benchmarks/plain_step.py smollm2-135m --context 4096 --kv-cache auto bf16 int8
+
+Several cache types share the weights and are measured in turns.
 
 The floor is the bytes of weights that one step reads (projections, head, one embedding row) over the read bandwidth of the same
 moment.
@@ -15,11 +18,13 @@ import statistics
 import time
 
 from common import machine, read_bandwidth, table
-from hasten.core.config import EngineConfig
+from hasten.core.config import KV_CACHE_DTYPES, EngineConfig
 from hasten.core.progress import silent
 from hasten.core.types import BLOCK_SIZE, Batch, Segment
 from hasten.engine.loading import choose_device, load_model
+from hasten.model.attention import choose_cache
 from hasten.model.catalogue import resolve
+from hasten.model.executor import Executor
 
 
 def main() -> None:
@@ -29,8 +34,10 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 4, 8, 16, 32])
     parser.add_argument("--context", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--kv-cache", nargs="+", choices=KV_CACHE_DTYPES, default=["auto"])
     args = parser.parse_args()
-    config = EngineConfig(model=args.model, precision=args.precision, cache_tokens=4096)
+    room = max(4096, args.context + max(args.rows) + BLOCK_SIZE)
+    config = EngineConfig(model=args.model, precision=args.precision, cache_tokens=room, kv_cache_dtype=args.kv_cache[0])
     path = resolve(args.model, fetch=True).path
     started = time.perf_counter()
     model = load_model(args.model, path, config, choose_device("cpu"), silent)
@@ -41,21 +48,33 @@ def main() -> None:
     size = model.executor.decoder.precision.weights.itemsize
     step_bytes = sum(getattr(part, "bytes", size * part.outputs * part.inputs) for part in [*parts, weights.head])
     blocks = list(range(-(-(args.context + max(args.rows)) // BLOCK_SIZE)))
-    seconds: dict[int, list[float]] = {rows: [] for rows in args.rows}
+    decoder = model.executor.decoder
+    executors = {args.kv_cache[0]: model.executor}
+    for cache in args.kv_cache[1:]:
+        chosen = choose_cache(cache, decoder.precision, decoder.description, model.executor.device)
+        executors[cache] = Executor(decoder, model.num_blocks, model.executor.device, chosen)
+    seconds: dict[tuple[str, int], list[float]] = {(cache, rows): [] for rows in args.rows for cache in executors}
     floors: list[float] = []
     for _ in range(args.repeats):
         floors.append(step_bytes / read_bandwidth(512, 1))
-        for rows in args.rows:
+        for (cache, rows), spent in seconds.items():
             started = time.perf_counter()
-            model.executor.forward(Batch([Segment(blocks, args.context, [1] * rows)]))
-            seconds[rows].append(time.perf_counter() - started)
+            executors[cache].forward(Batch([Segment(blocks, args.context, [1] * rows)]))
+            spent.append(time.perf_counter() - started)
     floor = min(floors)
     print(
         table(
-            ["rows", "median ms", "best ms", "best over floor"],
+            ["rows", "cache", "pool MB", "median ms", "best ms", "best over floor"],
             [
-                [str(rows), f"{1e3 * statistics.median(s):.1f}", f"{1e3 * min(s):.1f}", f"{min(s) / floor:.2f}"]
-                for rows, s in seconds.items()
+                [
+                    str(rows),
+                    cache,
+                    f"{executors[cache].pool.bytes / 1e6:.1f}",
+                    f"{1e3 * statistics.median(s):.1f}",
+                    f"{1e3 * min(s):.1f}",
+                    f"{min(s) / floor:.2f}",
+                ]
+                for (cache, rows), s in seconds.items()
             ],
         )
     )

@@ -11,24 +11,29 @@ import torch
 from drafters import Random, RightThenWrong
 from hasten.core.types import Batch, Segment, Sequence
 from hasten.draft.suffix import SuffixDrafter
-from hasten.model.precision import INT4, INT8, Precision
+from hasten.model.precision import INT4, INT8
 from hasten.native.loader import load
 from test_decoder import KINDS, random_tree, tokens_of
 from test_exact import SAMPLED, SETTINGS, prompt_of
-from tiny import run_all, tiny_engine, tiny_executor
+from tiny import INT8_CACHE, Form, run_all, tiny_engine, tiny_executor
 
 pytestmark = pytest.mark.skipif(load() is None, reason="the native kernels are not built here")
 
-CASES = [*((kind, INT8) for kind in KINDS), ("qwen2", INT4), ("gemma3", INT4)]
+CASES = [
+    *((kind, Form(INT8)) for kind in KINDS),
+    ("qwen2", Form(INT4)),
+    ("gemma3", Form(INT4)),
+    *((kind, INT8_CACHE) for kind in KINDS),
+]
 
 
-@pytest.mark.parametrize(("kind", "precision"), CASES)
-def test_chunks_batches_and_trees_change_no_bit(kind: str, precision: Precision) -> None:
+@pytest.mark.parametrize(("kind", "form"), CASES)
+def test_chunks_batches_and_trees_change_no_bit(kind: str, form: Form) -> None:
     tokens = tokens_of(140, 1)
-    whole = tiny_executor(kind, precision).forward(Batch([Segment([0, 1, 2], 0, tokens)]))
+    whole = tiny_executor(kind, form.precision, cache=form.cache).forward(Batch([Segment([0, 1, 2], 0, tokens)]))
     for seed in range(6):
         rng = random.Random(seed)
-        executor = tiny_executor(kind, precision)
+        executor = tiny_executor(kind, form.precision, cache=form.cache)
         blocks = rng.sample(range(16), 5)
         at = 0
         while at < len(tokens):
@@ -46,28 +51,29 @@ def _free(blocks: list[int], rng: random.Random) -> list[int]:
     return rng.sample([block for block in range(16) if block not in blocks], rng.randrange(3))
 
 
-@pytest.mark.parametrize(("kind", "precision"), CASES)
-def test_a_node_has_the_bits_of_its_plain_text(kind: str, precision: Precision) -> None:
+@pytest.mark.parametrize(("kind", "form"), CASES)
+def test_a_node_has_the_bits_of_its_plain_text(kind: str, form: Form) -> None:
     rng = random.Random(4)
     for context in (3, 50, 62, 64, 120):
         tokens, tree = tokens_of(context + 1, context), random_tree(rng, 20)
-        executor = tiny_executor(kind, precision)
+        executor = tiny_executor(kind, form.precision, cache=form.cache)
         executor.forward(Batch([Segment([3, 2, 1], 0, tokens[:context])]))
         logits = executor.forward(Batch([Segment([3, 2, 1], context, tokens[context:], tree)]))
         for node in range(len(tree)):
             text = tokens + [tree.tokens[step] for step in tree.path(node)]
-            plain = tiny_executor(kind, precision).forward(Batch([Segment([7, 8, 9], 0, text, first_logit=len(text) - 1)]))
+            fresh = tiny_executor(kind, form.precision, cache=form.cache)
+            plain = fresh.forward(Batch([Segment([7, 8, 9], 0, text, first_logit=len(text) - 1)]))
             assert torch.equal(logits[1 + node], plain[0])
 
 
-@pytest.mark.parametrize(("kind", "precision"), CASES)
-def test_the_integer_engine_is_exact(kind: str, precision: Precision) -> None:
+@pytest.mark.parametrize(("kind", "form"), CASES)
+def test_the_integer_engine_is_exact(kind: str, form: Form) -> None:
     """Plain and alone against drafted, batched, chunked, preempted and cached."""
     prompts = [prompt_of(length, length) for length in (1, 30, 64, 100, 140)]
     for params in (*SETTINGS.values(), replace(SAMPLED, n=2)):
         plain = []
         for prompt in prompts:
-            engine = tiny_engine(kind, precision=precision, max_rows=512, prefix_cache=False)
+            engine = tiny_engine(kind, precision=form.precision, cache=form.cache, max_rows=512, prefix_cache=False)
             plain += run_all(engine, [engine.submit(list(prompt), params)])
 
         def known(sequence: Sequence, params: object = params, plain: list[list[int]] = plain) -> list[int]:
@@ -76,7 +82,13 @@ def test_the_integer_engine_is_exact(kind: str, precision: Precision) -> None:
         for num_blocks, max_rows, max_sequences in ((24, 512, 8), (5, 16, 3), (9, 40, 5)):
             drafters = [SuffixDrafter(), Random(), RightThenWrong(known)]
             engine = tiny_engine(
-                kind, drafters, precision=precision, num_blocks=num_blocks, max_rows=max_rows, max_sequences=max_sequences
+                kind,
+                drafters,
+                precision=form.precision,
+                cache=form.cache,
+                num_blocks=num_blocks,
+                max_rows=max_rows,
+                max_sequences=max_sequences,
             )
             for _ in range(2):  # the second time prefixes are found
                 assert run_all(engine, [engine.submit(list(prompt), params) for prompt in prompts]) == plain

@@ -19,7 +19,8 @@ from hasten.core.types import SamplingParams, Sequence
 from hasten.draft.base import Drafter
 from hasten.draft.lm import LanguageModelDrafter
 from hasten.draft.suffix import SuffixDrafter
-from tiny import DESCRIPTIONS, VOCABULARY, naive_text, run_all, tiny_engine, tiny_executor
+from hasten.native.loader import load
+from tiny import DESCRIPTIONS, DOUBLE, INT8_CACHE, VOCABULARY, Form, naive_text, run_all, tiny_engine, tiny_executor
 
 KINDS = list(DESCRIPTIONS)
 GREEDY = SamplingParams(max_tokens=40, ignore_eos=True)
@@ -27,6 +28,8 @@ SAMPLED = replace(GREEDY, temperature=0.8, seed=7)
 HOT = replace(GREEDY, temperature=1.5, seed=11, top_p=0.95, top_k=30, min_p=0.02)
 PENALISED = replace(GREEDY, temperature=0.7, seed=3, repetition_penalty=1.3, presence_penalty=0.4, frequency_penalty=0.3)
 BIASED = replace(GREEDY, logit_bias={5: 3.0, 9: -100.0}, frequency_penalty=1.0)
+INT8_KEYS = pytest.param(INT8_CACHE, id="int8 cache", marks=pytest.mark.skipif(load() is None, reason="needs the native kernels"))
+FORMS = [pytest.param(DOUBLE, id="fp64"), INT8_KEYS]
 SETTINGS = {"greedy": GREEDY, "sampled": SAMPLED, "hot": HOT, "penalised": PENALISED, "biased": BIASED}
 
 
@@ -37,80 +40,101 @@ def prompt_of(length: int, seed: int) -> tuple[int, ...]:
     return tuple((phrase * 5)[:length])
 
 
-def answers(kind: str) -> Callable[[Sequence], list[int]]:
+def answers(kind: str, form: Form = DOUBLE) -> Callable[[Sequence], list[int]]:
     def lookup(sequence: Sequence) -> list[int]:
-        return naive_text(kind, tuple(sequence.tokens[: sequence.prompt_length]), replace(sequence.params, seed=sequence.seed))
+        params = replace(sequence.params, seed=sequence.seed)
+        return naive_text(kind, tuple(sequence.tokens[: sequence.prompt_length]), params, form=form)
 
     return lookup
 
 
-def draft_model(kind: str, perturbed: float, num_blocks: int = 24) -> LanguageModelDrafter:
-    executor = tiny_executor(kind, num_blocks=num_blocks, perturbed=perturbed)
+def draft_model(kind: str, perturbed: float, num_blocks: int = 24, form: Form = DOUBLE) -> LanguageModelDrafter:
+    executor = tiny_executor(kind, form.precision, num_blocks, perturbed=perturbed, cache=form.cache)
     return LanguageModelDrafter(executor.forward, BlockManager(num_blocks, prefix_cache=False), VOCABULARY, 512)
 
 
-DRAFTERS: dict[str, Callable[[str], list[Drafter]]] = {
-    "none": lambda kind: [],
-    "suffix": lambda kind: [SuffixDrafter()],
-    "lm-good": lambda kind: [draft_model(kind, 0.02)],
-    "lm-poor": lambda kind: [draft_model(kind, 0.5)],
-    "suffix+lm": lambda kind: [SuffixDrafter(), draft_model(kind, 0.05)],
-    "right": lambda kind: [Right(answers(kind))],
-    "wrong": lambda kind: [Wrong(answers(kind))],
-    "twigs": lambda kind: [RightThenWrong(answers(kind))],
-    "random": lambda kind: [Random()],
-    "foreign": lambda kind: [OutOfVocabulary()],
-    "too long": lambda kind: [TooLong()],
-    "all at once": lambda kind: [Random(), SuffixDrafter(), RightThenWrong(answers(kind)), TooLong(), OutOfVocabulary()],
+DRAFTERS: dict[str, Callable[[str, Form], list[Drafter]]] = {
+    "none": lambda kind, form: [],
+    "suffix": lambda kind, form: [SuffixDrafter()],
+    "lm-good": lambda kind, form: [draft_model(kind, 0.02, form=form)],
+    "lm-poor": lambda kind, form: [draft_model(kind, 0.5, form=form)],
+    "suffix+lm": lambda kind, form: [SuffixDrafter(), draft_model(kind, 0.05, form=form)],
+    "right": lambda kind, form: [Right(answers(kind, form))],
+    "wrong": lambda kind, form: [Wrong(answers(kind, form))],
+    "twigs": lambda kind, form: [RightThenWrong(answers(kind, form))],
+    "random": lambda kind, form: [Random()],
+    "foreign": lambda kind, form: [OutOfVocabulary()],
+    "too long": lambda kind, form: [TooLong()],
+    "all at once": lambda kind, form: [
+        Random(),
+        SuffixDrafter(),
+        RightThenWrong(answers(kind, form)),
+        TooLong(),
+        OutOfVocabulary(),
+    ],
 }
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("drafter", DRAFTERS)
-def test_every_drafter_leaves_the_text_alone(drafter: str, setting: str) -> None:
+def test_every_drafter_leaves_the_text_alone(drafter: str, setting: str, form: Form) -> None:
     """Eight prompts of different lengths in a batch of four, long prompts in chunks."""
     kind = KINDS[sum(map(ord, drafter + setting)) % len(KINDS)]
     params = SETTINGS[setting]
     prompts = [prompt_of(length, seed) for seed, length in enumerate((1, 2, 5, 17, 63, 64, 65, 100))]
-    engine = tiny_engine(kind, DRAFTERS[drafter](kind), max_rows=48, max_sequences=4)
+    engine = tiny_engine(
+        kind, DRAFTERS[drafter](kind, form), precision=form.precision, cache=form.cache, max_rows=48, max_sequences=4
+    )
     outputs = run_all(engine, [engine.submit(list(prompt), params) for prompt in prompts])
-    assert outputs == [naive_text(kind, prompt, replace(params, seed=params.seed or 0)) for prompt in prompts]
+    assert outputs == [naive_text(kind, prompt, replace(params, seed=params.seed or 0), form=form) for prompt in prompts]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("max_rows", [16, 17, 64, 300])
 @pytest.mark.parametrize("max_sequences", [1, 3, 8])
-def test_budgets_batches_and_chunks(kind: str, max_rows: int, max_sequences: int) -> None:
+@pytest.mark.parametrize("form", FORMS)
+def test_budgets_batches_and_chunks(kind: str, max_rows: int, max_sequences: int, form: Form) -> None:
     prompts = [prompt_of(length, 50 + length) for length in (3, 40, 90, 130)]
-    engine = tiny_engine(kind, [SuffixDrafter(), RightThenWrong(answers(kind))], max_rows=max_rows, max_sequences=max_sequences)
-    requests = [engine.submit(list(prompt), params) for prompt in prompts for params in (GREEDY, SAMPLED)]
-    expected = [
-        naive_text(kind, prompt, replace(params, seed=params.seed or 0)) for prompt in prompts for params in (GREEDY, SAMPLED)
-    ]
+    engine = tiny_engine(
+        kind,
+        [SuffixDrafter(), RightThenWrong(answers(kind, form))],
+        precision=form.precision,
+        cache=form.cache,
+        max_rows=max_rows,
+        max_sequences=max_sequences,
+    )
+    asked = [(prompt, params) for prompt in prompts for params in (GREEDY, SAMPLED)]
+    requests = [engine.submit(list(prompt), params) for prompt, params in asked]
+    expected = [naive_text(kind, prompt, replace(params, seed=params.seed or 0), form=form) for prompt, params in asked]
     assert run_all(engine, requests) == expected
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("kind", ["qwen2", "gemma3"])
-def test_prefix_cache_hits(kind: str) -> None:
+def test_prefix_cache_hits(kind: str, form: Form) -> None:
     shared = prompt_of(140, 1)
-    engine = tiny_engine(kind, [SuffixDrafter()])
+    engine = tiny_engine(kind, [SuffixDrafter()], precision=form.precision, cache=form.cache)
     for tail in ((), (3,), (4, 5, 6), prompt_of(50, 2)):
         prompt = shared + tail
         request = engine.submit(list(prompt), GREEDY)
-        assert run_all(engine, [request]) == [naive_text(kind, prompt, replace(GREEDY, seed=0))]
+        assert run_all(engine, [request]) == [naive_text(kind, prompt, replace(GREEDY, seed=0), form=form)]
         assert (request.answers[0].sequence.cached >= 128) == (tail != ())
     other = engine.submit(list(shared), GREEDY, tenant="somebody else")
     run_all(engine, [other])
     assert other.answers[0].sequence.cached == 0
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("num_blocks", [4, 5, 7])
-def test_preemption(num_blocks: int) -> None:
+def test_preemption(num_blocks: int, form: Form) -> None:
     """A pool far too small for the batch: sequences are thrown out and computed again, and nobody can tell."""
     prompts = [prompt_of(length, 70 + length) for length in (60, 100, 30, 128, 90)]
-    engine = tiny_engine("qwen3", [SuffixDrafter(), Random()], num_blocks=num_blocks, max_rows=64)
+    engine = tiny_engine(
+        "qwen3", [SuffixDrafter(), Random()], precision=form.precision, cache=form.cache, num_blocks=num_blocks, max_rows=64
+    )
     outputs = run_all(engine, [engine.submit(list(prompt), SAMPLED) for prompt in prompts])
-    assert outputs == [naive_text("qwen3", prompt, SAMPLED) for prompt in prompts]
+    assert outputs == [naive_text("qwen3", prompt, SAMPLED, form=form) for prompt in prompts]
     assert engine.scheduler.preemptions > 0
 
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from hasten.native.attention8 import KeyBias, PagedAttention8, Pool8, largest_pairs
+from hasten.cache.pool import Int8Pool, bytes_per_block
+from hasten.native.attention8 import KeyBias, PagedAttention8, largest_pairs
 from hasten.native.loader import NativeLibrary, load, status
 
 POSITIONS = 1024
@@ -105,13 +106,14 @@ def text(seed: int, length: int, start: int = 0) -> list[Row]:
     return [Row(seed, start + i) for i in range(length)]
 
 
-def broken_pool(shape: Shape, blocks: int) -> Pool8:
+def broken_pool(shape: Shape, blocks: int) -> Int8Pool:
     """Unwritten slots hold any codes and scales that are not numbers: nothing of them may show."""
-    pool = Pool8.zeros(1, blocks, shape.kv_heads, shape.dim)
-    pool.keys.random_(-128, 128)
-    pool.values.random_(-128, 128)
-    pool.key_scale.fill_(float("nan"))
-    pool.value_scale.fill_(float("nan"))
+    pool = Int8Pool(1, shape.kv_heads, shape.dim, blocks)
+    keys, values, *scales = pool.tensors
+    keys.random_(-128, 128)
+    values.random_(-128, 128)
+    for scale in scales:
+        scale.fill_(float("nan"))
     return pool
 
 
@@ -156,7 +158,7 @@ def run(native: NativeLibrary, shape: Shape, pieces: list[Piece], seed: int = 0)
     cosine, sine = angles(shape.dim)
     table = (cosine.float().contiguous(), sine.float().contiguous()) if shape.pairs else None
     pool = broken_pool(shape, sum(needs) + 2)
-    attention = PagedAttention8(native, pool, shape.heads, shape.dim**-0.5, shape.softcap, 1e-6, biases, table)
+    attention = PagedAttention8(native, pool.tensors, shape.heads, shape.dim**-0.5, shape.softcap, 1e-6, biases, table)
     written = [(Piece([], p.context), table) for p, table in zip(pieces, tables, strict=True) if p.context]
     if written:
         step(attention, shape, [piece for piece, _ in written], [table for _, table in written])
@@ -291,12 +293,12 @@ def test_moved_slots_are_read_where_they_went(native: NativeLibrary) -> None:
     tokens = text(21, 100)
     wanted = run(native, shape, [Piece(tokens[:99], tokens[99:])])
     pool = broken_pool(shape, 4)
-    attention = PagedAttention8(native, pool, 4, 64**-0.5, 0.0, 1e-6)
+    attention = PagedAttention8(native, pool.tensors, 4, 64**-0.5, 0.0, 1e-6)
     step(attention, shape, [Piece([], tokens[:90])], [[2, 0]])
     others = [(-1, Row(5, 90)), (-1, tokens[90]), (1, Row(6, 91)), (1, tokens[91])]
     step(attention, shape, [Piece(tokens[:89], [tokens[89]], others)], [[2, 0]])
     base = 90 - 64  # in block 0
-    pool.move(torch.tensor([base + 1, base + 3]), torch.tensor([base, base + 1]))
+    pool.move([base + 1, base + 3], [base, base + 1])
     step(attention, shape, [Piece(tokens[:92], tokens[92:99])], [[2, 0]])
     assert torch.equal(step(attention, shape, [Piece(tokens[:99], tokens[99:])], [[2, 0]]), wanted)
 
@@ -304,7 +306,7 @@ def test_moved_slots_are_read_where_they_went(native: NativeLibrary) -> None:
 def test_rows_of_zeros_and_huge_values(native: NativeLibrary) -> None:
     pool = broken_pool(Shape(2, 1, 64), 1)
     none = torch.zeros(3, 1, dtype=torch.int32)
-    attention = PagedAttention8(native, pool, 2, 1.0, 0.0, 1e-6)
+    attention = PagedAttention8(native, pool.tensors, 2, 1.0, 0.0, 1e-6)
     start = torch.tensor([0, 3], dtype=torch.int32)
     one = torch.tensor([0], dtype=torch.int32)
     attention.begin(
@@ -324,14 +326,14 @@ def test_rows_of_zeros_and_huge_values(native: NativeLibrary) -> None:
 
 def test_what_does_not_fit_is_refused(native: NativeLibrary) -> None:
     with pytest.raises(ValueError, match="cannot attend"):
-        PagedAttention8(native, Pool8.zeros(1, 2, 1, 96), 2, 1.0, 0.0, 1e-6)
-    pool = Pool8.zeros(1, 2, 1, 64)
+        PagedAttention8(native, Int8Pool(1, 1, 96, 2).tensors, 2, 1.0, 0.0, 1e-6)
+    pool = Int8Pool(1, 1, 64, 2)
     bias = largest_pairs(torch.randn(1, 64), 4)
     with pytest.raises(ValueError, match="cosines and sines"):
-        PagedAttention8(native, pool, 2, 1.0, 0.0, 1e-6, [bias])
+        PagedAttention8(native, pool.tensors, 2, 1.0, 0.0, 1e-6, [bias])
     table = torch.zeros(32, 128), torch.zeros(32, 128)
     with pytest.raises(ValueError, match="pairs must be"):
-        PagedAttention8(native, pool, 2, 1.0, 0.0, 1e-6, [KeyBias(bias.values, bias.pairs + 32)], table)
+        PagedAttention8(native, pool.tensors, 2, 1.0, 0.0, 1e-6, [KeyBias(bias.values, bias.pairs + 32)], table)
     with pytest.raises(ValueError, match="pairs must be"):
-        PagedAttention8(native, pool, 2, 1.0, 0.0, 1e-6, [bias], (torch.zeros(32, 100), torch.zeros(32, 100)))
-    assert Pool8.bytes_per_block(1, 1, 64) == pool.keys.numel() // 2 + pool.values.numel() // 2 + 2 * 64 * 2
+        PagedAttention8(native, pool.tensors, 2, 1.0, 0.0, 1e-6, [bias], (torch.zeros(32, 100), torch.zeros(32, 100)))
+    assert 2 * bytes_per_block(1, 1, 64, torch.int8) == pool.bytes

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from hasten.native.kernels import PagedAttention
+from hasten.native.attention import PagedAttention
 from hasten.native.loader import NativeLibrary, load, status
 from hasten.native.row_kernels import RowKernels
 

@@ -102,13 +102,14 @@ def test_config_before_the_verb(command_line: CommandLine, tmp_path: Path) -> No
 def test_every_engine_field_from_the_file(command_line: CommandLine, settings: Path) -> None:
     settings.write_text(
         "[engine]\nmodel = 'm'\ndraft = 'suffix'\ndraft_model = 'd'\nprecision = 'fp32'\ndevice = 'cpu'\nthreads = 1\n"
+        "kv_cache_dtype = 'bf16'\n"
         "context_length = 128\ncache_tokens = 256\nmax_rows = 64\nmax_sequences = 2\nprefix_cache = false\nverify = 'coupled'\n"
     )
     done = command_line("generate", "-p", "x")
     assert done.status == 0, done.err
     assert command_line.made.config == EngineConfig(
         model="m", draft="suffix", draft_model="d", precision="fp32", device="cpu", threads=1, context_length=128,
-        cache_tokens=256, max_rows=64, max_sequences=2, prefix_cache=False,
+        cache_tokens=256, max_rows=64, max_sequences=2, prefix_cache=False, kv_cache_dtype="bf16",
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from hasten.engine.requests import Request
 from hasten.engine.scheduler import Scheduler
 from hasten.model.description import ModelDescription, RopeScaling
 from hasten.model.executor import Executor
-from hasten.model.precision import FP64, Precision
+from hasten.model.precision import FP64, INT8, Precision
 from hasten.model.weights import load_decoder
 from hasten.sampling.choose import choose_row
 from hasten.sampling.filters import History
@@ -128,14 +128,17 @@ def tiny_executor(
     seed: int = 0,
     perturbed: float = 0.0,
     device: torch.device = CPU,
+    cache: torch.dtype | None = None,
 ) -> Executor:
-    """An executor of a tiny random model. ``perturbed`` adds noise to its weights: a draft that often agrees with it."""
-    source = RandomSource(DESCRIPTIONS[kind], seed)
+    """An executor of a tiny random model. ``perturbed`` adds noise to its weights: a draft that often agrees with it. Heads are as
+    wide as the ``cache`` needs."""
+    description = DESCRIPTIONS[kind]
+    source = RandomSource(replace(description, head_dim=64) if cache is torch.int8 else description, seed)
     if perturbed:
         generator = torch.Generator().manual_seed(seed + 1)
         for name, tensor in source._tensors.items():
             source._tensors[name] = tensor + perturbed * tensor.std() * torch.randn(tensor.shape, generator=generator)
-    return Executor(load_decoder(source, precision, device, None), num_blocks, device)
+    return Executor(load_decoder(source, precision, device, None), num_blocks, device, cache)
 
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ.,;:!?\n"
@@ -177,9 +180,10 @@ def tiny_engine(
     curve: CostCurve | None = None,
     seed: int = 0,
     device: torch.device = CPU,
+    cache: torch.dtype | None = None,
 ) -> Engine:
     """An engine over a tiny random model, with drafters as given. Without a curve the controller verifies all it gets."""
-    executor = tiny_executor(kind, precision, num_blocks, seed, device=device)
+    executor = tiny_executor(kind, precision, num_blocks, seed, device=device, cache=cache)
     blocks = BlockManager(num_blocks, prefix_cache=prefix_cache)
     controller = Controller(StepCosts(curve or FrozenCurve()))
     return Engine(
@@ -217,20 +221,32 @@ def run_all(engine: Engine, requests: list[Request]) -> list[list[int]]:
 _naive: dict[str, list[int]] = {}
 
 
-def naive_text(kind: str, prompt: tuple[int, ...], params: SamplingParams, seed: int = 0) -> list[int]:
+@dataclass(frozen=True)
+class Form:
+    """Precision of a tiny model and type of its keys and values."""
+
+    precision: Precision = FP64
+    cache: torch.dtype | None = None
+
+
+DOUBLE = Form()
+INT8_CACHE = Form(INT8, torch.int8)
+
+
+def naive_text(kind: str, prompt: tuple[int, ...], params: SamplingParams, seed: int = 0, form: Form = DOUBLE) -> list[int]:
     """What the model says by the slowest and plainest means: a whole fresh pass for every token. Remembered, for it is slow."""
-    key = repr((kind, prompt, params, seed))
+    key = repr((kind, prompt, params, seed, form))
     if key not in _naive:
-        _naive[key] = _naive_text(kind, prompt, params, seed)
+        _naive[key] = _naive_text(kind, prompt, params, seed, form)
     return _naive[key]
 
 
-def _naive_text(kind: str, prompt: tuple[int, ...], params: SamplingParams, seed: int) -> list[int]:
+def _naive_text(kind: str, prompt: tuple[int, ...], params: SamplingParams, seed: int, form: Form) -> list[int]:
     limit = min(DESCRIPTIONS[kind].context_length, len(prompt) + (params.max_tokens or 10**9))
     tokens, output = list(prompt), []
     history = History(prompt)
     assert params.seed is not None or params.greedy
-    executor = tiny_executor(kind, FP64, 8, seed)
+    executor = tiny_executor(kind, form.precision, 8, seed, cache=form.cache)
     while len(tokens) < limit:
         logits = executor.forward(Batch([Segment(list(range(8)), 0, tokens, first_logit=len(tokens) - 1)]))[0]
         token = choose_row(logits, params, params.seed or 0, len(tokens), history, vocabulary_size=VOCABULARY)

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import click
 
-from hasten.core.config import PRECISIONS, VERIFY_RULES, EngineConfig
+from hasten.core.config import KV_CACHE_DTYPES, PRECISIONS, VERIFY_RULES, EngineConfig
 from hasten.core.types import MAX_TOP_LOGPROBS, SamplingParams
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -23,6 +23,7 @@ ENGINE_HELP = {
     "draft": "auto, none, or drafters such as suffix+lm.",
     "draft_model": "The model that guesses, where the catalogue names none.",
     "precision": f"One of {', '.join(PRECISIONS)}.",
+    "kv_cache_dtype": f"Keys and values: {', '.join(KV_CACHE_DTYPES)}.",
     "device": "auto, cpu, cuda or cuda:N.",
     "threads": "CPU threads; 0 takes every physical core.",
     "context_length": "Positions of context; 0 takes the model's own.",

@@ -11,6 +11,7 @@ from hasten.core.errors import ConfigError, InvalidRequest
 from hasten.core.registry import nearest
 
 PRECISIONS = ("auto", "int8", "int4", "bf16", "fp32", "fp64")
+KV_CACHE_DTYPES = ("auto", "fp32", "bf16", "int8")
 VERIFY_RULES = ("coupled",)
 CONTROLS = ("auto", "fixed", "goodput", "threshold", "entropy")
 SPECULATION_MODES = ("auto", "off", "on")
@@ -24,7 +25,8 @@ class EngineConfig:
 
     ``draft``: "auto", "none" or a spec such as "suffix+lm". ``draft_model`` names the model the lm drafter uses where the
     catalogue names none. ``cache_tokens`` is the size of the key-value pool in positions (0: chosen from the model's context,
-    at least one full context up to 8192). ``max_rows`` bounds the rows of one step (prefill chunks and trees together);
+    at least one full context up to 8192), ``kv_cache_dtype`` the type of its elements ("auto": what the precision says; int8 is
+    smaller and rounds). ``max_rows`` bounds the rows of one step (prefill chunks and trees together);
     ``max_sequences`` bounds how many sequences run at once. ``threads=0`` uses every physical core.
     ``context_length=0`` takes the model's own. ``control`` says how much is drafted: "auto", or "fixed(k)", "goodput", "threshold"
     or "entropy" for comparison (see ``control.rules``). ``explain`` adds to each answer why every drafter was on or off.
@@ -36,6 +38,7 @@ class EngineConfig:
     draft: str = "auto"
     draft_model: str | None = None
     precision: str = "auto"
+    kv_cache_dtype: str = "auto"
     device: str = "auto"
     threads: int = 0
     context_length: int = 0
@@ -49,6 +52,7 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         _one_of("precision", self.precision, PRECISIONS)
+        _one_of("kv_cache_dtype", self.kv_cache_dtype, KV_CACHE_DTYPES)
         _one_of("verify", self.verify, VERIFY_RULES)
         parse_control(self.control)
         if self.device != "auto" and self.device != "cpu" and not self.device.startswith("cuda"):

@@ -198,8 +198,7 @@ class Engine:
         del self._requests[sequence.id]
 
     def _completion(self, request: Request) -> Completion:
-        precision = self.executor.decoder.precision.name
-        return request.completion(self.model, precision, self.load_seconds, bool(self.drafting.drafters))
+        return request.completion(self.model, self.executor.precision, self.load_seconds, bool(self.drafting.drafters))
 
     def _plain_step(self) -> float | None:
         """Seconds that a plain step of what is decoding now would take."""

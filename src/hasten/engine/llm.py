@@ -48,7 +48,7 @@ class LLM:
 
     @property
     def precision(self) -> str:
-        return self.engine.executor.decoder.precision.name
+        return self.engine.executor.precision
 
     @property
     def context_length(self) -> int:
@@ -146,8 +146,7 @@ class LLM:
     def close(self) -> None:
         """Cancel what runs and let the model's memory go."""
         self.engine.cancel_all()
-        self.engine.executor.pool.keys = self.engine.executor.pool.keys[:0]
-        self.engine.executor.pool.values = self.engine.executor.pool.values[:0]
+        self.engine.executor.release()
 
     def __enter__(self) -> LLM:
         return self

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from hasten.cache.blocks import BlockManager
-from hasten.cache.pool import KeyValuePool
+from hasten.cache.pool import bytes_per_block
 from hasten.core.config import EngineConfig
 from hasten.core.errors import ConfigError, HastenError, VocabularyMismatch
 from hasten.core.progress import Progress, silent
@@ -27,6 +27,7 @@ from hasten.engine.engine import Engine
 from hasten.engine.profiling import make_drafting
 from hasten.engine.scheduler import Scheduler
 from hasten.model import catalogue, storage
+from hasten.model.attention import choose_cache
 from hasten.model.executor import Executor
 from hasten.model.head import TrimmedHead
 from hasten.model.kernels import set_threads
@@ -107,10 +108,11 @@ def load_model(
         )
     if config.context_length > shape.context_length:
         raise ConfigError(f"context_length {config.context_length} is more than the {shape.context_length} that '{name}' has.")
+    cache = choose_cache(config.kv_cache_dtype, precision, shape, device)
     context = config.context_length or shape.context_length
     tokens = config.cache_tokens or min(context, DEFAULT_CACHE_TOKENS)
     num_blocks = -(-tokens // BLOCK_SIZE)
-    _check_memory(KeyValuePool.bytes_per_block(shape.layers, shape.kv_heads, shape.head_dim, precision.cache) * num_blocks, tokens)
+    _check_memory(bytes_per_block(shape.layers, shape.kv_heads, shape.head_dim, cache) * num_blocks, tokens)
     converted = storage.converted_path(source.fingerprint, precision.name) if precision.quantised else None
     decoder = load_decoder(source, precision, device, converted, progress)
     if converted is not None and converted.exists():
@@ -119,7 +121,8 @@ def load_model(
     head = trim_head(source, decoder, converted, tokenizer) if trim else None
     if head is not None:
         decoder = decoder.with_head(head)
-    return LoadedModel(name, Executor(decoder, num_blocks, device), tokenizer, context, num_blocks, source.fingerprint, head)
+    executor = Executor(decoder, num_blocks, device, cache)
+    return LoadedModel(name, executor, tokenizer, context, num_blocks, source.fingerprint, head)
 
 
 def choose_device(name: str) -> torch.device:

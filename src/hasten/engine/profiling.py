@@ -31,7 +31,7 @@ def make_drafting(
     rule, depth = parse_control(config.control)
     if not drafters:
         return Drafting([], Controller(StepCosts(CostCurve()), rule=rule, depth=depth), vocabulary), {}
-    precision = executor.decoder.precision.name
+    precision = executor.precision
     setting = _setting(fingerprint, precision, executor.device)
     positions = executor.pool.num_blocks * BLOCK_SIZE
     profiles = {"target": profile.curve_of(setting, timed_passes(executor), positions, redo)}

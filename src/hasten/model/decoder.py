@@ -16,10 +16,12 @@ from hasten.model.precision import Precision
 
 @dataclass(frozen=True, slots=True)
 class LayerWeights:
-    """One layer: fused projections, and norm weights in the stream dtype (None where the family has none)."""
+    """One layer: fused projections, and norm weights in the stream dtype (None where the family has none). ``key_bias`` [kv_heads *
+    head_dim] is the part of ``qkv``'s bias that keys get."""
 
     attention_norm: Tensor
     qkv: Linear
+    key_bias: Tensor | None
     query_norm: Tensor | None
     key_norm: Tensor | None
     output: Linear

@@ -5,22 +5,36 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hasten.cache.pool import KeyValuePool
+from hasten.cache.pool import make_pool
 from hasten.core.types import BLOCK_SIZE, Batch
 from hasten.model.attention import make_attention
 from hasten.model.decoder import Decoder
 from hasten.model.layout import lay_out
+from hasten.model.precision import CACHE_TYPES
 
 
 class Executor:
-    """Owns the pool's tensors and runs the decoder on them. Knows nothing of requests, drafts or who owns which block."""
+    """Owns the pool's tensors and runs the decoder on them. Knows nothing of requests, drafts or who owns which block.
 
-    def __init__(self, decoder: Decoder, num_blocks: int, device: torch.device) -> None:
+    ``cache`` is the type of keys and values (see ``attention.choose_cache``); None takes the precision's.
+    """
+
+    def __init__(self, decoder: Decoder, num_blocks: int, device: torch.device, cache: torch.dtype | None = None) -> None:
         shape = decoder.description
         self.decoder = decoder
         self.device = device
-        self.pool = KeyValuePool(shape.layers, shape.kv_heads, shape.head_dim, num_blocks, decoder.precision.cache, device)
-        self._attention = make_attention(shape, self.pool, decoder.precision.stream, device)
+        self.cache = cache or decoder.precision.cache
+        self.pool = make_pool(shape.layers, shape.kv_heads, shape.head_dim, num_blocks, self.cache, device)
+        key_biases = [layer.key_bias for layer in decoder.weights.layers]
+        self._attention = make_attention(shape, self.pool, key_biases, decoder.precision.stream, device)
+
+    @property
+    def precision(self) -> str:
+        """The precision's name, and that of keys and values where these are of another type than it says: "int8-kv-int8"."""
+        own = self.decoder.precision
+        if self.cache is own.cache:
+            return own.name
+        return f"{own.name}-kv-{next(name for name, dtype in CACHE_TYPES.items() if dtype is self.cache)}"
 
     def forward(self, batch: Batch) -> Tensor:
         """Compute every row of the batch; logits [wanted rows, vocabulary] in segment order, on the CPU or the device.
@@ -41,6 +55,11 @@ class Executor:
 
     def copy_blocks(self, pairs: list[tuple[int, int]]) -> None:
         self.pool.copy_blocks(pairs)
+
+    def release(self) -> None:
+        """Let the memory of keys and values go. Nothing can run after this."""
+        self.pool.release()
+        del self._attention
 
 
 def _slot(blocks: list[int], index: int) -> int:

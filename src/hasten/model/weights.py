@@ -139,6 +139,7 @@ def _assemble(
         LayerWeights(
             attention_norm=needed(f"{base}attention_norm"),
             qkv=built[f"{base}qkv"],
+            key_bias=vector(f"{base}k_bias"),
             query_norm=vector(f"{base}q_norm"),
             key_norm=vector(f"{base}k_norm"),
             output=built[f"{base}o"],

@@ -4,7 +4,7 @@
 // A key is stored as R(p) (k - b), rotated in Hadamard blocks and rounded with one scale a position and head: b is that part of the
 // projection's bias (the largest few pairs of dimensions) that would otherwise take up most of int8's range (Qwen 2). What it adds to
 // a score, q . R(p) b, is a sum of cosines and sines of the position, taken in float. Values are rounded in the same way. Weights times
-// value scales are rounded to 16 bits for each row and split.
+// value scales are rounded to 15 bits for each row and split: what one multiply-add of 16-bit factors takes.
 //
 // Keys: [blocks][kv_heads][head_dim / 4][64][4]; values: [blocks][kv_heads][16][head_dim][4] (64 positions in fours). Both are layouts
 // of AMX B tiles, and feed VNNI. Scales: bf16 [blocks][kv_heads][64].
@@ -53,7 +53,8 @@ struct Products8 {
     // out[q][64 * tile + key], lines `stride` apart, = query . key.
     void (*scores)(const std::int8_t* queries, std::int64_t count, std::int64_t dim, const std::int8_t* const* tiles, std::int64_t some,
                    std::int32_t* out, std::int64_t stride);
-    // out[0][16][dim] and out[1][16][dim]: sums of high and of low bytes of weights (lines `stride` apart) times values.
+    // 256 * out[0][16][dim] + out[1][16][dim] are the sums of weights (high and low bytes in lines `stride` apart; below 2^15, so that
+    // the sums over a split fit 32 bits) times values.
     void (*mix)(const std::uint8_t* high, const std::uint8_t* low, std::int64_t stride, std::int64_t count, std::int64_t dim,
                 const std::int8_t* const* tiles, std::int64_t some, std::int32_t* out);
 };

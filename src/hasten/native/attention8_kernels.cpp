@@ -8,7 +8,7 @@ namespace hasten {
 namespace HASTEN_LEVEL {
 namespace {
 
-const float LEVELS = 65535.0f;     // of a weight
+const float LEVELS = 32767.0f;      // of a weight: 512 of them times values of 127 are below 2^31
 const float LEAST_WEIGHT = 1e-30f;  // below it a row's weights count as none
 
 struct Room8 {
@@ -62,6 +62,15 @@ INLINE float from_bf16(std::uint16_t value) {
 INLINE Floats load_sums(const float* from) {  // int32 that lie where floats will
     Floats out;
     EACH(i) out.part[i] = part_convert(*reinterpret_cast<const LooseIntPart*>(from + i * WIDTH));
+    return out;
+}
+
+INLINE Floats combined(const std::int32_t* high, const std::int32_t* low) {
+    Floats out;
+    EACH(i) {
+        const IntPart upper = *reinterpret_cast<const LooseIntPart*>(high + i * WIDTH), lower = *reinterpret_cast<const LooseIntPart*>(low + i * WIDTH);
+        out.part[i] = part_convert(upper * 256 + lower);
+    }
     return out;
 }
 
@@ -196,8 +205,7 @@ void mix_values(const Whereabouts& view, const Tiles& tiles, std::int64_t count,
     for (std::int64_t q = 0; q < count; ++q) {
         const Floats step = all(worth[q]);
         for (std::int64_t d = 0; d < dim; d += LANES) {
-            const float* at = reinterpret_cast<const float*>(total) + q * dim + d;
-            store(values + q * dim + d, (load_sums(at) * all(256.0f) + load_sums(at + size)) * step);
+            store(values + q * dim + d, combined(total + q * dim + d, total + size + q * dim + d) * step);
         }
     }
 }

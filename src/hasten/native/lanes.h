@@ -126,6 +126,12 @@ INLINE Floats magnitude(Floats value) {
 INLINE void store_bytes(void* to, Ints value) {
 #if defined(__AVX512F__)
     _mm_storeu_si128(static_cast<__m128i*>(to), _mm512_cvtepi32_epi8(reinterpret_cast<__m512i>(value.part[0])));
+#elif defined(__AVX2__)
+    const __m256i byte = _mm256_set1_epi32(0xff);
+    const __m256i first = _mm256_and_si256(reinterpret_cast<__m256i>(value.part[0]), byte);
+    const __m256i second = _mm256_and_si256(reinterpret_cast<__m256i>(value.part[1]), byte);
+    const __m256i words = _mm256_permute4x64_epi64(_mm256_packus_epi32(first, second), 0xd8);
+    _mm_storeu_si128(static_cast<__m128i*>(to), _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
 #else
     EACH(i) {
         for (int lane = 0; lane < WIDTH; ++lane) static_cast<std::uint8_t*>(to)[i * WIDTH + lane] = static_cast<std::uint8_t>(value.part[i][lane]);
