@@ -9,8 +9,8 @@
 namespace hasten {
 namespace {
 
+const int MOST_ROWS = 4;             // of one block, where nibbles are unpacked in passing
 const int HALF_STEPS = 8;            // steps of four inputs whose products fit 16 bits
-const std::int64_t NIBBLE_ROOM = 2048, GROUP_ROOM = 256;
 
 // Eight scales, each in both halves of its 32 bits; eight offsets in the low halves.
 INLINE __m256i twice(const void* from) {
@@ -21,99 +21,119 @@ INLINE __m256i low_halves(const void* from) {
     return _mm256_and_si256(_mm256_cvtepi8_epi32(_mm_loadl_epi64(static_cast<const __m128i*>(from))), _mm256_set1_epi32(0xffff));
 }
 
-// COUNT rows times sixteen outputs of a chunk.
-template <int COUNT>
-void columns(const std::int8_t* x, std::int64_t stride, const std::int32_t* x_sums, std::int64_t sums_stride, const std::int8_t* room,
-             std::int64_t tiles, std::int32_t* sums, bool add, Ahead& ahead) {
-    for (std::int64_t tile = 0; tile < tiles; ++tile, room += (NIBBLE_ROOM + GROUP_ROOM) / 2) {
-        ahead.fetch();
-        const std::int8_t* group = room + NIBBLE_ROOM / 2;
-        const __m256i offset[2] = {load32(group + 64), load32(group + 96)};
+// Where the nibbles come from: `room`, unpacked before; the packed tiles; or the tiles, and to `room` for the rows that follow.
+enum Source { ROOM, TILES, TILES_TO_ROOM };
+
+// Thirty-two nibbles as bytes: line `step` / 2 holds those of step 2 i in its low halves and of 2 i + 1 in the high ones.
+template <Source SOURCE>
+INLINE __m256i nibbles_of(const std::int8_t* packed, std::int8_t* room, int step, int v) {
+    if (SOURCE == ROOM) return load32(room + step * 64 + v * 32);
+    const __m256i both = load32(packed + step / 2 * 64 + v * 32), mask = _mm256_set1_epi8(15);
+    const __m256i some = _mm256_and_si256(step % 2 == 0 ? both : _mm256_srli_epi16(both, 4), mask);
+    if (SOURCE == TILES_TO_ROOM) store32(room + step * 64 + v * 32, some);
+    return some;
+}
+
+// COUNT rows times the sixteen outputs of one tile, added to (or with `add` false, put into) their sums.
+template <int COUNT, Source SOURCE>
+INLINE void tile_products(const std::int8_t* x, std::int64_t stride, const std::int32_t* x_sums, std::int64_t sums_stride,
+                          const std::int8_t* packed, const std::int8_t* scales, std::int8_t* room, std::int32_t* sums, bool add) {
+    const __m256i scale[2] = {twice(scales), twice(scales + 8)};
+    const __m256i offset[2] = {low_halves(scales + OFFSETS_AT - SCALES_AT), low_halves(scales + OFFSETS_AT - SCALES_AT + 8)};
+#pragma GCC unroll 6
+    for (int r = 0; r < COUNT; ++r) {
+        const __m256i total = repeat_int(x_sums + r * sums_stride);
+#pragma GCC unroll 2
+        for (int v = 0; v < 2; ++v) {
+            std::int32_t* to = sums + r * PAIR_OUTPUTS + v * 8;
+            const __m256i more = _mm256_madd_epi16(offset[v], total);
+            store32(to, add ? _mm256_add_epi32(load32(to), more) : more);
+        }
+    }
+#pragma GCC unroll 1
+    for (int half = 0; half < 2; ++half, x += 4 * HALF_STEPS, packed += NIBBLES_BYTES / 2, room += NIBBLES_BYTES) {
+        __m256i part[COUNT][2];
+#pragma GCC unroll 8
+        for (int step = 0; step < HALF_STEPS; ++step) {
+            const __m256i low = nibbles_of<SOURCE>(packed, room, step, 0), high = nibbles_of<SOURCE>(packed, room, step, 1);
+#pragma GCC unroll 6
+            for (int r = 0; r < COUNT; ++r) {
+                const __m256i four = repeat_int(x + r * stride + step * 4);
+                const __m256i first = _mm256_maddubs_epi16(low, four), second = _mm256_maddubs_epi16(high, four);
+                part[r][0] = step == 0 ? first : _mm256_add_epi16(part[r][0], first);
+                part[r][1] = step == 0 ? second : _mm256_add_epi16(part[r][1], second);
+                keep(part[r][0]);
+                keep(part[r][1]);
+            }
+        }
 #pragma GCC unroll 6
         for (int r = 0; r < COUNT; ++r) {
-            const __m256i total = repeat_int(x_sums + r * sums_stride + tile);
 #pragma GCC unroll 2
             for (int v = 0; v < 2; ++v) {
                 std::int32_t* to = sums + r * PAIR_OUTPUTS + v * 8;
-                const __m256i more = _mm256_madd_epi16(offset[v], total);
-                store32(to, add || tile != 0 ? _mm256_add_epi32(load32(to), more) : more);
-            }
-        }
-#pragma GCC unroll 1
-        for (int half = 0; half < 2; ++half, x += 4 * HALF_STEPS) {
-            const std::int8_t* nibbles = room + half * HALF_STEPS * 64;
-            __m256i part[COUNT][2];
-#pragma GCC unroll 8
-            for (int step = 0; step < HALF_STEPS; ++step) {
-                const __m256i low = load32(nibbles + step * 64), high = load32(nibbles + step * 64 + 32);
-#pragma GCC unroll 6
-                for (int r = 0; r < COUNT; ++r) {
-                    const __m256i four = repeat_int(x + r * stride + step * 4);
-                    const __m256i first = _mm256_maddubs_epi16(low, four), second = _mm256_maddubs_epi16(high, four);
-                    part[r][0] = step == 0 ? first : _mm256_add_epi16(part[r][0], first);
-                    part[r][1] = step == 0 ? second : _mm256_add_epi16(part[r][1], second);
-                    keep(part[r][0]);
-                    keep(part[r][1]);
-                }
-            }
-#pragma GCC unroll 6
-            for (int r = 0; r < COUNT; ++r) {
-#pragma GCC unroll 2
-                for (int v = 0; v < 2; ++v) {
-                    std::int32_t* to = sums + r * PAIR_OUTPUTS + v * 8;
-                    store32(to, _mm256_add_epi32(load32(to), _mm256_madd_epi16(part[r][v], load32(group + v * 32))));
-                }
+                store32(to, _mm256_add_epi32(load32(to), _mm256_madd_epi16(part[r][v], scale[v])));
             }
         }
     }
 }
 
-struct Nibbles {
-    static const std::int64_t CHUNK_TILES = 6, TILE_SIZE = PAIR_BYTES_4, ROOM_BYTES = NIBBLE_ROOM + GROUP_ROOM, COLUMNS = 2, ROW_SUMS = PAIR_OUTPUTS;
+// COUNT rows times a chunk of a pair's tiles.
+template <int COUNT, Source SOURCE>
+void chunk_products(const Linear8& call, std::int64_t row, std::int64_t tile, std::int64_t tiles, const std::int8_t* weights,
+                    std::int8_t* room, std::int32_t* sums, Ahead& ahead) {
+    const std::int64_t every = call.stride / TILE_INPUTS;
+    const std::int8_t* x = call.x + row * call.stride;
+    const std::int32_t* totals = call.x_sums + row * every;
+    for (int half = 0; half < 2; ++half, sums += TILE_OUTPUTS) {
+        for (std::int64_t at = tile; at < tile + tiles; ++at, room += 2 * NIBBLES_BYTES) {
+            const std::int8_t* packed = weights + (at - tile) * PAIR_BYTES_4;
+            ahead.fetch();
+            tile_products<COUNT, SOURCE>(x + at * TILE_INPUTS, call.stride, totals + at, every, packed + half * NIBBLES_BYTES,
+                                         packed + SCALES_AT + half * 16, room, sums, at != 0);
+        }
+    }
+}
 
-    // [2 output tiles][tiles] of [16 steps][2 vectors of 8 outputs x 4 inputs], 2 vectors of scales, 2 of offsets.
-    static void prepare(const std::int8_t* weights, std::int64_t tiles, std::int8_t* room) {
-        const __m256i mask = _mm256_set1_epi8(15);
-        for (std::int64_t tile = 0; tile < tiles; ++tile, weights += PAIR_BYTES_4) {
-            for (int half = 0; half < 2; ++half) {
-                std::int8_t* to = room + (half * tiles + tile) * (ROOM_BYTES / 2);
-                const std::int8_t* nibbles = weights + half * NIBBLES_BYTES;
-                for (int line = 0; line < 8; ++line) {
-                    for (int v = 0; v < 2; ++v) {
-                        const __m256i both = load32(nibbles + line * 64 + v * 32);
-                        store32(to + line * 128 + v * 32, _mm256_and_si256(both, mask));
-                        store32(to + line * 128 + 64 + v * 32, _mm256_and_si256(_mm256_srli_epi16(both, 4), mask));
-                    }
-                }
-                for (int v = 0; v < 2; ++v) {
-                    store32(to + NIBBLE_ROOM / 2 + v * 32, twice(weights + SCALES_AT + half * 16 + v * 8));
-                    store32(to + NIBBLE_ROOM / 2 + 64 + v * 32, low_halves(weights + OFFSETS_AT + half * 16 + v * 8));
-                }
-            }
+struct Nibbles {
+    static const std::int64_t CHUNK_TILES = 6, TILE_SIZE = PAIR_BYTES_4, ROOM_BYTES = 4 * NIBBLES_BYTES, COLUMNS = 2, ROW_SUMS = PAIR_OUTPUTS, MOST_ROWS = hasten::MOST_ROWS;
+
+    template <Source SOURCE>
+    static void multiply_from(const Linear8& call, std::int64_t row, std::int64_t count, std::int64_t tile, std::int64_t tiles,
+                              const std::int8_t* weights, std::int8_t* room, std::int32_t* sums, Ahead& ahead) {
+        switch (count) {
+            case 4: return chunk_products<4, SOURCE>(call, row, tile, tiles, weights, room, sums, ahead);
+            case 2: return chunk_products<2, SOURCE>(call, row, tile, tiles, weights, room, sums, ahead);
+            default: return chunk_products<3, SOURCE>(call, row, tile, tiles, weights, room, sums, ahead);
         }
     }
 
     static void multiply(const Linear8& call, std::int64_t row, std::int64_t count, std::int64_t tile, std::int64_t tiles,
-                         const std::int8_t* room, std::int32_t* sums, bool add, Ahead& ahead) {
-        const std::int8_t* x = call.x + row * call.stride + tile * TILE_INPUTS;
-        const std::int64_t every = call.stride / TILE_INPUTS;
-        const std::int32_t* totals = call.x_sums + row * every + tile;
-        for (int column = 0; column < COLUMNS; ++column, room += tiles * (ROOM_BYTES / 2), sums += TILE_OUTPUTS) {
-            switch (count) {
-                case 1: columns<1>(x, call.stride, totals, every, room, tiles, sums, add, ahead); break;
-                case 2: columns<2>(x, call.stride, totals, every, room, tiles, sums, add, ahead); break;
-                case 3: columns<3>(x, call.stride, totals, every, room, tiles, sums, add, ahead); break;
-                case 4: columns<4>(x, call.stride, totals, every, room, tiles, sums, add, ahead); break;
-                case 5: columns<5>(x, call.stride, totals, every, room, tiles, sums, add, ahead); break;
-                default: columns<6>(x, call.stride, totals, every, room, tiles, sums, add, ahead); break;
-            }
-        }
+                         const std::int8_t* weights, std::int8_t* room, bool first, std::int32_t* sums, Ahead& ahead) {
+        if (first) return multiply_from<TILES_TO_ROOM>(call, row, count, tile, tiles, weights, room, sums, ahead);
+        return multiply_from<ROOM>(call, row, count, tile, tiles, weights, room, sums, ahead);
     }
 
     static void finish(const Linear8& call, std::int64_t row, std::int64_t output, const std::int32_t* sums) {
         for (int i = 0; i < 4; ++i) finish_eight(call, row, output + 8 * i, load32(sums + 8 * i));
     }
 };
+
+// Up to four rows: nibbles are unpacked in passing and read in the order in which they lie; sums wait in the cache between tiles.
+template <int COUNT>
+void few_rows(const Linear8& call, std::int64_t pair) {
+    alignas(32) std::int32_t sums[COUNT * PAIR_OUTPUTS];
+    const std::int64_t tiles = tiles_of(call.inputs);
+    const std::int8_t* weights = call.tiles + pair * tiles * PAIR_BYTES_4;
+    for (std::int64_t tile = 0; tile < tiles; ++tile, weights += PAIR_BYTES_4) {
+        fetch_kilobyte(weights);
+        _mm_prefetch(reinterpret_cast<const char*>(weights + SCALES_AT + AHEAD_BYTES), _MM_HINT_NTA);
+        for (int half = 0; half < 2; ++half) {
+            tile_products<COUNT, TILES>(call.x + tile * TILE_INPUTS, call.stride, call.x_sums + tile, tiles, weights + half * NIBBLES_BYTES,
+                                        weights + SCALES_AT + half * 16, nullptr, sums + half * TILE_OUTPUTS, tile != 0);
+        }
+    }
+    for (int r = 0; r < COUNT; ++r) Nibbles::finish(call, r, pair * PAIR_OUTPUTS, sums + r * PAIR_OUTPUTS);
+}
 
 // One row needs its weights once: unpacked in passing.
 void single_row(const Linear8& call, std::int64_t pair) {
@@ -127,23 +147,26 @@ void single_row(const Linear8& call, std::int64_t pair) {
     for (std::int64_t tile = 0; tile < tiles; ++tile, weights += PAIR_BYTES_4, x += TILE_INPUTS) {
         const __m256i total = repeat_int(call.x_sums + tile);
         __m256i even[4], odd[4];
+#pragma GCC unroll 2
+        for (int half = 0; half < 2; ++half) {
 #pragma GCC unroll 8
-        for (int line = 0; line < 8; ++line) {
-            _mm_prefetch(reinterpret_cast<const char*>(weights + 4352 + line * 64), _MM_HINT_T0);
-            _mm_prefetch(reinterpret_cast<const char*>(weights + 4352 + NIBBLES_BYTES + line * 64), _MM_HINT_T0);
-            const __m256i first = repeat_int(x + line * 8), second = repeat_int(x + line * 8 + 4);
-#pragma GCC unroll 4
-            for (int v = 0; v < 4; ++v) {
-                const __m256i both = load32(weights + v / 2 * NIBBLES_BYTES + line * 64 + v % 2 * 32);
-                const __m256i low = _mm256_maddubs_epi16(_mm256_and_si256(both, mask), first);
-                const __m256i high = _mm256_maddubs_epi16(_mm256_and_si256(_mm256_srli_epi16(both, 4), mask), second);
-                even[v] = line == 0 ? low : _mm256_add_epi16(even[v], low);
-                odd[v] = line == 0 ? high : _mm256_add_epi16(odd[v], high);
-                keep(even[v]);
-                keep(odd[v]);
+            for (int line = 0; line < 8; ++line) {
+                const std::int8_t* nibbles = weights + half * NIBBLES_BYTES + line * 64;
+                _mm_prefetch(reinterpret_cast<const char*>(nibbles + AHEAD_BYTES), _MM_HINT_NTA);
+                const __m256i first = repeat_int(x + line * 8), second = repeat_int(x + line * 8 + 4);
+#pragma GCC unroll 2
+                for (int v = 2 * half; v < 2 * half + 2; ++v) {
+                    const __m256i both = load32(nibbles + v % 2 * 32);
+                    const __m256i low = _mm256_maddubs_epi16(_mm256_and_si256(both, mask), first);
+                    const __m256i high = _mm256_maddubs_epi16(_mm256_and_si256(_mm256_srli_epi16(both, 4), mask), second);
+                    even[v] = line == 0 ? low : _mm256_add_epi16(even[v], low);
+                    odd[v] = line == 0 ? high : _mm256_add_epi16(odd[v], high);
+                    keep(even[v]);
+                    keep(odd[v]);
+                }
             }
         }
-        _mm_prefetch(reinterpret_cast<const char*>(weights + 4352 + SCALES_AT), _MM_HINT_T0);
+        _mm_prefetch(reinterpret_cast<const char*>(weights + AHEAD_BYTES + SCALES_AT), _MM_HINT_NTA);
 #pragma GCC unroll 4
         for (int v = 0; v < 4; ++v) {
             const __m256i scale = twice(weights + SCALES_AT + v * 8), offset = low_halves(weights + OFFSETS_AT + v * 8);
@@ -170,8 +193,10 @@ void sum_tiles(const std::int8_t* x, std::int64_t tiles, std::int32_t* sums) {
 }
 
 bool linear4_avx2(const Linear8& call, std::int64_t first, std::int64_t last) {
-    if (call.rows != 1) return run_kernel<Nibbles>(call, first, last);
-    for (std::int64_t pair = first; pair < last; ++pair) single_row(call, pair);
+    if (call.rows > MOST_ROWS) return run_kernel<Nibbles>(call, first, last);
+    using Few = void (*)(const Linear8&, std::int64_t);
+    const Few few[MOST_ROWS + 1] = {nullptr, single_row, few_rows<2>, few_rows<3>, few_rows<4>};
+    for (std::int64_t pair = first; call.rows > 0 && pair < last; ++pair) few[call.rows](call, pair);
     return true;
 }
 

@@ -1,8 +1,8 @@
 // What the AVX2 linear kernels for int8 and for four-bit weights share.
 //
-// Both work pair by pair (32 outputs), a chunk of input tiles at a time: the chunk's weights are brought into the form that the products
-// want, once, in the first-level cache; then all rows use them, some rows and 64 bytes of weights at a time, while the next chunk is
-// fetched from memory. Sums of a chunk are added to those of the chunks before it.
+// A few rows walk a pair's weights (32 outputs) in the order in which they lie. More rows take a chunk of input tiles at a time: the
+// first block of rows brings the chunk's weights into the form that the products want and leaves them in the first-level cache for the
+// other blocks, while the next chunk is fetched from memory. Sums of a chunk are added to those of the chunks before it.
 #pragma once
 
 #include <immintrin.h>
@@ -15,8 +15,8 @@ namespace {
 
 #define INLINE inline __attribute__((always_inline))
 
-const int MOST_ROWS = 6;               // rows of one block: 6 x 2 sums, two weights, a row's value and a product fill the registers
 const std::int64_t PANEL_ROWS = 512;   // rows that share one preparation of the weights
+const std::int64_t AHEAD_BYTES = 2048;   // how far the weights of few rows are fetched before use
 
 INLINE __m256i load32(const void* from) { return _mm256_load_si256(static_cast<const __m256i*>(from)); }
 INLINE void store32(void* to, __m256i value) { _mm256_store_si256(static_cast<__m256i*>(to), value); }
@@ -45,6 +45,12 @@ struct Ahead {
     }
 };
 
+// What comes AHEAD_BYTES behind a kilobyte that is used now.
+INLINE void fetch_kilobyte(const std::int8_t* from) {
+#pragma GCC unroll 16
+    for (int line = 0; line < 16; ++line) _mm_prefetch(reinterpret_cast<const char*>(from + AHEAD_BYTES + line * 64), _MM_HINT_NTA);
+}
+
 // Eight sums of one row, outputs from `output` on, scaled and stored: the order of operations is the portable kernel's.
 INLINE void finish_eight(const Linear8& call, std::int64_t row, std::int64_t output, __m256i sums) {
     const std::int64_t left = call.outputs - output, at = row * call.out_stride + output;
@@ -58,29 +64,27 @@ INLINE void finish_eight(const Linear8& call, std::int64_t row, std::int64_t out
     _mm256_maskstore_ps(call.out + at, mask, value);
 }
 
-// Blocks of at most MOST_ROWS rows, as equal as they can be.
-INLINE std::int64_t blocks_of(std::int64_t rows) { return (rows + MOST_ROWS - 1) / MOST_ROWS; }
-
-// Walks the pairs [first, last) of a kernel: how its class Kernel is asked to prepare a chunk, multiply a block of rows and finish.
+// More than a few rows, pairs [first, last). Kernel::multiply takes a block of rows times a chunk, Kernel::finish a row's sums. Panels,
+// blocks and chunks are as equal as they can be: no block has less than half of MOST_ROWS rows.
 template <class Kernel>
 bool run_kernel(const Linear8& call, std::int64_t first, std::int64_t last) {
-    const std::int64_t tiles = tiles_of(call.inputs), most = call.rows < PANEL_ROWS ? call.rows : PANEL_ROWS;
-    const std::int64_t chunks = (tiles + Kernel::CHUNK_TILES - 1) / Kernel::CHUNK_TILES;
-    auto* sums = static_cast<std::int32_t*>(scratch(SCRATCH_SUMS, static_cast<std::size_t>(most * Kernel::ROW_SUMS * 4)));
+    const std::int64_t tiles = tiles_of(call.inputs), chunks = (tiles + Kernel::CHUNK_TILES - 1) / Kernel::CHUNK_TILES;
+    const std::int64_t panels = (call.rows + PANEL_ROWS - 1) / PANEL_ROWS;
+    auto* sums = static_cast<std::int32_t*>(scratch(SCRATCH_SUMS, static_cast<std::size_t>(PANEL_ROWS * Kernel::ROW_SUMS * 4)));
     if (sums == nullptr) return false;
     alignas(64) std::int8_t room[Kernel::CHUNK_TILES * Kernel::ROOM_BYTES];
-    for (std::int64_t top = 0; top < call.rows; top += PANEL_ROWS) {
-        const std::int64_t rows = call.rows - top < PANEL_ROWS ? call.rows - top : PANEL_ROWS, blocks = blocks_of(rows);
+    for (std::int64_t panel = 0; panel < panels; ++panel) {
+        const std::int64_t top = call.rows * panel / panels, rows = call.rows * (panel + 1) / panels - top;
+        const std::int64_t blocks = (rows + Kernel::MOST_ROWS - 1) / Kernel::MOST_ROWS;
         for (std::int64_t pair = first; pair < last; ++pair) {
             for (std::int64_t chunk = 0; chunk < chunks; ++chunk) {
                 const std::int64_t from = tiles * chunk / chunks, count = tiles * (chunk + 1) / chunks - from;
                 const std::int8_t* weights = call.tiles + (pair * tiles + from) * Kernel::TILE_SIZE;
-                Kernel::prepare(weights, count, room);
                 const std::int64_t after = (chunk + 1) % chunks, next = tiles * (after + 1) / chunks - tiles * after / chunks;
                 Ahead ahead(weights + count * Kernel::TILE_SIZE, next * Kernel::TILE_SIZE, blocks * Kernel::COLUMNS * count);
                 for (std::int64_t block = 0; block < blocks; ++block) {
                     const std::int64_t row = rows * block / blocks, some = rows * (block + 1) / blocks - row;
-                    Kernel::multiply(call, top + row, some, from, count, room, sums + row * Kernel::ROW_SUMS, chunk != 0, ahead);
+                    Kernel::multiply(call, top + row, some, from, count, weights, room, block == 0, sums + row * Kernel::ROW_SUMS, ahead);
                 }
             }
             for (std::int64_t row = 0; row < rows; ++row) Kernel::finish(call, top + row, pair * PAIR_OUTPUTS, sums + row * Kernel::ROW_SUMS);
