@@ -7,10 +7,6 @@
 
 #include "threads.h"
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 namespace hasten {
 namespace {
 
@@ -20,17 +16,6 @@ std::int64_t offset_of(std::int64_t output, std::int64_t input, std::int64_t til
     const std::int64_t pair = output / PAIR_OUTPUTS, half = output % PAIR_OUTPUTS / TILE_OUTPUTS, lane = output % TILE_OUTPUTS;
     const std::int64_t line = input % TILE_INPUTS / 4;
     return (pair * tiles + input / TILE_INPUTS) * PAIR_BYTES + half * TILE_BYTES + line * 64 + lane * 4 + input % 4;
-}
-
-// Whole pages inside a buffer may become huge ones: streaming then waits less for address translation.
-void ask_for_huge_pages(std::uint8_t* memory, std::size_t bytes) {
-#if defined(__linux__)
-    const std::uintptr_t page = 4096, start = (reinterpret_cast<std::uintptr_t>(memory) + page - 1) / page * page;
-    const std::uintptr_t end = (reinterpret_cast<std::uintptr_t>(memory) + bytes) / page * page;
-    if (end > start) (void)madvise(reinterpret_cast<void*>(start), end - start, MADV_HUGEPAGE);
-#else
-    (void)memory, (void)bytes;
-#endif
 }
 
 Linear8Range kernel_for(Isa isa) {
@@ -118,7 +103,6 @@ std::size_t w8_packed_bytes(std::int64_t outputs, std::int64_t inputs) {
 
 void w8_pack(const std::int8_t* weights, std::int64_t outputs, std::int64_t inputs, std::uint8_t* packed) {
     const std::int64_t pairs = pairs_of(outputs), tiles = tiles_of(inputs);
-    ask_for_huge_pages(packed, w8_packed_bytes(outputs, inputs));
     auto* sums = reinterpret_cast<std::int32_t*>(packed + pairs * tiles * PAIR_BYTES);
     auto body = [&](std::int64_t first, std::int64_t last) {
         std::memset(packed + first * tiles * PAIR_BYTES, 0, static_cast<std::size_t>((last - first) * tiles * PAIR_BYTES));
@@ -157,7 +141,6 @@ std::size_t w4_packed_bytes(std::int64_t outputs, std::int64_t inputs) {
 void w4_pack(const std::uint8_t* codes, const std::uint8_t* scales, const std::int8_t* offsets, std::int64_t outputs, std::int64_t inputs,
              std::uint8_t* packed) {
     const std::int64_t pairs = pairs_of(outputs), tiles = tiles_of(inputs);
-    ask_for_huge_pages(packed, w4_packed_bytes(outputs, inputs));
     auto* sums = reinterpret_cast<std::int32_t*>(packed + pairs * tiles * PAIR_BYTES_4);
     auto body = [&](std::int64_t first, std::int64_t last) {
         std::memset(packed + first * tiles * PAIR_BYTES_4, 0, static_cast<std::size_t>((last - first) * tiles * PAIR_BYTES_4));
