@@ -51,17 +51,34 @@ INLINE void fetch_kilobyte(const std::int8_t* from) {
     for (int line = 0; line < 16; ++line) _mm_prefetch(reinterpret_cast<const char*>(from + AHEAD_BYTES + line * 64), _MM_HINT_NTA);
 }
 
+// Floats that exist are loaded and stored as they are; masks, which are slow to store, serve the last outputs only.
+struct Whole {
+    INLINE __m256 load(const float* from) const { return _mm256_loadu_ps(from); }
+    INLINE void store(float* to, __m256 value) const { _mm256_storeu_ps(to, value); }
+};
+struct Partly {
+    __m256i mask;
+    INLINE __m256 load(const float* from) const { return _mm256_maskload_ps(from, mask); }
+    INLINE void store(float* to, __m256 value) const { _mm256_maskstore_ps(to, mask, value); }
+};
+
+template <class Lanes>
+INLINE void scale_and_store(const Linear8& call, std::int64_t row, std::int64_t output, __m256i sums, Lanes lanes) {
+    const std::int64_t at = row * call.out_stride + output;
+    const __m256 scaled = _mm256_mul_ps(_mm256_cvtepi32_ps(sums), lanes.load(call.scale + output));
+    __m256 value = _mm256_mul_ps(scaled, _mm256_set1_ps(call.row_scale[row]));
+    if (call.bias != nullptr) value = _mm256_add_ps(value, lanes.load(call.bias + output));
+    if (call.residual != nullptr) value = _mm256_add_ps(value, lanes.load(call.residual + at));
+    lanes.store(call.out + at, value);
+}
+
 // Eight sums of one row, outputs from `output` on, scaled and stored: the order of operations is the portable kernel's.
 INLINE void finish_eight(const Linear8& call, std::int64_t row, std::int64_t output, __m256i sums) {
-    const std::int64_t left = call.outputs - output, at = row * call.out_stride + output;
+    const std::int64_t left = call.outputs - output;
+    if (left >= 8) return scale_and_store(call, row, output, sums, Whole{});
     if (left <= 0) return;
     const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-    const __m256i mask = _mm256_cmpgt_epi32(_mm256_set1_epi32(left < 8 ? static_cast<int>(left) : 8), lanes);
-    const __m256 scale = _mm256_mul_ps(_mm256_cvtepi32_ps(sums), _mm256_maskload_ps(call.scale + output, mask));
-    __m256 value = _mm256_mul_ps(scale, _mm256_set1_ps(call.row_scale[row]));
-    if (call.bias != nullptr) value = _mm256_add_ps(value, _mm256_maskload_ps(call.bias + output, mask));
-    if (call.residual != nullptr) value = _mm256_add_ps(value, _mm256_maskload_ps(call.residual + at, mask));
-    _mm256_maskstore_ps(call.out + at, mask, value);
+    scale_and_store(call, row, output, sums, Partly{_mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(left)), lanes)});
 }
 
 // More than a few rows, pairs [first, last). Kernel::multiply takes a block of rows times a chunk, Kernel::finish a row's sums. Panels,
