@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from hasten.native.kernels import aligned_bytes
 from hasten.native.loader import load
+from hasten.native.memory import aligned_bytes
 
 READ_KINDS = 4  # as in native/read.h
 ROOT = Path(__file__).resolve().parent.parent

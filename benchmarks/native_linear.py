@@ -15,11 +15,12 @@ from functools import partial
 
 import torch
 
-from hasten.native.kernels import PackedLinear, PackedLinear4, aligned_bytes
+from hasten.native.kernels import PackedLinear, PackedLinear4
 from hasten.native.loader import LEVELS, NativeLibrary, load, status
+from hasten.native.memory import aligned_bytes
 
 SHAPES = {"gate_up": (17920, 1536), "down": (1536, 8960), "qkv": (2048, 1536), "output": (1536, 1536)}
-ROWS = (1, 4, 8, 16, 32, 64)
+ROWS = (1, 2, 4, 8, 16, 32, 64, 512)
 READ_KINDS = ("no prefetch", "2 KiB ahead", "4 KiB ahead", "8 KiB ahead")
 ROTATE_BYTES = 400 << 20
 REPEATS = 4

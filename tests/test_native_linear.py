@@ -71,16 +71,54 @@ def test_every_path_gives_the_bits_of_the_integer_reference(native: NativeLibrar
             assert np.array_equal(full, (wanted + bias[None, :]) + residual), (isa, rows)
 
 
-def test_extreme_values_do_not_saturate(native: NativeLibrary) -> None:
-    for value, other in ((-128, -128), (-128, 127), (127, 127), (127, -128)):
+@pytest.mark.parametrize("rows", [1, 2, 3, 6, 7, 18])
+def test_extreme_values_do_not_saturate(native: NativeLibrary, rows: int) -> None:
+    """Every code at an end of int8: the largest sums there are, in every form of the kernels (one, few and many rows)."""
+    for value, other in ((-128, -128), (-128, 127), (127, 127), (127, -128), (-127, 127), (-127, -127)):
         weight = np.full((33, 8960), value, np.int8)
-        codes = np.full((18, 8960), other, np.int8)
-        scale, row_scale = np.ones(33, np.float32), np.ones(18, np.float32)
+        codes = np.full((rows, 8960), other, np.int8)
+        scale, row_scale = np.ones(33, np.float32), np.ones(rows, np.float32)
         layer = PackedLinear(native, torch.from_numpy(weight), torch.from_numpy(scale), None, 0)
         wanted = integer_reference(weight, scale, codes, row_scale)
         for isa in native.available_isas():
             native.set_isa(isa)
-            assert np.array_equal(layer.from_codes(torch.from_numpy(codes), torch.from_numpy(row_scale)).numpy(), wanted), isa
+            result = layer.from_codes(torch.from_numpy(codes), torch.from_numpy(row_scale)).numpy()
+            assert np.array_equal(result, wanted), (isa, value, other)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4, 5, 18])
+def test_extreme_four_bit_values_do_not_saturate(native: NativeLibrary, rows: int) -> None:
+    """All nibbles 15 and rows at the ends of int8: 16-bit sums of eight products stay inside 16 bits, offsets at their ends too."""
+    ends = [(15, 17, -128), (15, 0, 127), (15, 0, -128), (0, 17, -128), (0, 17, 127), (15, 8, 7)]
+    for (code, group_scale, group_offset), other in ((end, x) for end in ends for x in (-128, 127)):
+        codes = torch.full((35, 1984), code, dtype=torch.uint8)
+        scales, offsets = torch.full((35, 31), group_scale, dtype=torch.uint8), torch.full((35, 31), group_offset, dtype=torch.int8)
+        layer = PackedLinear4(native, codes, scales, offsets, torch.ones(35), None, 0)
+        wanted = float(1984 * other * (code * group_scale + group_offset))
+        for isa in native.available_isas():
+            native.set_isa(isa)
+            result = layer.from_codes(torch.full((rows, 1984), other, dtype=torch.int8), torch.ones(rows))
+            assert torch.equal(result, torch.full((rows, 35), wanted)), (isa, code, group_scale, group_offset, other)
+
+
+@pytest.mark.parametrize(("outputs", "inputs"), [(100, 576), (33, 700), (31, 65)])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_every_number_of_rows(native: NativeLibrary, outputs: int, inputs: int, bits: int) -> None:
+    """1 to 70 rows and around the border of a panel: each way of cutting rows into blocks, on every path and several threads."""
+    layer: PackedLinear | PackedLinear4 = random_layer(native, outputs, inputs)
+    if bits == 4:
+        layer = PackedLinear4(native, *random_codes(outputs, inputs, 5), torch.rand(outputs), torch.randn(outputs), 0)
+    x = torch.randint(-128, 128, (1030, inputs), dtype=torch.int8)
+    row_scale, residual = torch.rand(1030), torch.randn(1030, outputs)
+    native.set_isa("generic")
+    wanted = layer.from_codes(x, row_scale, residual)
+    for rows in (*range(1, 71), 511, 512, 513, 514, 517, 1024, 1025, 1030):
+        first = 1030 - rows
+        for isa in native.available_isas():
+            native.set_isa(isa)
+            native.set_threads(1 + rows % 3)
+            result = layer.from_codes(x[first:].contiguous(), row_scale[first:].contiguous(), residual[first:].contiguous())
+            assert torch.equal(result, wanted[first:]), (isa, rows)
 
 
 def random_codes(outputs: int, inputs: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -11,6 +11,7 @@ from hasten.core.errors import ConfigError
 from hasten.model.hadamard import hadamard_block, rotate
 from hasten.native.kernels import PackedLinear4, round_progressive
 from hasten.native.loader import INTERFACE_VERSION, NativeLibrary, load
+from hasten.native.memory import aligned_bytes
 
 PACKED_LAYOUT = f"packed{INTERFACE_VERSION}"  # another layout is another tensor of a converted file
 
@@ -27,6 +28,11 @@ def kernels() -> NativeLibrary:
 
 def packed4_bytes(outputs: int, inputs: int) -> int:
     return PackedLinear4.packed_bytes(kernels(), outputs, inputs)
+
+
+def packed4_room(outputs: int, inputs: int) -> Tensor:
+    """Memory for a packed projection, as the kernels like to stream it: uint8 [packed4_bytes]."""
+    return aligned_bytes(packed4_bytes(outputs, inputs))
 
 
 def pack4(pieces: Iterator[Tensor], outputs: int) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ from hasten.model.decoder import Decoder, DecoderWeights, LayerWeights
 from hasten.model.description import ModelDescription
 from hasten.model.hadamard import hadamard_block, rotate
 from hasten.model.linear import DenseLinear, Linear, int8_linear, make_mlp
-from hasten.model.linear_packed import PACKED_LAYOUT, linear4, pack4, packed4_bytes
+from hasten.model.linear_packed import PACKED_LAYOUT, linear4, pack4, packed4_bytes, packed4_room
 from hasten.model.precision import INT4, Precision
 
 PIECE_BYTES = 64 << 20
@@ -229,7 +229,8 @@ class _IntegerMaker:
 
     def _linear4(self, linear: FusedLinear, bias: Tensor | None) -> Callable[[], Linear]:
         if self._reader is not None:
-            packed, scale = self._reader.read(f"{linear.name}.{PACKED_LAYOUT}"), self._reader.read(f"{linear.name}.scale")
+            packed = self._reader.read(f"{linear.name}.{PACKED_LAYOUT}", packed4_room(linear.outputs, linear.inputs))
+            scale = self._reader.read(f"{linear.name}.scale")
         else:
             packed, scale = pack4(_pieces(self._source, linear.parts), linear.outputs)
             self._keep(packed, scale)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from hasten.native.loader import NativeLibrary, check
+from hasten.native.memory import aligned_bytes
 
 Activation = Literal["silu", "gelu_tanh"]
 
@@ -249,9 +250,3 @@ def _room(library: NativeLibrary, function: str, outputs: int, inputs: int) -> T
     if size < 0:
         raise ValueError(f"the kernels take 1 to 131008 inputs, not {inputs}")
     return aligned_bytes(size)
-
-
-def aligned_bytes(size: int) -> Tensor:
-    """Uninitialised uint8 [size] that starts at a multiple of 64."""
-    memory = torch.empty(size + 64, dtype=torch.uint8)
-    return memory[-memory.data_ptr() % 64 :][:size]

@@ -7,12 +7,10 @@
 
 #include "threads.h"
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 namespace hasten {
 namespace {
+
+const std::int64_t ROWS_TOGETHER = 32;  // rows that one thread prepares before it looks for more
 
 std::int64_t offset_of(std::int64_t output, std::int64_t input, std::int64_t tiles) {
     const std::int64_t pair = output / PAIR_OUTPUTS, half = output % PAIR_OUTPUTS / TILE_OUTPUTS, lane = output % TILE_OUTPUTS;
@@ -20,20 +18,9 @@ std::int64_t offset_of(std::int64_t output, std::int64_t input, std::int64_t til
     return (pair * tiles + input / TILE_INPUTS) * PAIR_BYTES + half * TILE_BYTES + line * 64 + lane * 4 + input % 4;
 }
 
-// Whole pages inside a buffer may become huge ones: streaming then waits less for address translation.
-void ask_for_huge_pages(std::uint8_t* memory, std::size_t bytes) {
-#if defined(__linux__)
-    const std::uintptr_t page = 4096, start = (reinterpret_cast<std::uintptr_t>(memory) + page - 1) / page * page;
-    const std::uintptr_t end = (reinterpret_cast<std::uintptr_t>(memory) + bytes) / page * page;
-    if (end > start) (void)madvise(reinterpret_cast<void*>(start), end - start, MADV_HUGEPAGE);
-#else
-    (void)memory, (void)bytes;
-#endif
-}
-
 Linear8Range kernel_for(Isa isa) {
 #if defined(__x86_64__)
-    if (isa == AMX) return linear8_amx;  // takes four bits as well
+    if (isa == AMX) return linear8_amx;
     if (isa == VNNI) return linear8_vnni;
     if (isa == AVX2) return linear8_avx2;
 #endif
@@ -41,17 +28,41 @@ Linear8Range kernel_for(Isa isa) {
     return linear8_generic;
 }
 
-// Rows padded to whole tiles and, for VNNI, moved by 128. Null when there is no memory.
-const std::int8_t* prepare_rows(const Linear8& call, std::int64_t stride, std::uint8_t moved_by) {
-    auto* copy = static_cast<std::uint8_t*>(scratch(SCRATCH_ROWS, static_cast<std::size_t>(call.rows * stride)));
-    if (copy == nullptr) return nullptr;
-    for (std::int64_t row = 0; row < call.rows; ++row) {
-        const auto* from = reinterpret_cast<const std::uint8_t*>(call.x) + row * call.inputs;
-        std::uint8_t* to = copy + row * stride;
-        for (std::int64_t i = 0; i < call.inputs; ++i) to[i] = from[i] ^ moved_by;
-        std::memset(to + call.inputs, moved_by, static_cast<std::size_t>(stride - call.inputs));
-    }
-    return reinterpret_cast<const std::int8_t*>(copy);
+// Fills in what the kernel wants of the rows: padded to whole tiles, for VNNI moved by 128, for AVX2 widened or summed. False when there
+// is no memory.
+bool prepare_rows(Linear8& call, Isa isa) {
+    const std::int64_t tiles = tiles_of(call.inputs), stride = tiles * TILE_INPUTS;
+    const bool wide = isa == AVX2 && !call.four_bits, sums = isa == AVX2 && call.four_bits;
+    const bool copied = isa == VNNI || (stride != call.inputs && !wide);
+    const std::uint8_t moved_by = isa == VNNI ? 0x80 : 0;
+    call.stride = stride;
+    if (!wide && !sums && !copied) return true;
+    const std::int64_t bytes = (wide ? 2 * stride : copied ? stride : 0), line = bytes + (sums ? 4 * tiles : 0);
+    auto* copy = static_cast<std::uint8_t*>(scratch(SCRATCH_ROWS, static_cast<std::size_t>(call.rows * line)));
+    if (copy == nullptr) return false;
+    const std::int8_t* x = call.x;
+    auto* totals = reinterpret_cast<std::int32_t*>(copy + call.rows * bytes);
+    auto body = [&](std::int64_t first, std::int64_t last) {
+        for (std::int64_t row = first; row < last; ++row) {
+            const std::int8_t* from = x + row * call.inputs;
+            if (copied) {
+                std::uint8_t* to = copy + row * stride;
+                for (std::int64_t i = 0; i < call.inputs; ++i) to[i] = static_cast<std::uint8_t>(from[i]) ^ moved_by;
+                std::memset(to + call.inputs, moved_by, static_cast<std::size_t>(stride - call.inputs));
+                from = reinterpret_cast<const std::int8_t*>(to);
+            }
+#if defined(__x86_64__)
+            if (wide) widen_row(from, call.inputs, stride, reinterpret_cast<std::int16_t*>(copy) + row * stride);
+            if (sums) sum_tiles(from, tiles, totals + row * tiles);
+#endif
+        }
+    };
+    parallel(call.rows, ROWS_TOGETHER, body);
+    if (copied) call.x = reinterpret_cast<const std::int8_t*>(copy);
+    call.x_moved = copy;
+    call.x_wide = reinterpret_cast<const std::int16_t*>(copy);
+    call.x_sums = totals;
+    return true;
 }
 
 using Unpack = void (*)(const std::int8_t* packed, std::int64_t tiles, std::int8_t* out);
@@ -92,7 +103,6 @@ std::size_t w8_packed_bytes(std::int64_t outputs, std::int64_t inputs) {
 
 void w8_pack(const std::int8_t* weights, std::int64_t outputs, std::int64_t inputs, std::uint8_t* packed) {
     const std::int64_t pairs = pairs_of(outputs), tiles = tiles_of(inputs);
-    ask_for_huge_pages(packed, w8_packed_bytes(outputs, inputs));
     auto* sums = reinterpret_cast<std::int32_t*>(packed + pairs * tiles * PAIR_BYTES);
     auto body = [&](std::int64_t first, std::int64_t last) {
         std::memset(packed + first * tiles * PAIR_BYTES, 0, static_cast<std::size_t>((last - first) * tiles * PAIR_BYTES));
@@ -131,7 +141,6 @@ std::size_t w4_packed_bytes(std::int64_t outputs, std::int64_t inputs) {
 void w4_pack(const std::uint8_t* codes, const std::uint8_t* scales, const std::int8_t* offsets, std::int64_t outputs, std::int64_t inputs,
              std::uint8_t* packed) {
     const std::int64_t pairs = pairs_of(outputs), tiles = tiles_of(inputs);
-    ask_for_huge_pages(packed, w4_packed_bytes(outputs, inputs));
     auto* sums = reinterpret_cast<std::int32_t*>(packed + pairs * tiles * PAIR_BYTES_4);
     auto body = [&](std::int64_t first, std::int64_t last) {
         std::memset(packed + first * tiles * PAIR_BYTES_4, 0, static_cast<std::size_t>((last - first) * tiles * PAIR_BYTES_4));
@@ -196,15 +205,8 @@ bool linear8_generic(const Linear8& call, std::int64_t first, std::int64_t last)
 }
 
 bool linear8_prepare(Linear8& call, const std::uint8_t* packed) {
-    const std::int64_t pairs = pairs_of(call.outputs), tiles = tiles_of(call.inputs), stride = tiles * TILE_INPUTS;
-    const Isa isa = current_isa();
-    if (isa == VNNI || stride != call.inputs) {
-        const std::int8_t* prepared = prepare_rows(call, stride, isa == VNNI ? 0x80 : 0);
-        if (prepared == nullptr) return false;
-        call.x = prepared;
-        call.x_moved = reinterpret_cast<const std::uint8_t*>(prepared);
-    }
-    call.stride = stride;
+    const std::int64_t pairs = pairs_of(call.outputs), tiles = tiles_of(call.inputs);
+    if (!prepare_rows(call, current_isa())) return false;
     call.tiles = reinterpret_cast<const std::int8_t*>(packed);
     call.sums = reinterpret_cast<const std::int32_t*>(packed + pairs * tiles * (call.four_bits ? PAIR_BYTES_4 : PAIR_BYTES));
     call.out_stride = call.outputs;
@@ -215,7 +217,7 @@ namespace {
 
 bool run_pairs(const Linear8& call, std::int64_t first, std::int64_t last) {
     const Isa isa = current_isa();
-    if (!call.four_bits || isa == AMX) return kernel_for(isa)(call, first, last);
+    if (!call.four_bits || isa == AMX || isa == AVX2) return kernel_for(isa)(call, first, last);
     return run_unpacked(call, kernel_for(isa), isa == VNNI ? unpack4 : unpack4_generic, first, last);
 }
 

@@ -28,6 +28,8 @@ inline std::int64_t tiles_of(std::int64_t inputs) { return (inputs + TILE_INPUTS
 struct Linear8 {
     const std::int8_t* x;         // [rows][stride], zero behind the inputs
     const std::uint8_t* x_moved;  // the same plus 128, for VNNI
+    const std::int16_t* x_wide;   // the same in 16 bits, for AVX2 and int8 weights
+    const std::int32_t* x_sums;   // [rows][tiles] sums of the inputs of each tile, for AVX2 and four-bit weights
     std::int64_t stride;          // at least 64 * tiles_of(inputs)
     const float* row_scale;       // [rows]
     const std::int8_t* tiles;
@@ -40,13 +42,18 @@ struct Linear8 {
     bool four_bits;               // of the weights
 };
 
-// One instruction set's kernel: all rows, outputs of the pairs [first, last). False when there is no memory. Only AMX takes four bits.
+// One instruction set's kernel: all rows, outputs of the pairs [first, last). False when there is no memory. AMX and AVX2 take four bits.
 using Linear8Range = bool (*)(const Linear8& call, std::int64_t first, std::int64_t last);
 
 bool linear8_generic(const Linear8& call, std::int64_t first, std::int64_t last);
 bool linear8_avx2(const Linear8& call, std::int64_t first, std::int64_t last);
+bool linear4_avx2(const Linear8& call, std::int64_t first, std::int64_t last);
 bool linear8_vnni(const Linear8& call, std::int64_t first, std::int64_t last);
 bool linear8_amx(const Linear8& call, std::int64_t first, std::int64_t last);
+
+// Rows as the AVX2 kernels take them: `count` values in 16 bits and zeros up to `stride`; sums of 64 inputs each.
+void widen_row(const std::int8_t* from, std::int64_t count, std::int64_t stride, std::int16_t* to);
+void sum_tiles(const std::int8_t* x, std::int64_t tiles, std::int32_t* sums);
 
 // Four-bit weights of one pair, input tiles [0, tiles) from `packed` on, as int8 tiles.
 void unpack4_generic(const std::int8_t* packed, std::int64_t tiles, std::int8_t* out);
@@ -65,7 +72,7 @@ std::size_t w8_packed_bytes(std::int64_t outputs, std::int64_t inputs);
 void w8_pack(const std::int8_t* weights, std::int64_t outputs, std::int64_t inputs, std::uint8_t* packed);
 void w8_unpack_rows(const std::uint8_t* packed, const float* scale, std::int64_t inputs, const std::int64_t* picked, std::int64_t rows,
                     float* out);
-// `call.tiles`, `sums`, `stride` and `x_moved` are filled in here; false when there is no memory.
+// `call.tiles`, `sums`, `stride` and the forms of `x` are filled in here; false when there is no memory.
 bool linear8(Linear8 call, const std::uint8_t* packed);
 
 // What linear8 does first; then `count` outputs from `first` on (a multiple of 32) of all rows into `out`, lines `stride` apart.

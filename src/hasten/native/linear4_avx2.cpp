@@ -1,0 +1,204 @@
+// AVX2, four-bit weights: nibbles (unsigned) times rows (signed), eight products of a lane in 16 bits (8 * 2 * 15 * 128 = 30720: nothing
+// can saturate), then times the group's scale into 32 bits; the group's offset times the sum of the row's inputs comes on top. All of it
+// is exact, so the sums are those of the unpacked int8 weights.
+#include "linear.h"
+
+#if defined(__x86_64__)
+#include "linear_avx2.h"
+
+namespace hasten {
+namespace {
+
+const int MOST_ROWS = 4;             // of one block, where nibbles are unpacked in passing
+const int HALF_STEPS = 8;            // steps of four inputs whose products fit 16 bits
+
+// Eight scales, each in both halves of its 32 bits; eight offsets in the low halves.
+INLINE __m256i twice(const void* from) {
+    const __m256i wide = _mm256_cvtepu8_epi32(_mm_loadl_epi64(static_cast<const __m128i*>(from)));
+    return _mm256_or_si256(wide, _mm256_slli_epi32(wide, 16));
+}
+INLINE __m256i low_halves(const void* from) {
+    return _mm256_and_si256(_mm256_cvtepi8_epi32(_mm_loadl_epi64(static_cast<const __m128i*>(from))), _mm256_set1_epi32(0xffff));
+}
+
+// Where the nibbles come from: `room`, unpacked before; the packed tiles; or the tiles, and to `room` for the rows that follow.
+enum Source { ROOM, TILES, TILES_TO_ROOM };
+
+// Thirty-two nibbles as bytes: line `step` / 2 holds those of step 2 i in its low halves and of 2 i + 1 in the high ones.
+template <Source SOURCE>
+INLINE __m256i nibbles_of(const std::int8_t* packed, std::int8_t* room, int step, int v) {
+    if (SOURCE == ROOM) return load32(room + step * 64 + v * 32);
+    const __m256i both = load32(packed + step / 2 * 64 + v * 32), mask = _mm256_set1_epi8(15);
+    const __m256i some = _mm256_and_si256(step % 2 == 0 ? both : _mm256_srli_epi16(both, 4), mask);
+    if (SOURCE == TILES_TO_ROOM) store32(room + step * 64 + v * 32, some);
+    return some;
+}
+
+// COUNT rows times the sixteen outputs of one tile, added to (or with `add` false, put into) their sums.
+template <int COUNT, Source SOURCE>
+INLINE void tile_products(const std::int8_t* x, std::int64_t stride, const std::int32_t* x_sums, std::int64_t sums_stride,
+                          const std::int8_t* packed, const std::int8_t* scales, std::int8_t* room, std::int32_t* sums, bool add) {
+    const __m256i scale[2] = {twice(scales), twice(scales + 8)};
+    const __m256i offset[2] = {low_halves(scales + OFFSETS_AT - SCALES_AT), low_halves(scales + OFFSETS_AT - SCALES_AT + 8)};
+#pragma GCC unroll 6
+    for (int r = 0; r < COUNT; ++r) {
+        const __m256i total = repeat_int(x_sums + r * sums_stride);
+#pragma GCC unroll 2
+        for (int v = 0; v < 2; ++v) {
+            std::int32_t* to = sums + r * PAIR_OUTPUTS + v * 8;
+            const __m256i more = _mm256_madd_epi16(offset[v], total);
+            store32(to, add ? _mm256_add_epi32(load32(to), more) : more);
+        }
+    }
+#pragma GCC unroll 1
+    for (int half = 0; half < 2; ++half, x += 4 * HALF_STEPS, packed += NIBBLES_BYTES / 2, room += NIBBLES_BYTES) {
+        __m256i part[COUNT][2];
+#pragma GCC unroll 8
+        for (int step = 0; step < HALF_STEPS; ++step) {
+            const __m256i low = nibbles_of<SOURCE>(packed, room, step, 0), high = nibbles_of<SOURCE>(packed, room, step, 1);
+#pragma GCC unroll 6
+            for (int r = 0; r < COUNT; ++r) {
+                const __m256i four = repeat_int(x + r * stride + step * 4);
+                const __m256i first = _mm256_maddubs_epi16(low, four), second = _mm256_maddubs_epi16(high, four);
+                part[r][0] = step == 0 ? first : _mm256_add_epi16(part[r][0], first);
+                part[r][1] = step == 0 ? second : _mm256_add_epi16(part[r][1], second);
+                keep(part[r][0]);
+                keep(part[r][1]);
+            }
+        }
+#pragma GCC unroll 6
+        for (int r = 0; r < COUNT; ++r) {
+#pragma GCC unroll 2
+            for (int v = 0; v < 2; ++v) {
+                std::int32_t* to = sums + r * PAIR_OUTPUTS + v * 8;
+                store32(to, _mm256_add_epi32(load32(to), _mm256_madd_epi16(part[r][v], scale[v])));
+            }
+        }
+    }
+}
+
+// COUNT rows times a chunk of a pair's tiles.
+template <int COUNT, Source SOURCE>
+void chunk_products(const Linear8& call, std::int64_t row, std::int64_t tile, std::int64_t tiles, const std::int8_t* weights,
+                    std::int8_t* room, std::int32_t* sums, Ahead& ahead) {
+    const std::int64_t every = call.stride / TILE_INPUTS;
+    const std::int8_t* x = call.x + row * call.stride;
+    const std::int32_t* totals = call.x_sums + row * every;
+    for (int half = 0; half < 2; ++half, sums += TILE_OUTPUTS) {
+        for (std::int64_t at = tile; at < tile + tiles; ++at, room += 2 * NIBBLES_BYTES) {
+            const std::int8_t* packed = weights + (at - tile) * PAIR_BYTES_4;
+            ahead.fetch();
+            tile_products<COUNT, SOURCE>(x + at * TILE_INPUTS, call.stride, totals + at, every, packed + half * NIBBLES_BYTES,
+                                         packed + SCALES_AT + half * 16, room, sums, at != 0);
+        }
+    }
+}
+
+struct Nibbles {
+    static const std::int64_t CHUNK_TILES = 6, TILE_SIZE = PAIR_BYTES_4, ROOM_BYTES = 4 * NIBBLES_BYTES, COLUMNS = 2, ROW_SUMS = PAIR_OUTPUTS, MOST_ROWS = hasten::MOST_ROWS;
+
+    template <Source SOURCE>
+    static void multiply_from(const Linear8& call, std::int64_t row, std::int64_t count, std::int64_t tile, std::int64_t tiles,
+                              const std::int8_t* weights, std::int8_t* room, std::int32_t* sums, Ahead& ahead) {
+        switch (count) {
+            case 4: return chunk_products<4, SOURCE>(call, row, tile, tiles, weights, room, sums, ahead);
+            case 2: return chunk_products<2, SOURCE>(call, row, tile, tiles, weights, room, sums, ahead);
+            default: return chunk_products<3, SOURCE>(call, row, tile, tiles, weights, room, sums, ahead);
+        }
+    }
+
+    static void multiply(const Linear8& call, std::int64_t row, std::int64_t count, std::int64_t tile, std::int64_t tiles,
+                         const std::int8_t* weights, std::int8_t* room, bool first, std::int32_t* sums, Ahead& ahead) {
+        if (first) return multiply_from<TILES_TO_ROOM>(call, row, count, tile, tiles, weights, room, sums, ahead);
+        return multiply_from<ROOM>(call, row, count, tile, tiles, weights, room, sums, ahead);
+    }
+
+    static void finish(const Linear8& call, std::int64_t row, std::int64_t output, const std::int32_t* sums) {
+        for (int i = 0; i < 4; ++i) finish_eight(call, row, output + 8 * i, load32(sums + 8 * i));
+    }
+};
+
+// Up to four rows: nibbles are unpacked in passing and read in the order in which they lie; sums wait in the cache between tiles.
+template <int COUNT>
+void few_rows(const Linear8& call, std::int64_t pair) {
+    alignas(32) std::int32_t sums[COUNT * PAIR_OUTPUTS];
+    const std::int64_t tiles = tiles_of(call.inputs);
+    const std::int8_t* weights = call.tiles + pair * tiles * PAIR_BYTES_4;
+    for (std::int64_t tile = 0; tile < tiles; ++tile, weights += PAIR_BYTES_4) {
+        fetch_kilobyte(weights);
+        _mm_prefetch(reinterpret_cast<const char*>(weights + SCALES_AT + AHEAD_BYTES), _MM_HINT_NTA);
+        for (int half = 0; half < 2; ++half) {
+            tile_products<COUNT, TILES>(call.x + tile * TILE_INPUTS, call.stride, call.x_sums + tile, tiles, weights + half * NIBBLES_BYTES,
+                                        weights + SCALES_AT + half * 16, nullptr, sums + half * TILE_OUTPUTS, tile != 0);
+        }
+    }
+    for (int r = 0; r < COUNT; ++r) Nibbles::finish(call, r, pair * PAIR_OUTPUTS, sums + r * PAIR_OUTPUTS);
+}
+
+// One row needs its weights once: unpacked in passing.
+void single_row(const Linear8& call, std::int64_t pair) {
+    const std::int64_t tiles = tiles_of(call.inputs);
+    const std::int8_t* weights = call.tiles + pair * tiles * PAIR_BYTES_4;
+    const std::int8_t* x = call.x;
+    const __m256i mask = _mm256_set1_epi8(15);
+    __m256i sums[4];
+#pragma GCC unroll 4
+    for (auto& each : sums) each = _mm256_setzero_si256();
+    for (std::int64_t tile = 0; tile < tiles; ++tile, weights += PAIR_BYTES_4, x += TILE_INPUTS) {
+        const __m256i total = repeat_int(call.x_sums + tile);
+        __m256i even[4], odd[4];
+#pragma GCC unroll 2
+        for (int half = 0; half < 2; ++half) {
+#pragma GCC unroll 8
+            for (int line = 0; line < 8; ++line) {
+                const std::int8_t* nibbles = weights + half * NIBBLES_BYTES + line * 64;
+                _mm_prefetch(reinterpret_cast<const char*>(nibbles + AHEAD_BYTES), _MM_HINT_NTA);
+                const __m256i first = repeat_int(x + line * 8), second = repeat_int(x + line * 8 + 4);
+#pragma GCC unroll 2
+                for (int v = 2 * half; v < 2 * half + 2; ++v) {
+                    const __m256i both = load32(nibbles + v % 2 * 32);
+                    const __m256i low = _mm256_maddubs_epi16(_mm256_and_si256(both, mask), first);
+                    const __m256i high = _mm256_maddubs_epi16(_mm256_and_si256(_mm256_srli_epi16(both, 4), mask), second);
+                    even[v] = line == 0 ? low : _mm256_add_epi16(even[v], low);
+                    odd[v] = line == 0 ? high : _mm256_add_epi16(odd[v], high);
+                    keep(even[v]);
+                    keep(odd[v]);
+                }
+            }
+        }
+        _mm_prefetch(reinterpret_cast<const char*>(weights + AHEAD_BYTES + SCALES_AT), _MM_HINT_NTA);
+#pragma GCC unroll 4
+        for (int v = 0; v < 4; ++v) {
+            const __m256i scale = twice(weights + SCALES_AT + v * 8), offset = low_halves(weights + OFFSETS_AT + v * 8);
+            const __m256i scaled = _mm256_add_epi32(_mm256_madd_epi16(even[v], scale), _mm256_madd_epi16(odd[v], scale));
+            sums[v] = _mm256_add_epi32(sums[v], _mm256_add_epi32(scaled, _mm256_madd_epi16(offset, total)));
+        }
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < 4; ++v) finish_eight(call, 0, pair * PAIR_OUTPUTS + 8 * v, sums[v]);
+}
+
+}  // namespace
+
+void sum_tiles(const std::int8_t* x, std::int64_t tiles, std::int32_t* sums) {
+    const __m256i ones = _mm256_set1_epi8(1), wide_ones = _mm256_set1_epi16(1);
+    for (std::int64_t tile = 0; tile < tiles; ++tile, x += TILE_INPUTS) {
+        const __m256i low = _mm256_maddubs_epi16(ones, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x)));
+        const __m256i high = _mm256_maddubs_epi16(ones, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + 32)));
+        const __m256i eight = _mm256_madd_epi16(_mm256_add_epi16(low, high), wide_ones);
+        __m128i four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+        four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+        sums[tile] = _mm_cvtsi128_si32(_mm_add_epi32(four, _mm_shuffle_epi32(four, 0xb1)));
+    }
+}
+
+bool linear4_avx2(const Linear8& call, std::int64_t first, std::int64_t last) {
+    if (call.rows > MOST_ROWS) return run_kernel<Nibbles>(call, first, last);
+    using Few = void (*)(const Linear8&, std::int64_t);
+    const Few few[MOST_ROWS + 1] = {nullptr, single_row, few_rows<2>, few_rows<3>, few_rows<4>};
+    for (std::int64_t pair = first; call.rows > 0 && pair < last; ++pair) few[call.rows](call, pair);
+    return true;
+}
+
+}  // namespace hasten
+#endif
