@@ -106,7 +106,7 @@ struct Block {
 
 float half_to_float(std::uint16_t half);
 void read_block(std::int32_t kind, const std::uint8_t* raw, Block& block);
-void put_lane(std::int32_t kind, const Block& block, std::int64_t lane, std::uint8_t* chunk);  // the chunk was zero there
+void put_lane(std::int32_t kind, const Block& block, std::int64_t lane, std::uint8_t* chunk);
 void get_lane(std::int32_t kind, const std::uint8_t* chunk, std::int64_t lane, Block& block);
 
 // `raw` [outputs][bytes of a row], as in the file, to strips.

@@ -39,44 +39,47 @@ void six_bit_numbers(const std::uint8_t* packed, Block& block) {
 // Where the lanes' sixteen-byte lines, and Q4_K's three planes of integers, begin in a chunk.
 const int MINIMUM_AT = 16, FIRST_AT = 32, SECOND_AT = 64, THIRD_AT = 96, SCALES_AT = 16;
 
-// Codes of one group: a line of 32 bytes for each bit of `bits`; four bytes an output, so that line j, byte i is input 4 j + i. Low
-// nibbles are the group's first half, high nibbles its second. Fifth bits stand in one line, bit j for line j; the two bits above
-// four in two lines, one a half.
+std::uint32_t word_at(const std::uint8_t* from) {
+    std::uint32_t word;
+    std::memcpy(&word, from, 4);
+    return word;
+}
+
+void put_word(std::uint8_t* to, std::uint32_t word) { std::memcpy(to, &word, 4); }
+
+// Each byte of a word on its own.
+const std::uint32_t NIBBLE = 0x0f0f0f0f, ONE_BIT = 0x01010101, TWO_BITS = 0x03030303;
+
+// Codes of one group, in lines of 32 bytes: four bytes an output, so that byte i of line j is input 4 j + i. Four-bit codes: low nibbles
+// are the group's first half, high nibbles its second. Before them stand the bits above: fifth bits in one line, bit j for line j;
+// fifth and sixth bits in two lines, one a half, bits 2 j and 2 j + 1 for line j of the half.
 void put_codes(int bits, const std::uint8_t* codes, std::int64_t lane, std::uint8_t* group) {
-    for (int i = 0; i < 32; ++i) {
-        const int line = i / 4;
-        const std::int64_t byte = lane * 4 + i % 4;
-        std::uint8_t* low = group;
-        if (bits == 8) {
-            group[line * 32 + byte] = codes[i];
-            continue;
-        }
-        if (bits == 5) {
-            group[byte] = static_cast<std::uint8_t>(group[byte] | (codes[i] >> 4 & 1) << line);
-            low += 32;
-        } else if (bits == 6) {
-            std::uint8_t& high = group[line / 4 * 32 + byte];
-            high = static_cast<std::uint8_t>(high | (codes[i] >> 4 & 3) << line % 4 * 2);
-            low += 64;
-        }
-        std::uint8_t& nibble = low[line % 4 * 32 + byte];
-        nibble = static_cast<std::uint8_t>(nibble | (codes[i] & 15) << line / 4 * 4);
+    group += lane * 4;
+    if (bits == 8) {
+        for (int line = 0; line < 8; ++line) put_word(group + line * 32, word_at(codes + line * 4));
+        return;
+    }
+    std::uint32_t fifth = 0, upper[2] = {};
+    for (int line = 0; line < 8; ++line) {
+        const std::uint32_t above = word_at(codes + line * 4) >> 4;
+        fifth |= (above & ONE_BIT) << line;
+        upper[line / 4] |= (above & TWO_BITS) << line % 4 * 2;
+    }
+    if (bits == 5) put_word(group, fifth);
+    for (int half = 0; half < 2 && bits == 6; ++half) put_word(group + half * 32, upper[half]);
+    for (int line = 0; line < 4; ++line) {
+        const std::uint32_t low = word_at(codes + line * 4) & NIBBLE, high = word_at(codes + 16 + line * 4) & NIBBLE;
+        put_word(group + (bits - 4 + line) * 32, low | high << 4);
     }
 }
 
 void get_codes(int bits, const std::uint8_t* group, std::int64_t lane, std::uint8_t* codes) {
-    for (int i = 0; i < 32; ++i) {
-        const int line = i / 4;
-        const std::int64_t byte = lane * 4 + i % 4;
-        if (bits == 8) {
-            codes[i] = group[line * 32 + byte];
-            continue;
-        }
-        const std::uint8_t* low = group + (bits - 4) * 32;
-        int code = low[line % 4 * 32 + byte] >> line / 4 * 4 & 15;
-        if (bits == 5) code |= (group[byte] >> line & 1) << 4;
-        if (bits == 6) code |= (group[line / 4 * 32 + byte] >> line % 4 * 2 & 3) << 4;
-        codes[i] = static_cast<std::uint8_t>(code);
+    group += lane * 4;
+    for (int line = 0; line < 8; ++line) {
+        std::uint32_t word = bits == 8 ? word_at(group + line * 32) : word_at(group + (bits - 4 + line % 4) * 32) >> line / 4 * 4 & NIBBLE;
+        if (bits == 5) word |= (word_at(group) >> line & ONE_BIT) << 4;
+        if (bits == 6) word |= (word_at(group + line / 4 * 32) >> line % 4 * 2 & TWO_BITS) << 4;
+        put_word(codes + line * 4, word);
     }
 }
 
