@@ -69,6 +69,7 @@ def units() -> list[Unit]:
         Unit("linear_amx.cpp", AMX),
         Unit("products8_amx.cpp", AMX),
         Unit("linear_avx2.cpp", AVX2),
+        Unit("grouped_avx2_panel.cpp", AVX2),
         Unit("grouped_avx2.cpp", AVX2),
         Unit("grouped_rows.cpp", AVX2, "avx2"),
     ]

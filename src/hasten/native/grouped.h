@@ -85,6 +85,10 @@ void grouped_generic(const GroupedCall& call, const GroupedPart& part, std::int6
 void grouped_avx2(const GroupedCall& call, const GroupedPart& part, std::int64_t offset, std::int64_t first, std::int64_t last,
                   std::int64_t row, std::int64_t count);
 
+// What grouped_avx2 does with three rows and more.
+void grouped_avx2_panel(const GroupedCall& call, const GroupedPart& part, std::int64_t offset, std::int64_t first, std::int64_t last,
+                        std::int64_t row, std::int64_t count);
+
 // Round float rows [first, last) of `x` [rows][inputs].
 using RoundFunction = void (*)(const float* x, const GroupedRows& rounded, std::int64_t first, std::int64_t last);
 namespace generic {
