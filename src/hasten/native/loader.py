@@ -149,10 +149,11 @@ def status() -> dict[str, object]:
         return {"available": False, "reason": "switched off by HASTEN_NATIVE" if off else _load_once()[1]}
     level = library.isa
     floats = "avx512" if level in ("vnni", "amx") else level
+    codes = "generic" if level == "generic" else "avx2"  # of GGUF files; nothing wider is written for them
     return {
         "available": True,
         "path": str(library.path),
         "threads": library.threads,
         "best_isa": library.best_isa,
-        "isa": {"linear": level, "rows": floats, "rope": floats, "attention": floats},
+        "isa": {"linear": level, "file_codes": codes, "rows": floats, "rope": floats, "attention": floats},
     }
