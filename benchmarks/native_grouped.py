@@ -1,8 +1,8 @@
 """Linear layers over GGUF's own codes against the memory's reading speed, in one run.
 
-For a shape of Qwen2.5-Coder-1.5B and each block format: milliseconds and gigabytes of packed weights a second for 1 to 64 rows, what
-share of the best reading speed that is, and the time against that of the fewest rows. Rounding of the rows is included. Weights rotate
-through more memory than the caches hold.
+For a shape of Qwen2.5-Coder-1.5B and each block format: milliseconds and gigabytes of packed weights a second for 1 to 64 rows,
+what share of the best reading speed that is, and the time against that of the fewest rows. Rounding of the rows is included.
+Weights rotate through more memory than the caches hold.
 
     python benchmarks/native_grouped.py [--kinds Q4_K,Q6_K] [--rows 1,16] [--shapes gate_up] [--threads 2] [--isa avx2]
 """

@@ -141,7 +141,7 @@ def test_drafts_change_no_token() -> None:
     model_path("smollm2-135m")
     with LLM("smollm2-135m", precision="file", draft="auto", cache_tokens=4096) as llm:
         assert llm.precision == "file"
-        prompts = [llm.encode(text) for text in ("def add(a, b):\n    return a + b\n\ndef add(a, b):", "Once upon a time, once upon")]
+        prompts = [llm.encode(text) for text in ("def add(a, b):\n    return a + b\n\ndef add(a, b):", "Once upon a time, once")]
         drafters = llm.engine.drafting.drafters
         for params in (
             SamplingParams(max_tokens=48, ignore_eos=True),

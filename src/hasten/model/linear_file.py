@@ -61,7 +61,9 @@ def block_source(source: Any) -> BlockSource:
 def _kernels() -> NativeLibrary:
     library = load()
     if library is None:
-        raise ConfigError("precision file needs the native kernels, which are not in use here ('hasten doctor' says why); use int8.")
+        raise ConfigError(
+            "precision file needs the native kernels, which are not in use here ('hasten doctor' says why); use int8."
+        )
     return library
 
 
@@ -76,7 +78,7 @@ def read_matrix(source: BlockSource, name: str) -> GroupedMatrix:
 
 
 def file_linear(parts: list[Part], bias: Tensor | None) -> Linear:
-    """One projection of stacked parts: one kernel where all hold codes, else each by itself. Other parts have their bias already."""
+    """One projection of stacked parts: one kernel where all hold codes, else each by itself. Other parts have their bias."""
     matrices = [part for part in parts if isinstance(part, GroupedMatrix)]
     if len(matrices) == len(parts):
         return GroupedLinear(_kernels(), matrices, bias)

@@ -114,9 +114,7 @@ def load_decoder(
         raise
 
 
-def _assemble(
-    source: Weights, precision: Precision, device: torch.device, make: _Maker, progress: Progress
-) -> Decoder:
+def _assemble(source: Weights, precision: Precision, device: torch.device, make: _Maker, progress: Progress) -> Decoder:
     names = source.names()
 
     def vector(name: str) -> Tensor | None:

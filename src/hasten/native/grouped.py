@@ -1,7 +1,7 @@
 """Linear layers over the codes and scales of GGUF's block formats, as PyTorch sees them: packed once from the file's bytes.
 
-As in ``kernels``: rows are float32, contiguous, on a CPU; a row's result has the same bits whatever other rows, threads or instruction
-set the call has. Wrong sizes or types raise ValueError; such a call is a mistake of ours, not of the user.
+As in ``kernels``: rows are float32, contiguous, on a CPU; a row's result has the same bits whatever other rows, threads or
+instruction set the call has. Wrong sizes or types raise ValueError; such a call is a mistake of ours, not of the user.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ STRIP_OUTPUTS = 8
 
 
 class GroupedMatrix:
-    """Weights [outputs, inputs] of one block format (a name of ``KINDS``), in the order of the kernels; as many bytes as in the file."""
+    """Weights [outputs, inputs] of one block format (a name of ``KINDS``), in the kernels' order; as many bytes as in the file."""
 
     def __init__(self, library: NativeLibrary, kind: str, outputs: int, inputs: int) -> None:
         """Room for the weights, which ``fill`` brings."""
@@ -43,7 +43,7 @@ class GroupedMatrix:
         self._strip = self.packed.numel() // -(-outputs // STRIP_OUTPUTS)
 
     def fill(self, raw: Tensor, first: int = 0) -> None:
-        """Take the rows from ``first`` on, a multiple of 8: uint8 [rows, bytes of a row] as in the file. All that end before the last
+        """Take the rows from ``first`` on, a multiple of 8: uint8 [rows, bytes of a row] as in the file. What ends before the last
         output must be a multiple of 8 rows."""
         rows = raw.shape[0]
         if first % STRIP_OUTPUTS or first + rows > self.outputs or (rows % STRIP_OUTPUTS and first + rows < self.outputs):
@@ -88,8 +88,8 @@ class _LayerFields(ctypes.Structure):
 class GroupedLinear:
     """y = x W^T + bias + residual with the outputs of one or more matrices, perhaps of several formats, one after the other.
 
-    Rows are rounded to int8 with a float scale for every 32 inputs. Products are summed exactly within a group, then in float32 in an
-    order that grouped.h states.
+    Rows are rounded to int8 with a float scale for every 32 inputs. Products are summed exactly within a group, then in float32 in
+    an order that grouped.h states.
     """
 
     def __init__(self, library: NativeLibrary, parts: list[GroupedMatrix], bias: Tensor | None) -> None:

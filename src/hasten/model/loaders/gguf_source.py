@@ -84,7 +84,8 @@ class GGUFSource:
     def read_blocks(self, name: str, start: int, stop: int) -> Tensor:
         """Rows ``start`` to ``stop`` of a matrix as they lie in the file: uint8 [rows, bytes of a row]. Raises CorruptModel."""
         info = self.tensors[name]
-        assert len(info.shape) == 2 and 0 <= start <= stop <= info.shape[0], "row range outside the tensor"
+        assert len(info.shape) == 2, "a vector has no rows"
+        assert 0 <= start <= stop <= info.shape[0], "row range outside the tensor"
         return self._in_halves(name, partial(_read_raw, self.path, info), start, stop)
 
     def _in_halves(self, name: str, read: Callable[[int, int], Tensor], start: int, stop: int) -> Tensor:
