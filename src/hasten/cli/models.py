@@ -149,7 +149,23 @@ def _contents(path: Path) -> dict[str, Any]:
         for extent in source.shape(name):
             weights *= extent
         stored += weights
-    return {"stored_weights": stored, "tensor_types": dict(types.most_common()), "description": asdict(source.description)}
+    found: dict[str, Any] = {"stored_weights": stored, "tensor_types": dict(types.most_common())}
+    return found | {"precision_file": _precision_file(source), "description": asdict(source.description)}
+
+
+def _precision_file(source: Any) -> str:
+    """What ``--precision file`` does with this model."""
+    from hasten.core.errors import ConfigError
+    from hasten.model.linear_file import block_source, tensors_without_codes
+
+    try:
+        others = tensors_without_codes(block_source(source))
+    except ConfigError as problem:
+        return f"no: {problem}"
+    if not others:
+        return "every matrix with its own codes"
+    named = ", ".join(f"{name} ({kind})" for name, kind in sorted(others.items()))
+    return f"every matrix with its own codes but {named}: an embedding table stays in floats, projections become int8"
 
 
 def _lines(key: str, value: Any) -> list[str]:

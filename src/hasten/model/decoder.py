@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -31,11 +32,17 @@ class LayerWeights:
     post_mlp_norm: Tensor | None
 
 
+class EmbeddingTable(Protocol):
+    """Rows [len(tokens), hidden] for ``tokens`` int64, in a floating dtype; a tensor is one."""
+
+    def __getitem__(self, tokens: Tensor, /) -> Tensor: ...
+
+
 @dataclass(frozen=True, slots=True)
 class DecoderWeights:
-    """``embedding`` [vocabulary, hidden] in the embedding dtype; ``head`` maps hidden to the vocabulary, or to some ids of it."""
+    """``embedding`` [vocabulary, hidden]; ``head`` maps hidden to the vocabulary, or to some ids of it."""
 
-    embedding: Tensor
+    embedding: EmbeddingTable
     layers: list[LayerWeights]
     final_norm: Tensor
     head: Linear

@@ -17,6 +17,7 @@ from hasten.model.conversion import ConvertedReader, is_converted
 from hasten.model.decoder import Decoder
 from hasten.model.description import Activation
 from hasten.model.linear import DenseLinear, Linear, int8_linear
+from hasten.model.linear_file import head_in_codes
 from hasten.model.weights import Weights, conversion_plan
 
 IntArray = npt.NDArray[np.int64]
@@ -53,12 +54,15 @@ def head_rows(source: Weights, decoder: Decoder, converted: Path | None) -> Head
     """Where rows of the decoder's whole head are found, other than in the head; None where they are nowhere (int8 weights that
     could not be kept on disk). No head of any family has a bias.
 
-    A dense head that is tied to the embedding is found there, where the dtype is the same; one that is not stays in memory.
+    A dense head that is tied to the embedding is found there, where the dtype is the same; one that is not stays in memory, and so
+    does one that is in a file's own codes.
     """
     head, embedding = decoder.weights.head, decoder.weights.embedding
     if isinstance(head, DenseLinear):
-        tied = source.description.tied_head and embedding.dtype is head.weight.dtype
-        return DenseRows(embedding if tied else head.weight)
+        tied = source.description.tied_head and isinstance(embedding, Tensor) and embedding.dtype is head.weight.dtype
+        return DenseRows(embedding if tied and isinstance(embedding, Tensor) else head.weight)
+    if (in_codes := head_in_codes(head)) is not None:
+        return in_codes
     plan = conversion_plan(source, decoder.precision)
     if converted is None or not is_converted(converted, plan, source.fingerprint):
         return None

@@ -11,8 +11,9 @@ from hasten.core.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Precision:
-    """``weights`` is the dtype of projection weights (in int4, of what their four bits stand for), ``stream`` that of the residual
-    stream, norms and logits, ``cache`` that of keys and values, ``embedding`` that of the embedding table."""
+    """``weights`` is the dtype of projection weights (in int4, of what their four bits stand for; in file, of the rows), ``stream``
+    that of the residual stream, norms and logits, ``cache`` that of keys and values, ``embedding`` that of the embedding table
+    (which file keeps as it lies on disk)."""
 
     name: str
     weights: torch.dtype
@@ -28,11 +29,12 @@ class Precision:
 
 INT8 = Precision("int8", torch.int8, torch.float32, torch.float32, torch.bfloat16)
 INT4 = Precision("int4", torch.int8, torch.float32, torch.float32, torch.bfloat16)
+FILE = Precision("file", torch.int8, torch.float32, torch.float32, torch.float32)
 BF16 = Precision("bf16", torch.bfloat16, torch.float32, torch.bfloat16, torch.bfloat16)
 FP32 = Precision("fp32", torch.float32, torch.float32, torch.float32, torch.float32)
 FP64 = Precision("fp64", torch.float64, torch.float64, torch.float64, torch.float64)
 CACHE_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
-_BY_NAME = {precision.name: precision for precision in (INT8, INT4, BF16, FP32, FP64)}
+_BY_NAME = {precision.name: precision for precision in (INT8, INT4, FILE, BF16, FP32, FP64)}
 
 
 def choose_precision(name: str, device: torch.device) -> Precision:

@@ -17,12 +17,13 @@ from torch import Tensor
 
 from hasten.core.progress import Progress, silent
 from hasten.model.conversion import ConvertedReader, ConvertedWriter, Planned, is_converted
-from hasten.model.decoder import Decoder, DecoderWeights, LayerWeights
+from hasten.model.decoder import Decoder, DecoderWeights, EmbeddingTable, LayerWeights
 from hasten.model.description import ModelDescription
 from hasten.model.hadamard import hadamard_block, rotate
 from hasten.model.linear import DenseLinear, Linear, int8_linear, make_mlp
+from hasten.model.linear_file import FileEmbedding, Part, block_source, file_linear, has_codes, read_embedding, read_matrix
 from hasten.model.linear_packed import PACKED_LAYOUT, linear4, pack4, packed4_bytes, packed4_room
-from hasten.model.precision import INT4, Precision
+from hasten.model.precision import FILE, INT4, Precision
 
 PIECE_BYTES = 64 << 20
 MOST_UNPACKED = 2  # projections in memory both as read and as packed
@@ -95,9 +96,17 @@ def _pieces(source: Weights, parts: tuple[str, ...]) -> Iterator[Tensor]:
 def load_decoder(
     source: Weights, precision: Precision, device: torch.device, converted: Path | None, progress: Progress = silent
 ) -> Decoder:
-    """Build the decoder. ``converted`` is where int8 weights are kept between loads (None: nowhere)."""
-    make: _IntegerMaker | _DenseMaker
-    make = _IntegerMaker(source, precision, converted) if precision.quantised else _DenseMaker(source, precision, device)
+    """Build the decoder. ``converted`` is where int8 and int4 weights are kept between loads (None: nowhere).
+
+    Raises ConfigError where the precision does not fit the source or this machine.
+    """
+    make: _Maker
+    if precision is FILE:
+        make = _FileMaker(source)
+    elif precision.quantised:
+        make = _IntegerMaker(source, precision, converted)
+    else:
+        make = _DenseMaker(source, precision, device)
     try:
         return _assemble(source, precision, device, make, progress)
     except BaseException:
@@ -105,9 +114,7 @@ def load_decoder(
         raise
 
 
-def _assemble(
-    source: Weights, precision: Precision, device: torch.device, make: _IntegerMaker | _DenseMaker, progress: Progress
-) -> Decoder:
+def _assemble(source: Weights, precision: Precision, device: torch.device, make: _Maker, progress: Progress) -> Decoder:
     names = source.names()
 
     def vector(name: str) -> Tensor | None:
@@ -124,7 +131,7 @@ def _assemble(
     planned = projections(source)
     total = sum(linear.outputs * linear.inputs for linear in planned)
     done = 0
-    embedding = make.embedding(precision.embedding).to(device)
+    embedding = make.embedding(precision.embedding)
     pending: dict[str, Future[Linear]] = {}
     with ThreadPoolExecutor(max_workers=1) as packer:  # packs one projection while the next is read
         for linear in planned:
@@ -154,6 +161,19 @@ def _assemble(
     return Decoder(source.description, precision, weights)
 
 
+class _Maker(Protocol):
+    """How one precision is made, the embedding first and each projection once; then either ``finish`` or ``abandon``."""
+
+    def embedding(self, dtype: torch.dtype) -> EmbeddingTable: ...
+
+    def linear(self, linear: FusedLinear, bias: Tensor | None) -> Callable[[], Linear]:
+        """Reads now; what is returned makes the projection."""
+        ...
+
+    def finish(self) -> None: ...
+    def abandon(self) -> None: ...
+
+
 class _DenseMaker:
     """Projections in a floating dtype, filled piece by piece."""
 
@@ -164,7 +184,6 @@ class _DenseMaker:
         return self._stack(("embedding",), self._source.shape("embedding"), dtype)
 
     def linear(self, linear: FusedLinear, bias: Tensor | None) -> Callable[[], Linear]:
-        """Reads now; what is returned makes the projection."""
         return partial(DenseLinear, self._stack(linear.parts, (linear.outputs, linear.inputs), self._precision.weights), bias)
 
     def _stack(self, parts: tuple[str, ...], shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -250,6 +269,40 @@ class _IntegerMaker:
     def abandon(self) -> None:
         if self._writer is not None:
             self._writer.abandon()
+
+
+class _FileMaker:
+    """Projections with a GGUF file's own codes; those few that hold floats there become int8, as in precision int8."""
+
+    def __init__(self, source: Weights) -> None:
+        self._source, self._blocks = source, block_source(source)
+        self._table: EmbeddingTable | None = None
+
+    def embedding(self, dtype: torch.dtype) -> EmbeddingTable:
+        self._table = read_embedding(self._blocks)
+        return self._table
+
+    def linear(self, linear: FusedLinear, bias: Tensor | None) -> Callable[[], Linear]:
+        parts: list[Part] = []
+        row = 0
+        for name in linear.parts:
+            outputs = self._source.shape(name)[0]
+            parts.append(self._part(name, None if bias is None else bias[row : row + outputs]))
+            row += outputs
+        return partial(file_linear, parts, bias)
+
+    def _part(self, name: str, bias: Tensor | None) -> Part:
+        if name == "embedding" and isinstance(self._table, FileEmbedding):
+            return self._table.matrix
+        if has_codes(self._blocks.stored_dtype(name)):
+            return read_matrix(self._blocks, name)
+        return int8_linear(*quantise_weights(_pieces(self._source, (name,)), *self._source.shape(name)), bias)
+
+    def finish(self) -> None:
+        pass
+
+    def abandon(self) -> None:
+        pass
 
 
 def quantise_weights(pieces: Iterator[Tensor], outputs: int, inputs: int) -> tuple[Tensor, Tensor]:

@@ -37,7 +37,7 @@ COMMON += ("-fvisibility-inlines-hidden", "-Wall", "-Wextra", "-Wno-psabi", "-Wn
 OPTIMIZED = ("-O3",)
 SANITIZED = ("-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
 
-AVX2 = ("-mavx2", "-mfma")
+AVX2 = ("-mavx2", "-mfma", "-mf16c")
 AVX512 = (*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni")
 AMX = (*AVX512, "-mamx-tile", "-mamx-int8")
 
@@ -59,8 +59,9 @@ def units() -> list[Unit]:
     """What to compile for this processor family; the longest first."""
     floats = ("attention_kernels.cpp", "attention8_kernels.cpp", "rows_kernels.cpp", "products8.cpp", "read_kernels.cpp")
     shared = ("attention", "threads", "linear", "top", "progressive", "rows", "api", "isa")
-    plain = [Unit(f"{name}.cpp") for name in shared]
-    generic = [Unit(name, (), "generic") for name in floats]
+    codes = ("grouped", "grouped_pack", "grouped_api")
+    plain = [Unit(f"{name}.cpp") for name in (*shared, *codes)]
+    generic = [Unit(name, (), "generic") for name in (*floats, "grouped_rows.cpp")]
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return [*generic, *plain]
     wide = [Unit(name, flags, level) for name in floats for flags, level in ((AVX512, "avx512"), (AVX2, "avx2"))]
@@ -70,6 +71,9 @@ def units() -> list[Unit]:
         Unit("products8_amx.cpp", AMX),
         Unit("linear_avx2.cpp", AVX2),
         Unit("linear4_avx2.cpp", AVX2),
+        Unit("grouped_avx2_panel.cpp", AVX2),
+        Unit("grouped_avx2.cpp", AVX2),
+        Unit("grouped_rows.cpp", AVX2, "avx2"),
     ]
     return [*wide, *generic, *integer, *plain]
 

@@ -42,6 +42,11 @@ _PROTOTYPES: dict[str, tuple[type, tuple[type, ...]]] = {
     "hst_rows_linear": (_INT, (_POINTER, _POINTER, _POINTER, _FLOAT, _INT, _POINTER, _POINTER, _LONG)),
     "hst_rows_linear_top": (_INT, (_POINTER, _POINTER, _POINTER, _FLOAT, _INT, _LONG, _LONG, _POINTER, _POINTER)),
     "hst_mlp": (_INT, (*(_POINTER,) * 4, _FLOAT, _INT, _POINTER, _POINTER, _LONG)),
+    "hst_grouped_packed_bytes": (_LONG, (_INT, _LONG, _LONG)),
+    "hst_grouped_pack": (_INT, (_INT, _POINTER, _LONG, _LONG, _POINTER)),
+    "hst_grouped_pick": (_INT, (_INT, _POINTER, _LONG, _POINTER, _LONG, _POINTER)),
+    "hst_grouped_rows": (_INT, (_INT, _POINTER, _LONG, _POINTER, _LONG, _POINTER)),
+    "hst_grouped_linear": (_INT, (_POINTER, _POINTER, _POINTER, _FLOAT, _INT, _POINTER, _POINTER, _LONG)),
     "hst_rope_write": (_INT, (_POINTER,) * 9),
     "hst_paged_attention": (_INT, (_POINTER,) * 4 + (_LONG, _POINTER)),
     "hst_attention": (_INT, (_POINTER,) * 8 + (_LONG, _POINTER)),
@@ -144,10 +149,11 @@ def status() -> dict[str, object]:
         return {"available": False, "reason": "switched off by HASTEN_NATIVE" if off else _load_once()[1]}
     level = library.isa
     floats = "avx512" if level in ("vnni", "amx") else level
+    codes = "generic" if level == "generic" else "avx2"  # of GGUF files; nothing wider is written for them
     return {
         "available": True,
         "path": str(library.path),
         "threads": library.threads,
         "best_isa": library.best_isa,
-        "isa": {"linear": level, "rows": floats, "rope": floats, "attention": floats},
+        "isa": {"linear": level, "file_codes": codes, "rows": floats, "rope": floats, "attention": floats},
     }

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -77,12 +79,24 @@ class GGUFSource:
         info = self.tensors[name]
         stop = info.shape[0] if stop is None else stop
         assert 0 <= start <= stop <= info.shape[0], "row range outside the tensor"
+        return self._in_halves(name, partial(_read_rows, self.path, info), start, stop)
+
+    def read_blocks(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows ``start`` to ``stop`` of a matrix as they lie in the file: uint8 [rows, bytes of a row]. Raises CorruptModel."""
+        info = self.tensors[name]
+        assert len(info.shape) == 2, "a vector has no rows"
+        assert 0 <= start <= stop <= info.shape[0], "row range outside the tensor"
+        return self._in_halves(name, partial(_read_raw, self.path, info), start, stop)
+
+    def _in_halves(self, name: str, read: Callable[[int, int], Tensor], start: int, stop: int) -> Tensor:
+        """What ``read`` gives for a range of rows, with rotated rows put into halves where the file pairs neighbours."""
         if not self.interleaved or name.rpartition(".")[2] not in PERMUTED:
-            return _read_rows(self.path, info, start, stop)
+            return read(start, stop)
         size = self.description.head_dim
         first, last = start // size * size, -(-stop // size) * size
-        heads = _read_rows(self.path, info, first, last).view(-1, size // 2, 2, *info.shape[1:])
-        return heads.transpose(1, 2).reshape(-1, *info.shape[1:])[start - first : stop - first]
+        rows = read(first, last)
+        heads = rows.view(-1, size // 2, 2, *rows.shape[1:])
+        return heads.transpose(1, 2).reshape(-1, *rows.shape[1:])[start - first : stop - first]
 
 
 def open_gguf(path: Path) -> GGUFSource:
@@ -161,6 +175,16 @@ def _read_rows(path: Path, info: TensorInfo, start: int, stop: int) -> Tensor:
             rows = min(step, stop - start - row)
             fill(path, stream, buffer[:rows])
             dequantise(buffer[:rows], info.kind, out[row : row + rows])
+    return out
+
+
+def _read_raw(path: Path, info: TensorInfo, start: int, stop: int) -> Tensor:
+    """Rows of a matrix as they lie in the file, uint8 [rows, bytes of a row]."""
+    row_bytes = info.size // info.shape[0]
+    out = torch.empty(stop - start, row_bytes, dtype=torch.uint8)
+    with opened(path) as (stream, _):
+        stream.seek(info.offset + start * row_bytes)
+        fill(path, stream, out)
     return out
 
 

@@ -1,0 +1,125 @@
+// Linear layers over the codes and scales of GGUF's block formats, as they lie in the file: nothing is rounded a second time.
+//
+// Rows are rounded to int8 with one float scale for every 32 inputs. A result is, in this order and with these roundings,
+//   flat formats (one scale d, perhaps one minimum m, for 32 inputs): for each group  acc = fma(float(dot) * x_scale, d, acc), then
+//     acc = fma(m, x_scale * x_sum, acc);
+//   super-blocks (float d and minimum scale e for 256 inputs, integer scales and minimums inside): for each group
+//     part = fma(float(dot), x_scale, part), low = fma(float(minimum), x_scale * x_sum, low); for each super-block
+//     acc = fma(d, part, acc), then acc = fma(-e, low, acc);
+// then bias, then residual. `dot` is an exact int32 sum that holds the integer scales, `x_sum` the exact sum of a group's row codes.
+//
+// Packed: strips of eight outputs. A strip is a run of chunks (one block of the format for each of the eight outputs), in lines that
+// hold the same thing for each output in turn, so that one vector register serves eight outputs and nothing is summed across
+// lanes. A packed strip takes the file's own number of bytes, rounded up to a multiple of 64.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace hasten {
+
+// Numbers of ggml's tensor types (ggml.h).
+enum GroupedKind : std::int32_t { Q4_0 = 2, Q4_1 = 3, Q5_0 = 6, Q5_1 = 7, Q8_0 = 8, Q4_K = 12, Q5_K = 13, Q6_K = 14 };
+
+const std::int64_t STRIP_OUTPUTS = 8, GROUP_INPUTS = 32;
+const std::int64_t MOST_GROUPED_INPUTS = std::int64_t(1) << 24;
+
+// One format. `chunk_bytes` is eight times `block_bytes`.
+constexpr bool is_grouped(std::int32_t kind) {
+    return kind == Q4_0 || kind == Q4_1 || kind == Q5_0 || kind == Q5_1 || kind == Q8_0 || kind == Q4_K || kind == Q5_K || kind == Q6_K;
+}
+constexpr bool has_super_blocks(std::int32_t kind) { return kind >= Q4_K; }
+constexpr std::int64_t block_inputs(std::int32_t kind) { return has_super_blocks(kind) ? 256 : 32; }
+constexpr std::int64_t block_bytes(std::int32_t kind) {
+    return kind == Q4_0 ? 18 : kind == Q4_1 ? 20 : kind == Q5_0 ? 22 : kind == Q5_1 ? 24 : kind == Q8_0 ? 34 : kind == Q4_K ? 144 : kind == Q5_K ? 176 : 210;
+}
+constexpr int code_bits(std::int32_t kind) {
+    return kind == Q8_0 ? 8 : kind == Q6_K ? 6 : kind == Q5_0 || kind == Q5_1 || kind == Q5_K ? 5 : 4;
+}
+// What is stored beside d: a minimum that is added (flat formats) or scales of integer minimums that are subtracted (super-blocks).
+constexpr bool has_minimum(std::int32_t kind) { return kind == Q4_1 || kind == Q5_1 || kind == Q4_K || kind == Q5_K; }
+// What is subtracted from every code of a flat format.
+constexpr int zero_code(std::int32_t kind) { return kind == Q4_0 ? 8 : kind == Q5_0 ? 16 : 0; }
+// Bytes of a chunk before the codes of its first group, and of one group's codes.
+constexpr std::int64_t header_bytes(std::int32_t kind) { return kind == Q6_K ? 144 : has_super_blocks(kind) ? 128 : has_minimum(kind) ? 32 : 16; }
+constexpr std::int64_t group_bytes(std::int32_t kind) { return code_bits(kind) * 32; }
+
+constexpr std::int64_t strip_bytes(std::int32_t kind, std::int64_t inputs) {
+    return (inputs / block_inputs(kind) * block_bytes(kind) * STRIP_OUTPUTS + 63) / 64 * 64;
+}
+constexpr std::int64_t strips_of(std::int64_t outputs) { return (outputs + STRIP_OUTPUTS - 1) / STRIP_OUTPUTS; }
+
+// Outputs that share a format and follow each other in a layer.
+struct GroupedPart {
+    const std::uint8_t* packed;
+    std::int64_t outputs;
+    std::int32_t kind;
+};
+
+// Rows rounded in groups of 32 inputs.
+struct GroupedRows {
+    std::int8_t* codes;       // [rows][inputs], -127 to 127
+    float* scale;             // [rows][groups]
+    float* scaled_sum;        // [rows][groups] scale times the sum of the group's codes
+    std::int16_t* half_sums;  // [rows][groups][2] sums of codes of each half of a group
+    std::int64_t inputs;
+
+    std::int64_t groups() const { return inputs / GROUP_INPUTS; }
+};
+
+struct GroupedCall {
+    GroupedRows x;
+    const float* bias;      // [outputs] or null
+    const float* residual;  // [rows][outputs] or null
+    float* out;             // [rows][outputs]
+    std::int64_t rows, outputs;
+};
+
+// Strips [first, last) of a part whose first output is the layer's `offset`, for rows [row, row + count), count at most MOST_PANEL.
+using GroupedRange = void (*)(const GroupedCall& call, const GroupedPart& part, std::int64_t offset, std::int64_t first, std::int64_t last,
+                              std::int64_t row, std::int64_t count);
+const std::int64_t MOST_PANEL = 64;
+
+void grouped_generic(const GroupedCall& call, const GroupedPart& part, std::int64_t offset, std::int64_t first, std::int64_t last,
+                     std::int64_t row, std::int64_t count);
+void grouped_avx2(const GroupedCall& call, const GroupedPart& part, std::int64_t offset, std::int64_t first, std::int64_t last,
+                  std::int64_t row, std::int64_t count);
+
+// What grouped_avx2 does with three rows and more.
+void grouped_avx2_panel(const GroupedCall& call, const GroupedPart& part, std::int64_t offset, std::int64_t first, std::int64_t last,
+                        std::int64_t row, std::int64_t count);
+
+// Round float rows [first, last) of `x` [rows][inputs].
+using RoundFunction = void (*)(const float* x, const GroupedRows& rounded, std::int64_t first, std::int64_t last);
+namespace generic {
+void round_groups(const float* x, const GroupedRows& rounded, std::int64_t first, std::int64_t last);
+}
+namespace avx2 {
+void round_groups(const float* x, const GroupedRows& rounded, std::int64_t first, std::int64_t last);
+}
+
+void grouped_linear(const GroupedCall& call, const GroupedPart* parts, std::int64_t count);
+void round_in_groups(const float* x, const GroupedRows& rounded, std::int64_t rows);
+
+// One output's block taken apart. Halves are float16 bits; codes and integers are as stored (unsigned, but Q8_0's codes and Q6_K's
+// scales are two's complement).
+struct Block {
+    std::uint16_t d, minimum_scale;
+    std::uint8_t scales[16], minimums[8], codes[256];
+};
+
+float half_to_float(std::uint16_t half);
+void read_block(std::int32_t kind, const std::uint8_t* raw, Block& block);
+void put_lane(std::int32_t kind, const Block& block, std::int64_t lane, std::uint8_t* chunk);
+void get_lane(std::int32_t kind, const std::uint8_t* chunk, std::int64_t lane, Block& block);
+
+// `raw` [outputs][bytes of a row], as in the file, to strips.
+void grouped_pack(std::int32_t kind, const std::uint8_t* raw, std::int64_t outputs, std::int64_t inputs, std::uint8_t* packed);
+// Some outputs of a packed matrix as a packed matrix of their own.
+void grouped_pick(std::int32_t kind, const std::uint8_t* packed, std::int64_t inputs, const std::int64_t* picked, std::int64_t count,
+                  std::uint8_t* out);
+// Some outputs of a packed matrix as floats [count][inputs], with the bits of the loaders' dequantisation.
+void grouped_unpack_rows(std::int32_t kind, const std::uint8_t* packed, std::int64_t inputs, const std::int64_t* picked, std::int64_t count,
+                         float* out);
+
+}  // namespace hasten
