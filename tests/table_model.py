@@ -10,6 +10,7 @@ import torch
 
 from hasten.cache.blocks import BlockManager
 from hasten.control.controller import Controller
+from hasten.control.step_costs import StepCosts
 from hasten.core.types import BLOCK_SIZE, Batch, Segment
 from hasten.draft.base import Drafter
 from hasten.draft.lm import LanguageModelDrafter
@@ -87,7 +88,7 @@ def table_engine(law: Conditional, drafters: list[Drafter], rule: str, control: 
     executor = TableExecutor(law)
     blocks = BlockManager(BLOCKS)
     vocabulary = len(law(()))
-    controller = Controller(FrozenCurve(), rule=control, depth=depth)
+    controller = Controller(StepCosts(FrozenCurve()), rule=control, depth=depth)
     return Engine(
         executor=executor,  # type: ignore[arg-type]
         scheduler=Scheduler(blocks, BLOCKS * BLOCK_SIZE, 64, 4),
