@@ -112,6 +112,10 @@ class Drafting:
             item.tree = round.verified
         _share_deciding(rounds, self.clock() - began + (self._settling.value or 0.0))
 
+    def rule_for(self, wish: SpeculationParams) -> str:
+        """The rule for a request; where nothing is ever drafted, text is that of plain decoding under every rule."""
+        return "coupled" if not self.drafters or wish.mode == "off" else self.rule
+
     def laws_of(self, sequence: Sequence) -> DraftLaws:
         """How the tree that the sequence was last given came about."""
         return self._laws.get(sequence.id) or DraftLaws()

@@ -81,7 +81,7 @@ class Engine:
             for index in range(params.n)
         ]
         self.scheduler.add(sequences)
-        rule = rule_for(self.drafting.rule, params)
+        rule = rule_for(self.drafting.rule_for(speculation), params)
         request = Request(name, [self._answer(sequence) for sequence in sequences], rule)
         for sequence in sequences:
             self._requests[sequence.id] = request
@@ -140,7 +140,7 @@ class Engine:
         request = self._requests[sequence.id]
         answer = request.answers[sequence.index]
         verdict = verify(
-            self.drafting.rule,
+            request.verify,
             tree,
             self.drafting.laws_of(sequence),
             logits,

@@ -40,9 +40,10 @@ def verify(
 ) -> Verdict:
     """Verify one round by the named rule; see ``verify.verify_tree`` and ``rejection.verify_rejection`` for the arguments.
 
-    Without drafts there is nothing to reject: the token is then that of plain decoding under every rule.
+    A request keeps to one rule. In a round without drafts, too, a rule by rejection tosses coins of its own: the noise of plain
+    decoding has chosen earlier proposals, and "block" lets these have a say in where rounds begin.
     """
-    if rule_for(rule, params) == "coupled" or not len(tree):
+    if rule_for(rule, params) == "coupled":
         return verify_tree(
             tree,
             logits,
