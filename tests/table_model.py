@@ -31,7 +31,8 @@ class TableExecutor:
         self.order = order
         self.slots = np.full(BLOCKS * BLOCK_SIZE, -1)
         shape = SimpleNamespace(context_length=BLOCKS * BLOCK_SIZE)
-        self.decoder = SimpleNamespace(precision=SimpleNamespace(name="table"), description=shape)
+        self.precision = "table"
+        self.decoder = SimpleNamespace(description=shape)
 
     def forward(self, batch: Batch) -> torch.Tensor:
         rows: list[torch.Tensor] = []
