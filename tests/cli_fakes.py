@@ -16,7 +16,7 @@ import pytest
 
 import hasten
 from hasten.cli.main import run
-from hasten.core.config import EngineConfig
+from hasten.core.config import EngineConfig, SpeculationParams
 from hasten.core.errors import InvalidRequest, PromptTooLong
 from hasten.core.results import Answer, Completion, DraftCount, Speculation, Speed, StreamEvent, Timing, Usage
 from hasten.core.types import FinishReason, SamplingParams
@@ -66,7 +66,9 @@ class FakeLLM:
         prompts: list[str | list[int]],
         params: list[SamplingParams],
         on_done: Callable[[int, Completion], None] | None = None,
+        speculation: SpeculationParams = SpeculationParams(),  # noqa: B008
     ) -> list[Completion]:
+        self.speculation = speculation
         done: dict[int, Completion] = {}
         for place in self.order(len(prompts)):
             time.sleep(self.delay_s)
@@ -76,15 +78,23 @@ class FakeLLM:
                 on_done(place, done[place])
         return [done[place] for place in range(len(prompts))]
 
-    def stream(self, prompt: str | list[int], params: SamplingParams) -> Iterator[StreamEvent]:
+    def stream(
+        self,
+        prompt: str | list[int],
+        params: SamplingParams,
+        speculation: SpeculationParams = SpeculationParams(),  # noqa: B008
+    ) -> Iterator[StreamEvent]:
+        self.speculation = speculation
         self._note(prompt, params)
         completion = self._completion(prompt, params, 0)
         if completion.usage.prompt_tokens > self.context_length:
             raise PromptTooLong(f"The prompt has {completion.usage.prompt_tokens} tokens and the context {self.context_length}.")
         return self._events(completion)
 
-    def stream_chat(self, messages: list[dict[str, Any]], params: SamplingParams) -> Iterator[StreamEvent]:
-        return self.stream(self.render_chat(messages), params)
+    def stream_chat(
+        self, messages: list[dict[str, Any]], params: SamplingParams, speculation: SpeculationParams
+    ) -> Iterator[StreamEvent]:
+        return self.stream(self.render_chat(messages), params, speculation)
 
     def _note(self, prompt: str | list[int], params: SamplingParams) -> None:
         if self.fail is not None:

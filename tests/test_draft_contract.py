@@ -8,15 +8,21 @@ import subprocess
 import sys
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import pytest
 
+from foreign_words import letters, others
 from hasten.cache.blocks import BlockManager
 from hasten.core.errors import ConfigError
 from hasten.core.types import ROOT, DraftTree, SamplingParams, Sequence, Verdict
 from hasten.draft import DRAFTERS
 from hasten.draft.base import DraftBudget, Drafter
+from hasten.draft.foreign import ForeignDrafter
 from hasten.draft.lm import LanguageModelDrafter
+from hasten.draft.vocabularies import overlap
 from tiny import VOCABULARY, tiny_executor
 
 GENEROUS = DraftBudget(nodes=24, depth=12)
@@ -24,10 +30,10 @@ GENEROUS = DraftBudget(nodes=24, depth=12)
 Make = Callable[[], Drafter]
 
 
-def language_model_drafter() -> Drafter:
+def language_model_drafter(**shape: Any) -> Drafter:
     blocks = 48
     forward = tiny_executor(num_blocks=blocks).forward
-    return LanguageModelDrafter(forward, BlockManager(blocks, prefix_cache=False), VOCABULARY, context_length=1024)
+    return LanguageModelDrafter(forward, BlockManager(blocks, prefix_cache=False), VOCABULARY, context_length=1024, **shape)
 
 
 def taught_recycling_drafter() -> Drafter:
@@ -53,19 +59,36 @@ def taught_memory_drafter() -> Drafter:
     return chosen
 
 
+def foreign_drafter(match: str = "strings", **shape: Any) -> Drafter:
+    blocks, target, own = 48, letters(), others()
+    forward = tiny_executor(num_blocks=blocks).forward
+    manager = BlockManager(blocks, prefix_cache=False)
+    return ForeignDrafter(forward, manager, target, own, overlap(target, own), 1024, match, **shape)
+
+
 NEED_A_START: dict[str, Make] = {  # the others are made without arguments
+    "foreign": foreign_drafter,
     "lm": language_model_drafter,
     "memory": taught_memory_drafter,
     "recycling": taught_recycling_drafter,
 }
 
 
-@pytest.fixture(params=DRAFTERS.names())
+SETTINGS: dict[str, Make] = {  # of drafters that are quite different under another setting
+    "lm, constant branching": partial(language_model_drafter, tree="rsd-c", branching=(3, 2)),
+    "lm, stochastic beam search": partial(language_model_drafter, tree="rsd-s", width=4),
+    "lm, likeliest paths": partial(language_model_drafter, tree="top-k", width=4),
+    "foreign, tokens": partial(foreign_drafter, match="tokens"),
+    "foreign, merges of a tree": partial(foreign_drafter, match="merges", tree="rsd-c"),
+}
+
+
+@pytest.fixture(params=[*DRAFTERS.names(), *SETTINGS])
 def make(request: pytest.FixtureRequest) -> Make:
     """Makes fresh drafters of one name, over token ids below ``VOCABULARY``."""
     name: str = request.param
-    chosen: Make = NEED_A_START[name] if name in NEED_A_START else DRAFTERS.resolve(name)
-    return chosen
+    made: dict[str, Make] = {**NEED_A_START, **SETTINGS}
+    return made[name] if name in made else DRAFTERS.resolve(name)
 
 
 def sequence_of(tokens: list[int], number: int) -> Sequence:
@@ -142,6 +165,28 @@ def test_each_sequence_has_its_own_budget(make: Make) -> None:
         drafter.begin(sequence)
     for tree, budget in zip(drafter.propose(sequences, budgets), budgets, strict=True):
         check_tree(tree, budget)
+
+
+def test_draws_come_with_their_laws(make: Make) -> None:
+    """At temperature 0 nothing is drawn: the trees are those of ``propose``."""
+    drafter, sequences = make(), some_sequences()
+    if not drafter.draws:
+        pytest.skip("it draws nothing")
+    hot = [
+        replace(sequence, params=SamplingParams(temperature=1.3, top_p=0.9), id=100 + at) for at, sequence in enumerate(sequences)
+    ]
+    for sequence in (*sequences, *hot):
+        drafter.begin(sequence)
+    budgets = [DraftBudget(nodes=7 + at, depth=4) for at in range(len(hot))]
+    drawn = 0
+    for (tree, laws), budget in zip(drafter.draw(hot, budgets), budgets, strict=True):
+        check_tree(tree, budget)
+        laws.check(tree)
+        drawn += len(laws.drawn)
+    assert drawn > 0 or drafter._shape.tree == "top-k"
+    cold = drafter.draw(sequences, [GENEROUS] * len(sequences))
+    assert not any(laws.drawn for _, laws in cold)
+    check_equal([tree for tree, _ in cold], proposals(drafter, sequences, GENEROUS))
 
 
 def test_rounds_with_any_verdict(make: Make) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -48,9 +49,9 @@ def answers(kind: str, form: Form = DOUBLE) -> Callable[[Sequence], list[int]]:
     return lookup
 
 
-def draft_model(kind: str, perturbed: float, num_blocks: int = 24, form: Form = DOUBLE) -> LanguageModelDrafter:
+def draft_model(kind: str, perturbed: float, num_blocks: int = 24, form: Form = DOUBLE, **shape: Any) -> LanguageModelDrafter:
     executor = tiny_executor(kind, form.precision, num_blocks, perturbed=perturbed, cache=form.cache)
-    return LanguageModelDrafter(executor.forward, BlockManager(num_blocks, prefix_cache=False), VOCABULARY, 512)
+    return LanguageModelDrafter(executor.forward, BlockManager(num_blocks, prefix_cache=False), VOCABULARY, 512, **shape)
 
 
 DRAFTERS: dict[str, Callable[[str, Form], list[Drafter]]] = {
@@ -58,6 +59,9 @@ DRAFTERS: dict[str, Callable[[str, Form], list[Drafter]]] = {
     "suffix": lambda kind, form: [SuffixDrafter()],
     "lm-good": lambda kind, form: [draft_model(kind, 0.02, form=form)],
     "lm-poor": lambda kind, form: [draft_model(kind, 0.5, form=form)],
+    "lm-rsd-c": lambda kind, form: [draft_model(kind, 0.05, form=form, tree="rsd-c", branching=(3, 2))],
+    "lm-rsd-s": lambda kind, form: [draft_model(kind, 0.05, form=form, tree="rsd-s", width=4)],
+    "lm-top-k": lambda kind, form: [draft_model(kind, 0.05, form=form, tree="top-k", width=4)],
     "suffix+lm": lambda kind, form: [SuffixDrafter(), draft_model(kind, 0.05, form=form)],
     "right": lambda kind, form: [Right(answers(kind, form))],
     "wrong": lambda kind, form: [Wrong(answers(kind, form))],
@@ -138,11 +142,13 @@ def test_preemption(num_blocks: int, form: Form) -> None:
     assert engine.scheduler.preemptions > 0
 
 
-def test_a_self_draft_is_always_accepted() -> None:
-    """The draft model is the target itself: every chain token must be accepted, hot or cold."""
+@pytest.mark.parametrize("tree", ["chain", "rsd-c", "rsd-s"])
+@pytest.mark.parametrize("rule", ["coupled", "rejection", "block"])
+def test_a_self_draft_is_always_accepted(tree: str, rule: str) -> None:
+    """The draft model is the target itself: every chain token must be accepted, hot or cold, and in a tree its best path."""
     for params in (GREEDY, SAMPLED, HOT):
-        drafter = draft_model("llama", 0.0)
-        engine = tiny_engine("llama", [drafter])
+        drafter = draft_model("llama", 0.0, tree=tree)
+        engine = tiny_engine("llama", [drafter], rule=rule)
         request = engine.submit(list(prompt_of(30, 9)), params)
         run_all(engine, [request])
         rounds = request.speculation.rounds

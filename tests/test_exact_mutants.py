@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-import hasten.engine.engine as engine_module
 import hasten.model.attention as attention_module
 import hasten.model.layout as layout_module
+import hasten.sampling.rules as rules_module
 from drafters import RightThenWrong
 from hasten.core.types import Segment
 from hasten.engine.scheduler import Scheduler
@@ -51,12 +51,12 @@ def stand_one_position_too_far(patch: pytest.MonkeyPatch) -> None:
 
 
 def read_the_bonus_from_the_wrong_row(patch: pytest.MonkeyPatch) -> None:
-    real = engine_module.verify_tree
+    real = rules_module.verify_tree
 
     def rotated(tree: Any, logits: torch.Tensor, *args: Any, **named: Any) -> Any:
         return real(tree, torch.cat([logits[:1], logits[1:].roll(1, 0)]), *args, **named)
 
-    patch.setattr(engine_module, "verify_tree", rotated)
+    patch.setattr(rules_module, "verify_tree", rotated)
 
 
 def forget_the_path_in_the_history(patch: pytest.MonkeyPatch) -> None:
@@ -64,13 +64,13 @@ def forget_the_path_in_the_history(patch: pytest.MonkeyPatch) -> None:
 
 
 def draw_noise_by_round(patch: pytest.MonkeyPatch) -> None:
-    real = engine_module.verify_tree
+    real = rules_module.verify_tree
     calls = iter(range(10**9))
 
     def by_round(tree: Any, logits: Any, params: Any, seed: int, position: int, **named: Any) -> Any:
         return real(tree, logits, params, seed, next(calls), **named)
 
-    patch.setattr(engine_module, "verify_tree", by_round)
+    patch.setattr(rules_module, "verify_tree", by_round)
 
 
 def share_across_tenants_and_texts(patch: pytest.MonkeyPatch) -> None:

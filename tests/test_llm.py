@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from hasten.core.config import SpeculationParams
 from hasten.core.errors import ConfigError, InvalidRequest
 from hasten.core.types import SamplingParams
 from hasten.draft.suffix import SuffixDrafter
@@ -92,3 +93,16 @@ def test_a_model_without_template_does_not_chat(llm: LLM) -> None:
 def test_unknown_settings_offer_the_nearest() -> None:
     with pytest.raises(ConfigError, match="did you mean 'precision'"):
         LLM("tiny", precison="int8")
+
+
+def test_speculation_is_a_wish_of_the_request(llm: LLM) -> None:
+    text = "one two one two one two"
+    off, few = SpeculationParams("off"), SpeculationParams("on", nodes=1)
+    assert llm.generate(text, GREEDY, speculation=off)[0].speculation.drafted == 0
+    with_few = llm.generate(text, GREEDY, speculation=few)[0]
+    assert 0 < with_few.speculation.drafted <= with_few.speculation.rounds
+    last = [event.completion for event in llm.stream(text, GREEDY, speculation=off)][-1]
+    assert last is not None
+    assert last.speculation.drafted == 0
+    assert last.verify == "coupled"
+    assert last.to_json()["verify"] == "coupled"

@@ -15,7 +15,7 @@ from cli_fakes import CommandLine
 from hasten.cli.main import VERBS, cli
 from hasten.cli.options import ENGINE_HELP, SAMPLING_HELP
 from hasten.cli.settings import VARIABLES, key, variable
-from hasten.core.config import EngineConfig
+from hasten.core.config import EngineConfig, SpeculationParams
 from hasten.core.types import SamplingParams
 
 
@@ -207,3 +207,14 @@ def test_a_bad_value_in_a_variable_names_it(command_line: CommandLine) -> None:
     done = command_line("generate", "-p", "x", HASTEN_MAX_TOKENS="many")
     assert done.status == 2
     assert "HASTEN_MAX_TOKENS" in done.err
+
+
+@pytest.mark.parametrize("verb", ["generate", "chat"])
+def test_speculation_is_passed_on(command_line: CommandLine, verb: str) -> None:
+    given = ("-p", "x") if verb == "generate" else ()
+    done = command_line(verb, *given, "--speculation", "off", "--draft-nodes", "3", stdin="hello\n")
+    assert done.status == 0, done.err
+    assert command_line.made.speculation == SpeculationParams("off", 3)
+    refused = command_line(verb, *given, "--speculation", "sometimes", stdin="hello\n")
+    assert refused.status != 0
+    assert "auto, off, on" in refused.err

@@ -181,6 +181,7 @@ def tiny_engine(
     seed: int = 0,
     device: torch.device = CPU,
     cache: torch.dtype | None = None,
+    rule: str = "coupled",
 ) -> Engine:
     """An engine over a tiny random model, with drafters as given. Without a curve the controller verifies all it gets."""
     executor = tiny_executor(kind, precision, num_blocks, seed, device=device, cache=cache)
@@ -189,7 +190,7 @@ def tiny_engine(
     return Engine(
         executor=executor,
         scheduler=Scheduler(blocks, executor.decoder.description.context_length, max_rows, max_sequences),
-        drafting=Drafting(drafters or [], controller, VOCABULARY),
+        drafting=Drafting(drafters or [], controller, VOCABULARY, rule=rule),
         controller=controller,
         tokenizer=LetterTokenizer(),  # type: ignore[arg-type]
         eos=frozenset(LetterTokenizer.eos_token_ids),

@@ -13,7 +13,16 @@ import click
 
 from hasten.cli.conversation import Conversation, obey
 from hasten.cli.generate import load
-from hasten.cli.options import Verb, engine_config, engine_options, sampling_options, sampling_params
+from hasten.cli.options import (
+    Verb,
+    engine_config,
+    engine_options,
+    sampling_options,
+    sampling_params,
+    speculation_options,
+    speculation_params,
+)
+from hasten.core.config import SpeculationParams
 from hasten.core.errors import HastenError, InvalidRequest, PromptTooLong
 from hasten.core.results import Completion, StreamEvent
 
@@ -30,29 +39,32 @@ QUOTES = '"""'
 @click.option("--provenance", is_flag=True, default=False, help="Colour each token by who guessed it.")
 @sampling_options(max_tokens=1024)
 @engine_options
+@speculation_options
 def chat(system: str, provenance: bool, **options: Any) -> None:
     """Talk with a model. /help lists the commands; Ctrl-C stops an answer, Ctrl-D ends the chat.
 
     When standard input is not a terminal, each of its lines is one message.
     """
     config = engine_config(options)
+    speculation = speculation_params(options)
     conversation = Conversation(sampling_params(options), system)
     if conversation.params.n != 1:
         raise InvalidRequest("A chat has one answer to a message; --n is for 'hasten generate'.")
     with closing(load(config)) as llm:
         if not llm.has_chat_template:
             raise InvalidRequest(f"'{llm.name}' has no chat template and cannot chat; 'hasten generate --raw' continues a text.")
-        Chat(llm, conversation, provenance).run()
+        Chat(llm, conversation, provenance, speculation).run()
 
 
 class Chat:
     """The terminal side: reads lines, streams answers, shows the account of each."""
 
-    def __init__(self, llm: LLM, conversation: Conversation, provenance: bool) -> None:
+    def __init__(self, llm: LLM, conversation: Conversation, provenance: bool, speculation: SpeculationParams) -> None:
         from hasten.cli.screen import Provenance, answers, notes
 
         self.llm = llm
         self.conversation = conversation
+        self.speculation = speculation
         self.out = answers()
         self.notes = notes()
         self.painter = Provenance(llm.decode) if provenance else None
@@ -86,7 +98,7 @@ class Chat:
         """Stream the answer to the last question. Ctrl-C ends it after the step that runs; what came by then is kept."""
         text, completion = "", None
         try:
-            stream = self.llm.stream_chat(self.conversation.messages(), self.conversation.params)
+            stream = self.llm.stream_chat(self.conversation.messages(), self.conversation.params, speculation=self.speculation)
         except PromptTooLong as problem:
             self.conversation.take_back()
             raise PromptTooLong(f"{problem} /reset starts a new conversation.") from problem

@@ -10,9 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hasten.cli.options import Verb, engine_config, engine_options, sampling_options, sampling_params
+from hasten.cli.options import (
+    Verb,
+    engine_config,
+    engine_options,
+    sampling_options,
+    sampling_params,
+    speculation_options,
+    speculation_params,
+)
 from hasten.cli.prompts import Prompt, collect
-from hasten.core.config import EngineConfig
+from hasten.core.config import EngineConfig, SpeculationParams
 from hasten.core.results import Completion
 
 if TYPE_CHECKING:
@@ -26,6 +34,7 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, default=False, help="Print one JSON object a prompt.")
 @sampling_options()
 @engine_options
+@speculation_options
 def generate(prompt: str | None, prompts: str | None, raw: bool, as_json: bool, **options: Any) -> None:
     """Answer a prompt, or each prompt of a file, or what comes on standard input.
 
@@ -33,12 +42,13 @@ def generate(prompt: str | None, prompts: str | None, raw: bool, as_json: bool, 
     The answer goes to standard output; a line on speed and guesses goes to standard error.
     """
     config = engine_config(options)
+    speculation = speculation_params(options)
     items = collect(prompt, prompts, sampling_params(options), raw)
     with closing(load(config)) as llm:
         if len(items) == 1 and items[0].params.n == 1 and not as_json:
-            _stream_one(llm, items[0], raw)
+            _stream_one(llm, items[0], raw, speculation)
         else:
-            _answer_all(llm, items, raw, as_json)
+            _answer_all(llm, items, raw, as_json, speculation)
 
 
 def load(config: EngineConfig) -> LLM:
@@ -51,11 +61,11 @@ def load(config: EngineConfig) -> LLM:
         return LLM(config, progress=progress)
 
 
-def _stream_one(llm: LLM, item: Prompt, raw: bool) -> None:
+def _stream_one(llm: LLM, item: Prompt, raw: bool, speculation: SpeculationParams) -> None:
     from hasten.cli.screen import account, notes, say
 
     completion, last = None, ""
-    for event in llm.stream(item.for_model(llm, raw), item.params):
+    for event in llm.stream(item.for_model(llm, raw), item.params, speculation=speculation):
         say(event.text)
         last = event.text or last
         completion = event.completion or completion
@@ -67,7 +77,7 @@ def _stream_one(llm: LLM, item: Prompt, raw: bool) -> None:
             notes().print(line, style="dim", markup=False)
 
 
-def _answer_all(llm: LLM, items: list[Prompt], raw: bool, as_json: bool) -> None:
+def _answer_all(llm: LLM, items: list[Prompt], raw: bool, as_json: bool, speculation: SpeculationParams) -> None:
     """Run all prompts as one batch; print each answer as soon as those before it are out."""
     from hasten.cli.screen import answers, batch_account, counting, notes, printable, say
 
@@ -92,7 +102,7 @@ def _answer_all(llm: LLM, items: list[Prompt], raw: bool, as_json: bool) -> None
             progress("", finished, len(items))
             write(index, completion)
 
-        completions = llm.generate(inputs, [item.params for item in items], on_done=on_done)
+        completions = llm.generate(inputs, [item.params for item in items], on_done=on_done, speculation=speculation)
     if not as_json:
         screen.print(batch_account(completions, time.monotonic() - started), style="dim", markup=False)
 

@@ -13,7 +13,15 @@ from typing import Any, TypeVar
 
 import click
 
-from hasten.core.config import KV_CACHE_DTYPES, PRECISIONS, VERIFY_RULES, EngineConfig
+from hasten.core.config import (
+    KV_CACHE_DTYPES,
+    MOST_NODES,
+    PRECISIONS,
+    SPECULATION_MODES,
+    VERIFY_RULES,
+    EngineConfig,
+    SpeculationParams,
+)
 from hasten.core.types import MAX_TOP_LOGPROBS, SamplingParams
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -52,12 +60,19 @@ SAMPLING_HELP = {
     "ignore_eos": "Go on past the model's end of text.",
 }
 
+SPECULATION_HELP = {
+    "speculation": f"Whether to draft for this: one of {', '.join(SPECULATION_MODES)}.",
+    "draft_nodes": f"Most drafted tokens of a round, up to {MOST_NODES}.",
+}
+
 SHORT_NAMES = {"model": "-m"}
 KINDS: dict[Any, tuple[Any, str]] = {str: (click.STRING, "TEXT"), int: (click.INT, "N"), float: (click.FLOAT, "X")}
 
 
 SAMPLING_SECTION, ENGINE_SECTION = "How tokens are chosen", "How the engine runs"
-SECTIONS = dict.fromkeys(SAMPLING_HELP, SAMPLING_SECTION) | {name: ENGINE_SECTION for name in ENGINE_HELP if name != "model"}
+SECTIONS = dict.fromkeys(SAMPLING_HELP, SAMPLING_SECTION) | {
+    name: ENGINE_SECTION for name in (*ENGINE_HELP, *SPECULATION_HELP) if name != "model"
+}
 
 
 class WholeText(click.types.StringParamType):
@@ -94,6 +109,26 @@ def engine_options(function: Function) -> Function:
 def sampling_options(**defaults: Any) -> Callable[[Function], Function]:
     """Add an option for each field of SamplingParams that has a help line; ``defaults`` replace the fields' own."""
     return lambda function: _add_options(function, SamplingParams, SAMPLING_HELP, defaults)
+
+
+def speculation_options(function: Function) -> Function:
+    """Add the options that make a SpeculationParams."""
+    default = SpeculationParams()
+    for name, type_, metavar, value in (
+        ("draft_nodes", click.INT, "N", default.nodes),
+        ("speculation", click.STRING, "TEXT", default.mode),
+    ):
+        long = "--" + name.replace("_", "-")
+        option = click.option(
+            long, name, type=type_, metavar=metavar, default=value, show_default=True, help=SPECULATION_HELP[name]
+        )
+        function = option(function)
+    return function
+
+
+def speculation_params(options: Mapping[str, Any]) -> SpeculationParams:
+    """The SpeculationParams that a verb's options ask for. Raises InvalidRequest when a value is out of range."""
+    return SpeculationParams(options["speculation"], options["draft_nodes"])
 
 
 def engine_config(options: Mapping[str, Any]) -> EngineConfig:

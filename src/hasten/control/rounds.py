@@ -43,6 +43,10 @@ class Round:
     def bid(self, drafter: str, tree: DraftTree) -> None:
         """Merge one drafter's tree."""
         self.tree.merge(tree)
+        self.claim(drafter)
+
+    def claim(self, drafter: str) -> None:
+        """The nodes that joined the tree since the last claim are this drafter's."""
         self.origins += [drafter] * (len(self.tree) - len(self.origins))
 
     def keep(self, nodes: set[int]) -> DraftTree:
@@ -50,6 +54,10 @@ class Round:
         self.verified = self.tree.keep(nodes)
         self.verified_origins = [self.origins[node] for node in sorted(nodes)]
         return self.verified
+
+    def settle(self) -> None:
+        """What was chosen is the tree that others may still add to."""
+        self.tree, self.origins = self.verified, self.verified_origins
 
     def brought(self) -> dict[str, int]:
         """Accepted nodes by who bid them first."""

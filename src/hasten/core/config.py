@@ -12,7 +12,7 @@ from hasten.core.registry import nearest
 
 PRECISIONS = ("auto", "int8", "int4", "file", "bf16", "fp32", "fp64")
 KV_CACHE_DTYPES = ("auto", "fp32", "bf16", "int8")
-VERIFY_RULES = ("coupled",)
+VERIFY_RULES = ("coupled", "rejection", "block")
 CONTROLS = ("auto", "fixed", "goodput", "threshold", "entropy")
 SPECULATION_MODES = ("auto", "off", "on")
 DEEPEST_CHAIN = 24
@@ -28,8 +28,10 @@ class EngineConfig:
     at least one full context up to 8192), ``kv_cache_dtype`` the type of its elements ("auto": what the precision says; int8 is
     smaller and rounds). ``max_rows`` bounds the rows of one step (prefill chunks and trees together);
     ``max_sequences`` bounds how many sequences run at once. ``threads=0`` uses every physical core.
-    ``context_length=0`` takes the model's own. ``control`` says how much is drafted: "auto", or "fixed(k)", "goodput", "threshold"
-    or "entropy" for comparison (see ``control.rules``). ``explain`` adds to each answer why every drafter was on or off.
+    ``context_length=0`` takes the model's own. ``verify`` is the rule by which drafts are checked: "coupled" gives the text of
+    plain decoding, "rejection" and "block" accept more and give a text of the same law (see ``sampling.rules``). ``control`` says
+    how much is drafted: "auto", or "fixed(k)", "goodput", "threshold" or "entropy" for comparison (see ``control.rules``).
+    ``explain`` adds to each answer why every drafter was on or off.
 
     Raises ConfigError, one sentence, when a value is out of range.
     """

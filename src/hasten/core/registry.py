@@ -1,11 +1,13 @@
 """Names that stand for implementations: a table of "module:attribute" rows, resolved only when chosen, and open to other
-packages through entry points. A *spec* is how a user writes one: ``suffix``, ``suffix(max_depth=12)``, ``suffix+lm``."""
+packages through entry points. A *spec* is how a user writes one: ``suffix``, ``suffix(max_depth=12)``, ``suffix+lm(tree=rsd-s)``.
+"""
 
 from __future__ import annotations
 
 import ast
 import difflib
 import importlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
@@ -52,7 +54,8 @@ def nearest(name: str, known: list[str]) -> str:
 
 
 def parse_specs(text: str) -> list[Spec]:
-    """Read ``name``, ``name(key=literal, ...)`` or several joined by '+'. Literals only: nothing is executed.
+    """Read ``name``, ``name(key=value, ...)`` or several joined by '+'. A value is a literal or a plain word (``tree=rsd-s``):
+    nothing is executed.
 
     Raises ConfigError when the text is not of that form.
     """
@@ -77,6 +80,11 @@ def _spec(node: ast.expr) -> Spec:
         for keyword in node.keywords:
             if keyword.arg is None:
                 raise ValueError("no ** in a spec")
-            arguments[keyword.arg] = ast.literal_eval(keyword.value)
+            arguments[keyword.arg] = _value(keyword.value)
         return Spec(node.func.id, arguments)
     raise ValueError("neither a name nor a call")
+
+
+def _value(node: ast.expr) -> Any:
+    word = ast.unparse(node).replace(" - ", "-")
+    return word if re.fullmatch("[a-z_]+(-[a-z_]+)*", word) else ast.literal_eval(node)

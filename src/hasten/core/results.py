@@ -82,7 +82,9 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """The finished request: its answers and its account. ``text``, ``tokens`` and ``finish_reason`` are the first answer's."""
+    """The finished request: its answers and its account. ``verify`` is the rule by which drafts were checked; under "coupled" the
+    text is that of plain decoding, under the others one of the same law: all are ``exact``. ``text``, ``tokens`` and
+    ``finish_reason`` are the first answer's."""
 
     id: str
     model: str
@@ -93,6 +95,7 @@ class Completion:
     timing: Timing
     speed: Speed
     speculation: Speculation
+    verify: str = "coupled"
 
     @property
     def text(self) -> str:
@@ -141,6 +144,7 @@ class Completion:
             },
             "provenance": first.provenance,
             "exact": self.exact,
+            "verify": self.verify,
             "precision": self.precision,
             "model": self.model,
         }

@@ -13,6 +13,7 @@ DRAFTERS = Registry(
         "memory": "hasten.draft.memory:MemoryDrafter",
         "hierarchy": "hasten.draft.hierarchy:HierarchyDrafter",
         "lm": "hasten.draft.lm:LanguageModelDrafter",
+        "foreign": "hasten.draft.foreign:ForeignDrafter",
         "prediction": "hasten.draft.prediction:PredictionDrafter",
         "recycling": "hasten.draft.recycling:RecyclingDrafter",
         "trie": "hasten.draft.trie:TrieDrafter",

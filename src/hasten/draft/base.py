@@ -9,8 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
+from typing import TYPE_CHECKING
 
 from hasten.core.types import DraftTree, Sequence, Verdict
+
+if TYPE_CHECKING:
+    from hasten.sampling.laws import DraftLaws
 
 
 def believed(score: float) -> float:
@@ -47,6 +51,7 @@ class Drafter:
 
     name: str = "none"
     paid: bool = False  # whether each level costs a model's pass, so that it is only asked for where it pays
+    draws: bool = False  # whether it can say which laws its nodes were drawn from, for verification by rejection
     likeliest_wanted: int = 0  # how many of the target's likeliest tokens a row ``Verdict.likeliest`` should hold
     seconds_per_level: float | None = None  # of a paid drafter: what its last levels took, one with another
     identity: str = ""  # of a drafter that is a model: its fingerprint; then ``pass_seconds`` can be asked
@@ -62,6 +67,14 @@ class Drafter:
     def propose(self, sequences: list[Sequence], budgets: list[DraftBudget]) -> list[DraftTree]:
         """One tree a sequence, maybe empty, of guesses at what follows ``sequence.tokens``."""
         return [DraftTree() for _ in sequences]
+
+    def draw(self, sequences: list[Sequence], budgets: list[DraftBudget]) -> list[tuple[DraftTree, DraftLaws]]:
+        """``propose`` for verification by rejection, asked of those who ``draws``: trees, and how their nodes came about.
+
+        What is there of a tree must follow ``laws.DraftLaws``: never from a node's own token, nor from later ones. All of it is
+        verified. Nodes that are proposed without chance are simply not among the drawn ones.
+        """
+        raise NotImplementedError(f"{self.name} draws nothing")
 
     def observe(self, sequence: Sequence, tree: DraftTree, verdict: Verdict) -> None:
         """Learn what became of the nodes that were verified; ``sequence.tokens`` has grown by ``verdict.tokens`` already.

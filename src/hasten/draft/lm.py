@@ -1,11 +1,12 @@
 """Draft model: a smaller model of the same vocabulary guesses ahead, with the target's own noise (shared-noise drafting).
 
 It chooses each token as the target will (``sampling.choose``: same seed, same position) from its own logits, so at temperature 0
-and above alike it proposes what the target would draw if the two agreed (Daliri et al. 2025; ERSD 2504.15475). The chain is the
-first choice of each level; a level's next best choices hang beside it as leaves, which cost a verify row and no draft pass.
-With a trimmed head (``trim``) it chooses among part of the vocabulary, under the same noise.
+and above alike it proposes what the target would draw if the two agreed (Daliri et al. 2025; ERSD 2504.15475). By default the tree
+is a chain of first choices; a level's next best choices hang beside it as leaves, which cost a verify row and no draft pass.
+Other trees, and what is different where drafts are verified by rejection, are in ``growth``. With a trimmed head (``trim``) it
+chooses among part of the vocabulary, under the same noise.
 
-Before a level is computed the chain's survival is compared with the budget's minimum: AdaEDL's idea (2410.18351) of stopping on
+Before a level is computed the best survival is compared with the budget's minimum: AdaEDL's idea (2410.18351) of stopping on
 the draft's own certainty, with the threshold set by measured cost.
 """
 
@@ -21,12 +22,14 @@ from torch import Tensor
 
 from hasten.cache.blocks import BlockManager
 from hasten.core.errors import OutOfBlocks
-from hasten.core.types import BLOCK_SIZE, ROOT, Batch, DraftTree, Segment, Sequence, Verdict
+from hasten.core.types import BLOCK_SIZE, Batch, DraftTree, Segment, Sequence, Verdict
 from hasten.draft.base import DraftBudget, Drafter
+from hasten.draft.growth import Growing, Shape
 from hasten.draft.shortlist import Shortlists
-from hasten.model.head import TrimmedHead
+from hasten.model.head import IntArray, TrimmedHead
 from hasten.sampling.filters import History
-from hasten.sampling.guess import choose_several
+from hasten.sampling.guess import Guess, draft_law, guesses
+from hasten.sampling.laws import DraftLaws
 
 Forward = Callable[[Batch], Tensor]
 LARGEST_CHUNK = 512
@@ -46,26 +49,25 @@ class DraftState:
 
 
 @dataclass(slots=True)
-class Growing:
-    """One sequence's tree while it is drafted. ``waiting`` are tokens to feed before its next choice."""
+class Feeding:
+    """A tree that is being drafted and how the model gets to see it. ``waiting`` are tokens to feed before its next level: at
+    first the known ones it has not seen, then a chain's last. Other trees are fed whole, behind the last known token."""
 
-    sequence: Sequence
-    budget: DraftBudget
+    growing: Growing
     state: DraftState
+    known: list[int]
     waiting: list[int]
-    tree: DraftTree = field(default_factory=DraftTree)
-    node: int = ROOT
-    path: list[int] = field(default_factory=list)
-    survival: float = 1.0
-    unsure: bool = False  # the next level has more entropy than the budget allows
+    first_row: int = 0  # of the frontier, among the rows of the tree
 
 
 class LanguageModelDrafter(Drafter):
     """``forward`` runs the draft model over a batch (an executor's); ``blocks`` manages its pool; ``vocabulary`` is the number of
-    ids the target may choose; ``width`` the choices kept a level; ``head`` is the model's, where that is a trimmed one."""
+    ids the target may choose; ``tree``, ``width`` and ``branching`` as in ``growth.Shape``; ``head`` is the model's, where that is
+    a trimmed one. Raises ConfigError for values out of range."""
 
     name = "lm"
     paid = True
+    draws = True
 
     def __init__(
         self,
@@ -75,13 +77,15 @@ class LanguageModelDrafter(Drafter):
         context_length: int,
         width: int = 3,
         head: TrimmedHead | None = None,
+        tree: str = "chain",
+        branching: tuple[int, ...] = (2, 2),
     ) -> None:
         self.seconds_per_level: float | None = None
         self._forward = forward
         self._blocks = blocks
         self._vocabulary = vocabulary
         self._context_length = context_length
-        self._width = width
+        self._shape = Shape(tree, width, branching)
         self._shortlists = None if head is None else Shortlists(head, vocabulary)
         self.likeliest_wanted = 0 if head is None else Shortlists.likeliest_wanted
         self.positions = blocks.num_blocks * BLOCK_SIZE
@@ -112,54 +116,85 @@ class LanguageModelDrafter(Drafter):
         return spent
 
     def propose(self, sequences: list[Sequence], budgets: list[DraftBudget]) -> list[DraftTree]:
-        growing = [self._start(sequence, budget) for sequence, budget in zip(sequences, budgets, strict=True)]
-        active = [g for g in growing if g is not None and self._catch_up(g)]
+        return [tree for tree, _ in self._draft(sequences, budgets, drawing=False)]
+
+    def draw(self, sequences: list[Sequence], budgets: list[DraftBudget]) -> list[tuple[DraftTree, DraftLaws]]:
+        return self._draft(sequences, budgets, drawing=True)
+
+    # What a model of another vocabulary does differently (``foreign``)
+
+    def _known(self, sequence: Sequence, state: DraftState) -> list[int]:
+        """The sequence in the model's own token ids; what changed of it since the last call must not count as settled."""
+        return sequence.tokens
+
+    def _own_id(self, token: int) -> int:
+        """The model's id of a token that ``_pick`` offered."""
+        return token
+
+    def _pick(self, sequence: Sequence, row: Tensor) -> tuple[Tensor, IntArray | None]:
+        """Of a row of the model's logits those that may be proposed, and the target's ids of them; None: 0, 1, 2 ..."""
+        return (row, None) if self._shortlists is None else self._shortlists.pick(sequence.id, row)
+
+    # One round
+
+    def _draft(self, sequences: list[Sequence], budgets: list[DraftBudget], drawing: bool) -> list[tuple[DraftTree, DraftLaws]]:
+        feeds = [self._start(sequence, budget, drawing) for sequence, budget in zip(sequences, budgets, strict=True)]
+        active = [feed for feed in feeds if feed is not None and self._catch_up(feed)]
         if self._shortlists is not None:
             self._shortlists.prepare()
         spent, levels = 0.0, 0
         while active:
             started = time.perf_counter()
-            logits = self._forward(Batch([self._segment(g) for g in active]))
-            for row, g in enumerate(active):
-                self._grow(g, logits[row])
+            logits = self._forward(Batch([self._segment(feed) for feed in active]))
+            row = 0
+            for feed in active:
+                rows = len(feed.growing.frontier)
+                self._grow(feed, logits[row : row + rows])
+                row += rows
             spent += time.perf_counter() - started
             levels += 1
-            active = [g for g in active if self._continues(g)]
+            active = [feed for feed in active if feed.growing.continues and self._has_context(feed)]
         if levels:
             self.seconds_per_level = spent / levels
-        return [DraftTree() if g is None else g.tree for g in growing]
+        return [(DraftTree(), DraftLaws()) if feed is None else (feed.growing.tree, feed.growing.laws) for feed in feeds]
 
-    def _start(self, sequence: Sequence, budget: DraftBudget) -> Growing | None:
+    def _start(self, sequence: Sequence, budget: DraftBudget, drawing: bool) -> Feeding | None:
         """Line the draft's memory up with what was committed; None where there is nothing to draft."""
-        if budget.nodes < 1 or budget.depth < 1 or len(sequence.tokens) + 1 >= self._context_length:
-            return None
         state = self._states[sequence.id]
-        known = sequence.tokens
+        if budget.nodes < 1 or budget.depth < 1:
+            return None
+        known = self._known(sequence, state)
+        if not known or len(known) + 1 >= self._context_length:
+            return None
         while state.settled < min(len(state.fed), len(known) - 1) and state.fed[state.settled] == known[state.settled]:
             state.settled += 1
         del state.fed[state.settled :]
         if sequence.params.needs_history:
             if state.history is None:
-                state.history = History(known[: sequence.prompt_length])
-            state.history.extend(known[sequence.prompt_length + state.counted :])
+                state.history = History(sequence.tokens[: sequence.prompt_length])
+            state.history.extend(sequence.tokens[sequence.prompt_length + state.counted :])
             state.counted = sequence.output_length
         if self._shortlists is not None:
-            self._shortlists.note(sequence.id, known[state.noted :])
-            state.noted = len(known)
-        return Growing(sequence, budget, state, known[state.settled :])
+            self._shortlists.note(sequence.id, sequence.tokens[state.noted :])
+            state.noted = len(sequence.tokens)
+        drawn = drawing and self._shape.tree != "top-k" and not sequence.params.greedy
+        return Feeding(Growing(sequence, budget, self._shape, self.name, drawn), state, known, known[state.settled :])
 
-    def _catch_up(self, g: Growing) -> bool:
+    def _catch_up(self, feed: Feeding) -> bool:
         """Feed all but a last few waiting tokens in chunks; False when the pool has no room for this sequence."""
-        while len(g.waiting) > BLOCK_SIZE:
-            chunk = g.waiting[: min(LARGEST_CHUNK, len(g.waiting) - 1)]
-            if not self._make_room(g.state, len(g.state.fed) + len(chunk)):
+        state = feed.state
+        while len(feed.waiting) > BLOCK_SIZE:
+            chunk = feed.waiting[: min(LARGEST_CHUNK, len(feed.waiting) - 1)]
+            if not self._make_room(state, len(state.fed) + len(chunk)):
                 return False
-            self._forward(Batch([Segment(g.state.blocks, len(g.state.fed), chunk, first_logit=len(chunk))]))
-            g.state.fed += chunk
-            g.state.settled = len(g.state.fed)
-            g.waiting = g.waiting[len(chunk) :]
-        deepest = len(g.state.fed) + len(g.waiting) + g.budget.depth
-        return self._make_room(g.state, min(deepest, self._context_length))
+            self._forward(Batch([Segment(state.blocks, len(state.fed), chunk, first_logit=len(chunk))]))
+            state.fed += chunk
+            state.settled = len(state.fed)
+            feed.waiting = feed.waiting[len(chunk) :]
+        # By the budget, not by what is drawn: whether there is room must not depend on draws.
+        budget = feed.growing.budget
+        more = min(budget.depth, self._context_length - len(feed.known)) if self._shape.linear else budget.nodes
+        return self._make_room(state, len(feed.known) + more)
 
     def _make_room(self, state: DraftState, positions: int) -> bool:
         missing = -(-positions // BLOCK_SIZE) - len(state.blocks)
@@ -169,47 +204,49 @@ class LanguageModelDrafter(Drafter):
             return False
         return True
 
-    def _segment(self, g: Growing) -> Segment:
-        return Segment(g.state.blocks, len(g.state.fed), g.waiting, first_logit=len(g.waiting) - 1)
+    def _has_context(self, feed: Feeding) -> bool:
+        return len(feed.known) + feed.growing.level + 1 < self._context_length
 
-    def _grow(self, g: Growing, logits: Tensor) -> None:
-        """Add one level: the choice that the chain goes on with, and its runners-up as leaves."""
-        sequence, history = g.sequence, g.state.history
-        g.state.fed += g.waiting
-        if g.path and g.budget.most_entropy < inf and entropy(logits, sequence.params.temperature or 1.0) > g.budget.most_entropy:
-            g.unsure = True
+    def _segment(self, feed: Feeding) -> Segment:
+        growing, state = feed.growing, feed.state
+        if growing.level == 0 or self._shape.linear:
+            return Segment(state.blocks, len(state.fed), feed.waiting, first_logit=len(feed.waiting) - 1)
+        root, tree = len(feed.known) - 1, growing.tree
+        own = DraftTree([self._own_id(token) for token in tree.tokens], tree.parents, tree.scores, tree.drafters)
+        return Segment(state.blocks, root, feed.known[root:], own, first_logit=1 + growing.frontier[0].node)
+
+    def _grow(self, feed: Feeding, logits: Tensor) -> None:
+        """Add one level below the frontier, whose logits these are."""
+        growing, state = feed.growing, feed.state
+        if growing.level == 0 or self._shape.linear:
+            state.fed += feed.waiting
+        most, temperature = growing.budget.most_entropy, growing.sequence.params.temperature or 1.0
+        if growing.level and most < inf and min(entropy(row, temperature) for row in logits) > most:
+            growing.unsure = True
             return
-        ids = None
-        if self._shortlists is not None:
-            logits, ids = self._shortlists.pick(sequence.id, logits)
-        choices = choose_several(
-            logits,
+        found = [self._children(growing, state, beam.node, row) for beam, row in zip(growing.frontier, logits, strict=True)]
+        growing.add_level(found)
+        if self._shape.linear and growing.frontier:
+            feed.waiting = [self._own_id(growing.tree.tokens[growing.frontier[0].node])]
+
+    def _children(self, growing: Growing, state: DraftState, node: int, row: Tensor) -> list[Guess]:
+        sequence, before = growing.sequence, growing.path(node)
+        row, ids = self._pick(sequence, row)
+        position = len(sequence.tokens) + len(before)
+        history = None if state.history is None else state.history.with_path(before)
+        if growing.drawn:
+            law = draft_law(row, sequence.params, position, history=history, vocabulary_size=self._vocabulary, ids=ids)
+            return growing.draw(node, law)
+        return guesses(
+            row,
             sequence.params,
             sequence.seed,
-            len(sequence.tokens) + len(g.path),
-            self._width,
-            history=history.with_path(g.path) if history is not None else None,
+            position,
+            growing.shape.children(growing.level),
+            history=history,
             vocabulary_size=self._vocabulary,
             ids=ids,
-        )
-        parent = g.node
-        for rank, (token, probability) in enumerate(choices):
-            if len(g.tree) >= g.budget.nodes:
-                break
-            node = g.tree.add(parent, token, probability, self.name)
-            if rank == 0:
-                g.node = node
-                g.path.append(token)
-                g.survival *= g.budget.calibrated(probability)
-                g.waiting = [token]
-
-    def _continues(self, g: Growing) -> bool:
-        return (
-            not g.unsure
-            and len(g.path) < g.budget.depth
-            and len(g.tree) < g.budget.nodes
-            and g.survival >= g.budget.minimum_survival
-            and len(g.state.fed) + 1 < self._context_length
+            noisy=growing.noisy,
         )
 
 

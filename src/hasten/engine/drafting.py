@@ -1,5 +1,8 @@
 """Between drafters, controller and scheduler: collect the bids of a step, let the controller choose, report what became of them.
 
+Where drafts are verified by rejection, one drafter may draw its tokens by chance. What the others proposed is chosen before it
+draws, and all that it draws is verified: a choice in view of the draws would bias the law (``sampling.laws.DraftLaws``).
+
 A drafter that raises, or proposes a malformed tree, is switched off for that sequence and named in a warning; the answer goes on.
 """
 
@@ -21,6 +24,7 @@ from hasten.core.config import SpeculationParams
 from hasten.core.types import ROOT, DraftTree, Sequence, Verdict
 from hasten.draft.base import DraftBudget, Drafter
 from hasten.engine.scheduler import Scheduled
+from hasten.sampling.laws import DraftLaws, merge
 from hasten.sampling.likeliest import likeliest
 
 log = logging.getLogger(__name__)
@@ -32,17 +36,19 @@ AUTO = SpeculationParams()
 @dataclass(slots=True, weakref_slot=True)
 class Drafting:
     """``vocabulary`` is the number of token ids that may be proposed. ``memory`` keeps what the controller learns; without one
-    it is forgotten. ``clock`` is asked for the time, in seconds."""
+    it is forgotten. ``clock`` is asked for the time, in seconds. ``rule`` is the setting ``verify``."""
 
     drafters: list[Drafter]
     controller: Controller
     vocabulary: int
     memory: Memory | None = None
     clock: Callable[[], float] = time.perf_counter
+    rule: str = "coupled"
     _out: set[tuple[str, int]] = field(default_factory=set)  # drafters that take no part in a sequence: silent or broken ones
     _wishes: dict[int, SpeculationParams] = field(default_factory=dict)
     _seen: dict[tuple[str, int], int] = field(default_factory=dict)  # tokens a paid drafter has read of a sequence
     _rounds: dict[int, Round] = field(default_factory=dict)  # of the step in progress, by sequence id
+    _laws: dict[int, DraftLaws] = field(default_factory=dict)  # the same, of those whose drafts may be drawn
     _rest: int = 0  # steps of the present rest: while nobody drafts, most steps are not even looked at
     _rested: int = 0
     _settling: Average = field(default_factory=lambda: Average(0.1))  # seconds that the books of a round take
@@ -64,6 +70,7 @@ class Drafting:
         """Give a tree to every item that chooses a token after its first one. ``room`` bounds the nodes of all of them."""
         began = self.clock()
         self._rounds.clear()
+        self._laws.clear()
         if not self.drafters:
             return
         if self._rested < self._rest:
@@ -78,33 +85,66 @@ class Drafting:
         rested, self._rested = self._rested, 0
         if not self.controller.open(rounds, rested) or room <= 0:
             return
-        # Free drafters first: a paid one is worth what it adds to theirs.
-        for drafter in sorted(self.drafters, key=lambda drafter: drafter.paid):
+        rows, share = sum(item.chain for item in items), room // len(decoding)
+        drawer = self._drawer()
+        undrawn = rounds
+        # Free drafters first: a paid one is worth what it adds to theirs. Who draws comes last.
+        for drafter in sorted(self.drafters, key=lambda drafter: (drafter is drawer, drafter.paid)):
+            if drafter is drawer:
+                undrawn = [round for round in rounds if round.kind == "greedy"]
+                self._settle([round for round in rounds if round.kind != "greedy"], rows, self.clock() - began)
             able = [at for at, item in enumerate(decoding) if (drafter.name, item.sequence.id) not in self._out]
             wanted = self.controller.ask(drafter.name, drafter.paid, [rounds[at] for at in able]) if able else []
             chosen = [at for at, on in zip(able, wanted, strict=True) if on]
             if chosen:
-                self._ask(drafter, [decoding[at].sequence for at in chosen], [rounds[at] for at in chosen], room // len(decoding))
+                sequences = [decoding[at].sequence for at in chosen]
+                self._ask(drafter, sequences, [rounds[at] for at in chosen], share, drafter is drawer)
         if not any(round.seconds for round in rounds):
             self._rest = min(LONGEST_REST, 2 * self._rest + 1)
             return
         self._rest = 0
-        rows = sum(item.chain for item in items)
-        for item, tree in zip(decoding, self.controller.select(rounds, rows, self.clock() - began), strict=True):
-            item.tree = tree
+        if undrawn:
+            self.controller.select(undrawn, rows, self.clock() - began)
+        for item, round in zip(decoding, rounds, strict=True):
+            if round.sequence in self._laws:
+                round.keep(set(range(len(round.tree))))
+                item.room = self._most_nodes(round, share)
+            item.tree = round.verified
         _share_deciding(rounds, self.clock() - began + (self._settling.value or 0.0))
 
-    def _ask(self, drafter: Drafter, sequences: list[Sequence], rounds: list[Round], share: int) -> None:
+    def rule_for(self, wish: SpeculationParams) -> str:
+        """The rule for a request; where nothing is ever drafted, text is that of plain decoding under every rule."""
+        return "coupled" if not self.drafters or wish.mode == "off" else self.rule
+
+    def laws_of(self, sequence: Sequence) -> DraftLaws:
+        """How the tree that the sequence was last given came about."""
+        return self._laws.get(sequence.id) or DraftLaws()
+
+    def _drawer(self) -> Drafter | None:
+        """Who draws by chance: one at most, for two draws of one node would need the law of both together."""
+        return None if self.rule == "coupled" else next((drafter for drafter in self.drafters if drafter.draws), None)
+
+    def _settle(self, rounds: list[Round], rows: int, spent: float) -> None:
+        """Choose among what was proposed without chance, before anything is drawn beside it."""
+        if rounds:
+            self.controller.select(rounds, rows, spent)
+        for round in rounds:
+            round.settle()
+            self._laws[round.sequence] = DraftLaws()
+
+    def _ask(self, drafter: Drafter, sequences: list[Sequence], rounds: list[Round], share: int, drawing: bool) -> None:
         """One drafter's bids, merged into the rounds' trees, and what they took."""
         budgets = [
             self._budget(drafter, sequence, round, share, len(rounds)) for sequence, round in zip(sequences, rounds, strict=True)
         ]
         started = self.clock()
         try:
-            bids = drafter.propose(sequences, budgets)
-            for round, bid, budget in zip(rounds, bids, budgets, strict=True):
+            for round, (bid, laws), budget in zip(rounds, _bids(drafter, sequences, budgets, drawing), budgets, strict=True):
                 sound = _sound(bid, budget, self.vocabulary)
-                round.bid(drafter.name, sound)
+                if round.sequence in self._laws:
+                    self._bid_drawn(round, drafter, sound, laws, len(bid))
+                else:
+                    round.bid(drafter.name, sound)
                 if drafter.paid and len(sound):
                     round.levels[drafter.name] = max(sound.depths())
         except Exception as problem:
@@ -112,9 +152,20 @@ class Drafting:
                 self._switch_off(drafter, sequence, problem)
         self._charge(drafter, sequences, rounds, self.clock() - started)
 
+    def _bid_drawn(self, round: Round, drafter: Drafter, tree: DraftTree, laws: DraftLaws, bid: int) -> None:
+        """Merge a tree of draws. Raises ValueError when it does not fit its laws, or has lost nodes of the ``bid`` it was."""
+        laws.check(tree)
+        if len(tree) != bid:
+            raise ValueError("a tree of draws breaks its budget")
+        merge(round.tree, self._laws[round.sequence], tree, laws)
+        round.claim(drafter.name)
+
+    def _most_nodes(self, round: Round, share: int) -> int:
+        return min(share, self.controller.most_nodes, round.wish.nodes)
+
     def _budget(self, drafter: Drafter, sequence: Sequence, round: Round, share: int, askers: int) -> DraftBudget:
         depth, floor, entropy = self.controller.limits(drafter.name, drafter.paid, round, askers)
-        nodes = min(share, self.controller.most_nodes, round.wish.nodes)
+        nodes = self._most_nodes(round, share) - (len(round.tree) if round.sequence in self._laws else 0)
         calibrated = self.controller.calibrated(drafter.name, round.kind)
         return DraftBudget(nodes, min(DEEPEST, depth, _depth_left(sequence)), floor, calibrated, entropy)
 
@@ -206,6 +257,14 @@ class Drafting:
     def _switch_off(self, drafter: Drafter, sequence: Sequence, problem: Exception) -> None:
         self._out.add((drafter.name, sequence.id))
         log.warning("Drafter '%s' failed (%r) and is off for request %s.", drafter.name, problem, sequence.request_id)
+
+
+def _bids(
+    drafter: Drafter, sequences: list[Sequence], budgets: list[DraftBudget], drawing: bool
+) -> list[tuple[DraftTree, DraftLaws]]:
+    if drawing:
+        return drafter.draw(sequences, budgets)
+    return [(tree, DraftLaws()) for tree in drafter.propose(sequences, budgets)]
 
 
 def _share_deciding(rounds: list[Round], spent: float) -> None:

@@ -22,7 +22,7 @@ from hasten.model.executor import Executor
 from hasten.model.tokenizer import Tokenizer
 from hasten.sampling.filters import History
 from hasten.sampling.noise import derive_seed, fresh_seed
-from hasten.sampling.verify import verify_tree
+from hasten.sampling.rules import rule_for, verify
 
 
 @dataclass(slots=True)
@@ -81,7 +81,8 @@ class Engine:
             for index in range(params.n)
         ]
         self.scheduler.add(sequences)
-        request = Request(name, [self._answer(sequence) for sequence in sequences])
+        rule = rule_for(self.drafting.rule_for(speculation), params)
+        request = Request(name, [self._answer(sequence) for sequence in sequences], rule)
         for sequence in sequences:
             self._requests[sequence.id] = request
             self.drafting.begin(sequence, speculation)
@@ -138,8 +139,10 @@ class Engine:
         sequence, tree = item.sequence, item.tree
         request = self._requests[sequence.id]
         answer = request.answers[sequence.index]
-        verdict = verify_tree(
+        verdict = verify(
+            request.verify,
             tree,
+            self.drafting.laws_of(sequence),
             logits,
             sequence.params,
             sequence.seed,

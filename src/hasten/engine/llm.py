@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, cast
 
-from hasten.core.config import EngineConfig
+from hasten.core.config import EngineConfig, SpeculationParams
 from hasten.core.errors import InvalidRequest
 from hasten.core.progress import Progress, silent
 from hasten.core.results import Completion, StreamEvent
 from hasten.core.types import SamplingParams
+from hasten.engine.drafting import AUTO
 from hasten.engine.engine import Engine
 from hasten.engine.loading import load_engine
 from hasten.engine.requests import Request
@@ -67,16 +68,18 @@ class LLM:
         tenant: str = "",
         on_done: OnDone | None = None,
         prediction: Prompt | None = None,
+        speculation: SpeculationParams = AUTO,
     ) -> list[Completion]:
         """Answer all prompts (texts, or lists of token ids) together; results stand in the order of the prompts.
 
         ``params`` holds for all, or is one a prompt. ``prediction`` is a text that the answers are expected to be close to; the
-        prediction drafter drafts along it. ``on_done(place, completion)`` is called as each finishes.
+        prediction drafter drafts along it. ``speculation`` says whether and how much to draft for them. ``on_done(place,
+        completion)`` is called as each finishes.
         Raises InvalidRequest before anything runs when one of them can never be served.
         """
         several = _several(prompts)
         each = self._params(params, len(several))
-        requests = self._submit_all([self.encode(prompt) for prompt in several], each, tenant, prediction)
+        requests = self._submit_all([self.encode(prompt) for prompt in several], each, tenant, prediction, speculation)
         done: dict[int, Completion] = {}
         try:
             while len(done) < len(requests):
@@ -94,14 +97,20 @@ class LLM:
         return [done[place] for place in range(len(requests))]
 
     def stream(
-        self, prompt: Prompt, params: SamplingParams | None = None, *, tenant: str = "", prediction: Prompt | None = None
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        tenant: str = "",
+        prediction: Prompt | None = None,
+        speculation: SpeculationParams = AUTO,
     ) -> EventStream:
         """Answer one prompt piece by piece; the last event carries the ``completion``.
 
         The request is checked and queued when this is called. Several streams may be open at once and read in turns. Closing
         one, or letting go of it, cancels its request.
         """
-        requests = self._submit_all([self.encode(prompt)], [params or SamplingParams()], tenant, prediction)
+        requests = self._submit_all([self.encode(prompt)], [params or SamplingParams()], tenant, prediction, speculation)
         return EventStream(self.engine, requests[0])
 
     def chat(
@@ -111,9 +120,10 @@ class LLM:
         *,
         tenant: str = "",
         prediction: Prompt | None = None,
+        speculation: SpeculationParams = AUTO,
     ) -> Completion:
         """Answer a conversation: messages of ``role`` and ``content``, through the model's own template."""
-        return self.generate([self.render_chat(messages)], params, tenant=tenant, prediction=prediction)[0]
+        return self.generate([self.render_chat(messages)], params, tenant=tenant, prediction=prediction, speculation=speculation)[0]
 
     def stream_chat(
         self,
@@ -122,9 +132,10 @@ class LLM:
         *,
         tenant: str = "",
         prediction: Prompt | None = None,
+        speculation: SpeculationParams = AUTO,
     ) -> EventStream:
         """``chat``, piece by piece."""
-        return self.stream(self.render_chat(messages), params, tenant=tenant, prediction=prediction)
+        return self.stream(self.render_chat(messages), params, tenant=tenant, prediction=prediction, speculation=speculation)
 
     def render_chat(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a conversation, ready for the model's turn. Raises InvalidRequest when the model has no template."""
@@ -162,14 +173,19 @@ class LLM:
         return list(params)
 
     def _submit_all(
-        self, prompts: list[list[int]], params: list[SamplingParams], tenant: str, prediction: Prompt | None
+        self,
+        prompts: list[list[int]],
+        params: list[SamplingParams],
+        tenant: str,
+        prediction: Prompt | None,
+        speculation: SpeculationParams,
     ) -> list[Request]:
         requests: list[Request] = []
         if isinstance(prediction, str):
             prediction = self.engine.tokenizer.encode(prediction, add_bos=False)
         try:
             for prompt, own in zip(prompts, params, strict=True):
-                requests.append(self.engine.submit(prompt, own, tenant, prediction=prediction))
+                requests.append(self.engine.submit(prompt, own, tenant, speculation=speculation, prediction=prediction))
         except BaseException:
             for request in requests:
                 self.engine.cancel(request)

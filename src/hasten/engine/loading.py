@@ -8,6 +8,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,9 +21,12 @@ from hasten.core.registry import Spec, parse_specs
 from hasten.core.types import BLOCK_SIZE
 from hasten.draft import DRAFTERS
 from hasten.draft.base import Drafter
+from hasten.draft.foreign import ForeignDrafter
+from hasten.draft.growth import Shape
 from hasten.draft.kept import arguments_of
 from hasten.draft.lm import LanguageModelDrafter
 from hasten.draft.trim import trim_head
+from hasten.draft.vocabularies import overlap
 from hasten.engine.engine import Engine
 from hasten.engine.profiling import make_drafting
 from hasten.engine.scheduler import Scheduler
@@ -39,6 +43,8 @@ from hasten.model.weights import load_decoder
 log = logging.getLogger(__name__)
 DEFAULT_CACHE_TOKENS = 8192
 FREE_DRAFTERS = ("prediction", "suffix", "recycling")  # what ``auto`` takes with any model
+MODEL_DRAFTERS = ("lm", "foreign")  # those that need a model of their own
+SHAPE_ARGUMENTS = ("tree", "width", "branching")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +69,7 @@ def load_engine(config: EngineConfig, progress: Progress = silent, redo_profile:
     device = choose_device(config.device)
     specs = None if config.draft == "auto" else parse_specs(config.draft)
     for spec in specs or []:
-        DRAFTERS.resolve(spec.name)  # a wrong name is said before anything is loaded
+        _check_spec(spec)  # what is wrong is said before anything is loaded
     resolved = catalogue.resolve(config.model, fetch=True, progress=progress)
     target = load_model(resolved.name, resolved.path, config, device, progress)
     vocabulary = target.tokenizer.vocabulary_size
@@ -152,25 +158,33 @@ def _auto_drafters(
     """Those that cost next to nothing always; a draft model where one is named, by the user or by the catalogue."""
     drafters: list[Drafter] = [DRAFTERS.resolve(name)() for name in FREE_DRAFTERS]
     if config.draft_model is not None:
-        drafters.append(_lm_drafter(config.draft_model, {}, config, target, device, progress))
+        drafters.append(_model_drafter(Spec("lm", {"model": config.draft_model}), config, target, device, progress))
     elif natural is not None:
         try:
-            drafters.append(_lm_drafter(natural, {}, config, target, device, progress))
+            drafters.append(_model_drafter(Spec("lm", {"model": natural}), config, target, device, progress))
         except HastenError as problem:
             log.warning("The draft model '%s' is left out: %s", natural, problem)
     return drafters
 
 
+def _check_spec(spec: Spec) -> None:
+    """Raises ConfigError for a name or a shape of trees that there is not."""
+    DRAFTERS.resolve(spec.name)
+    if spec.name in MODEL_DRAFTERS:
+        Shape(**{name: value for name, value in spec.arguments.items() if name in SHAPE_ARGUMENTS})
+
+
 def _make_drafter(
     spec: Spec, config: EngineConfig, natural: str | None, target: LoadedModel, device: torch.device, progress: Progress
 ) -> Drafter:
-    factory = DRAFTERS.resolve(spec.name)
-    if spec.name == "lm":
-        arguments = dict(spec.arguments)
-        model = arguments.pop("model", None) or config.draft_model or natural
+    if spec.name in MODEL_DRAFTERS:
+        model = spec.arguments.get("model") or config.draft_model or natural
         if model is None:
-            raise ConfigError(f"The lm drafter needs a draft model and none is known for '{target.name}'; name one by draft_model.")
-        return _lm_drafter(model, arguments, config, target, device, progress)
+            raise ConfigError(
+                f"The {spec.name} drafter needs a draft model and none is known for '{target.name}'; name one by draft_model."
+            )
+        return _model_drafter(Spec(spec.name, {**spec.arguments, "model": model}), config, target, device, progress)
+    factory = DRAFTERS.resolve(spec.name)
     try:
         kept = arguments_of(spec.name, target.name, target.tokenizer.vocabulary_fingerprint)
         drafter: Drafter = factory(**{**kept, **spec.arguments})
@@ -179,29 +193,58 @@ def _make_drafter(
     return drafter
 
 
-def _lm_drafter(
-    name: str, arguments: dict[str, object], config: EngineConfig, target: LoadedModel, device: torch.device, progress: Progress
-) -> Drafter:
-    resolved = catalogue.resolve(name, fetch=True, progress=progress)
+def _model_drafter(
+    spec: Spec, config: EngineConfig, target: LoadedModel, device: torch.device, progress: Progress
+) -> LanguageModelDrafter:
+    """The drafter of the model that ``spec`` names: "lm" where the two vocabularies are one, "foreign" where they are not."""
+    resolved = catalogue.resolve(str(spec.arguments["model"]), fetch=True, progress=progress)
+    arguments = {name: value for name, value in spec.arguments.items() if name not in ("model", "trim")}
     tokenizer = load_tokenizer(resolved.path)
-    if tokenizer.vocabulary_fingerprint != target.tokenizer.vocabulary_fingerprint:
-        raise VocabularyMismatch(
-            f"'{resolved.name}' cannot draft for '{target.name}': their vocabularies differ "
-            f"({tokenizer.vocabulary_size} and {target.tokenizer.vocabulary_size} ids); choose a draft of the same family."
-        )
-    trim = bool(arguments.pop("trim", True))
+    try:
+        if spec.name == "lm" and tokenizer.vocabulary_fingerprint == target.tokenizer.vocabulary_fingerprint:
+            return _lm_drafter(resolved, arguments, bool(spec.arguments.get("trim", True)), config, target, device, progress)
+        return _foreign_drafter(resolved, tokenizer, arguments, config, target, device, progress)
+    except TypeError as problem:
+        raise ConfigError(f"The {spec.name} drafter does not take these arguments ({problem}).") from problem
+
+
+def _lm_drafter(
+    resolved: catalogue.ResolvedModel,
+    arguments: dict[str, Any],
+    trim: bool,
+    config: EngineConfig,
+    target: LoadedModel,
+    device: torch.device,
+    progress: Progress,
+) -> LanguageModelDrafter:
     draft = load_model(resolved.name, resolved.path, config, device, progress, trim)
     blocks = BlockManager(draft.num_blocks, prefix_cache=False)
-    try:
-        drafter = LanguageModelDrafter(
-            draft.executor.forward,
-            blocks,
-            target.tokenizer.vocabulary_size,
-            draft.context_length,
-            head=draft.head,
-            **arguments,  # type: ignore[arg-type]
-        )
-    except TypeError as problem:
-        raise ConfigError(f"The lm drafter does not take these arguments ({problem}).") from problem
+    vocabulary, context = target.tokenizer.vocabulary_size, draft.context_length
+    drafter = LanguageModelDrafter(draft.executor.forward, blocks, vocabulary, context, head=draft.head, **arguments)
     drafter.identity = draft.fingerprint if draft.head is None else f"{draft.fingerprint}-{draft.head.outputs}"
+    return drafter
+
+
+def _foreign_drafter(
+    resolved: catalogue.ResolvedModel,
+    tokenizer: Tokenizer,
+    arguments: dict[str, Any],
+    config: EngineConfig,
+    target: LoadedModel,
+    device: torch.device,
+    progress: Progress,
+) -> ForeignDrafter:
+    """Raises VocabularyMismatch, before weights are read, when the two vocabularies have too little in common."""
+    shared = overlap(target.tokenizer, tokenizer)
+    shared.check(resolved.name, target.name)
+    log.info(
+        "'%s' drafts for '%s' in another vocabulary: %d of its %d tokens are common.",
+        resolved.name, target.name, len(shared.own), tokenizer.vocabulary_size,
+    )  # fmt: skip
+    draft = load_model(resolved.name, resolved.path, config, device, progress)
+    blocks = BlockManager(draft.num_blocks, prefix_cache=False)
+    drafter = ForeignDrafter(
+        draft.executor.forward, blocks, target.tokenizer, tokenizer, shared, draft.context_length, **arguments
+    )  # fmt: skip
+    drafter.identity = draft.fingerprint
     return drafter

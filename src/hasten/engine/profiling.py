@@ -44,9 +44,11 @@ def make_drafting(
         rule=rule,
         depth=depth,
     )
-    memory = Memory.of(fingerprint, precision, sorted(f"{drafter.name}{drafter.identity[:12]}" for drafter in drafters))
+    learners = sorted(f"{drafter.name}{drafter.identity[:12]}" for drafter in drafters)
+    learners += [] if config.verify == "coupled" else [config.verify]  # what is accepted depends on the rule
+    memory = Memory.of(fingerprint, precision, learners)
     memory.load(controller)
-    drafting = Drafting(drafters, controller, vocabulary, memory)
+    drafting = Drafting(drafters, controller, vocabulary, memory, rule=config.verify)
     weakref.finalize(drafting, memory.save, controller)  # also when the program ends
     return drafting, profiles
 

@@ -30,6 +30,7 @@ class Request:
 
     id: str
     answers: list[AnswerState]
+    verify: str = "coupled"  # the rule by which drafts are checked
     started: float | None = None
     first_token: float | None = None
     last_token: float | None = None
@@ -96,6 +97,7 @@ class Request:
             timing=Timing(load_seconds, first - begun, decode),
             speed=Speed(rate, plain),
             speculation=self.speculation,
+            verify=self.verify,
         )
 
 

@@ -18,11 +18,15 @@ from hasten.core.types import BLOCK_SIZE, DraftTree, Segment, Sequence
 
 @dataclass(slots=True)
 class Scheduled:
-    """One sequence's share of a step: ``chain`` known tokens to compute and, when they reach the last known one, a tree."""
+    """One sequence's share of a step: ``chain`` known tokens to compute and, when they reach the last known one, a tree.
+
+    ``room``: rows that blocks are sought for even if the tree has fewer. A tree that was drawn by chance must not be dropped for
+    its size, which depends on what was drawn."""
 
     sequence: Sequence
     chain: int
     tree: DraftTree = field(default_factory=DraftTree)
+    room: int = 0
 
     @property
     def completes(self) -> bool:
@@ -105,7 +109,7 @@ class Scheduler:
     def _place(self, item: Scheduled, packed: Packed) -> bool:
         if self._reserve(item, packed):
             return True
-        item.tree = DraftTree()
+        item.tree, item.room = DraftTree(), 0
         while not self._reserve(item, packed):
             victim = self._running[-1]
             self._preempt(victim)
@@ -116,7 +120,7 @@ class Scheduler:
     def _reserve(self, item: Scheduled, packed: Packed) -> bool:
         """Grow the block table to the item's rows and own the blocks written to; False leaves everything as it was."""
         sequence = item.sequence
-        rows_end = sequence.computed + item.chain + len(item.tree)
+        rows_end = sequence.computed + item.chain + max(len(item.tree), item.room)
         missing = max(0, -(-rows_end // BLOCK_SIZE) - len(sequence.blocks))
         try:
             fresh = self.blocks.allocate(missing)

@@ -106,11 +106,16 @@ def extend_beams(beams: Sequence[Beam], laws: Sequence[Law], width: int, seed: i
     own score, so the leaves of the last level are a sample of paths without replacement. In the order of falling scores, so
     siblings added to the tree in this order stand in the order of their draws.
     """
+    drawn = [draw_without_replacement(law, width, seed, position, beam.node) for beam, law in zip(beams, laws, strict=True)]
+    return keep_best(beams, drawn, width)
+
+
+def keep_best(beams: Sequence[Beam], drawn: Sequence[Sequence[Drawn]], width: int) -> list[Candidate]:
+    """``extend_beams`` where the children of each beam are drawn already, each beam's in the order of falling scores."""
     found: list[Candidate] = []
-    for parent, (beam, law) in enumerate(zip(beams, laws, strict=True)):
-        drawn = draw_without_replacement(law, width, seed, position, beam.node)
-        free = np.array([beam.log_probability + child.score for child in drawn])
-        for child, score in zip(drawn, _below(beam.score, free), strict=True):
+    for parent, (beam, children) in enumerate(zip(beams, drawn, strict=True)):
+        free = np.array([beam.log_probability + child.score for child in children])
+        for child, score in zip(children, _below(beam.score, free), strict=True):
             found.append(Candidate(parent, child.token, beam.log_probability + child.log_probability, float(score)))
     return sorted(found, key=lambda candidate: -candidate.score)[:width]
 

@@ -1,6 +1,9 @@
-"""What a draft model proposes: its own choice under the target's noise, the runners-up, and how sure it is of each."""
+"""What a draft model proposes: its own choice under the target's noise, the runners-up, and how sure it is of each; or, for
+verification by rejection, the law that its proposals are drawn from."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -8,9 +11,64 @@ import torch
 from hasten.core.types import SamplingParams
 from hasten.sampling import noise
 from hasten.sampling.choose import choose_adjusted
-from hasten.sampling.filters import History, adjusted, at_least, kept, ranked, scaled
+from hasten.sampling.draws import Drawn
+from hasten.sampling.filters import History, Logits, adjusted, at_least, kept, ranked, scaled
+from hasten.sampling.laws import Law, likeliest, warped_law
 
 _REACH = 10.0  # likelihood ratios beyond e^-10 cannot matter for a guess
+MOST_DRAWN = 2048  # tokens that a draft is drawn from: what lies beyond is hardly ever drawn and makes every law dearer
+
+
+@dataclass(frozen=True, slots=True)
+class Guess(Drawn):
+    """A token that a draft model proposes. ``score`` is its log-probability and, where there is noise, the noise it was ranked by;
+    ``confidence`` estimates P(accepted | parent accepted)."""
+
+    confidence: float
+
+
+def guesses(
+    logits: torch.Tensor,
+    params: SamplingParams,
+    seed: int,
+    position: int,
+    count: int,
+    *,
+    history: History | None = None,
+    vocabulary_size: int | None = None,
+    ids: noise.IntArray | None = None,
+    noisy: bool = True,
+) -> list[Guess]:
+    """Up to ``count`` guesses, the best first: ``choose_row`` of the draft's logits, then the tokens whose perturbed score comes
+    next. Not ``noisy``: the likeliest tokens, whatever the temperature.
+
+    Confidence is the softmax of the perturbed scores (without noise: of the logits), so a choice that wins by a wide margin
+    once the shared noise is added counts as sure: it is the margin that the target has to overturn. Guesses need no exactness:
+    tokens less than e^-10 times as likely as the best are not looked at, but for the first choice itself.
+
+    ``ids``: distinct token ids, one a logit, where the draft has logits of a part of the vocabulary only; all others are taken
+    as impossible. Noise, penalties and bias are those of the ids, as everywhere.
+    """
+    noisy = noisy and not params.greedy
+    values = _adjusted(logits, params, position, history, vocabulary_size, ids)
+    first = choose_adjusted(values, params, seed, position) if noisy else int(values.argmax())
+    temperature = params.temperature or 1.0
+    peak = float(values[values.argmax()])
+    pool, _ = at_least(values, peak - _REACH * temperature)
+    if not params.greedy:
+        allowed = kept(values, params)
+        if allowed is not None:
+            pool = np.intersect1d(pool, allowed, assume_unique=True)
+    if first not in pool:
+        pool = np.append(pool, first)
+    plain = scaled(values[pool], peak, temperature)
+    logs = plain - np.log(np.exp(plain).sum())
+    scores = logs + noise.noise_of(seed, position, pool) if noisy else logs
+    weight = np.exp(scores - scores.max())
+    weight /= weight.sum()
+    order = [at for at in ranked(scores)[: count + 1] if pool[at] != first][: count - 1]
+    chosen = int(np.flatnonzero(pool == first)[0])
+    return [Guess(int(pool[at]), float(logs[at]), float(scores[at]), float(weight[at])) for at in [chosen, *order]]
 
 
 def choose_several(
@@ -24,37 +82,36 @@ def choose_several(
     vocabulary_size: int | None = None,
     ids: noise.IntArray | None = None,
 ) -> list[tuple[int, float]]:
-    """Up to ``count`` (token, confidence) pairs, the best first: ``choose_row`` of the draft's logits, then the tokens whose
-    perturbed score comes next.
+    """``guesses`` as (token, confidence) pairs."""
+    found = guesses(logits, params, seed, position, count, history=history, vocabulary_size=vocabulary_size, ids=ids)
+    return [(guess.token, guess.confidence) for guess in found]
 
-    Confidence is the softmax of the perturbed scores (at temperature 0: of the logits), so a choice that wins by a wide margin
-    once the shared noise is added counts as sure: it is the margin that the target has to overturn. Guesses need no exactness:
-    tokens less than e^-10 times as likely as the best are not looked at, but for the first choice itself.
 
-    ``ids``: distinct token ids, one a logit, where the draft has logits of a part of the vocabulary only; all others are taken
-    as impossible. Noise, penalties and bias are those of the ids, as everywhere.
-    """
+def draft_law(
+    logits: torch.Tensor,
+    params: SamplingParams,
+    position: int,
+    *,
+    history: History | None = None,
+    vocabulary_size: int | None = None,
+    ids: noise.IntArray | None = None,
+) -> Law:
+    """The law that a draft model draws from: after penalties, bias and filters as the target's, and only its ``MOST_DRAWN``
+    likeliest tokens. Arguments as in ``guesses``."""
+    return likeliest(warped_law(_adjusted(logits, params, position, history, vocabulary_size, ids), params), MOST_DRAWN)
+
+
+def _adjusted(
+    logits: torch.Tensor,
+    params: SamplingParams,
+    position: int,
+    history: History | None,
+    vocabulary_size: int | None,
+    ids: noise.IntArray | None,
+) -> Logits:
     if ids is not None:
         logits = _spread(logits, ids, vocabulary_size)
-    values = adjusted(logits, params, position, history, None, vocabulary_size)
-    first = choose_adjusted(values, params, seed, position)
-    temperature = params.temperature or 1.0
-    peak = float(values[values.argmax()])
-    pool, _ = at_least(values, peak - _REACH * temperature)
-    if not params.greedy:
-        allowed = kept(values, params)
-        if allowed is not None:
-            pool = np.intersect1d(pool, allowed, assume_unique=True)
-    if first not in pool:
-        pool = np.append(pool, first)
-    scores = scaled(values[pool], peak, temperature)
-    if not params.greedy:
-        scores = scores + noise.noise_of(seed, position, pool)
-    weight = np.exp(scores - scores.max())
-    weight /= weight.sum()
-    order = [at for at in ranked(scores)[: count + 1] if pool[at] != first][: count - 1]
-    chosen = int(np.flatnonzero(pool == first)[0])
-    return [(int(pool[at]), float(weight[at])) for at in [chosen, *order]]
+    return adjusted(logits, params, position, history, None, vocabulary_size)
 
 
 def _spread(logits: torch.Tensor, ids: noise.IntArray, vocabulary_size: int | None) -> torch.Tensor:
