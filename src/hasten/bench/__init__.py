@@ -1,1 +1,1 @@
-"""Instruments: proofs on the user's own models, timed comparisons, the roofline, quality. An edge: nothing of Hasten imports it but ``cli``."""
+"""Instruments: proofs on the user's own models, timed comparisons, the roofline, quality. Only ``cli`` imports it."""

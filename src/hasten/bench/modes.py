@@ -10,8 +10,9 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 
+from hasten.bench.samples import Sample
 from hasten.cache.blocks import BlockManager
 from hasten.control.controller import Controller
 from hasten.core.config import SpeculationParams, parse_control
@@ -24,8 +25,6 @@ from hasten.engine.drafting import AUTO, Drafting
 from hasten.engine.engine import Engine
 from hasten.engine.requests import Request
 from hasten.engine.scheduler import Scheduler
-
-from hasten.bench.samples import Sample
 
 NEEDS_MORE = ("prediction",)  # drafters that have nothing to say without what a benchmark does not give
 ALWAYS = SpeculationParams(mode="on")
@@ -148,10 +147,7 @@ def run(
         for request in requests:
             engine.cancel(request)
     counts = engine.drafting.by_position if isinstance(engine.drafting, CountedDrafting) else {}
-    return [
-        _sample(done[at], first[at] - started, last[at] - first[at], counts.pop(ids[at], []))
-        for at in range(len(requests))
-    ]
+    return [_sample(done[at], first[at] - started, last[at] - first[at], counts.pop(ids[at], [])) for at in range(len(requests))]
 
 
 def _read(request: Request, place: int, done: dict[int, Completion]) -> None:

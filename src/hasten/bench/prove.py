@@ -12,12 +12,11 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+from hasten.bench.modes import ALWAYS, PLAIN, Mode, Subject, run
+from hasten.bench.samples import Sample, first_difference
 from hasten.core.errors import ConfigError
 from hasten.core.types import BLOCK_SIZE, Batch, SamplingParams, Segment
 from hasten.engine.engine import Engine
-
-from hasten.bench.modes import ALWAYS, PLAIN, Mode, Subject, run
-from hasten.bench.samples import Sample, first_difference
 
 TEMPERATURE = 0.8
 CHUNKS = (16, 61)  # rows of a step: less than a prompt, and no divisor of a block
@@ -168,5 +167,3 @@ def fresh_logits(engine: Engine, tokens: list[int]) -> list[float]:
         chain = tokens[start : start + engine.max_rows]
         logits = engine.executor.forward(Batch([Segment(blocks, start, chain, first_logit=len(chain) - 1)]))
     return [float(value) for value in logits[0].tolist()]
-
-

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, default=False, help="Print one JSON object a comparison.")
 @engine_options
 @click.pass_context
-def prove(ctx: click.Context, prompts: str | None, max_tokens: int, seed: int, as_json: bool, **options: Any) -> None:
+def prove(ctx: click.Context, /, prompts: str | None, max_tokens: int, seed: int, as_json: bool, **options: Any) -> None:
     """Show that this model, with these drafters, on this machine, says the same whatever decodes it.
 
     Every prompt is decoded in the plainest way: no drafts, alone, in one piece, nothing cached. Then with drafts, in a batch, in
