@@ -148,12 +148,13 @@ def hostile(llm: ChatModel, params: SamplingParams, count: int | None, vocabular
     sampled = replace(params, temperature=HOT, seed=params.seed or 0)
     draw = random.Random(7)
     noise = [[draw.randrange(vocabulary) for _ in range(RANDOM_TOKENS)] for _ in CREATIVE[:count]]
+    mixed = random.Random(16).sample(UNRELATED, len(UNRELATED))
     meaningless = [Question(f"{at + 1}", tokens) for at, tokens in enumerate(noise)]
     return [
         Load("creative, T=1.2", _asked(llm, CREATIVE[:count]), sampled),
         Load("random tokens", meaningless, replace(sampled, temperature=1.0)),
         Load("unknown language", _asked(llm, UNKNOWN_LANGUAGE[:count]), params),
-        Load("16 unrelated at once", _asked(llm, UNRELATED), params, batch=16),
+        Load("16 unrelated at once", _asked(llm, mixed), params, batch=16),
     ]
 
 

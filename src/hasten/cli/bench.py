@@ -35,7 +35,8 @@ NEVER_SLOWER_WORKLOADS = ("spec-bench", "humaneval", "hostile")
 )
 @click.option("--prompts", metavar="FILE", help="JSON lines with prompt, messages or turns.")
 @click.option(
-    "--modes",
+    "--compare",
+    "modes",
     metavar="LIST",
     help="plain, auto, each, drafters such as suffix+lm; @RULE may follow.",
 )
