@@ -24,7 +24,25 @@ UNKNOWN_LANGUAGE = (
     "Inis scéal gearr dom faoi fhear a cheannaigh scáth agus a chaill é ar an aonach.",
 )
 
+_TOPICS = (
+    "tides", "yeast", "inflation", "the Doppler effect", "sonnets", "glaciers", "public-key encryption", "vaccines", "jazz harmony",
+    "plate tectonics", "the Silk Road", "compilers", "photosynthesis", "chess openings", "rainbows", "the Roman calendar",
+)  # fmt: skip
+_TASKS = (
+    "sharpen a kitchen knife", "reset a forgotten router password", "prune an apple tree", "write a will", "descale a kettle",
+    "train a puppy to wait", "read a topographic map", "merge two git branches", "bake rye bread", "change a bicycle tube",
+    "learn the Cyrillic alphabet", "remove a wine stain", "tune a guitar", "calculate a standard deviation", "plan a vegetable bed",
+    "photograph the night sky",
+)  # fmt: skip
+_ANIMALS = (
+    "octopuses", "swifts", "hedgehogs", "termites", "narwhals", "axolotls", "vultures", "sea horses", "camels", "fireflies", "ravens",
+    "salmon", "bats", "sloths", "cuckoos", "mantis shrimps",
+)  # fmt: skip
+
 UNRELATED = (
+    *(f"Explain {topic} in two sentences." for topic in _TOPICS),
+    *(f"How do I {task}?" for task in _TASKS),
+    *(f"Name three surprising facts about {animal}." for animal in _ANIMALS),
     "What is the capital of Mongolia, and what is it known for?",
     "Write a regular expression that matches a date such as 2026-11-21 and explain its parts.",
     "A train leaves at 14:20 and arrives at 17:05. How long does it take?",

@@ -9,6 +9,7 @@ from hasten.bench.statistics import Estimate
 from hasten.bench.tables import ALL, Cell, Comparison, interval
 
 SLOWER, DIFFERS = "SLOWER", "DIFFERS"
+LEAST_TASKS = 5  # a bootstrap interval of fewer is too narrow to judge by
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +103,8 @@ def never_slower_table(found: Comparison, mode: str = "auto") -> Table:
 
 
 def judge(ratio: Estimate) -> str:
-    """ "faster" or SLOWER where the whole interval says so; one task alone decides nothing."""
-    if ratio.count < 2:
+    """One word: faster or slower only where the whole interval says so. A few tasks alone decide nothing."""
+    if ratio.count < LEAST_TASKS:
         return "too few"
     return "faster" if ratio.low > 1 else SLOWER if ratio.high < 1 else "undecided"
 
