@@ -35,8 +35,8 @@ _TASKS = (
     "photograph the night sky",
 )  # fmt: skip
 _ANIMALS = (
-    "octopuses", "swifts", "hedgehogs", "termites", "narwhals", "axolotls", "vultures", "sea horses", "camels", "fireflies", "ravens",
-    "salmon", "bats", "sloths", "cuckoos", "mantis shrimps",
+    "octopuses", "swifts", "hedgehogs", "termites", "narwhals", "axolotls", "vultures", "sea horses", "camels", "fireflies",
+    "ravens", "salmon", "bats", "sloths", "cuckoos", "mantis shrimps",
 )  # fmt: skip
 
 UNRELATED = (

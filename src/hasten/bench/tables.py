@@ -78,6 +78,11 @@ class Comparison:
         return {row["mode"]: row["why"] for row in self.rows if row["kind"] == "failed"}
 
     @property
+    def perplexities(self) -> dict[str, float | None]:
+        """By mode, as far as it was measured; None for an engine that could not tell."""
+        return {mode: row["value"] for row in self.rows if row["kind"] == "perplexity" for mode in row["modes"]}
+
+    @property
     def peak_bytes(self) -> int | None:
         """The most memory that the measuring process held."""
         return max((row["peak_bytes"] for row in self.rows if row["kind"] == "memory" and row["peak_bytes"]), default=None)

@@ -41,6 +41,9 @@ def all_tables(found: Comparison) -> list[Table]:
 def notes(found: Comparison) -> list[str]:
     """What the reader must know before the numbers: what is missing, what failed."""
     out = [] if found.finished else ["This comparison is not finished: some of what was asked for has not been measured."]
+    for row in found.rows:
+        if row["kind"] == "perplexity" and row["value"] is None:
+            out.append(f"No perplexity of {row['modes'][0]}: {row['why']}")
     return out + [f"{mode} is left out: {why}" for mode, why in found.failures.items()]
 
 
@@ -49,7 +52,8 @@ def speed_table(found: Comparison) -> Table:
     energy = any(cell.joules_per_token is not None for cell in found.cells())
     header = ["load", "mode", "tok/s [95 %]", f"over {found.baseline} [95 %]", "of floor", "tok/round", "accepted"]
     header += ["TTFT ms p50/p95", "TPOT ms p50/p95"]
-    header += [*(["J/token"] if energy else []), "prompts", "text"]
+    quality = found.perplexities
+    header += [*(["J/token"] if energy else []), *(["perplexity"] if quality else []), "prompts", "text"]
     rows = []
     for cell in found.cells():
         row = [
@@ -65,6 +69,8 @@ def speed_table(found: Comparison) -> Table:
         ]
         if energy:
             row.append(_or_blank(cell.joules_per_token))
+        if quality:
+            row.append(_or_blank(quality.get(cell.mode)))
         rows.append([*row, str(cell.speed.count), text_of(cell, found)])
     floor = found.floor_speed
     note = ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack, closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from hasten.core.types import SamplingParams
 
 if TYPE_CHECKING:
     from hasten import LLM
+    from hasten.bench.peers.process import Peer
     from hasten.bench.session import Contestant
     from hasten.bench.words import Table
     from hasten.bench.workloads import Load
@@ -49,6 +51,7 @@ NEVER_SLOWER_WORKLOADS = ("spec-bench", "humaneval", "hostile")
 @click.option("--ablation", is_flag=True, default=False, help="Each drafter alone, pairs, all, and fixed depths against auto.")
 @click.option("--never-slower", is_flag=True, default=False, help="Auto against plain on all workloads, hostile ones included.")
 @click.option("--against", metavar="LIST", help="llama.cpp, openvino, transformers.")
+@click.option("--perplexity-chunks", type=click.INT, metavar="N", default=4, show_default=True, help="Text beside --against.")
 @click.option(
     "--out",
     metavar="FOLDER",
@@ -97,7 +100,7 @@ def bench(ctx: click.Context, /, out: str, plots: bool, **options: Any) -> None:
 
 def check(options: dict[str, Any]) -> None:
     """Raise ConfigError for what does not go together, before a model is loaded."""
-    for name, low in (("max_tokens", 2), ("repeats", 1), ("per_group", 1), ("seed", 0)):
+    for name, low in (("max_tokens", 2), ("repeats", 1), ("per_group", 1), ("seed", 0), ("perplexity_chunks", 1)):
         value = options[name]
         if value is not None and value < low:
             raise ConfigError(f"--{name.replace('_', '-')} must be at least {low}, not {value}.")
@@ -107,6 +110,10 @@ def check(options: dict[str, Any]) -> None:
         raise ConfigError("--ablation and --never-slower choose the modes; leave --compare out.")
     if options["draft"] == "none":
         raise ConfigError("A comparison needs drafters; for plain decoding alone give --compare plain.")
+    if options["against"]:
+        from hasten.bench.peers import check_names
+
+        check_names(options["against"])
     numbers(options["batches"], int, 1, 1024, "batches")
     numbers(options["temperatures"], float, 0.0, 100.0, "temperatures")
 
@@ -127,7 +134,7 @@ def measure(llm: LLM, config: EngineConfig, folder: Path, items: list[Prompt] | 
     from hasten.bench.contestants import ModeContestant
     from hasten.bench.machine import Energy, about_machine, peak_memory_bytes, read_bandwidth
     from hasten.bench.modes import Subject, parse_mode
-    from hasten.bench.peers import peers_of
+    from hasten.bench.peer_quality import add_perplexities
     from hasten.bench.session import ResultFile, Session
     from hasten.cli.screen import notes, progress_on
 
@@ -136,22 +143,40 @@ def measure(llm: LLM, config: EngineConfig, folder: Path, items: list[Prompt] | 
     loads = all_loads(llm, items, options)
     energy = Energy()
     with ExitStack() as stack:
-        peers = peers_of(options["against"], llm, config, stack) if options["against"] else []
-        names = [*(mode.name for mode in modes), *(peer.name for peer in peers)]
+        peers = other_engines(llm, config, options, stack) if options["against"] else []
         others = [peer.name for peer in peers]
-        wanted = settings(llm, config, names, others, loads, options)
+        wanted = settings(llm, config, [*(mode.name for mode in modes), *others], others, loads, options)
         results = ResultFile.open(folder / "results.jsonl", wanted, about_machine(), options["restart"])
         contestants: list[Contestant] = [*(ModeContestant(subject, mode) for mode in modes), *peers]
         seconds = options["seconds"] or float("inf")
         session = Session(loads, contestants, results, read_bandwidth, energy.take, options["repeats"], seconds)
         with progress_on(notes(), "Measuring") as progress:
             try:
-                session.run(progress)
+                if session.run(progress) and peers:
+                    progress("perplexity", 0, 1)
+                    add_perplexities(llm.engine, [mode.name for mode in modes], peers, results, options["perplexity_chunks"])
             except KeyboardInterrupt:
                 return True
             finally:
                 results.add({"kind": "memory", "peak_bytes": peak_memory_bytes()})
     return False
+
+
+def other_engines(llm: LLM, config: EngineConfig, options: dict[str, Any], stack: ExitStack) -> list[Peer]:
+    """The contestants of --against, on this model's own file. Raises ConfigError where that is no GGUF."""
+    from hasten.bench.peers import check_names, make_peers
+    from hasten.cli.screen import notes
+    from hasten.model.catalogue import resolve
+    from hasten.model.kernels import threads_and_level
+
+    target = resolve(config.model, fetch=True)
+    draft = config.draft_model or target.draft
+    path = None if draft is None else resolve(draft, fetch=True).path
+    if target.path.suffix != ".gguf" or (path is not None and path.suffix != ".gguf"):
+        raise ConfigError(f"Other engines are given the GGUF file of a model, and '{config.model}' is none; name one that is.")
+    say = partial(notes().print, markup=False)
+    threads = threads_and_level()[0]
+    return make_peers(check_names(options["against"]), target.path, path, threads, llm.context_length, say, stack)
 
 
 def mode_names(options: dict[str, Any], loaded: list[str]) -> list[str]:
