@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from hasten.core.types import BLOCK_SIZE, Batch, Segment
 from hasten.model.executor import Executor
@@ -26,11 +27,20 @@ def chunks_of(tokenizer: Tokenizer, text: str, length: int, count: int) -> list[
 
 def perplexity(executor: Executor, chunks: Sequence[list[int]]) -> float:
     """exp of the mean loss (nats) of tokens 1.. of each chunk, each computed afresh. The pool must hold a chunk and be idle."""
-    total, count = 0.0, 0
+    losses: list[float] = []
     for chunk in chunks:
         blocks = list(range(-(-len(chunk) // BLOCK_SIZE)))
         logits = executor.forward(Batch([Segment(blocks, 0, chunk)]))
-        losses = torch.nn.functional.cross_entropy(logits[:-1].double(), torch.tensor(chunk[1:]), reduction="sum")
-        total += float(losses)
-        count += len(chunk) - 1
-    return math.exp(total / count)
+        losses += token_losses(logits[:-1], chunk[1:])
+    return of_losses(losses)
+
+
+def token_losses(logits: Tensor, tokens: list[int]) -> list[float]:
+    """Loss (nats) of each token under its row of ``logits`` [tokens, vocabulary]."""
+    found: list[float] = torch.nn.functional.cross_entropy(logits.double(), torch.tensor(tokens), reduction="none").tolist()
+    return found
+
+
+def of_losses(losses: list[float]) -> float:
+    """Perplexity; the sum is rounded once, so that it does not depend on how the text was cut."""
+    return math.exp(math.fsum(losses) / len(losses))

@@ -1,4 +1,4 @@
-"""``hasten roofline``: what steps must cost, from shapes alone, on this machine or a named one, and what guessing would gain there."""
+"""``hasten roofline``: what steps must cost, from shapes, here or on a named machine, and what guessing would gain there."""
 
 from __future__ import annotations
 
