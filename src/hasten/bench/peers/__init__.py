@@ -42,8 +42,8 @@ class Engine:
 def engines() -> dict[str, Engine]:
     """Every engine that can be compared with, by the name that --against takes."""
     llama = Recipe("llama.cpp", (("llama-cpp-python",),), {"CMAKE_ARGS": llama_arguments(processor_flags())})
-    dense = Recipe("transformers", (("torch",), ("transformers", "gguf")))
-    openvino = Recipe("openvino", (("torch",), ("openvino-genai", "optimum-intel[openvino]", "nncf", "gguf")))
+    dense = Recipe("transformers", (("torch",), ("transformers", "accelerate", "gguf")))
+    openvino = Recipe("openvino", (("torch",), ("openvino-genai", "optimum-intel[openvino]", "nncf", "accelerate", "gguf")))
     ways: tuple[tuple[str, dict[str, Any]], ...] = (
         ("", {"mode": "plain"}),
         (" prompt lookup", {"mode": "lookup"}),
