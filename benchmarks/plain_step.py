@@ -17,7 +17,7 @@ import resource
 import statistics
 import time
 
-from common import machine, read_bandwidth, table
+from common import machine, read_bandwidth, step_bytes, table
 from hasten.core.config import KV_CACHE_DTYPES, EngineConfig
 from hasten.core.progress import silent
 from hasten.core.types import BLOCK_SIZE, Batch, Segment
@@ -44,9 +44,7 @@ def main() -> None:
     load = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     weights = model.executor.decoder.weights
-    parts = [part for layer in weights.layers for part in (layer.qkv, layer.output, layer.mlp.gate_up, layer.mlp.down)]
-    size = model.executor.decoder.precision.weights.itemsize
-    step_bytes = sum(getattr(part, "bytes", size * part.outputs * part.inputs) for part in [*parts, weights.head])
+    size = step_bytes(weights, model.executor.decoder.precision.weights.itemsize)
     blocks = list(range(-(-(args.context + max(args.rows)) // BLOCK_SIZE)))
     decoder = model.executor.decoder
     executors = {args.kv_cache[0]: model.executor}
@@ -56,7 +54,7 @@ def main() -> None:
     seconds: dict[tuple[str, int], list[float]] = {(cache, rows): [] for rows in args.rows for cache in executors}
     floors: list[float] = []
     for _ in range(args.repeats):
-        floors.append(step_bytes / read_bandwidth(512, 1))
+        floors.append(size / read_bandwidth(512, 1))
         for (cache, rows), spent in seconds.items():
             started = time.perf_counter()
             executors[cache].forward(Batch([Segment(blocks, args.context, [1] * rows)]))
@@ -83,9 +81,9 @@ def main() -> None:
             {
                 "model": args.model,
                 "precision": args.precision,
-                "step_GB": round(step_bytes / 1e9, 3),
+                "step_GB": round(size / 1e9, 3),
                 "floor_ms": round(1e3 * floor, 1),
-                "read_GB_s": round(step_bytes / floor / 1e9, 2),
+                "read_GB_s": round(size / floor / 1e9, 2),
                 "load_s": round(load, 2),
                 "peak_GB": round(peak / 1e9, 2),
                 **machine(),

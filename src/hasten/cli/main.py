@@ -33,6 +33,10 @@ VERBS = {
     "draft": Row("hasten.cli.draft:draft", "Prepare what guesses ahead: databases, the draft model's vocabulary."),
     "rm": Row("hasten.cli.models:rm", "Remove a model from this disk."),
     "profile": Row("hasten.cli.profile:profile", "Show what a pass of a model costs here, and measure it again."),
+    "prove": Row("hasten.cli.prove:prove", "Show on your own models that drafts, batch and cache change no text."),
+    "bench": Row("hasten.cli.bench:bench", "Measure speeds side by side: modes, drafters, other engines."),
+    "eval": Row("hasten.cli.eval:evaluate", "Measure quality with and without drafts: solved problems, perplexity."),
+    "roofline": Row("hasten.cli.roofline:roofline", "Predict steps and speed-ups from shapes, here or on a named machine."),
     "doctor": Row("hasten.cli.doctor:doctor", "Look at this machine and say what would make it faster."),
 }
 

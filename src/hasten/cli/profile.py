@@ -33,7 +33,7 @@ def profile(redo: bool, picture: str | None, as_json: bool, **options: Any) -> N
     if config.draft == "none":
         raise ConfigError("Without drafters nothing is profiled; give --draft auto or another choice than none.")
     if picture is not None:
-        _check_picture(Path(picture))
+        check_picture(Path(picture))
     from hasten.cli.screen import notes, progress_on
     from hasten.engine.loading import load_engine
 
@@ -151,7 +151,7 @@ def _contexts(curve: CostCurve) -> list[int]:
     return [curve.reference, FAR] if curve.slopes and any(curve.slopes) else [curve.reference]
 
 
-def _check_picture(path: Path) -> None:
+def check_picture(path: Path) -> None:
     """Told before the model is loaded."""
     if path.suffix.lower() not in PICTURES:
         raise ConfigError(f"--picture must name a {' or '.join(PICTURES)} file, not '{path}'.")

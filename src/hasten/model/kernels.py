@@ -1,11 +1,17 @@
-"""What the native kernels and PyTorch share: the processor's threads."""
+"""What the native kernels and PyTorch share: the processor's threads, and its memory."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
+from torch import Tensor
 
 from hasten.model.precision import Precision
 from hasten.native.loader import load
+
+READ_KINDS = 4  # as in native/read.h
 
 
 def set_threads(count: int, precision: Precision) -> None:
@@ -27,3 +33,11 @@ def threads_and_level() -> tuple[int, str]:
     """Threads that do the heavy work, and the instruction set level of the native kernels ("torch" without them)."""
     library = load()
     return (torch.get_num_threads(), "torch") if library is None else (library.threads, library.isa)
+
+
+def native_reads(buffer: Tensor) -> list[Callable[[], object]]:
+    """Ways of the native kernels to read all of ``buffer`` (uint8, contiguous) and nothing else, to time memory by."""
+    library = load()
+    if library is None:
+        return []
+    return [partial(library.call["hst_read"], buffer.data_ptr(), buffer.numel(), kind) for kind in range(READ_KINDS)]

@@ -1,0 +1,173 @@
+"""One loaded model, several ways of decoding with it: the same weights and the same moment for all that are compared.
+
+A *mode* is written ``plain``, ``auto``, drafters (``suffix``, ``suffix+lm``), or any of the last two with a rule of drafting behind
+an at sign (``lm@fixed(4)``, see ``control`` in ``EngineConfig``). Modes share weights and pool, so they run one after another, and
+nothing that one learns reaches another: each has its own controller, and asks the drafters as a tenant of its own.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from hasten.bench.samples import Sample
+from hasten.cache.blocks import BlockManager
+from hasten.control.controller import Controller
+from hasten.core.config import SpeculationParams, parse_control
+from hasten.core.errors import ConfigError
+from hasten.core.registry import nearest
+from hasten.core.results import Completion
+from hasten.core.types import DraftTree, SamplingParams, Verdict
+from hasten.core.types import Sequence as TokenSequence
+from hasten.engine.drafting import AUTO, Drafting
+from hasten.engine.engine import Engine
+from hasten.engine.requests import Request
+from hasten.engine.scheduler import Scheduler
+
+NEEDS_MORE = ("prediction",)  # drafters that have nothing to say without what a benchmark does not give
+ALWAYS = SpeculationParams(mode="on")
+
+
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """``drafters`` None: all that are loaded. ``control`` as in ``EngineConfig``; ``wish`` as in a request."""
+
+    name: str
+    drafters: tuple[str, ...] | None = None
+    control: str = "auto"
+    wish: SpeculationParams = AUTO
+
+
+PLAIN = Mode("plain", ())
+
+
+def parse_mode(text: str, loaded: Sequence[str]) -> Mode:
+    """Raises ConfigError where it is no mode, or names a drafter that is not loaded."""
+    names, _, control = text.partition("@")
+    control = control or "auto"
+    parse_control(control)
+    if names == "plain":
+        return PLAIN
+    if names == "auto":
+        return Mode(text, None, control)
+    chosen = tuple(names.split("+"))
+    for name in chosen:
+        if name not in loaded:
+            known = nearest(name, ["plain", "auto", *loaded])
+            raise ConfigError(f"The mode '{text}' names '{name}', which is not loaded{known}")
+    return Mode(text, chosen, control)
+
+
+def single_drafters(loaded: Sequence[str]) -> list[str]:
+    """Those that can draft by themselves in a benchmark."""
+    return [name for name in loaded if name not in NEEDS_MORE]
+
+
+@dataclass(slots=True)
+class CountedDrafting(Drafting):
+    """Drafting that also counts, by sequence, how deep trees went and how deep they were accepted."""
+
+    by_position: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
+
+    def observe(self, sequence: TokenSequence, tree: DraftTree, verdict: Verdict) -> None:
+        if len(tree):
+            counts = self.by_position.setdefault(sequence.id, [])
+            accepted = len(verdict.path)
+            for depth in range(max(tree.depths())):
+                if depth == len(counts):
+                    counts.append((0, 0))
+                tried, right = counts[depth]
+                counts[depth] = (tried + 1, right + (depth < accepted))
+        Drafting.observe(self, sequence, tree, verdict)
+
+
+class Subject:
+    """A loaded engine under test. Its own drafting and scheduler are left alone; every mode gets its own."""
+
+    def __init__(self, engine: Engine, most_together: int = 16) -> None:
+        self.engine = engine
+        self.most_together = most_together
+        self.loaded = [drafter.name for drafter in engine.drafting.drafters]
+        self._engines: dict[Mode, Engine] = {}
+        self._drafted: dict[Mode, CountedDrafting] = {}
+
+    def run(self, mode: Mode, prompts: Sequence[list[int]], params: Sequence[SamplingParams], tenant: str = "") -> list[Sample]:
+        """Answer all prompts at once in that mode; samples in the order of the prompts. ``tenant`` beyond the mode's own keeps
+        drafters from remembering an earlier repetition."""
+        if mode not in self._engines:
+            self._engines[mode] = self.variant(mode)
+        engine = self._engines[mode]
+        return run(engine, prompts, params, f"{mode.name} {tenant}", mode.wish)
+
+    def variant(self, mode: Mode, max_rows: int | None = None, prefix_cache: bool = False) -> Engine:
+        """An engine of its own over the same weights and pool. Not to be used while another one works."""
+        base = self.engine
+        rows = max_rows or base.max_rows
+        blocks = BlockManager(base.scheduler.blocks.num_blocks, prefix_cache=prefix_cache)
+        scheduler = Scheduler(blocks, base.scheduler.capacity, rows, self.most_together)
+        drafting = self._drafting(mode)
+        return replace(base, scheduler=scheduler, drafting=drafting, controller=drafting.controller, max_rows=rows, _requests={})
+
+    def _drafting(self, mode: Mode) -> CountedDrafting:
+        drafters = [d for d in self.engine.drafting.drafters if mode.drafters is None or d.name in mode.drafters]
+        rule, depth = parse_control(mode.control)
+        old = self.engine.controller
+        curves = {name: copy.deepcopy(curve) for name, curve in old.draft_curves.items()}
+        controller = Controller(copy.deepcopy(old.curve), draft_curves=curves, rule=rule, depth=depth)
+        controller.most_nodes = old.most_nodes
+        return CountedDrafting(drafters, controller, self.engine.drafting.vocabulary)
+
+
+def run(
+    engine: Engine,
+    prompts: Sequence[list[int]],
+    params: Sequence[SamplingParams],
+    tenant: str = "",
+    wish: SpeculationParams = AUTO,
+) -> list[Sample]:
+    """Hand all requests over at once and step until they are done. Raises InvalidRequest before anything runs."""
+    started = time.perf_counter()
+    requests = [engine.submit(prompt, own, tenant, speculation=wish) for prompt, own in zip(prompts, params, strict=True)]
+    ids = [request.answers[0].sequence.id for request in requests]
+    first: dict[int, float] = {}
+    last: dict[int, float] = {}
+    done: dict[int, Completion] = {}
+    try:
+        while len(done) < len(requests):
+            told = engine.step()
+            now = time.perf_counter()
+            for request in told:
+                place = requests.index(request)
+                _read(request, place, done)
+                first.setdefault(place, now)
+                last[place] = now
+    finally:
+        for request in requests:
+            engine.cancel(request)
+    counts = engine.drafting.by_position if isinstance(engine.drafting, CountedDrafting) else {}
+    return [_sample(done[at], first[at] - started, last[at] - first[at], counts.pop(ids[at], [])) for at in range(len(requests))]
+
+
+def _read(request: Request, place: int, done: dict[int, Completion]) -> None:
+    while request.inbox:
+        completion = request.inbox.popleft().completion
+        if completion is not None:
+            done[place] = completion
+
+
+def _sample(completion: Completion, first: float, decode: float, by_position: list[tuple[int, int]]) -> Sample:
+    speculation = completion.speculation
+    return Sample(
+        tokens=completion.tokens,
+        prompt_tokens=completion.usage.prompt_tokens,
+        first_s=first,
+        decode_s=decode,
+        rounds=speculation.rounds,
+        drafted={name: count.drafted for name, count in speculation.by_drafter.items()},
+        accepted={name: count.accepted for name, count in speculation.by_drafter.items()},
+        by_position=by_position,
+        cached=completion.usage.cached_tokens,
+        text=completion.text,
+    )

@@ -1,0 +1,121 @@
+"""Other engines on the same weights, each in an environment of its own: its best plain mode and its speculative ones."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hasten.bench.peers.environment import Recipe, Say, peers_directory, python_of
+from hasten.bench.peers.process import WORKERS, Peer
+from hasten.bench.session import ContestantFailed
+from hasten.core.errors import ConfigError
+from hasten.core.registry import nearest
+
+# llama.cpp's flags by what the processor reports; its own detection of the build machine has produced programs that crash.
+LLAMA_FLAGS = {
+    "avx": ("AVX",),
+    "avx2": ("AVX2",),
+    "fma": ("FMA",),
+    "f16c": ("F16C",),
+    "bmi2": ("BMI2",),
+    "avx_vnni": ("AVX_VNNI",),
+    "avx512f": ("AVX512",),
+    "avx512vbmi": ("AVX512_VBMI",),
+    "avx512_vnni": ("AVX512_VNNI",),
+    "avx512_bf16": ("AVX512_BF16",),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """One other engine: how it is installed, its worker, and its modes as (name, settings); "draft" ones need a draft model."""
+
+    recipe: Recipe
+    worker: Path
+    modes: tuple[tuple[str, dict[str, Any]], ...]
+
+
+def engines() -> dict[str, Engine]:
+    """Every engine that can be compared with, by the name that --against takes."""
+    llama = Recipe("llama.cpp", (("llama-cpp-python",),), {"CMAKE_ARGS": llama_arguments(processor_flags())})
+    dense = Recipe("transformers", (("torch",), ("transformers", "accelerate", "gguf")))
+    openvino = Recipe("openvino", (("torch",), ("openvino-genai", "optimum-intel[openvino]", "nncf", "accelerate", "gguf")))
+    ways: tuple[tuple[str, dict[str, Any]], ...] = (
+        ("", {"mode": "plain"}),
+        (" prompt lookup", {"mode": "lookup"}),
+        (" draft model", {"mode": "draft"}),
+    )
+    both = tuple((f" {p}{name}", {"precision": p, **way}) for p in ("int8", "int4") for name, way in ways)
+    return {
+        "llama.cpp": Engine(llama, WORKERS / "llama_cpp_worker.py", ways),
+        "openvino": Engine(openvino, WORKERS / "openvino_worker.py", both),
+        "transformers": Engine(dense, WORKERS / "transformers_worker.py", tuple((f" bf16{name}", way) for name, way in ways)),
+    }
+
+
+def processor_flags() -> set[str]:
+    """Instruction sets that the processor reports (Linux)."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("flags"):
+                return set(line.partition(":")[2].split())
+    except OSError:
+        pass
+    return set()
+
+
+def llama_arguments(present: set[str]) -> str:
+    """CMake arguments of llama.cpp for a processor that reports ``present``; empty elsewhere, where it detects for itself."""
+    if platform.machine().lower() not in ("x86_64", "amd64") or not present:
+        return ""
+    chosen = [flag for name, flags in LLAMA_FLAGS.items() if name in present for flag in flags]
+    return " ".join(["-DGGML_NATIVE=OFF", *(f"-DGGML_{flag}=ON" for flag in chosen)])
+
+
+def check_names(text: str) -> list[str]:
+    """The engines of a list with commas. Raises ConfigError for one that is not known."""
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in engines():
+            raise ConfigError(f"There is no engine called '{name}' to compare with{nearest(name, list(engines()))}")
+    return names
+
+
+def make_peers(
+    names: list[str], gguf: Path, draft_gguf: Path | None, threads: int, context: int, say: Say, stack: ExitStack
+) -> list[Peer]:
+    """Every mode of the engines named, in order. One that does not install is there all the same, and fails when it is asked.
+
+    ``stack`` ends their processes. Modes with a draft model are left out where there is none.
+    """
+    out = []
+    for name in names:
+        engine = engines()[name]
+        python, failure = _installed(lambda engine=engine: python_of(engine.recipe, say))  # type: ignore[misc]
+        for mode, extra in engine.modes:
+            if extra["mode"] == "draft" and draft_gguf is None:
+                continue
+            settings = {
+                "name": name + mode,
+                "gguf": str(gguf),
+                "draft_gguf": str(draft_gguf),
+                "threads": threads,
+                "context": context,
+                "models": str(peers_directory() / name / "models"),
+                **extra,
+            }
+            peer = Peer(name + mode, python, engine.worker, settings, failure)
+            stack.callback(peer.close)
+            out.append(peer)
+    return out
+
+
+def _installed(make: Callable[[], Path]) -> tuple[Path | None, str | None]:
+    try:
+        return make(), None
+    except ContestantFailed as problem:
+        return None, str(problem)

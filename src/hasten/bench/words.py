@@ -1,0 +1,158 @@
+"""The tables of a comparison as words: the terminal, Markdown and the page all show these."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from hasten.bench.statistics import Estimate
+from hasten.bench.tables import ALL, Cell, Comparison, interval
+
+SLOWER, DIFFERS = "SLOWER", "DIFFERS"
+LEAST_TASKS = 5  # a bootstrap interval of fewer is too narrow to judge by
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """``words`` leading columns are names, the rest numbers; cells that equal one of ``marked`` deserve a second look."""
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+    note: str = ""
+    words: int = 1
+    marked: tuple[str, ...] = ()
+
+    def markdown(self) -> str:
+        lines = [" | ".join(self.header), " | ".join("---" for _ in self.header), *(" | ".join(row) for row in self.rows)]
+        return "\n".join(f"| {line} |" for line in lines)
+
+
+def all_tables(found: Comparison) -> list[Table]:
+    """Every table for which there are rows."""
+    tables = [speed_table(found), depth_table(found), drafter_table(found)]
+    if found.about["settings"].get("never_slower"):
+        tables.insert(0, never_slower_table(found))
+    if found.about["settings"].get("ablation"):
+        tables.insert(0, mode_by_load_table(found))
+    return [table for table in tables if table.rows]
+
+
+def notes(found: Comparison) -> list[str]:
+    """What the reader must know before the numbers: what is missing, what failed."""
+    out = [] if found.finished else ["This comparison is not finished: some of what was asked for has not been measured."]
+    for row in found.rows:
+        if row["kind"] == "perplexity" and row["value"] is None:
+            out.append(f"No perplexity of {row['modes'][0]}: {row['why']}")
+    return out + [f"{mode} is left out: {why}" for mode, why in found.failures.items()]
+
+
+def speed_table(found: Comparison) -> Table:
+    """The main table, a row a load and mode."""
+    energy = any(cell.joules_per_token is not None for cell in found.cells())
+    header = ["load", "mode", "tok/s [95 %]", f"over {found.baseline} [95 %]", "of floor", "tok/round", "accepted"]
+    header += ["TTFT ms p50/p95", "TPOT ms p50/p95"]
+    quality = found.perplexities
+    header += [*(["J/token"] if energy else []), *(["perplexity"] if quality else []), "prompts", "text"]
+    rows = []
+    for cell in found.cells():
+        row = [
+            cell.load,
+            cell.mode,
+            interval(cell.speed, lambda value: f"{value:.1f}"),
+            "" if cell.ratio is None else interval(cell.ratio),
+            _or_blank(cell.of_floor),
+            _or_blank(cell.tokens_per_round),
+            "" if cell.acceptance is None else f"{100 * cell.acceptance:.0f} %",
+            "{:.0f} / {:.0f}".format(*cell.first_ms),
+            "{:.1f} / {:.1f}".format(*cell.token_ms),
+        ]
+        if energy:
+            row.append(_or_blank(cell.joules_per_token))
+        if quality:
+            row.append(_or_blank(quality.get(cell.mode)))
+        rows.append([*row, str(cell.speed.count), text_of(cell, found)])
+    floor = found.floor_speed
+    note = ""
+    if floor is not None:
+        note = (
+            f"Memory read at {(found.read_bytes_s or 0) / 1e9:.1f} GB/s in this run; a step that only reads its weights would "
+            f"give {floor:.1f} tok/s: 'of floor' is the share of that. "
+        )
+    note += "tok/s is decoding alone, prompts left out; where several run at once it is all tokens over the whole time."
+    if found.peak_bytes:
+        note += f" Peak memory of this process: {found.peak_bytes / 1e9:.2f} GB."
+    return Table("Speed", header, rows, note, 2, (DIFFERS,))
+
+
+def text_of(cell: Cell, found: Comparison) -> str:
+    """Whether the texts are the baseline's. Hasten's own must be; another engine's may differ, and it is said."""
+    if cell.differs is None:
+        return ""
+    if cell.differs == 0:
+        return "same"
+    return f"{cell.differs} other" if cell.mode in found.other_engines else DIFFERS
+
+
+def never_slower_table(found: Comparison, mode: str = "auto") -> Table:
+    """Per load the ratio of ``mode`` to plain decoding, and whether its interval's lower end reaches 1."""
+    rows = []
+    for load in [*found.loads, *([ALL] if len(found.loads) > 1 else [])]:
+        ratio = found.ratio(load, mode)
+        if ratio is not None:
+            rows.append([load, f"{ratio.value:.3f}", f"{ratio.low:.3f}", f"{ratio.high:.3f}", str(ratio.count), judge(ratio)])
+    note = (
+        "Speed of auto over plain decoding, paired by prompt: geometric mean and ends of the 95 % interval. "
+        f"{SLOWER}: the whole interval lies below 1; 'undecided': it holds 1."
+    )
+    return Table("Never slower", ["load", "ratio", "low", "high", "tasks", "verdict"], rows, note, 1, (SLOWER,))
+
+
+def judge(ratio: Estimate) -> str:
+    """One word: faster or slower only where the whole interval says so. A few tasks alone decide nothing."""
+    if ratio.count < LEAST_TASKS:
+        return "too few"
+    return "faster" if ratio.low > 1 else SLOWER if ratio.high < 1 else "undecided"
+
+
+def mode_by_load_table(found: Comparison) -> Table:
+    """A row a mode, a column a load: the ratio to plain decoding. The best of each column carries a star."""
+    loads = [*found.loads, *([ALL] if len(found.loads) > 1 else [])]
+    modes = [mode for mode in found.modes if mode != found.baseline]
+    values = {(mode, load): found.ratio(load, mode) for mode in modes for load in loads}
+    rows = []
+    for mode in modes:
+        row = [mode]
+        for load in loads:
+            own = values[mode, load]
+            best = max((v.value for (_, where), v in values.items() if where == load and v is not None), default=0.0)
+            row.append("" if own is None else f"{own.value:.2f}{'*' if own.value == best else ''}")
+        rows.append(row)
+    note = f"Speed over {found.baseline} (geometric mean, paired by prompt); * is the best of its column."
+    return Table("Ablation", ["mode", *loads], rows, note)
+
+
+def depth_table(found: Comparison) -> Table:
+    """Acceptance by the position of the guess in its round."""
+    rows, shown = [], 8
+    for mode in found.modes:
+        counts = found.by_position(ALL, mode)[:shown]
+        if counts:
+            cells = [f"{100 * right / tried:.0f} %" for tried, right in counts]
+            rows.append([mode, *cells, *[""] * (shown - len(cells))])
+    header = ["mode", *(f"{depth}" for depth in range(1, shown + 1))]
+    return Table("Acceptance by position", header, rows, "Of the rounds that guessed so deep, how many accepted so deep.")
+
+
+def drafter_table(found: Comparison) -> Table:
+    """Who guessed how much, over all loads."""
+    rows = []
+    for mode in found.modes:
+        for name, (drafted, accepted) in sorted(found.by_drafter(ALL, mode).items()):
+            rows.append([mode, name, str(drafted), str(accepted), f"{100 * accepted / max(1, drafted):.0f} %"])
+    header = ["mode", "drafter", "verified", "accepted", "share"]
+    return Table("Acceptance by drafter", header, rows, "A guess is counted for the drafter it is credited to.", 2)
+
+
+def _or_blank(value: float | None, form: Callable[[float], str] = lambda value: f"{value:.2f}") -> str:
+    return "" if value is None else form(value)

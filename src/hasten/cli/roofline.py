@@ -1,0 +1,202 @@
+"""``hasten roofline``: what steps must cost, from shapes, here or on a named machine, and what guessing would gain there."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hasten.cli.bench import numbers, show
+from hasten.cli.options import Verb, engine_config, engine_options
+from hasten.cli.profile import check_picture
+from hasten.core.config import EngineConfig
+from hasten.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from hasten.bench.hardware import Machine
+    from hasten.bench.roofline import Checked
+    from hasten.model.description import ModelDescription
+
+CHECK_ROWS, CHECK_CONTEXTS = [1, 2, 4, 8, 16, 32], [64, 512, 2048]
+
+
+@click.command(cls=Verb)
+@click.option(
+    "--on", default="phone,laptop,a100,h100,h200", show_default=True, metavar="LIST", help="Machines; 'here' is measured."
+)
+@click.option("--rows", metavar="LIST", default="1,4,16,64", show_default=True, help="New tokens of a step.")
+@click.option("--contexts", metavar="LIST", default="128,2048", show_default=True, help="Positions before them.")
+@click.option("--acceptance", type=click.FLOAT, metavar="X", default=0.8, show_default=True, help="Chance that a guess is right.")
+@click.option("--check", is_flag=True, default=False, help="Measure here what is predicted, and show the error.")
+@click.option("--picture", metavar="FILE", help="Draw the roofline into a .png or .svg file (needs matplotlib).")
+@click.option("--dark", is_flag=True, default=False, help="Draw it for a dark page.")
+@click.option("--json", "as_json", is_flag=True, default=False, help="Print one JSON object.")
+@engine_options
+def roofline(check: bool, picture: str | None, dark: bool, as_json: bool, **options: Any) -> None:
+    """Predict a model's steps from its shapes: bytes, operations, floor and time, and the gain of guessing.
+
+    Named machines are taken at their public peak figures. 'here' measures this machine with a few passes of the model.
+    """
+    config = engine_config(options)
+    rows, contexts = numbers(options["rows"], int, 1, 4096, "rows"), numbers(options["contexts"], int, 0, 1 << 20, "contexts")
+    if not 0.0 <= options["acceptance"] <= 1.0:
+        raise ConfigError(f"--acceptance must be a number from 0 to 1, not {options['acceptance']:g}.")
+    if picture is not None:
+        check_picture(Path(picture))
+    from hasten.bench.hardware import named
+    from hasten.bench.roofline import PRECISIONS
+
+    names = [name.strip() for name in options["on"].split(",")]
+    if check and "here" not in names:
+        names.insert(0, "here")
+    precision = "int8" if config.precision == "auto" else config.precision
+    if precision not in PRECISIONS:
+        raise ConfigError(f"The roofline knows the precisions {', '.join(PRECISIONS)}, not '{precision}'.")
+    machines = [named(name) for name in names if name != "here"]
+    shape, draft = shapes(config)
+    checked: list[Checked] = []
+    if "here" in names:
+        here, checked = measured(config, precision, check)
+        machines.insert(names.index("here"), here)
+    if as_json:
+        click.echo(json.dumps(facts(shape, precision, machines, rows, contexts, checked), indent=1))
+    else:
+        report(shape, draft, precision, machines, rows, contexts, options["acceptance"])
+        if checked:
+            report_check(checked)
+    if picture is not None:
+        draw(shape, precision, machines, Path(picture), dark)
+
+
+def shapes(config: EngineConfig) -> tuple[ModelDescription, ModelDescription | None]:
+    """Of the model and of its draft model, if it has one. No weights are read."""
+    from hasten.model.catalogue import resolve
+    from hasten.model.loaders import open_source
+
+    target = resolve(config.model, fetch=True)
+    draft = config.draft_model or target.draft
+    found = None if draft is None or config.draft == "none" else open_source(resolve(draft, fetch=True).path).description
+    return open_source(target.path).description, found
+
+
+def measured(config: EngineConfig, precision: str, check: bool) -> tuple[Machine, list[Checked]]:
+    """This machine, and with ``check`` the predictions beside measurements."""
+    from dataclasses import replace
+
+    from hasten.bench.machine import read_bandwidth
+    from hasten.bench.roofline import calibrated
+    from hasten.bench.roofline import check as compare
+    from hasten.cli.generate import load
+
+    tokens = max(CHECK_CONTEXTS) + max(CHECK_ROWS)
+    llm = load(replace(config, draft="none", precision=precision, cache_tokens=max(tokens, config.cache_tokens)))
+    executor = llm.engine.executor
+    machine = calibrated(executor, precision, read_bandwidth())
+    found = compare(executor, precision, machine, CHECK_ROWS, CHECK_CONTEXTS) if check else []
+    llm.close()
+    return machine, found
+
+
+def facts(
+    shape: ModelDescription, precision: str, machines: list[Machine], rows: list[int], contexts: list[int], checked: list[Checked]
+) -> dict[str, Any]:
+    """Everything as --json gives it; seconds and bytes."""
+    from dataclasses import asdict
+
+    from hasten.bench.roofline import floor_seconds, seconds, step_work
+
+    steps = []
+    for machine in machines:
+        for count in rows:
+            for context in contexts:
+                work = step_work(shape, precision, count, context)
+                cost = {"floor_s": floor_seconds(work, machine), "step_s": seconds(work, machine)}
+                size = {"bytes": work.bytes, "operations": work.operations}
+                steps.append({"machine": machine.name, "rows": count, "context": context, **size, **cost})
+    out: dict[str, Any] = {"precision": precision, "machines": [asdict(machine) for machine in machines], "steps": steps}
+    if checked:
+        out["check"] = [asdict(found) | {"error": found.error} for found in checked]
+        out["median_error"] = statistics.median(found.error for found in checked)
+    return out
+
+
+def report(
+    shape: ModelDescription,
+    draft: ModelDescription | None,
+    precision: str,
+    machines: list[Machine],
+    rows: list[int],
+    contexts: list[int],
+    acceptance: float,
+) -> None:
+    """Steps, then gains, then where the figures come from."""
+    from hasten.bench.roofline import best_depth, cache_bytes, floor_seconds, idealised_seconds, seconds, step_work
+    from hasten.bench.words import Table
+
+    steps, gains = [], []
+    for machine in machines:
+        for context in contexts:
+            for count in rows:
+                work = step_work(shape, precision, count, context)
+                cost = [f"{1e3 * floor_seconds(work, machine):.3f}", f"{1e3 * seconds(work, machine):.3f}"]
+                amounts = [f"{work.bytes / 1e9:.3f}", f"{work.operations / 1e9:.2f}", f"{work.intensity:.1f}"]
+                steps.append([machine.name, str(context), str(count), *amounts, *cost])
+        prompt, answer = idealised_seconds(shape, precision, machine, 512, 128)
+        free_depth, free = best_depth(shape, None, precision, machine, acceptance, contexts[0])
+        cells = [machine.name, f"{prompt:.3f}", f"{answer:.3f}", f"{free:.2f} ({free_depth})"]
+        if draft is not None:
+            depth, gain = best_depth(shape, draft, precision, machine, acceptance, contexts[0])
+            cells.append(f"{gain:.2f} ({depth})")
+        gains.append(cells)
+    per_token = cache_bytes(shape, precision, 1)
+    note = f"Keys and values take {per_token / 1e3:.1f} kB a position. The floor is reading alone."
+    header = ["machine", "context", "rows", "GB", "10^9 operations", "operations/byte", "floor ms", "step ms"]
+    show(Table(f"Steps in {precision}", header, steps, note))
+    header = ["machine", "512 prompt tokens s", "128 answer tokens s", "gain, free guesses (depth)"]
+    header += ["gain, draft model (depth)"] * (draft is not None)
+    note = (
+        f"Idealised run time of a request alone on the machine; gain of chains whose guesses are right with chance {acceptance:g}."
+    )
+    show(Table("Requests and guessing", header, gains, note))
+    show(Table("Machines", ["machine", "source"], [[machine.name, machine.source] for machine in machines], words=2))
+
+
+def report_check(checked: list[Checked]) -> None:
+    from hasten.bench.words import Table
+
+    body = [
+        [str(c.context), str(c.rows), f"{1e3 * c.predicted_s:.2f}", f"{1e3 * c.measured_s:.2f}", f"{100 * c.error:.0f} %"]
+        for c in checked
+    ]
+    note = (
+        f"Median error {100 * statistics.median(c.error for c in checked):.1f} %; what the machine was calibrated with is left out."
+    )
+    show(Table("Predicted and measured here", ["context", "rows", "predicted ms", "measured ms", "error"], body, note, 0))
+
+
+def draw(shape: ModelDescription, precision: str, machines: list[Machine], path: Path, dark: bool) -> None:
+    """Operations a second over operations a byte, a line a machine, with this model's steps as marks; both axes logarithmic."""
+    from hasten.bench.plots import COLOURS, DARK, LIGHT, MARKERS, themed
+    from hasten.bench.roofline import PRECISIONS, step_work
+
+    speed = PRECISIONS[precision][2]
+    with themed(DARK if dark else LIGHT) as figure:
+        axes = figure.add_subplot()
+        for at, machine in enumerate(machines):
+            colour, peak = COLOURS[at % len(COLOURS)], machine.operations_s[speed]
+            ridge = peak / machine.read_bytes_s
+            points = [0.5, ridge, max(4.0 * ridge, 2000.0)]
+            axes.plot(points, [min(peak, x * machine.read_bytes_s) / 1e9 for x in points], color=colour, label=machine.name)
+            for count, marker in zip((1, 16, 128), MARKERS, strict=False):
+                x = step_work(shape, precision, count, 512).intensity
+                axes.plot([x], [min(peak, x * machine.read_bytes_s) / 1e9], marker, color=colour, markersize=6)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xlabel("operations a byte (o 1 row, s 16, D 128, context 512)")
+        axes.set_ylabel("billion operations a second")
+        axes.grid()
+        figure.legend(loc="outside upper center", ncols=3)
+        figure.savefig(path, dpi=150)

@@ -1,0 +1,153 @@
+"""``hasten eval``: the lock that generated code runs behind, what counts as solved, and that drafts change nothing."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import hasten.cli.eval as verb
+from hasten.bench.jail import REFUSED
+from hasten.bench.perplexity import perplexity
+from hasten.bench.quality import judge, program_of, verified_perplexity
+from hasten.bench.sandbox import run_locked
+from hasten.cli.main import run
+from hasten.draft.recycling import RecyclingDrafter
+from tiny import LETTERS, tiny_engine, tiny_executor
+
+locked = pytest.mark.skipif(
+    platform.system() != "Linux" or platform.machine() not in REFUSED, reason="code is locked in on Linux, x86-64 and ARM64 only"
+)
+PROBLEM = {
+    "task_id": "T/0",
+    "prompt": 'from typing import List\n\n\ndef total(xs: List[int]) -> int:\n    """ Sum. """\n',
+    "entry_point": "total",
+    "test": "def check(candidate):\n    assert candidate([1, 2]) == 3\n    assert candidate([]) == 0\n",
+}
+
+
+@locked
+def test_harmless_programs_run() -> None:
+    assert run_locked(
+        "import math, re, collections, heapq, itertools, functools, typing, random, string, datetime\nassert 1"
+    ).passed
+    assert run_locked("print('x' * 10_000_000)").passed
+
+
+@locked
+@pytest.mark.parametrize(
+    ("program", "why"),
+    [
+        ("import socket; socket.socket()", "PermissionError"),
+        ("import socket; socket.socketpair()", "PermissionError"),
+        ("import os; os.fork()", "PermissionError"),
+        ("import os; os.execv('/bin/true', ['true'])", "PermissionError"),
+        ("import subprocess; subprocess.run(['true'])", "PermissionError"),
+        ("import threading; threading.Thread(target=print).start()", "can't start new thread"),
+        ("import os; os.kill(os.getppid(), 9)", "PermissionError"),
+        ("open('out.txt', 'w')", "PermissionError"),
+        ("open('/tmp/hasten-escaped', 'a')", "PermissionError"),
+        ("import os; os.open('x', os.O_RDWR | os.O_CREAT)", "PermissionError"),
+        ("import os; os.mkdir('x')", "PermissionError"),
+        ("import os; os.remove('{victim}')", "PermissionError"),
+        ("import os; os.rename('{victim}', '{victim}2')", "PermissionError"),
+        ("import os; os.chmod('{victim}', 0)", "PermissionError"),
+        ("import os; os.truncate('{victim}', 0)", "PermissionError"),
+        ("import os; os.symlink('a', 'b')", "PermissionError"),
+        ("import resource as r; r.setrlimit(r.RLIMIT_CPU, (1, 1))", "not allowed"),
+        ("import ctypes; l = ctypes.CDLL(None, use_errno=True); assert l.unshare(0x10000000) == 0", "AssertionError"),
+        ("import ctypes; l = ctypes.CDLL(None, use_errno=True); assert l.syscall(437, -100, b'x', 0, 0) >= 0", "AssertionError"),
+        ("x = bytearray(1 << 31)", "MemoryError"),
+        ("import os; os._exit(0)", "left early"),
+        ("raise SystemExit(0)", "left early"),
+        ("assert False, 'wrong'", "AssertionError: wrong"),
+        ("import os; assert os.environ.get('HOME')", "AssertionError"),
+    ],
+)
+def test_harm_is_refused(program: str, why: str, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("here")
+    outcome = run_locked(program.replace("{victim}", str(victim)))
+    assert not outcome.passed
+    assert why in outcome.why
+    assert victim.read_text() == "here"
+
+
+@locked
+def test_endless_programs_are_ended() -> None:
+    assert run_locked("while True: pass", seconds=1).why == "ended by SIGKILL"
+    assert run_locked("import time; time.sleep(60)", seconds=1, grace=0.5).why == "not done after 1.5 s"
+
+
+@locked
+@pytest.mark.parametrize(
+    ("answer", "chat", "passed"),
+    [
+        ("Sure:\n```python\ndef total(xs: List[int]) -> int:\n    return sum(xs)\n```\nDone.", True, True),
+        ("```python\ndef total(xs):\n    return sum(xs) + 1\n```", True, False),
+        ("```\n    return sum(xs)\n```", True, True),
+        ("    return sum(xs)\n", True, True),
+        ("    return sum(xs)\n\ndef other():\n    syntax error", False, True),
+        ("    return 3\n", False, False),
+        ("```python\ndef total(xs):\n    return sum(xs)", True, True),
+        ("I cannot.", True, False),
+    ],
+)
+def test_what_counts_as_solved(answer: str, chat: bool, passed: bool) -> None:
+    assert judge(PROBLEM, answer, [], chat).outcome.passed is passed
+
+
+def test_the_program_ends_with_the_tests() -> None:
+    assert program_of(PROBLEM, "    return 0", False).endswith("check(total)\n")
+
+
+def test_perplexity_of_verification_passes_is_that_of_whole_pieces() -> None:
+    executor = tiny_executor("llama")
+    chunks = [[at * 7 % 53 for at in range(30)], [1, 2, 3], [at % 5 for at in range(65)]]
+    assert verified_perplexity(executor, chunks) == pytest.approx(perplexity(executor, chunks), rel=1e-12)
+
+
+class TinyLLM:
+    has_chat_template = False
+    context_length = 600
+    name, precision = "tiny", "fp64"
+    spoilt = False
+
+    def __init__(self, config: Any) -> None:
+        self.engine = tiny_engine(drafters=[RecyclingDrafter()])
+        self.engine.tokenizer.prefix_ids = ()  # type: ignore[misc]
+        if self.spoilt:
+            forward = self.engine.executor.forward
+            self.engine.executor.forward = lambda batch: (  # type: ignore[method-assign]
+                forward(batch).roll(1, -1) if any(len(segment.tree) for segment in batch.segments) else forward(batch)
+            )
+
+    def encode(self, prompt: str) -> list[int]:
+        return [LETTERS.index(letter) for letter in prompt if letter in LETTERS][:40]
+
+    def close(self) -> None:
+        pass
+
+
+@locked
+@pytest.mark.parametrize("spoilt", [False, True])
+def test_the_verb(spoilt: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import json
+
+    (tmp_path / "humaneval_dev.jsonl").write_text(json.dumps(PROBLEM))
+    (tmp_path / "wikitext2_test_part.txt").write_text("the quick brown fox " * 60)
+    monkeypatch.setenv("HASTEN_SHARED_DATA", str(tmp_path))
+    monkeypatch.setattr(verb, "load", type("LLM", (TinyLLM,), {"spoilt": spoilt}))
+    monkeypatch.setattr(verb, "CHUNK", 64)
+    status = run(["eval", "-m", "tiny", "--chunks", "1", "--max-tokens", "40"])
+    out = capsys.readouterr().out
+    assert status == int(spoilt)
+    assert "HumanEval pass@1 | 0 of 1 | 0 of 1" in out
+    assert ("differ by" in out) is spoilt
+
+
+def test_unknown_tasks_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["eval", "--tasks", "mmlu"]) == 1
+    assert "There is no task called 'mmlu'" in capsys.readouterr().err

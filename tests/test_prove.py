@@ -1,0 +1,169 @@
+"""``hasten prove``: a sound engine is shown to be sound, and planted faults are found, named and given with both logits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import hasten.cli.prove as verb
+import hasten.engine.engine as engine_module
+from hasten.bench.prove import Proof, Shown, fresh_logits
+from hasten.cli.main import run as command_line
+from hasten.core.errors import ConfigError
+from hasten.core.types import Batch, DraftTree
+from hasten.draft.base import Drafter
+from hasten.draft.recycling import RecyclingDrafter
+from hasten.draft.suffix import SuffixDrafter
+from hasten.engine.engine import Engine
+from hasten.sampling.verify import verify_tree
+from tiny import LETTERS, tiny_engine
+
+PROMPTS = [[at % 53 for at in range(start, start + length)] for start, length in ((0, 70), (7, 20), (3, 130), (11, 5))]
+
+
+def sound() -> Engine:
+    return tiny_engine(drafters=[SuffixDrafter(), RecyclingDrafter()])
+
+
+def shown_by(engine: Engine, tokens: int = 12) -> list[Shown]:
+    return list(Proof(engine, PROMPTS, tokens).run())
+
+
+def test_a_sound_engine_is_shown_to_be_sound() -> None:
+    found = shown_by(sound())
+    assert all(shown.difference is None for shown in found)
+    assert {shown.promise for shown in found if shown.result == "shown"} == {
+        "drafts change nothing",
+        "a seed repeats its text",
+        "a batch changes nothing",
+        "chunks change nothing",
+        "cache hits change nothing",
+    }
+    assert all(shown.tokens == 12 * len(PROMPTS) for shown in found)
+    # 64 + 64 + 0 + 0 cached tokens, the last token of a prompt being always computed
+    assert [shown.evidence for shown in found if shown.unit == "tokens cached"] == [64 + 128, 64 + 128]
+
+
+def test_a_drafter_that_never_guesses_shows_nothing() -> None:
+    class Silent(Drafter):
+        name = "silent"
+
+    found = shown_by(tiny_engine(drafters=[Silent()]), 6)
+    assert all(shown.result == "not shown" for shown in found if shown.unit == "guesses verified")
+    assert verb.summary("drafts change nothing", found[:1]).startswith("drafts change nothing: not shown")
+
+
+def test_a_verifier_that_believes_a_drafter_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fault: with two or more nodes in the tree, the first is accepted unseen."""
+
+    def gullible(tree: DraftTree, logits: torch.Tensor, *rest: Any, **named: Any) -> Any:
+        verdict = verify_tree(tree, logits, *rest, **named)
+        if len(tree) >= 2 and not verdict.path:
+            verdict.path, verdict.tokens = [0], [tree.tokens[0], verdict.tokens[0]]
+        return verdict
+
+    monkeypatch.setattr(engine_module, "verify_tree", gullible)
+    engine = sound()
+    broken = [shown for shown in shown_by(engine, 24) if shown.difference is not None]
+    assert any(shown.promise == "drafts change nothing" for shown in broken)
+    found = broken[0].difference
+    assert found is not None
+    assert found.expected is not None
+    assert found.found is not None
+    # Greedy: the model's own choice has the larger of both logits, which shows whose fault it is.
+    assert broken[0].way.startswith("greedy")
+    assert found.logits[0] is not None
+    assert found.logits[1] is not None
+    assert found.logits[0] > found.logits[1]
+
+
+def leak(engine: Engine) -> None:
+    """The fault: logits of a pass over three sequences or more belong to other tokens."""
+    forward = engine.executor.forward
+
+    def leaky(batch: Batch) -> torch.Tensor:
+        logits = forward(batch)
+        return logits.roll(1, dims=-1) if len(batch.segments) > 2 else logits
+
+    engine.executor.forward = leaky  # type: ignore[method-assign]
+
+
+def test_logits_that_depend_on_the_batch_are_found() -> None:
+    engine = sound()
+    leak(engine)
+    broken = {shown.promise for shown in shown_by(engine) if shown.difference is not None}
+    assert broken == {"a batch changes nothing"}
+
+
+def test_keys_of_another_prompt_in_the_cache_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fault: found blocks hold what something else left there."""
+    engine = sound()
+    proof = Proof(engine, PROMPTS, 12)
+    variant = proof.subject.variant
+
+    def spoiled(*arguments: Any, **named: Any) -> Engine:
+        made = variant(*arguments, **named)
+        match = made.scheduler.blocks.match_prefix
+
+        def wrong(*what: Any) -> list[int]:
+            blocks = match(*what)
+            if blocks:
+                engine.executor.pool.values[:, blocks[0]] += 1.0
+            return blocks
+
+        monkeypatch.setattr(made.scheduler.blocks, "match_prefix", wrong)
+        return made
+
+    proof.subject.variant = spoiled  # type: ignore[method-assign]
+    broken = {shown.promise for shown in proof.run() if shown.difference is not None}
+    assert broken == {"cache hits change nothing"}
+
+
+def test_fresh_logits_are_those_of_one_pass() -> None:
+    engine = sound()
+    logits = fresh_logits(engine, PROMPTS[2])
+    assert len(PROMPTS[2]) > engine.max_rows, "must take several passes"
+    first = engine.submit(PROMPTS[2], Proof(engine, PROMPTS, 1).cases[0].params)
+    while not first.finished:
+        engine.step()
+    assert logits.index(max(logits)) == first.answers[0].sequence.output[0]
+
+
+def test_plain_engines_are_refused() -> None:
+    with pytest.raises(ConfigError, match="Without drafters"):
+        Proof(tiny_engine(), PROMPTS)
+
+
+class TinyLLM:
+    """An LLM over a tiny engine, as the verb uses one."""
+
+    has_chat_template = False
+    name, precision = "tiny", "fp64"
+    fault = False
+
+    def __init__(self, config: Any) -> None:
+        self.engine = sound()
+        if self.fault:
+            leak(self.engine)
+
+    def encode(self, prompt: str) -> list[int]:
+        return [LETTERS.index(letter) for letter in prompt if letter in LETTERS][:80]
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("fault", [False, True])
+def test_the_verb_ends_with_what_was_shown_and_its_status(
+    fault: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    llm = type("Faulty", (TinyLLM,), {"fault": fault})
+    monkeypatch.setattr(verb, "load", llm)
+    status = command_line(["prove", "-m", "tiny", "--max-tokens", "6"])
+    out = capsys.readouterr().out
+    assert status == (1 if fault else 0)
+    assert "chunks change nothing: shown by" in out
+    assert ("a batch changes nothing: BROKEN" in out) is fault
+    assert ("(logit " in out) is fault
