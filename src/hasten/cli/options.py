@@ -15,6 +15,7 @@ import click
 
 from hasten.core.config import PRECISIONS, VERIFY_RULES, EngineConfig
 from hasten.core.types import MAX_TOP_LOGPROBS, SamplingParams
+from hasten.serve.limits import Limits
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -51,12 +52,37 @@ SAMPLING_HELP = {
     "ignore_eos": "Go on past the model's end of text.",
 }
 
+LIMIT_HELP = {
+    "max_body_bytes": "Longest body of a request.",
+    "max_json_depth": "Deepest nesting of a body.",
+    "max_n": "Most answers to a prompt.",
+    "max_logprobs": "Most likely tokens to report.",
+    "max_stop": "Most stop strings.",
+    "max_stop_length": "Longest stop string, in characters.",
+    "max_logit_bias": "Most entries of logit_bias.",
+    "max_prompt_tokens": "Longest prompt; 0 for the model's context.",
+    "max_output_tokens": "Longest answer; 0 for the model's context.",
+    "max_batch": "Most prompts or inputs of one request.",
+    "max_tools": "Most tools of one request.",
+    "max_queue": "Most requests that wait or run, a model.",
+    "max_connections": "Most connections at once.",
+    "request_timeout": "Seconds from a request to its last token.",
+    "body_timeout": "Seconds that a body may take to arrive.",
+    "keep_alive": "Seconds of silence before a stream gets a comment.",
+    "stream_interval": "Least seconds between two pieces of a stream.",
+    "drain_timeout": "Seconds that running requests get when the server stops.",
+}
+
 SHORT_NAMES = {"model": "-m"}
 KINDS: dict[Any, tuple[Any, str]] = {str: (click.STRING, "TEXT"), int: (click.INT, "N"), float: (click.FLOAT, "X")}
 
 
-SAMPLING_SECTION, ENGINE_SECTION = "How tokens are chosen", "How the engine runs"
-SECTIONS = dict.fromkeys(SAMPLING_HELP, SAMPLING_SECTION) | {name: ENGINE_SECTION for name in ENGINE_HELP if name != "model"}
+SAMPLING_SECTION, LIMIT_SECTION, ENGINE_SECTION = "How tokens are chosen", "What clients may ask for", "How the engine runs"
+SECTIONS = (
+    dict.fromkeys(SAMPLING_HELP, SAMPLING_SECTION)
+    | dict.fromkeys(LIMIT_HELP, LIMIT_SECTION)
+    | {name: ENGINE_SECTION for name in ENGINE_HELP if name != "model"}
+)
 
 
 class WholeText(click.types.StringParamType):
@@ -69,10 +95,10 @@ class WholeText(click.types.StringParamType):
 
 
 class Verb(click.Command):
-    """A command whose help lists its own options first, then those of the answer, then those of the engine."""
+    """A command whose help lists its own options first, then those of settings that verbs share, under their titles."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        sections: dict[str, list[tuple[str, str]]] = {title: [] for title in ("Options", SAMPLING_SECTION, ENGINE_SECTION)}
+        sections: dict[str, list[tuple[str, str]]] = {title: [] for title in ("Options", *dict.fromkeys(SECTIONS.values()))}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
             if record is None:
@@ -90,6 +116,16 @@ def engine_options(function: Function) -> Function:
     return _add_options(function, EngineConfig, ENGINE_HELP, {})
 
 
+def server_engine_options(function: Function) -> Function:
+    """The same without ``model``, of which a server may have several."""
+    return _add_options(function, EngineConfig, {name: text for name, text in ENGINE_HELP.items() if name != "model"}, {})
+
+
+def limit_options(function: Function) -> Function:
+    """Add an option for each field of Limits."""
+    return _add_options(function, Limits, LIMIT_HELP, {})
+
+
 def sampling_options(**defaults: Any) -> Callable[[Function], Function]:
     """Add an option for each field of SamplingParams that has a help line; ``defaults`` replace the fields' own."""
     return lambda function: _add_options(function, SamplingParams, SAMPLING_HELP, defaults)
@@ -98,6 +134,16 @@ def sampling_options(**defaults: Any) -> Callable[[Function], Function]:
 def engine_config(options: Mapping[str, Any]) -> EngineConfig:
     """The EngineConfig that a verb's options ask for. Raises ConfigError when a value is out of range."""
     return EngineConfig(**{name: options[name] for name in ENGINE_HELP})
+
+
+def server_engine_config(options: Mapping[str, Any], model: str) -> EngineConfig:
+    """The EngineConfig of ``server_engine_options`` for one model. Raises ConfigError when a value is out of range."""
+    return EngineConfig(model=model, **{name: options[name] for name in ENGINE_HELP if name != "model"})
+
+
+def limits_of(options: Mapping[str, Any]) -> Limits:
+    """The Limits of a verb's options. Raises ConfigError when a value is out of range."""
+    return Limits(**{name: options[name] for name in LIMIT_HELP})
 
 
 def sampling_params(options: Mapping[str, Any]) -> SamplingParams:
