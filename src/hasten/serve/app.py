@@ -14,12 +14,14 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from hasten.core.errors import HastenError
 from hasten.serve import basics
 from hasten.serve.chat import chat_completions
 from hasten.serve.completions import completions
-from hasten.serve.errors import ApiError, error_response, status_phrase
+from hasten.serve.errors import ApiError, api_error, error_response, status_phrase
 from hasten.serve.guard import Guard, Policy
-from hasten.serve.server import Server
+from hasten.serve.metrics import metrics
+from hasten.serve.server import Server, note_problem
 
 PAGE = Path(__file__).with_name("page")
 OPEN_PATHS = frozenset({"/health", "/health/live", "/health/ready", "/"})
@@ -48,10 +50,11 @@ def make_app(server: Server, policy: Policy, page: Path = PAGE) -> Guard:
         Route("/health/live", basics.live),
         Route("/health/ready", basics.ready),
         Route("/version", basics.version),
+        Route("/metrics", metrics),
     ]
     files = page_paths(page)
     routes.append(Mount("/", StaticFiles(directory=page, html=True)) if files else Route("/", _no_page))
-    app = Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: _http_error})
+    app = Starlette(routes=routes, lifespan=lifespan, exception_handlers=HANDLERS)
     app.state.server = server
 
     def counted(path: str, status: int) -> None:
@@ -82,3 +85,13 @@ async def _http_error(request: Request, problem: Exception) -> Response:
     else:
         sentence = f"The request cannot be served ({status_phrase(problem.status_code)})."
     return error_response(ApiError(problem.status_code, sentence, headers=problem.headers), request.url.path)
+
+
+async def _told(request: Request, problem: Exception) -> Response:
+    """What a route raised, in the shape of its interface. Of what is no user's mistake the log has the trace."""
+    error = api_error(problem)
+    note_problem(request, problem)
+    return error_response(error, request.url.path)
+
+
+HANDLERS = {HTTPException: _http_error, ApiError: _told, HastenError: _told, Exception: _told}

@@ -57,6 +57,8 @@ async def begin(server: Server, request: Request, wire: ChatRequest) -> tuple[Ge
         raise invalid("stream_options is only for streams; send stream as true or leave it out.", "stream_options")
 
     def prompts(llm: Any) -> list[list[int]]:
+        if not llm.has_chat_template:
+            raise invalid("This model has no chat template and cannot chat; use /v1/completions.", "model")
         tools[0] = toolset_of(wire, llm.chat_template)
         shown = tools[0].shown if tools[0] is not None else None
         return [llm.render_chat(messages, tools=shown, extra=wire.chat_template_kwargs)]
