@@ -81,7 +81,7 @@ class Running:
         """The value of one sample of /metrics; 0 where it is not there."""
         total = 0.0
         for line in self.get("/metrics").text.splitlines():
-            found = re.fullmatch(r"([a-z_:]+)(?:\{(.*)\})? ([0-9.e+-]+|NaN)", line)
+            found = re.fullmatch(r"([a-z0-9_:]+)(?:\{(.*)\})? ([0-9.e+-]+|NaN)", line)
             if found and found[1] == name and all(f'{key}="{value}"' in (found[2] or "") for key, value in labels.items()):
                 total += float(found[3])
         return total

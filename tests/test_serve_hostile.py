@@ -142,7 +142,8 @@ def test_a_client_that_vanishes_frees_its_blocks(server: Running, stream: bool, 
     assert parts.port is not None
     for _ in range(3):
         connection = socket.create_connection(("127.0.0.1", parts.port), timeout=20)
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+        head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        head += f"Content-Length: {len(body)}"
         connection.sendall(f"{head}\r\n\r\n".encode() + body)
         if stream:
             connection.recv(100)

@@ -72,7 +72,8 @@ class Speculation:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One of the n answers of a request. ``provenance`` names, token by token, the drafter that guessed it or "model"."""
+    """One of the n answers of a request. ``provenance`` names, token by token, the drafter that guessed it or "model";
+    ``stop_string`` is the stop string that ended it, where one did."""
 
     index: int
     text: str
@@ -80,6 +81,7 @@ class Answer:
     finish_reason: FinishReason
     provenance: list[str]
     logprobs: list[TokenLogprob] | None = None
+    stop_string: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

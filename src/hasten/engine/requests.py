@@ -123,4 +123,5 @@ def _answer(state: AnswerState) -> Answer:
         sequence.finish_reason,
         sequence.provenance,
         sequence.logprobs if sequence.params.logprobs is not None else None,
+        state.stream.stop_string,
     )

@@ -18,9 +18,12 @@ from hasten.core.errors import HastenError
 from hasten.serve import basics
 from hasten.serve.chat import chat_completions
 from hasten.serve.completions import completions
+from hasten.serve.embeddings import embeddings
 from hasten.serve.errors import ApiError, api_error, error_response, status_phrase
 from hasten.serve.guard import Guard, Policy
+from hasten.serve.messages import messages
 from hasten.serve.metrics import metrics
+from hasten.serve.responses import responses
 from hasten.serve.server import Server, note_problem
 
 PAGE = Path(__file__).with_name("page")
@@ -42,6 +45,9 @@ def make_app(server: Server, policy: Policy, page: Path = PAGE) -> Guard:
     routes: list[Route | Mount] = [
         Route("/v1/chat/completions", chat_completions, methods=["POST"]),
         Route("/v1/completions", completions, methods=["POST"]),
+        Route("/v1/responses", responses, methods=["POST"]),
+        Route("/v1/messages", messages, methods=["POST"]),
+        Route("/v1/embeddings", embeddings, methods=["POST"]),
         Route("/v1/models", basics.models),
         Route("/v1/models/{name:path}", basics.one_model),
         Route("/tokenize", basics.tokenize, methods=["POST"]),

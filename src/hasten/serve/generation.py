@@ -126,6 +126,11 @@ class Generation:
         return [completion for completion in self.completions if completion is not None]
 
     @property
+    def stopped_at(self) -> str | None:
+        """The stop string that ended the first answer, where one did."""
+        return self.whole[0].answers[0].stop_string if self.whole else None
+
+    @property
     def prompt_tokens(self) -> int:
         return sum(len(ticket.job.prompt) for ticket in self._tickets)
 

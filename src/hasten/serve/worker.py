@@ -93,7 +93,8 @@ class Worker(threading.Thread):
         idle = self._engine.idle and not self.waiting
         if idle:
             self._last_end = None
-        while not self._closing:
+        # Only what is there now: work that queues itself again has to let a step pass.
+        for _ in range(max(self._commands.qsize(), 1)):
             try:
                 command = self._commands.get(block=idle)
             except queue.Empty:
@@ -101,8 +102,8 @@ class Worker(threading.Thread):
             idle = False
             if command is None:
                 self._closing = True
-            else:
-                command()
+                return
+            command()
 
     def _admit(self) -> None:
         """Give the engine what it has places for, interactive requests first."""
