@@ -40,7 +40,7 @@ def client(server: Running) -> Any:
 
 
 def chat(client: Any, **options: Any) -> Any:
-    return client.chat.completions.create(**{"model": "tiny", "messages": ASK, "max_tokens": 120, "seed": 5, **options})
+    return client.chat.completions.create(**{"model": "tiny", "messages": ASK, "max_tokens": 900, "seed": 5, **options})
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -78,7 +78,7 @@ def test_other_forms(client: Any) -> None:
         {"structured_outputs": {}},
         {"structured_outputs": {"regex": "a", "choice": ["b"]}},
         {"structured_outputs": {"regex": "("}},
-        {"structured_outputs": {"grammar": "start:"}},
+        {"structured_outputs": {"grammar": "start: nothing"}},
         {"response_format": {"type": "json_object"}, "structured_outputs": {"regex": "a"}},
         {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "colour"}}}},
         {"structured_outputs": {"regex": "a"}, "ignore_eos": True},
@@ -128,7 +128,7 @@ def test_anthropics_tools(server: Running) -> None:
         options: dict[str, Any] = {
             "model": "tiny",
             "messages": ASK,
-            "max_tokens": 120,
+            "max_tokens": 900,
             "tools": tools,
             "tool_choice": {"type": "any"},
         }

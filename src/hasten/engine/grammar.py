@@ -27,7 +27,7 @@ Kind = Literal["json", "regex", "lark"]
 MOST_COMPILED = 64
 MOST_CHARACTERS = 256 << 10
 # Of JSON's free space only so much is allowed that an answer stays readable: a small model would go on with blanks for ever.
-WHITESPACE = r"( |\n {0,32})"
+WHITESPACE = r"( |\n {0,8})"
 
 
 @dataclass(frozen=True, slots=True)

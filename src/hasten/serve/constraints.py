@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from hasten.engine.grammar import Form, Grammars, GrammarState, choice
+from hasten.engine.grammar import WHITESPACE, Form, Grammars, GrammarState, choice
 from hasten.engine.llm import LLM
 from hasten.serve.errors import invalid
 from hasten.serve.tools import CLOSE, OPEN, Toolset
@@ -75,7 +75,8 @@ def _of_tools(tools: Toolset | None) -> Form | None:
         return None
     key = "arguments" if tools.format == "hermes" else "parameters"
     calls = [_call_schema(function.name, key, function.parameters) for function in tools.callable]
-    call = f"%json {json.dumps({'anyOf': calls} if len(calls) > 1 else calls[0])}"
+    schema = {"anyOf": calls, "x-guidance": {"whitespace_pattern": WHITESPACE}}
+    call = f"%json {json.dumps(schema)}"
     if tools.format == "llama3":
         return Form("lark", f"start: call\ncall: {call}")
     more = ' ("\\n" one)*' if tools.several else ""

@@ -18,6 +18,7 @@ import uvicorn
 
 from hasten.core.config import EngineConfig
 from hasten.core.errors import ConfigError
+from hasten.engine.footprint import footprint
 from hasten.engine.llm import LLM
 from hasten.serve.app import make_app
 from hasten.serve.guard import LOOPBACK_NAMES, Policy, is_loopback
@@ -70,7 +71,7 @@ def serve(settings: Settings, load: Callable[[EngineConfig], LLM] = LLM) -> int:
     """
     set_up_logging(settings.log_format)
     policy = policy_of(settings)
-    models = Models(hosts_of(settings.models, settings.engine), settings.memory_budget, load)
+    models = Models(hosts_of(settings.models, settings.engine), settings.memory_budget, load, footprint)
     server = Server(models, settings.limits)
     listener = _listen(settings.host, settings.port)
     try:
