@@ -127,7 +127,7 @@ def test_the_footprint_is_that_of_the_loaded_model(tiny_model: Path, tmp_path: P
 
 def test_a_server_of_two_models(tmp_path: Path, tiny_model: Path) -> None:
     other = write_model(tmp_path / "other.gguf", seed=1, template=None)
-    with running("--memory-budget", "0.0045", home=tmp_path, models=(f"one={tiny_model}", f"two={other}")) as server:
+    with running("--memory-budget", "0.002", home=tmp_path, models=(f"one={tiny_model}", f"two={other}")) as server:
         ask = {"prompt": "one two", "max_tokens": 12, "temperature": 0}
 
         def loaded() -> list[str]:

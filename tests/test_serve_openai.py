@@ -90,6 +90,7 @@ def test_provenance_is_one_letter_a_token_whole_and_streamed(client: Any) -> Non
     assert len(own["provenance"][0]) == len(own["pieces"][0]) == answer.usage.completion_tokens
     assert "".join(own["pieces"][0]) == answer.choices[0].message.content
     assert set(own["provenance"][0]) <= set(own["legend"])
+    assert set(own["decisions"]) >= {"suffix", "recycling"}  # why each was on or off
     assert own["legend"]["m"] == "model"
     assert len(own["provenance"][0]) - own["provenance"][0].count("m") == own["accepted"]
     codes, pieces = "", []

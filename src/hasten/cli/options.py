@@ -73,6 +73,7 @@ LIMIT_HELP = {
     "drain_timeout": "Seconds that running requests get when the server stops.",
 }
 
+_SERVER_HELP = {name: text for name, text in ENGINE_HELP.items() if name not in ("model", "explain")}
 SHORT_NAMES = {"model": "-m"}
 KINDS: dict[Any, tuple[Any, str]] = {str: (click.STRING, "TEXT"), int: (click.INT, "N"), float: (click.FLOAT, "X")}
 
@@ -117,8 +118,8 @@ def engine_options(function: Function) -> Function:
 
 
 def server_engine_options(function: Function) -> Function:
-    """The same without ``model``, of which a server may have several."""
-    return _add_options(function, EngineConfig, {name: text for name, text in ENGINE_HELP.items() if name != "model"}, {})
+    """The same for a server: without ``model``, of which it may have several, and ``explain``, which each request chooses."""
+    return _add_options(function, EngineConfig, _SERVER_HELP, {})
 
 
 def limit_options(function: Function) -> Function:
@@ -138,7 +139,7 @@ def engine_config(options: Mapping[str, Any]) -> EngineConfig:
 
 def server_engine_config(options: Mapping[str, Any], model: str) -> EngineConfig:
     """The EngineConfig of ``server_engine_options`` for one model. Raises ConfigError when a value is out of range."""
-    return EngineConfig(model=model, **{name: options[name] for name in ENGINE_HELP if name != "model"})
+    return EngineConfig(model=model, explain=True, **{name: options[name] for name in _SERVER_HELP})
 
 
 def limits_of(options: Mapping[str, Any]) -> Limits:

@@ -8,9 +8,10 @@ from hasten.core.results import Completion
 from hasten.serve.provenance import Legend
 
 
-def account(completions: list[Completion]) -> dict[str, Any]:
-    """The account of one HTTP request. Several prompts are added up; their speed is then that of the slowest, which is theirs
-    together only in so far as they ran side by side."""
+def account(completions: list[Completion], explain: bool = False) -> dict[str, Any]:
+    """The account of one HTTP request; with ``explain`` also why each drafter was on or off.
+
+    Several prompts are added up; their speed is then that of the slowest."""
     slowest = min(completions, key=lambda completion: completion.speed.tokens_per_second or float("inf"))
     by_drafter: dict[str, dict[str, int]] = {}
     for completion in completions:
@@ -31,7 +32,7 @@ def account(completions: list[Completion]) -> dict[str, Any]:
         "by_drafter": by_drafter,
         "prefill_s": round(max(completion.timing.prefill_s for completion in completions), 4),
         "decode_s": round(max(completion.timing.decode_s for completion in completions), 4),
-        **({"decisions": decisions} if decisions else {}),
+        **({"decisions": decisions} if decisions and explain else {}),
     }
 
 

@@ -23,6 +23,7 @@ from hasten.serve.errors import ApiError, api_error, error_response, status_phra
 from hasten.serve.guard import Guard, Policy
 from hasten.serve.messages import messages
 from hasten.serve.metrics import metrics
+from hasten.serve.openapi import openapi
 from hasten.serve.responses import responses
 from hasten.serve.server import Server, note_problem
 
@@ -57,6 +58,7 @@ def make_app(server: Server, policy: Policy, page: Path = PAGE) -> Guard:
         Route("/health/ready", basics.ready),
         Route("/version", basics.version),
         Route("/metrics", metrics),
+        Route("/openapi.json", openapi),
     ]
     files = page_paths(page)
     routes.append(Mount("/", StaticFiles(directory=page, html=True)) if files else Route("/", _no_page))

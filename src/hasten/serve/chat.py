@@ -107,7 +107,7 @@ class Answer:
 
     def whole(self, answers: list[Collected]) -> dict[str, Any]:
         """The unstreamed answer."""
-        own = account(self.generation.whole)
+        own = account(self.generation.whole, self.wire.provenance)
         if self.wire.provenance:
             legend = self.generation.host.legend
             own["provenance"] = [legend.codes(one.provenance) for one in answers]
@@ -184,7 +184,7 @@ class Answer:
             finish = "tool_calls" if stream.calls and event.finish_reason == "stop" else event.finish_reason
             chunk = self._delta(event.index, {}, finish)
             if event.completion is not None:
-                chunk["hasten"] = account(self.generation.whole)
+                chunk["hasten"] = account(self.generation.whole, self.wire.provenance)
             out.append(chunk)
         return out
 

@@ -68,7 +68,7 @@ class Answer:
 
     def whole(self, answers: list[Collected]) -> dict[str, Any]:
         """The unstreamed answer."""
-        own = account(self.generation.whole)
+        own = account(self.generation.whole, self.wire.provenance)
         if self.wire.provenance:
             legend = self.generation.host.legend
             own["provenance"] = [legend.codes(one.provenance) for one in answers]
@@ -108,7 +108,7 @@ class Answer:
         if self.wire.provenance:
             own |= provenance(event.provenance, event.pieces, self.generation.host.legend)
         if event.completion is not None and len(self.generation.whole) == len(self.generation.completions):
-            own |= account(self.generation.whole)
+            own |= account(self.generation.whole, self.wire.provenance)
         if own:
             chunk["hasten"] = own
         if self.wire.stream_options is not None and self.wire.stream_options.include_usage:

@@ -178,7 +178,7 @@ class Answer:
         text, calls = self._read_whole(one.text)
         content: list[dict[str, Any]] = [{"type": "text", "text": text}] if text or not calls else []
         content += [_use(call, json.loads(call.arguments)) for call in calls]
-        own = account(self._generation.whole)
+        own = account(self._generation.whole, self._wire.provenance)
         if self._wire.provenance:
             own |= provenance(one.provenance, one.pieces, self._generation.host.legend)
         return {
@@ -203,7 +203,7 @@ class Answer:
         for part in self._close():
             yield part
         delta = {"type": "message_delta", "delta": self._ending(reason, self._called), "usage": self._usage()}
-        yield named("message_delta", {**delta, "hasten": account(self._generation.whole)})
+        yield named("message_delta", {**delta, "hasten": account(self._generation.whole, self._wire.provenance)})
         yield named("message_stop", {"type": "message_stop"})
 
     def _of_event(self, event: StreamEvent, reader: ToolReader | None) -> list[bytes]:

@@ -147,7 +147,7 @@ class Answer:
         """The finished response."""
         one = answers[0]
         complete = one.finish_reason != "length"
-        own = account(self._generation.whole)
+        own = account(self._generation.whole, self._wire.provenance)
         if self._wire.provenance:
             own |= provenance(one.provenance, one.pieces, self._generation.host.legend)
         return {
