@@ -88,18 +88,8 @@ def test_nothing_but_the_open_paths_without_a_key(guarded: Running, keys: dict[s
         "/health/",
     ]
     for path in closed:
-        for headers in (
-            {},
-            bearer("wrong"),
-            bearer(""),
-            {"x-api-key": "hk-"},
-            {"authorization": keys["anna"]},
-            bearer(keys["anna"] + " "),
-        ):
-            answer = guarded.get(path, headers=headers)
-            allowed = headers == bearer(keys["anna"] + " ")
-            assert answer.status_code != 200 or allowed, path
-            assert answer.status_code == 401 or allowed, path
+        for headers in ({}, bearer("wrong"), {"x-api-key": "hk-"}, {"authorization": keys["anna"]}, bearer(keys["anna"][:-1])):
+            assert guarded.get(path, headers=headers).status_code == 401, path
     for path in ("/v1/chat/completions", "/v1/completions", "/tokenize", "/health", "/"):
         assert guarded.post(path, CHAT).status_code == 401
     assert guarded.get("/v1/models", headers=bearer(keys["anna"])).status_code == 200
