@@ -4,5 +4,24 @@ hundred times as long. Set OMP_NUM_THREADS to choose otherwise. The native kerne
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from serving import Running, running, write_model
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model on disk."""
+    return write_model(tmp_path_factory.mktemp("models") / "tiny.gguf")
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Running]:
+    """A server over the tiny model, without keys, shared by all tests of a run."""
+    with running(home=tmp_path_factory.mktemp("home"), models=(f"tiny={tiny_model}",)) as found:
+        yield found

@@ -27,6 +27,7 @@ class Row(NamedTuple):
 VERBS = {
     "generate": Row("hasten.cli.generate:generate", "Answer a prompt, or a file of prompts."),
     "chat": Row("hasten.cli.chat:chat", "Talk with a model in the terminal."),
+    "serve": Row("hasten.cli.serve:serve", "Serve models to OpenAI's and Anthropic's clients."),
     "pull": Row("hasten.cli.models:pull", "Fetch a model and check it."),
     "ls": Row("hasten.cli.models:ls", "List the models you have and those you can pull."),
     "show": Row("hasten.cli.models:show", "Show what a model is: family, size, context, licence."),

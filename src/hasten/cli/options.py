@@ -23,6 +23,7 @@ from hasten.core.config import (
     SpeculationParams,
 )
 from hasten.core.types import MAX_TOP_LOGPROBS, SamplingParams
+from hasten.serve.limits import Limits
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -65,14 +66,38 @@ SPECULATION_HELP = {
     "draft_nodes": f"Most drafted tokens of a round, up to {MOST_NODES}.",
 }
 
+LIMIT_HELP = {
+    "max_body_bytes": "Longest body of a request.",
+    "max_json_depth": "Deepest nesting of a body.",
+    "max_n": "Most answers to a prompt.",
+    "max_logprobs": "Most likely tokens to report.",
+    "max_stop": "Most stop strings.",
+    "max_stop_length": "Longest stop string, in characters.",
+    "max_logit_bias": "Most entries of logit_bias.",
+    "max_prompt_tokens": "Longest prompt; 0 for the model's context.",
+    "max_output_tokens": "Longest answer; 0 for the model's context.",
+    "max_batch": "Most prompts or inputs of one request.",
+    "max_tools": "Most tools of one request.",
+    "max_queue": "Most requests that wait or run, a model.",
+    "max_connections": "Most connections at once.",
+    "request_timeout": "Seconds from a request to its last token.",
+    "body_timeout": "Seconds that a body may take to arrive.",
+    "keep_alive": "Seconds of silence before a stream gets a comment.",
+    "stream_interval": "Least seconds between two pieces of a stream.",
+    "drain_timeout": "Seconds that running requests get when the server stops.",
+}
+
+_SERVER_HELP = {name: text for name, text in ENGINE_HELP.items() if name not in ("model", "explain")}
 SHORT_NAMES = {"model": "-m"}
 KINDS: dict[Any, tuple[Any, str]] = {str: (click.STRING, "TEXT"), int: (click.INT, "N"), float: (click.FLOAT, "X")}
 
 
-SAMPLING_SECTION, ENGINE_SECTION = "How tokens are chosen", "How the engine runs"
-SECTIONS = dict.fromkeys(SAMPLING_HELP, SAMPLING_SECTION) | {
-    name: ENGINE_SECTION for name in (*ENGINE_HELP, *SPECULATION_HELP) if name != "model"
-}
+SAMPLING_SECTION, LIMIT_SECTION, ENGINE_SECTION = "How tokens are chosen", "What clients may ask for", "How the engine runs"
+SECTIONS = (
+    dict.fromkeys(SAMPLING_HELP, SAMPLING_SECTION)
+    | dict.fromkeys(LIMIT_HELP, LIMIT_SECTION)
+    | {name: ENGINE_SECTION for name in (*ENGINE_HELP, *SPECULATION_HELP) if name != "model"}
+)
 
 
 class WholeText(click.types.StringParamType):
@@ -85,10 +110,10 @@ class WholeText(click.types.StringParamType):
 
 
 class Verb(click.Command):
-    """A command whose help lists its own options first, then those of the answer, then those of the engine."""
+    """A command whose help lists its own options first, then those of settings that verbs share, under their titles."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        sections: dict[str, list[tuple[str, str]]] = {title: [] for title in ("Options", SAMPLING_SECTION, ENGINE_SECTION)}
+        sections: dict[str, list[tuple[str, str]]] = {title: [] for title in ("Options", *dict.fromkeys(SECTIONS.values()))}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
             if record is None:
@@ -104,6 +129,16 @@ class Verb(click.Command):
 def engine_options(function: Function) -> Function:
     """Add an option for each field of EngineConfig."""
     return _add_options(function, EngineConfig, ENGINE_HELP, {})
+
+
+def server_engine_options(function: Function) -> Function:
+    """The same for a server: without ``model``, of which it may have several, and ``explain``, which each request chooses."""
+    return _add_options(function, EngineConfig, _SERVER_HELP, {})
+
+
+def limit_options(function: Function) -> Function:
+    """Add an option for each field of Limits."""
+    return _add_options(function, Limits, LIMIT_HELP, {})
 
 
 def sampling_options(**defaults: Any) -> Callable[[Function], Function]:
@@ -134,6 +169,16 @@ def speculation_params(options: Mapping[str, Any]) -> SpeculationParams:
 def engine_config(options: Mapping[str, Any]) -> EngineConfig:
     """The EngineConfig that a verb's options ask for. Raises ConfigError when a value is out of range."""
     return EngineConfig(**{name: options[name] for name in ENGINE_HELP})
+
+
+def server_engine_config(options: Mapping[str, Any], model: str) -> EngineConfig:
+    """The EngineConfig of ``server_engine_options`` for one model. Raises ConfigError when a value is out of range."""
+    return EngineConfig(model=model, explain=True, **{name: options[name] for name in _SERVER_HELP})
+
+
+def limits_of(options: Mapping[str, Any]) -> Limits:
+    """The Limits of a verb's options. Raises ConfigError when a value is out of range."""
+    return Limits(**{name: options[name] for name in LIMIT_HELP})
 
 
 def sampling_params(options: Mapping[str, Any]) -> SamplingParams:

@@ -53,9 +53,11 @@ class DraftCount:
 @dataclass(slots=True)
 class Speculation:
     """Rounds (verification passes) of a request and what drafting brought; a node is counted for the drafter it is credited to.
-    ``decisions`` says of each drafter why it was on or off, where ``EngineConfig.explain`` asks for it."""
+    ``accepted_at`` counts the rounds that accepted a node at depth 1, 2, ... ``decisions`` says of each drafter why it was on or
+    off, where ``EngineConfig.explain`` asks for it."""
 
     rounds: int = 0
+    accepted_at: list[int] = field(default_factory=list)
     by_drafter: dict[str, DraftCount] = field(default_factory=dict)
     decisions: dict[str, str] = field(default_factory=dict)
 
@@ -70,7 +72,8 @@ class Speculation:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One of the n answers of a request. ``provenance`` names, token by token, the drafter that guessed it or "model"."""
+    """One of the n answers of a request. ``provenance`` names, token by token, the drafter that guessed it or "model";
+    ``stop_string`` is the stop string that ended it, where one did."""
 
     index: int
     text: str
@@ -78,6 +81,7 @@ class Answer:
     finish_reason: FinishReason
     provenance: list[str]
     logprobs: list[TokenLogprob] | None = None
+    stop_string: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,14 +164,18 @@ class Completion:
 @dataclass(frozen=True, slots=True)
 class StreamEvent:
     """A piece of an answer as it becomes final: whole UTF-8 characters only, and never text that a stop string may still take
-    back. ``tokens`` and ``provenance`` cover the tokens committed since the last event of this answer. The last event of a
-    request carries its ``completion``."""
+    back. ``tokens``, ``provenance``, ``pieces`` and, where asked for, ``logprobs`` have one entry for each token committed since
+    the last event of this answer; the pieces, joined, are ``text`` (a piece is empty while its text is held back, and goes to the
+    token that lets it go). The last event of an answer carries its ``finish_reason``, that of a request its ``completion``."""
 
     index: int
     text: str
     tokens: list[int]
     provenance: list[str]
     completion: Completion | None = None
+    pieces: list[str] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
 
 
 def _rounded(value: float | None) -> float | None:

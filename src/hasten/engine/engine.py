@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -13,16 +15,19 @@ from hasten.control.profile import Profile
 from hasten.core.config import SpeculationParams
 from hasten.core.errors import InvalidRequest
 from hasten.core.results import Completion
-from hasten.core.types import Batch, SamplingParams, Sequence, Verdict
+from hasten.core.types import Batch, FinishReason, SamplingParams, Sequence, Verdict
 from hasten.engine.drafting import AUTO, Drafting
 from hasten.engine.requests import AnswerState, Request, provenance_of
 from hasten.engine.scheduler import Scheduled, Scheduler
 from hasten.engine.text import TextStream
 from hasten.model.executor import Executor
 from hasten.model.tokenizer import Tokenizer
+from hasten.sampling.constraint import Constraint
 from hasten.sampling.filters import History
 from hasten.sampling.noise import derive_seed, fresh_seed
 from hasten.sampling.rules import rule_for, verify
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -52,13 +57,14 @@ class Engine:
         request_id: str | None = None,
         speculation: SpeculationParams = AUTO,
         prediction: list[int] | None = None,
+        constraint: Callable[[], Constraint] | None = None,
     ) -> Request:
-        """Queue a request. ``prediction`` is what the caller expects the answers to be; it never changes them.
+        """Queue a request. ``prediction`` is what the caller expects the answers to be; it never changes them. ``constraint``
+        makes, for each answer, what says which tokens are allowed.
 
         Raises InvalidRequest or PromptTooLong, one sentence, when the request can never be served.
         """
-        self._check_prompt(prompt, params)
-        self._check_prediction(prediction or [])
+        self.check(prompt, params, prediction or [], constraint is not None)
         seed = fresh_seed() if params.seed is None else params.seed
         limit = self.scheduler.capacity
         if params.max_tokens is not None:
@@ -82,15 +88,27 @@ class Engine:
         ]
         self.scheduler.add(sequences)
         rule = rule_for(self.drafting.rule_for(speculation), params)
-        request = Request(name, [self._answer(sequence) for sequence in sequences], rule)
+        request = Request(name, [self._answer(sequence, constraint and constraint()) for sequence in sequences], rule)
         for sequence in sequences:
             self._requests[sequence.id] = request
             self.drafting.begin(sequence, speculation)
         return request
 
+    def check(self, prompt: list[int], params: SamplingParams, prediction: list[int], constrained: bool = False) -> None:
+        """Raise InvalidRequest or PromptTooLong when the request can never be served. Changes nothing; safe from any thread."""
+        self._check_prompt(prompt, params)
+        self._check_prediction(prediction)
+        self.scheduler.check_length(len(prompt))
+        if constrained and params.ignore_eos:
+            raise InvalidRequest("ignore_eos cannot be combined with a constraint on the output, which has an end; leave one out.")
+
     def step(self) -> list[Request]:
         """Run one forward pass over whatever is ready. What became final lies in the inboxes of the requests returned. An idle
-        engine does nothing."""
+        engine does nothing.
+
+        A request whose own rows cannot be used (damaged logits, a constraint that leaves nothing) ends with ``problem``; the
+        others go on. Raises what the forward pass raises; ``fail`` then ends whatever was running.
+        """
         begun = time.perf_counter()
         items = self.scheduler.plan()
         self._start_clocks(items)
@@ -107,8 +125,10 @@ class Engine:
         row = 0
         for item, segment in zip(packed.items, batch.segments, strict=True):
             wanted = segment.rows - segment.first_logit
-            if item.completes:
-                told.append(self._advance(item, logits[row : row + wanted]))
+            if item.sequence.finished:  # a sibling failed in this step and took the request with it
+                pass
+            elif item.completes:
+                told.append(self._advance_or_fail(item, logits[row : row + wanted]))
             else:
                 self.scheduler.committed(item, 0)
             row += wanted
@@ -117,10 +137,15 @@ class Engine:
 
     def cancel(self, request: Request) -> None:
         """End every unfinished answer of a request; its blocks are free at once."""
-        for answer in request.answers:
-            if not answer.sequence.finished:
-                answer.sequence.finish_reason = "cancelled"
-                self._leave(answer.sequence)
+        self._end(request, "cancelled")
+
+    def fail(self, problem: Exception) -> list[Request]:
+        """After ``step`` has raised: end every request that runs; returns them. Those that wait have seen nothing of it."""
+        failed = list({id(request): request for s in self.scheduler.running if (request := self._requests.get(s.id))}.values())
+        for request in failed:
+            request.problem = problem
+            self._end(request, "error")
+        return failed
 
     def cancel_all(self) -> None:
         for request in list({id(request): request for request in self._requests.values()}.values()):
@@ -130,14 +155,29 @@ class Engine:
     def idle(self) -> bool:
         return self.scheduler.idle
 
-    def _answer(self, sequence: Sequence) -> AnswerState:
+    def _answer(self, sequence: Sequence, constraint: Constraint | None) -> AnswerState:
         history = History(sequence.tokens) if sequence.params.needs_history else None
-        return AnswerState(sequence, TextStream(self.tokenizer, sequence.params.stop), history)
+        return AnswerState(sequence, TextStream(self.tokenizer, sequence.params.stop), history, constraint)
 
-    def _advance(self, item: Scheduled, logits: Tensor) -> Request:
+    def _end(self, request: Request, reason: FinishReason) -> None:
+        for answer in request.answers:
+            if not answer.sequence.finished:
+                answer.sequence.finish_reason = reason
+                self._leave(answer.sequence)
+
+    def _advance_or_fail(self, item: Scheduled, logits: Tensor) -> Request:
+        request = self._requests[item.sequence.id]
+        try:
+            self._advance(request, item, logits)
+        except Exception as problem:
+            log.warning("Request %s ended with an error (%s).", request.id, type(problem).__name__)
+            request.problem = problem
+            self._end(request, "error")
+        return request
+
+    def _advance(self, request: Request, item: Scheduled, logits: Tensor) -> None:
         """Verify one sequence's tree, keep what was accepted, and report it. ``logits`` [1 + nodes, vocabulary]: root first."""
         sequence, tree = item.sequence, item.tree
-        request = self._requests[sequence.id]
         answer = request.answers[sequence.index]
         verdict = verify(
             request.verify,
@@ -149,6 +189,7 @@ class Engine:
             position=len(sequence.tokens),
             history=answer.history,
             limit=sequence.tokens_left,
+            allowed_after=answer.constraint.allowed_after if answer.constraint is not None else None,
             vocabulary_size=self.vocabulary,
         )
         first_round = sequence.output_length == 0
@@ -164,7 +205,6 @@ class Engine:
         if sequence.finished:
             self._leave(sequence)
         request.tell(answer, self._completion(request) if request.finished else None)
-        return request
 
     def _append(self, request: Request, sequence: Sequence, verdict: Verdict, provenance: list[str]) -> int:
         """Add the verdict's tokens one by one until the answer ends; returns how many were added."""
@@ -178,19 +218,23 @@ class Engine:
             ends = token in params.stop_token_ids or (token in self.eos and not params.ignore_eos)
             if not ends:
                 text, ends = answer.stream.push(token)
-                answer.fresh_text += text
+            else:
+                text = ""
+            answer.fresh.append(text)
             if ends:
                 sequence.finish_reason = "stop"
             elif sequence.tokens_left <= 0:
                 sequence.finish_reason = "length"
             if sequence.finished:
-                answer.fresh_text += answer.stream.finish()
+                answer.fresh[-1] += answer.stream.finish()
                 if answer.stream.stopped:
                     sequence.finish_reason = "stop"
                 break
-        answer.text += answer.fresh_text
+        answer.text += "".join(answer.fresh)
         if answer.history is not None:
             answer.history.extend(verdict.tokens[:count])
+        if answer.constraint is not None and not sequence.finished:
+            answer.constraint.accept(verdict.tokens[:count])
         return count
 
     def _leave(self, sequence: Sequence) -> None:

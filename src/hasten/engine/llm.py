@@ -60,6 +60,11 @@ class LLM:
     def has_chat_template(self) -> bool:
         return self._template is not None
 
+    @property
+    def chat_template(self) -> str | None:
+        """The template's source, None where the model has none."""
+        return self.engine.tokenizer.chat_template
+
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
@@ -137,11 +142,20 @@ class LLM:
         """``chat``, piece by piece."""
         return self.stream(self.render_chat(messages), params, tenant=tenant, prediction=prediction, speculation=speculation)
 
-    def render_chat(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of a conversation, ready for the model's turn. Raises InvalidRequest when the model has no template."""
+    def render_chat(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> list[int]:
+        """Token ids of a conversation, ready for the model's turn; ``tools`` are functions that the model may call, as OpenAI
+        writes them, ``extra`` further names for the template. Safe from any thread.
+
+        Raises InvalidRequest when the model has no template, or it refuses these.
+        """
         if self._template is None:
             raise InvalidRequest(f"'{self.name}' has no chat template; give it a plain prompt (--raw on the command line).")
-        text = self._template.render(messages, add_generation_prompt=True)
+        text = self._template.render(messages, add_generation_prompt=True, tools=tools, extra=extra)
         return self.engine.tokenizer.encode(text, add_bos=False)
 
     def encode(self, prompt: Prompt) -> list[int]:

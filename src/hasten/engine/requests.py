@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from hasten.core.results import Answer, Completion, DraftCount, Speculation, Speed, StreamEvent, Timing, Usage
 from hasten.core.types import MODEL_SOURCE, DraftTree, Sequence
 from hasten.engine.text import TextStream
+from hasten.sampling.constraint import Constraint
 from hasten.sampling.filters import History
 
 
@@ -19,8 +20,9 @@ class AnswerState:
     sequence: Sequence
     stream: TextStream
     history: History | None = None  # kept where penalties ask for it
+    constraint: Constraint | None = None
     text: str = ""
-    fresh_text: str = ""
+    fresh: list[str] = field(default_factory=list)  # text of each token that no event has reported yet
     delivered: int = 0  # output tokens already reported in events
 
 
@@ -38,6 +40,7 @@ class Request:
     plain_tokens: int = 0
     speculation: Speculation = field(default_factory=Speculation)
     inbox: deque[StreamEvent] = field(default_factory=deque)  # until whoever asked takes them
+    problem: Exception | None = None  # what ended it, where its answers' finish_reason is "error"
 
     @property
     def finished(self) -> bool:
@@ -48,7 +51,10 @@ class Request:
         self.speculation.rounds += 1
         for drafter in tree.drafters:
             self.speculation.by_drafter.setdefault(drafter, DraftCount()).drafted += 1
-        for node in accepted:
+        reached = self.speculation.accepted_at
+        reached += [0] * (len(accepted) - len(reached))
+        for depth, node in enumerate(accepted):
+            reached[depth] += 1
             self.speculation.by_drafter[tree.drafters[node]].accepted += 1
 
     def clock(self, emitted: int, plain_step: float | None) -> None:
@@ -67,14 +73,17 @@ class Request:
         start = sequence.prompt_length + answer.delivered
         event = StreamEvent(
             sequence.index,
-            answer.fresh_text,
+            "".join(answer.fresh),
             sequence.tokens[start:],
             sequence.provenance[answer.delivered :],
             completion,
+            answer.fresh,
+            sequence.logprobs[answer.delivered :],
+            sequence.finish_reason,
         )
         self.inbox.append(event)
         answer.delivered = sequence.output_length
-        answer.fresh_text = ""
+        answer.fresh = []
 
     def completion(self, model: str, precision: str, load_seconds: float, drafting: bool) -> Completion:
         """The finished account. Without drafting the request's own speed is the plain speed."""
@@ -116,4 +125,5 @@ def _answer(state: AnswerState) -> Answer:
         sequence.finish_reason,
         sequence.provenance,
         sequence.logprobs if sequence.params.logprobs is not None else None,
+        state.stream.stop_string,
     )

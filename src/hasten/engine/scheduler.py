@@ -75,16 +75,19 @@ class Scheduler:
 
     def add(self, siblings: list[Sequence]) -> None:
         """Queue the n answers of one request. Raises PromptTooLong when its prompt can never fit."""
-        length = siblings[0].prompt_length
+        self.check_length(siblings[0].prompt_length)
+        for sequence in siblings:
+            if sequence is not siblings[0]:
+                self._sources[sequence.id] = siblings[0]
+            self._waiting.append(sequence)
+
+    def check_length(self, length: int) -> None:
+        """Raise PromptTooLong when a prompt of that many tokens can never fit."""
         if length + 1 > self.capacity:
             raise PromptTooLong(
                 f"The prompt has {length} tokens and at most {self.capacity - 1} fit (context and cache pool); "
                 "shorten it, or raise cache_tokens if the model's context allows."
             )
-        for sequence in siblings:
-            if sequence is not siblings[0]:
-                self._sources[sequence.id] = siblings[0]
-            self._waiting.append(sequence)
 
     def plan(self) -> list[Scheduled]:
         """Sequences of the next step and how many known tokens each computes; admits waiting ones while there is room."""

@@ -26,8 +26,8 @@ class Vocabulary(Protocol):
 
 
 class TextStream:
-    """Decodes one answer. ``stopped`` says whether a stop string was found, ``consumed`` how many tokens were taken up to
-    and including the one that completed it: those are the answer's usage. Tokens pushed after that are ignored.
+    """Decodes one answer. ``stopped`` says whether a stop string was found and ``stop_string`` which, ``consumed`` how many tokens
+    were taken up to and including the one that completed it: those are the answer's usage. Tokens pushed after that are ignored.
 
     ``continues`` keeps the leading space of an answer that goes on after other text (see ``Tokenizer.decode``).
     When one token completes several stop strings, the text ends where the earliest of them begins.
@@ -36,6 +36,7 @@ class TextStream:
 
     def __init__(self, vocabulary: Vocabulary, stop: Sequence[str] = (), continues: bool = False) -> None:
         self.stopped = False
+        self.stop_string: str | None = None
         self.consumed = 0
         self._vocabulary = vocabulary
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -65,12 +66,13 @@ class TextStream:
         if self._drops_space and text:
             self._drops_space = False
             text = text.removeprefix(" ")
-        begins = [found for matcher in self._matchers if (found := matcher.feed(text)) is not None]
+        begins = [(found, matcher.string) for matcher in self._matchers if (found := matcher.feed(text)) is not None]
         whole = self._held + text
         if begins:
+            first, self.stop_string = min(begins, key=lambda found: found[0])
             self.stopped = True
             self._held = ""
-            return whole[: len(whole) - len(text) + min(begins)]
+            return whole[: len(whole) - len(text) + first]
         keep = len(whole) - max((matcher.matched for matcher in self._matchers), default=0)
         self._held = whole[keep:]
         return whole[:keep]

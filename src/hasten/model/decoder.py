@@ -64,6 +64,20 @@ class Decoder:
     def forward(self, layout: Layout, attention: Attention) -> Tensor:
         """Logits [len(layout.logit_rows), outputs of the head] in the stream dtype. Writes the rows' keys and values."""
         shape = self.description
+        hidden = self._hidden(layout, attention)
+        logits = self.weights.head.after_norm(hidden, self.weights.final_norm, shape.norm_eps)
+        if shape.final_softcap:
+            logits = torch.tanh(logits / shape.final_softcap) * shape.final_softcap
+        return logits
+
+    @torch.inference_mode()
+    def hidden(self, layout: Layout, attention: Attention) -> Tensor:
+        """What the head would be given, [len(layout.logit_rows), hidden] in the stream dtype: the last layer's output, normalised.
+        Writes the rows' keys and values."""
+        return rms_norm(self._hidden(layout, attention), self.weights.final_norm, self.description.norm_eps)
+
+    def _hidden(self, layout: Layout, attention: Attention) -> Tensor:
+        shape = self.description
         attention.begin(layout)
         hidden = self.weights.embedding[layout.tokens].to(self.precision.stream)
         if shape.embedding_scale != 1.0:
@@ -72,10 +86,7 @@ class Decoder:
             hidden = self._layer(index, layer, hidden, attention)
         if layout.logit_rows.numel() != hidden.shape[0]:
             hidden = hidden[layout.logit_rows]
-        logits = self.weights.head.after_norm(hidden, self.weights.final_norm, shape.norm_eps)
-        if shape.final_softcap:
-            logits = torch.tanh(logits / shape.final_softcap) * shape.final_softcap
-        return logits
+        return hidden
 
     def _layer(self, index: int, layer: LayerWeights, hidden: Tensor, attention: Attention) -> Tensor:
         eps = self.description.norm_eps

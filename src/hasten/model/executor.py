@@ -43,6 +43,10 @@ class Executor:
         """
         return self.decoder.forward(lay_out(batch, self.device), self._attention)
 
+    def hidden(self, batch: Batch) -> Tensor:
+        """``forward`` up to the head: [wanted rows, hidden]."""
+        return self.decoder.hidden(lay_out(batch, self.device), self._attention)
+
     def commit(self, blocks: list[int], context: int, kept: list[int]) -> None:
         """After verification of a segment that stood at ``context``: rows ``kept`` (row numbers, ascending) become the next
         positions, in that order. Rows that are in line already cost nothing."""

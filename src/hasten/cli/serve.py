@@ -1,0 +1,85 @@
+"""``hasten serve``: a server that speaks OpenAI's interface."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hasten.cli.options import Verb, WholeText, limit_options, limits_of, server_engine_config, server_engine_options
+from hasten.core.config import EngineConfig
+from hasten.core.errors import ConfigError
+
+
+@click.command(cls=Verb)
+@click.option(
+    "-m", "--model", "models", type=WholeText(), multiple=True, default=(EngineConfig().model,), show_default=True,
+    help="A model as for 'hasten chat', or ALIAS=MODEL; repeated, the others are loaded when asked for.",
+)  # fmt: skip
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, metavar="ADDRESS", help="The address to listen on; others need keys."
+)
+@click.option(
+    "--port", default=8000, show_default=True, type=click.IntRange(0, 65535), metavar="N", help="The port; 0 takes a free one."
+)
+@click.option("--api-key-file", metavar="FILE", help="Keys that clients need, hashed, each with its tenant.")
+@click.option("--new-key", metavar="TENANT", help="Make a key for a tenant, add its hash to the key file, print the key, and end.")
+@click.option(
+    "--allow-host", "allow_hosts", type=WholeText(), multiple=True, help="A further name that clients may call the server by."
+)
+@click.option(
+    "--allow-origin", "allow_origins", type=WholeText(), multiple=True, help="A web origin whose pages may call the server."
+)
+@click.option(
+    "--memory-budget",
+    default=0.0,
+    show_default=True,
+    type=click.FLOAT,
+    metavar="GB",
+    help="Memory for all loaded models; 0 for no bound.",
+)
+@click.option(
+    "--log-format",
+    default="text",
+    show_default=True,
+    type=click.Choice(["text", "json"]),
+    help="How the log on standard error is written.",
+)
+@limit_options
+@server_engine_options
+def serve(
+    models: tuple[str, ...],
+    host: str,
+    port: int,
+    api_key_file: str | None,
+    new_key: str | None,
+    allow_hosts: tuple[str, ...],
+    allow_origins: tuple[str, ...],
+    memory_budget: float,
+    log_format: str,
+    **options: Any,
+) -> int:
+    """Serve models to OpenAI's and Anthropic's clients, and a chat page to browsers.
+
+    Without keys only this machine can reach it. SIGTERM finishes what runs and ends; SIGHUP reads the key file again.
+    """
+    path = Path(api_key_file).expanduser() if api_key_file else None
+    if new_key is not None:
+        return _print_new_key(path, new_key)
+    if not 0.0 <= memory_budget <= 1e6:
+        raise ConfigError(f"memory_budget must be a number of gigabytes, at least 0, not {memory_budget!r}.")
+    limits, config = limits_of(options), server_engine_config(options, models[0])
+    from hasten.serve.run import Settings, serve
+
+    settings = Settings(models, config, limits, host, port, path, allow_hosts, allow_origins, int(memory_budget * 1e9), log_format)
+    return serve(settings)
+
+
+def _print_new_key(path: Path | None, tenant: str) -> int:
+    from hasten.serve.keys import new_key
+
+    if path is None:
+        raise ConfigError("A new key needs a file to go into; name it with --api-key-file FILE.")
+    click.echo(new_key(path, tenant))
+    return 0

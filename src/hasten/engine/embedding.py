@@ -1,0 +1,38 @@
+"""Embeddings from a decoder: the last layer's output, normalised as the head would see it, of the last token or the mean of all.
+
+A model that was not trained to embed gives what it gives; which of the two poolings it wants is its author's to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Literal
+
+import torch
+
+from hasten.core.types import BLOCK_SIZE, Batch, Segment
+from hasten.engine.engine import Engine
+
+Pooling = Literal["last", "mean"]
+
+
+def embed(engine: Engine, tokens: list[int], pooling: Pooling) -> Generator[torch.Tensor | None, None, None]:
+    """None after each chunk of the text, so that steps may come between; at last the embedding, [hidden] float64 of length 1.
+
+    Takes blocks of the engine's pool while it runs and frees them, also when it is closed early. ``tokens`` have passed
+    ``Engine.check``. Raises OutOfBlocks when the pool has too few free ones now.
+    """
+    blocks = engine.scheduler.blocks.allocate(-(-len(tokens) // BLOCK_SIZE))
+    try:
+        total = torch.zeros(engine.executor.decoder.description.hidden_size, dtype=torch.float64)
+        for start in range(0, len(tokens), engine.max_rows):
+            chunk = tokens[start : start + engine.max_rows]
+            rows = engine.executor.hidden(Batch([Segment(blocks, start, chunk, first_logit=0)])).double().cpu()
+            if pooling == "mean":
+                total += rows.sum(dim=0)
+            else:
+                total = rows[-1]
+            yield None
+        yield torch.nn.functional.normalize(total, dim=0)
+    finally:
+        engine.scheduler.blocks.free(blocks)

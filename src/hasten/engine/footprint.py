@@ -1,0 +1,45 @@
+"""How much memory a model will take, before it is loaded: from its shape, the precision and the size of its pool."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hasten.cache.pool import bytes_per_block
+from hasten.core.config import EngineConfig
+from hasten.core.types import BLOCK_SIZE
+from hasten.engine.loading import DEFAULT_CACHE_TOKENS, choose_device
+from hasten.model import catalogue
+from hasten.model.attention import choose_cache
+from hasten.model.description import ModelDescription
+from hasten.model.loaders import open_source
+from hasten.model.precision import Precision, choose_precision
+
+
+def footprint(config: EngineConfig) -> int:
+    """Bytes of the weights and the pool of a model and, where one is used, of its draft model. Fetches what is not here.
+
+    Leaves out what does not grow with the model: PyTorch itself, and the rows of one step. Raises a HastenError.
+    """
+    resolved = catalogue.resolve(config.model, fetch=True)
+    draft = config.draft_model or (resolved.draft if config.draft == "auto" or "lm" in config.draft else None)
+    paths = [resolved.path, *([catalogue.resolve(draft, fetch=True).path] if draft is not None else [])]
+    return sum(_one(path, config) for path in paths)
+
+
+def _one(path: Path, config: EngineConfig) -> int:
+    shape = open_source(path).description
+    device = choose_device(config.device)
+    precision = choose_precision(config.precision, device)
+    cache = choose_cache(config.kv_cache_dtype, precision, shape, device)
+    context = config.context_length or shape.context_length
+    blocks = -(-(config.cache_tokens or min(context, DEFAULT_CACHE_TOKENS)) // BLOCK_SIZE)
+    pool = bytes_per_block(shape.layers, shape.kv_heads, shape.head_dim, cache) * blocks
+    return (path.stat().st_size if precision.name == "file" else weight_bytes(shape, precision)) + pool
+
+
+def weight_bytes(shape: ModelDescription, precision: Precision) -> int:
+    """Bytes of projections, head and embedding; norms and scales are too small to count."""
+    layer = shape.hidden_size * (2 * shape.query_size + 2 * shape.kv_size + 3 * shape.intermediate_size)
+    projections = shape.layers * layer + shape.vocabulary_size * shape.hidden_size
+    bits = 4 if precision.name == "int4" else 8 * precision.weights.itemsize
+    return projections * bits // 8 + shape.vocabulary_size * shape.hidden_size * precision.embedding.itemsize

@@ -1,0 +1,105 @@
+"""The application: routes and what stands before them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from hasten.core.errors import HastenError
+from hasten.serve import basics
+from hasten.serve.chat import chat_completions
+from hasten.serve.completions import completions
+from hasten.serve.embeddings import embeddings
+from hasten.serve.errors import ApiError, api_error, error_response, status_phrase
+from hasten.serve.guard import Guard, Policy
+from hasten.serve.messages import messages
+from hasten.serve.metrics import metrics
+from hasten.serve.openapi import openapi
+from hasten.serve.responses import responses
+from hasten.serve.server import Server, note_problem
+
+PAGE = Path(__file__).with_name("page")
+OPEN_PATHS = frozenset({"/health", "/health/live", "/health/ready", "/"})
+NO_PAGE = (
+    "<!doctype html><html lang=en><meta charset=utf-8><title>Hasten</title><p>Hasten is serving. "
+    "The chat page is not part of this installation; the interface is at /v1."
+)
+
+
+def make_app(server: Server, policy: Policy, page: Path = PAGE) -> Guard:
+    """The ASGI application. Loads the first model when it starts, and lets all go when it ends."""
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        yield
+        await server.models.close()
+
+    routes: list[Route | Mount] = [
+        Route("/v1/chat/completions", chat_completions, methods=["POST"]),
+        Route("/v1/completions", completions, methods=["POST"]),
+        Route("/v1/responses", responses, methods=["POST"]),
+        Route("/v1/messages", messages, methods=["POST"]),
+        Route("/v1/embeddings", embeddings, methods=["POST"]),
+        Route("/v1/models", basics.models),
+        Route("/v1/models/{name:path}", basics.one_model),
+        Route("/tokenize", basics.tokenize, methods=["POST"]),
+        Route("/detokenize", basics.detokenize, methods=["POST"]),
+        Route("/health", basics.ready),
+        Route("/health/live", basics.live),
+        Route("/health/ready", basics.ready),
+        Route("/version", basics.version),
+        Route("/metrics", metrics),
+        Route("/openapi.json", openapi),
+    ]
+    files = page_paths(page)
+    routes.append(Mount("/", StaticFiles(directory=page, html=True)) if files else Route("/", _no_page))
+    app = Starlette(routes=routes, lifespan=lifespan, exception_handlers=HANDLERS)
+    app.state.server = server
+
+    def counted(path: str, status: int) -> None:
+        known = path if any(getattr(route, "path", None) == path for route in routes) else "other"
+        server.requests[known, status] = server.requests.get((known, status), 0) + 1
+
+    return Guard(app, replace(policy, open_paths=policy.open_paths | OPEN_PATHS | files), counted)
+
+
+def page_paths(page: Path) -> frozenset[str]:
+    """The exact paths of the page's files: they hold nothing secret and are served without a key."""
+    if not (page / "index.html").is_file():
+        return frozenset()
+    return frozenset("/" + file.relative_to(page).as_posix() for file in page.rglob("*") if file.is_file())
+
+
+async def _no_page(request: Request) -> Response:
+    return HTMLResponse(NO_PAGE)
+
+
+async def _http_error(request: Request, problem: Exception) -> Response:
+    """What the router says, in our shape."""
+    assert isinstance(problem, HTTPException)
+    if problem.status_code == 404:
+        sentence = f"There is nothing at {request.method} {request.url.path[:200]}."
+    elif problem.status_code == 405:
+        sentence = f"{request.url.path[:200]} does not take {request.method}."
+    else:
+        sentence = f"The request cannot be served ({status_phrase(problem.status_code)})."
+    return error_response(ApiError(problem.status_code, sentence, headers=problem.headers), request.url.path)
+
+
+async def _told(request: Request, problem: Exception) -> Response:
+    """What a route raised, in the shape of its interface. Of what is no user's mistake the log has the trace."""
+    error = api_error(problem)
+    note_problem(request, problem)
+    return error_response(error, request.url.path)
+
+
+HANDLERS = {HTTPException: _http_error, ApiError: _told, HastenError: _told, Exception: _told}

@@ -1,0 +1,122 @@
+"""The small routes: models, health, tokens."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any
+
+from pydantic import Field
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from hasten import __version__
+from hasten.serve.errors import ApiError, invalid
+from hasten.serve.messages_in import for_template
+from hasten.serve.models import Host
+from hasten.serve.server import server_of
+from hasten.serve.wire import Name, Tool, Wire
+
+
+class TokenizeRequest(Wire):
+    """``/tokenize``: a plain prompt, or a conversation through the model's template."""
+
+    model: Name | None = None
+    prompt: str | None = None
+    messages: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=4096)] | None = None
+    tools: Annotated[list[Tool], Field(max_length=64)] | None = None
+    add_special_tokens: bool = True
+    return_token_strs: bool = False
+
+
+class DetokenizeRequest(Wire):
+    """``/detokenize``."""
+
+    model: Name | None = None
+    tokens: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(max_length=2**20)]
+
+
+async def models(request: Request) -> Response:
+    """``GET /v1/models``."""
+    server = server_of(request)
+    return JSONResponse({"object": "list", "data": [_described(host) for host in server.models.hosts.values()]})
+
+
+async def one_model(request: Request) -> Response:
+    """``GET /v1/models/{name}``."""
+    return JSONResponse(_described(server_of(request).models.find(request.path_params["name"])))
+
+
+def _described(host: Host) -> dict[str, Any]:
+    out: dict[str, Any] = {"id": host.name, "object": "model", "created": host.created, "owned_by": "hasten", "loaded": host.loaded}
+    if host.llm is not None:
+        drafters = [drafter.name for drafter in host.llm.engine.drafting.drafters]
+        out |= {
+            "max_model_len": host.llm.context_length,
+            "precision": host.llm.precision,
+            "chat": host.chats,
+            "drafters": drafters,
+            "provenance": host.legend.names(),
+        }
+    return out
+
+
+async def live(request: Request) -> Response:
+    """``GET /health/live``: the process answers."""
+    return JSONResponse({"status": "ok"})
+
+
+async def ready(request: Request) -> Response:
+    """``GET /health`` and ``/health/ready``: requests can be served now."""
+    server = server_of(request)
+    if server.draining:
+        raise ApiError(503, "The server is stopping.", code="stopping", retry_after=5)
+    if not server.models.ready:
+        raise ApiError(503, "The model is still loading.", code="loading", retry_after=2)
+    for host in server.models.hosts.values():
+        if host.worker is not None and not host.worker.is_alive():
+            raise ApiError(503, f"The engine of '{host.name}' has ended.", code="engine_dead")
+    return JSONResponse({"status": "ok"})
+
+
+async def version(request: Request) -> Response:
+    """``GET /version``."""
+    return JSONResponse({"version": __version__})
+
+
+async def tokenize(request: Request) -> Response:
+    """``POST /tokenize``."""
+    server = server_of(request)
+    wire = await server.read(request, TokenizeRequest)
+    if (wire.prompt is None) == (wire.messages is None):
+        raise invalid("Give prompt or messages, one of them.", "prompt")
+    host = await server.models.acquire(wire.model)
+    try:
+        llm, _ = host.ready
+        tokenizer = llm.engine.tokenizer
+
+        def encode() -> list[int]:
+            if wire.prompt is not None:
+                return tokenizer.encode(wire.prompt, add_bos=wire.add_special_tokens)
+            shown = [tool.model_dump(exclude_none=True) for tool in wire.tools] if wire.tools else None
+            return llm.render_chat(for_template(wire.messages or []), tools=shown)
+
+        tokens = await asyncio.to_thread(encode)
+        out: dict[str, Any] = {"count": len(tokens), "max_model_len": llm.context_length, "tokens": tokens}
+        if wire.return_token_strs:
+            out["token_strs"] = [tokenizer.token_text(token) for token in tokens]
+        return JSONResponse(out)
+    finally:
+        server.models.release(host)
+
+
+async def detokenize(request: Request) -> Response:
+    """``POST /detokenize``: the text of tokens, special ones by their names."""
+    server = server_of(request)
+    wire = await server.read(request, DetokenizeRequest)
+    host = await server.models.acquire(wire.model)
+    try:
+        llm, _ = host.ready
+        text = await asyncio.to_thread(llm.engine.tokenizer.decode, wire.tokens, False)
+        return JSONResponse({"prompt": text})
+    finally:
+        server.models.release(host)

@@ -1,0 +1,122 @@
+"""A request's body: read within bounds of size and time, parsed as plain JSON, and checked against a wire type."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any, NoReturn, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect, Request
+
+from hasten.serve.errors import ApiError, invalid
+from hasten.serve.limits import Limits
+
+Wire = TypeVar("Wire", bound=BaseModel)
+
+
+async def read_body(request: Request, limits: Limits) -> bytes:
+    """The raw body. Raises ApiError: 413 when too long, 408 when too slow, 415 when it is not plain JSON."""
+    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    if kind != "application/json":
+        raise ApiError(415, "Send the body as JSON, with the header Content-Type: application/json.")
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise ApiError(415, "Send the body as it is; compressed bodies are not taken.")
+    declared = request.headers.get("content-length", "")
+    too_long = ApiError(413, f"The body is longer than {limits.max_body_bytes} bytes, which is the most allowed; send less.")
+    if declared.isdigit() and int(declared) > limits.max_body_bytes:
+        raise too_long
+    parts: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(limits.body_timeout):
+            async for part in request.stream():
+                size += len(part)
+                if size > limits.max_body_bytes:
+                    raise too_long
+                parts.append(part)
+    except TimeoutError:
+        raise ApiError(408, f"The body did not arrive within {limits.body_timeout:g} seconds.") from None
+    except ClientDisconnect:
+        raise ApiError(400, "The client went away before its body was complete.") from None
+    return b"".join(parts)
+
+
+def parse_json(body: bytes, limits: Limits) -> dict[str, Any]:
+    """The body's object. Raises ApiError (400): not JSON, not an object, nested too deep, not valid Unicode, NaN or Infinity."""
+    try:
+        value = json.loads(body, parse_constant=_refuse_constant, object_pairs_hook=_object)
+    except RecursionError:
+        raise _too_deep(limits) from None
+    except ValueError as problem:  # also UnicodeDecodeError, and whole numbers of thousands of digits
+        raise invalid(f"The body is not valid JSON ({str(problem)[:120]}).", code="invalid_json") from None
+    if not isinstance(value, dict):
+        raise invalid("The body must be a JSON object.", code="invalid_json")
+    _check_shape(value, limits)
+    return value
+
+
+def validated(kind: type[Wire], value: dict[str, Any]) -> Wire:
+    """The object as a wire type. Raises ApiError (400) that names the first field that is wrong."""
+    try:
+        return kind.model_validate(value)
+    except ValidationError as problem:
+        raise field_error(problem) from None
+
+
+def field_error(problem: ValidationError) -> ApiError:
+    """The first mistake, in one sentence. A field that does not exist is named as such."""
+    found = problem.errors(include_url=False, include_context=False, include_input=False)[0]
+    # A union's branches and function-call markers are no part of what the client wrote.
+    path = [str(part) for part in found["loc"] if isinstance(part, int) or "[" not in part]
+    name = ".".join(path)[:200]
+    if found["type"] == "extra_forbidden":
+        return ApiError(400, f"Unrecognized request argument supplied: {name}.", param=name, code="unknown_parameter")
+    if found["type"] == "missing":
+        return ApiError(400, f"Missing required parameter: '{name}'.", param=name, code="missing_required_parameter")
+    said = found["msg"].removeprefix("Value error, ")
+    return invalid(f"Invalid value for '{name}': {said.rstrip('.')}.", param=name)
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("an object has the same name twice")
+    return found
+
+
+def _too_deep(limits: Limits) -> ApiError:
+    return invalid(
+        f"The body is nested deeper than {limits.max_json_depth} levels, which is the most allowed.", code="invalid_json"
+    )
+
+
+def _check_shape(value: Any, limits: Limits) -> None:
+    """Depth, and halves of surrogate pairs, which are no text. Without recursion: the depth is the client's choice."""
+    level: list[Any] = [value]
+    for _ in range(limits.max_json_depth):
+        deeper: list[Any] = []
+        for item in level:
+            if isinstance(item, dict):
+                deeper += item.keys()
+                deeper += item.values()
+            elif isinstance(item, list):
+                deeper += item
+            elif isinstance(item, str) and not item.isascii() and not _is_text(item):
+                raise invalid("The body has half of a surrogate pair in a string; send valid Unicode.", code="invalid_json")
+        if not deeper:
+            return
+        level = deeper
+    raise _too_deep(limits)
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,205 @@
+"""``POST /v1/chat/completions``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from hasten.core.results import StreamEvent
+from hasten.model.tokenizer import Tokenizer
+from hasten.serve.account import account, provenance, usage
+from hasten.serve.constraints import constraint_of
+from hasten.serve.errors import invalid
+from hasten.serve.generation import Collected, Generation
+from hasten.serve.logprobs import chat_logprobs
+from hasten.serve.messages_in import for_template
+from hasten.serve.server import Server, identifier, note, server_of
+from hasten.serve.sse import DONE, data, while_connected
+from hasten.serve.tools import ToolCall, ToolReader, Toolset, toolset_of
+from hasten.serve.wire import ChatRequest, sampling_params
+
+
+async def chat_completions(request: Request) -> Response:
+    """Answer a conversation, whole or streamed."""
+    server = server_of(request)
+    wire = await server.read(request, ChatRequest)
+    wire.check_supported()
+    generation, tools = await begin(server, request, wire)
+    try:
+        answer = Answer(generation, wire, tools)
+        if wire.stream:
+            await while_connected(request, generation.begin(server.limits.keep_alive))
+            return server.stream(request, generation, answer.chunks())
+        body = answer.whole(await while_connected(request, generation.collect()))
+    except BaseException:
+        generation.end()
+        raise
+    generation.end()
+    note(request, generation)
+    return JSONResponse(body)
+
+
+async def begin(server: Server, request: Request, wire: ChatRequest) -> tuple[Generation, Toolset | None]:
+    """Check the request and queue it. Raises ApiError or InvalidRequest."""
+    asked = wire.max_tokens if wire.max_completion_tokens is None else wire.max_completion_tokens
+    top = _top_logprobs(wire)
+    messages = for_template(wire.messages)
+    if wire.tools is not None and len(wire.tools) > server.limits.max_tools:
+        raise invalid(f"tools takes at most {server.limits.max_tools} entries here, not {len(wire.tools)}.", "tools")
+    tools: list[Toolset | None] = [None]
+    params = sampling_params(wire, server.limits, asked, top)
+    if wire.stream_options is not None and not wire.stream:
+        raise invalid("stream_options is only for streams; send stream as true or leave it out.", "stream_options")
+
+    def prompts(llm: Any) -> list[list[int]]:
+        if not llm.has_chat_template:
+            raise invalid("This model has no chat template and cannot chat; use /v1/completions.", "model")
+        tools[0] = toolset_of(wire, llm.chat_template)
+        shown = tools[0].shown if tools[0] is not None else None
+        return [llm.render_chat(messages, tools=shown, extra=wire.chat_template_kwargs)]
+
+    generation = await server.generate(
+        request,
+        wire,
+        params,
+        prompts,
+        prediction=wire.prediction.text if wire.prediction is not None else None,
+        constraint=lambda llm: constraint_of(llm, wire.response_format, wire.structured_outputs, tools[0]),
+    )
+    return generation, tools[0]
+
+
+def _top_logprobs(wire: ChatRequest) -> int | None:
+    if not wire.logprobs:
+        if wire.top_logprobs:
+            raise invalid("top_logprobs needs logprobs to be true.", "top_logprobs")
+        return None
+    return wire.top_logprobs or 0
+
+
+@dataclass(slots=True)
+class _Stream:
+    """What has been sent of one answer."""
+
+    reader: ToolReader | None
+    begun: bool = False
+    calls: int = 0
+
+
+@dataclass(slots=True)
+class Answer:
+    """Makes OpenAI's objects of what a generation brings."""
+
+    generation: Generation
+    wire: ChatRequest
+    tools: Toolset | None
+    id: str = field(default_factory=lambda: identifier("chatcmpl-"))
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def _tokenizer(self) -> Tokenizer:
+        return self.generation.host.ready[0].engine.tokenizer
+
+    def whole(self, answers: list[Collected]) -> dict[str, Any]:
+        """The unstreamed answer."""
+        own = account(self.generation.whole, self.wire.provenance)
+        if self.wire.provenance:
+            legend = self.generation.host.legend
+            own["provenance"] = [legend.codes(one.provenance) for one in answers]
+            own["pieces"] = [one.pieces for one in answers]
+            own["legend"] = legend.names()
+        return {
+            "id": self.id,
+            "object": "chat.completion",
+            "created": self.created,
+            "model": self.generation.host.name,
+            "choices": [self._choice(one) for one in answers],
+            "usage": usage(self.generation.whole),
+            "system_fingerprint": None,
+            "hasten": own,
+        }
+
+    def _choice(self, answer: Collected) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None}
+        finish: str = answer.finish_reason or "stop"
+        if self.tools is not None and self.tools.reads:
+            reader = ToolReader(self.tools)
+            text, calls = reader.feed(answer.text)
+            rest, more = reader.finish()
+            calls += more
+            if calls:
+                message["content"] = (text + rest).strip() or None
+                message["tool_calls"] = [call.to_json() for call in calls]
+                finish = "tool_calls" if finish == "stop" else finish
+        return {
+            "index": answer.index,
+            "message": message,
+            "logprobs": chat_logprobs(answer.logprobs, self._tokenizer) if self.wire.logprobs else None,
+            "finish_reason": finish,
+        }
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The streamed answer: for each choice a chunk with its role, its text as it comes, one with its finish reason; the last of
+        these has the account. Then the usage, where asked for, and the end mark."""
+        streams: dict[int, _Stream] = {}
+        async for _, event in self.generation.events():
+            known = streams.get(event.index)
+            if known is None:
+                reads = self.tools is not None and self.tools.reads
+                known = streams[event.index] = _Stream(ToolReader(self.tools) if reads and self.tools else None)
+            for chunk in self._of_event(event, known):
+                yield data(chunk)
+        if self.wire.stream_options is not None and self.wire.stream_options.include_usage:
+            yield data({**self._frame([]), "usage": usage(self.generation.whole)})
+        yield DONE
+
+    def _of_event(self, event: StreamEvent, stream: _Stream) -> list[dict[str, Any]]:
+        out: list[dict[str, Any]] = []
+        if not stream.begun:
+            stream.begun = True
+            out.append(self._delta(event.index, {"role": "assistant", "content": "", "refusal": None}))
+        text = event.text
+        calls: list[ToolCall] = []
+        if stream.reader is not None:
+            text, calls = stream.reader.feed(text)
+            if event.finish_reason is not None:
+                rest, more = stream.reader.finish()
+                text, calls = text + rest, calls + more
+        if text or event.logprobs or (self.wire.provenance and event.tokens):
+            chunk = self._delta(event.index, {"content": text})
+            if self.wire.logprobs:
+                chunk["choices"][0]["logprobs"] = chat_logprobs(event.logprobs, self._tokenizer)
+            if self.wire.provenance:
+                chunk["hasten"] = provenance(event.provenance, event.pieces, self.generation.host.legend)
+            out.append(chunk)
+        for call in calls:
+            out.append(self._delta(event.index, {"tool_calls": [{"index": stream.calls, **call.to_json()}]}))
+            stream.calls += 1
+        if event.finish_reason is not None:
+            finish = "tool_calls" if stream.calls and event.finish_reason == "stop" else event.finish_reason
+            chunk = self._delta(event.index, {}, finish)
+            if event.completion is not None:
+                chunk["hasten"] = account(self.generation.whole, self.wire.provenance)
+            out.append(chunk)
+        return out
+
+    def _delta(self, index: int, delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
+        return self._frame([{"index": index, "delta": delta, "logprobs": None, "finish_reason": finish}])
+
+    def _frame(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        frame: dict[str, Any] = {
+            "id": self.id,
+            "object": "chat.completion.chunk",
+            "created": self.created,
+            "model": self.generation.host.name,
+            "system_fingerprint": None,
+            "choices": choices,
+        }
+        if self.wire.stream_options is not None and self.wire.stream_options.include_usage:
+            frame["usage"] = None
+        return frame

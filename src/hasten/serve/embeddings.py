@@ -1,0 +1,117 @@
+"""``POST /v1/embeddings``. ``pooling`` is "mean" or "last"; the answer says which it was."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from hasten.core.types import SamplingParams
+from hasten.engine.embedding import Pooling, embed
+from hasten.serve.errors import invalid
+from hasten.serve.server import server_of
+from hasten.serve.sse import while_connected
+from hasten.serve.wire import Identifier, Name, Wire
+from hasten.serve.worker import Worker
+
+
+class EmbeddingRequest(Wire):
+    """``/v1/embeddings``."""
+
+    model: Name | None = None
+    input: str | list[str] | list[int] | list[list[int]]
+    encoding_format: Literal["float", "base64"] = "float"
+    pooling: Pooling = "mean"
+    dimensions: int | None = None
+    user: Identifier | None = None
+
+
+async def embeddings(request: Request) -> Response:
+    """One vector of length 1 for each input."""
+    server = server_of(request)
+    wire = await server.read(request, EmbeddingRequest)
+    inputs: list[Any] = [wire.input] if isinstance(wire.input, str) or _tokens(wire.input) else list(wire.input)
+    if not 0 < len(inputs) <= server.limits.max_batch:
+        raise invalid(f"input takes from 1 to {server.limits.max_batch} entries here, not {len(inputs)}.", "input")
+    host = await server.models.acquire(wire.model)
+    try:
+        llm, worker = host.ready
+        size = llm.engine.executor.decoder.description.hidden_size
+        if wire.dimensions not in (None, size):
+            raise invalid(f"dimensions has to be {size} here: this model's vectors cannot be shortened.", "dimensions")
+        prompts = await asyncio.to_thread(lambda: [llm.encode(one) for one in inputs])
+        for prompt in prompts:
+            llm.engine.check(prompt, SamplingParams(max_tokens=1), [])
+        vectors = [await while_connected(request, _embedded(worker, prompt, wire.pooling)) for prompt in prompts]
+    finally:
+        server.models.release(host)
+    request.state.log.update(model=host.name, prompt_tokens=sum(map(len, prompts)))
+    count = sum(map(len, prompts))
+    return JSONResponse(
+        {
+            "object": "list",
+            "model": host.name,
+            "data": [
+                {"object": "embedding", "index": at, "embedding": _written(vector, wire.encoding_format)}
+                for at, vector in enumerate(vectors)
+            ],
+            "usage": {"prompt_tokens": count, "total_tokens": count},
+            "hasten": {"pooling": wire.pooling, "normalised": True, "precision": llm.precision},
+        }
+    )
+
+
+async def _embedded(worker: Worker, prompt: list[int], pooling: Pooling) -> torch.Tensor:
+    """The vector of one input, computed chunk by chunk between the engine's steps."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[torch.Tensor] = loop.create_future()
+    chunks = embed(worker.llm.engine, prompt, pooling)
+
+    def resolve(vector: torch.Tensor | None, problem: Exception | None) -> None:
+        if done.done():
+            return
+        if problem is not None:
+            done.set_exception(problem)
+        elif vector is not None:
+            done.set_result(vector)
+
+    def tell(report: Callable[[], None]) -> None:
+        try:
+            loop.call_soon_threadsafe(report)
+        except RuntimeError:  # the loop is closed: nobody waits any more
+            return
+
+    def work() -> None:
+        if done.cancelled():
+            chunks.close()
+            return
+        try:
+            vector = next(chunks)
+        except Exception as problem:
+            failed = problem
+            tell(lambda: resolve(None, failed))
+            return
+        if vector is None:
+            worker.call(work)
+            return
+        chunks.close()
+        tell(lambda: resolve(vector, None))
+
+    worker.call(work)
+    return await done
+
+
+def _tokens(value: Any) -> bool:
+    return bool(value) and isinstance(value[0], int)
+
+
+def _written(vector: torch.Tensor, form: str) -> Any:
+    if form == "base64":
+        return base64.b64encode(vector.numpy().astype("<f4").tobytes()).decode()
+    return [float(value) for value in vector.numpy().astype(np.float32)]

@@ -1,0 +1,188 @@
+"""From jobs to events: the part that all generating routes share."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+from hasten.core.results import Completion, StreamEvent
+from hasten.core.types import FinishReason, TokenLogprob
+from hasten.serve.errors import ApiError
+from hasten.serve.limits import Limits
+from hasten.serve.models import Host, Models
+from hasten.serve.tickets import Job, Ticket
+from hasten.serve.worker import late
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Collected:
+    """One whole answer. ``prompt``: which of the request's prompts it answers."""
+
+    prompt: int
+    index: int
+    text: str = ""
+    tokens: list[int] = field(default_factory=list)
+    provenance: list[str] = field(default_factory=list)
+    pieces: list[str] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+
+    def add(self, event: StreamEvent) -> None:
+        self.text += event.text
+        self.tokens += event.tokens
+        self.provenance += event.provenance
+        self.pieces += event.pieces
+        self.logprobs += event.logprobs
+        self.finish_reason = event.finish_reason or self.finish_reason
+
+
+class Generation:
+    """The engine's requests behind one HTTP request, one a prompt. ``end`` has to be called, whatever happens; it lets go of the
+    host and cancels what still runs."""
+
+    def __init__(self, models: Models, host: Host, jobs: list[Job], limits: Limits) -> None:
+        """Raises ApiError or InvalidRequest when a job cannot be served, or not now; nothing runs then."""
+        llm, worker = host.ready
+        for job in jobs:
+            llm.engine.check(job.prompt, job.params, job.prediction or [], job.constraint is not None)
+            if limits.max_prompt_tokens and len(job.prompt) > limits.max_prompt_tokens:
+                raise ApiError(
+                    400,
+                    f"The prompt has {len(job.prompt)} tokens and at most {limits.max_prompt_tokens} are allowed here.",
+                    code="context_length_exceeded",
+                )
+        if host.tickets + len(jobs) > limits.max_queue:
+            raise ApiError(
+                429,
+                f"The server has {host.tickets} requests in work and takes at most {limits.max_queue}; try again soon.",
+                code="queue_full",
+                retry_after=worker.expected_wait(jobs[0].priority) or 1.0,
+            )
+        wait = worker.expected_wait(jobs[0].priority)
+        deadline = jobs[0].deadline
+        if deadline is not None and wait is not None and wait > deadline:
+            raise late(deadline, wait)
+        self.host = host
+        self.completions: list[Completion | None] = [None] * len(jobs)
+        self._models = models
+        self._worker = worker
+        self._interval = limits.stream_interval
+        self._tickets = [Ticket(job, asyncio.get_running_loop()) for job in jobs]
+        self._early: list[tuple[int, StreamEvent]] = []
+        host.tickets += len(jobs)
+        for ticket in self._tickets:
+            worker.submit(ticket)
+        self._ended = False
+
+    def end(self) -> None:
+        """Cancel what still runs. Calling it again does nothing."""
+        if self._ended:
+            return
+        self._ended = True
+        for ticket in self._tickets:
+            self._worker.cancel(ticket)
+        self.host.tickets -= len(self._tickets)
+        self._models.release(self.host)
+
+    async def begin(self, seconds: float) -> None:
+        """Wait for the first tokens, but not longer than that: what goes wrong before can still become a status."""
+        if len(self._tickets) > 1:
+            return
+        try:
+            async with asyncio.timeout(seconds):
+                self._early = [(0, event) for event in await self._tickets[0].next()]
+        except TimeoutError:
+            return
+
+    async def events(self) -> AsyncIterator[tuple[int, StreamEvent]]:
+        """(prompt, event), all that is there of one answer as one event. Raises what ended the request."""
+        for prompt, event in merged(self._take_early()):
+            yield self._noted(prompt, event)
+        if len(self._tickets) == 1:
+            while events := await self._tickets[0].next():
+                for prompt, event in merged([(0, event) for event in events]):
+                    yield self._noted(prompt, event)
+                if self._interval:
+                    await asyncio.sleep(self._interval)
+            return
+        async for prompt, event in self._side_by_side():
+            yield self._noted(prompt, event)
+
+    async def collect(self) -> list[Collected]:
+        """All answers, whole, in order of prompt and index."""
+        found: dict[tuple[int, int], Collected] = {}
+        async for prompt, event in self.events():
+            found.setdefault((prompt, event.index), Collected(prompt, event.index)).add(event)
+        return [found[key] for key in sorted(found)]
+
+    @property
+    def whole(self) -> list[Completion]:
+        """The accounts, once all are there."""
+        return [completion for completion in self.completions if completion is not None]
+
+    @property
+    def stopped_at(self) -> str | None:
+        """The stop string that ended the first answer, where one did."""
+        return self.whole[0].answers[0].stop_string if self.whole else None
+
+    @property
+    def prompt_tokens(self) -> int:
+        return sum(len(ticket.job.prompt) for ticket in self._tickets)
+
+    def _noted(self, prompt: int, event: StreamEvent) -> tuple[int, StreamEvent]:
+        if event.completion is not None:
+            self.completions[prompt] = event.completion
+        return prompt, event
+
+    def _take_early(self) -> list[tuple[int, StreamEvent]]:
+        early, self._early = self._early, []
+        return early
+
+    async def _side_by_side(self) -> AsyncIterator[tuple[int, StreamEvent]]:
+        """The events of several prompts as they come."""
+        tasks = {asyncio.ensure_future(ticket.next()): prompt for prompt, ticket in enumerate(self._tickets)}
+        try:
+            while tasks:
+                done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    prompt = tasks.pop(task)
+                    events = task.result()
+                    if not events:
+                        continue
+                    tasks[asyncio.ensure_future(self._tickets[prompt].next())] = prompt
+                    for item in merged([(prompt, event) for event in events]):
+                        yield item
+                if self._interval:
+                    await asyncio.sleep(self._interval)
+        finally:
+            for task in tasks:
+                task.cancel()
+
+
+def merged(events: list[tuple[int, StreamEvent]]) -> list[tuple[int, StreamEvent]]:
+    """Events of the same answer as one, in the order of the answers' first ones; a completion is never overtaken."""
+    if len(events) < 2:
+        return events
+    out: dict[tuple[int, int], list[StreamEvent]] = {}
+    for prompt, event in events:
+        out.setdefault((prompt, event.index), []).append(event)
+    joined = [(prompt, _joined(parts)) for (prompt, _), parts in out.items()]
+    return sorted(joined, key=lambda item: item[1].completion is not None)
+
+
+def _joined(events: list[StreamEvent]) -> StreamEvent:
+    return StreamEvent(
+        events[0].index,
+        "".join(event.text for event in events),
+        list(itertools.chain.from_iterable(event.tokens for event in events)),
+        list(itertools.chain.from_iterable(event.provenance for event in events)),
+        events[-1].completion,
+        list(itertools.chain.from_iterable(event.pieces for event in events)),
+        list(itertools.chain.from_iterable(event.logprobs for event in events)),
+        events[-1].finish_reason,
+    )

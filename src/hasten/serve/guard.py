@@ -1,0 +1,187 @@
+"""The door: who may come in, before any route is looked at. Where there are keys, all but the open paths need one."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import logging
+import re
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from hasten.serve.errors import ApiError, api_error, error_response
+from hasten.serve.keys import Keys
+
+log = logging.getLogger(__name__)
+access = logging.getLogger("hasten.access")
+
+REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
+ALLOWED_METHODS = "GET, POST, OPTIONS"
+ALLOWED_HEADERS = "authorization, content-type, x-api-key, x-request-id, anthropic-version, anthropic-beta"
+HEADERS = {
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-resource-policy": "same-origin",
+    "cross-origin-opener-policy": "same-origin",
+    "content-security-policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; font-src 'self'; "
+        "manifest-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """``hosts``: the names a client may call the server by, lower case, without port; None: any (a key is then required).
+    ``origins``: web origins besides the server's own that may call it from a browser. ``open_paths`` need no key."""
+
+    keys: Keys | None
+    hosts: frozenset[str] | None
+    origins: frozenset[str] = frozenset()
+    open_paths: frozenset[str] = frozenset()
+    max_connections: int = 512
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address to listen on can be reached from this machine only."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+@dataclass(slots=True, eq=False)
+class Guard:
+    """ASGI middleware. Gives every request an id, a tenant and a line in the log; puts safe headers on every answer; turns what
+    routes raise into errors of the right shape."""
+
+    app: ASGIApp
+    policy: Policy
+    counted: Callable[[str, int], None] = lambda path, status: None
+    _connections: int = field(default=0)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            return
+        if scope["type"] != "http":  # websockets are not spoken here
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
+        request_id = given if REQUEST_ID.fullmatch(given) else f"req-{secrets.token_hex(12)}"
+        noted: dict[str, Any] = {}
+        scope.setdefault("state", {}).update(request_id=request_id, tenant="", log=noted)
+        began, status = time.monotonic(), 0
+        origin = headers.get("origin")
+
+        async def answer(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                _finish_headers(MutableHeaders(scope=message), request_id, origin if origin in self.policy.origins else None)
+            await send(message)
+
+        self._connections += 1
+        try:
+            await self._serve(scope, receive, answer, headers, lambda: status)
+        finally:
+            self._connections -= 1
+            self._record(scope, status, time.monotonic() - began, noted)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, headers: Headers, status: Callable[[], int]) -> None:
+        try:
+            self._check(scope, headers)
+            if scope["method"] == "OPTIONS" and headers.get("origin") in self.policy.origins:
+                await _preflight(send)
+                return
+            await self.app(scope, receive, send)
+        except Exception as problem:
+            error = api_error(problem)
+            scope["state"]["log"].setdefault("error", error.code or type(problem).__name__)
+            if error.status == 500:
+                log.error("Request %s failed.", scope["state"]["request_id"], exc_info=problem)
+            if not status():
+                await error_response(error, scope["path"])(scope, receive, send)
+
+    def _check(self, scope: Scope, headers: Headers) -> None:
+        """Raise ApiError where the request may not come in; else note its tenant."""
+        if self._connections > self.policy.max_connections:
+            raise ApiError(503, "The server has as many connections as it takes; try again soon.", code="busy", retry_after=1)
+        host = headers.get("host", "")
+        if self.policy.hosts is not None and _name_of(host) not in self.policy.hosts:
+            raise ApiError(
+                403, f"This server is not called {host[:80]!r}; use its own address, or allow the name with --allow-host."
+            )
+        origin = headers.get("origin")
+        if origin is not None and origin not in self.policy.origins and urlsplit(origin).netloc.lower() != host.lower():
+            raise ApiError(
+                403, f"Pages of {origin[:80]!r} may not call this server; the operator can allow them with --allow-origin."
+            )
+        keys = self.policy.keys
+        if keys is None or (scope["method"] in ("GET", "HEAD") and scope["path"] in self.policy.open_paths):
+            return
+        if scope["method"] == "OPTIONS" and origin in self.policy.origins:
+            return  # a browser sends no key with a preflight
+        key = _key_of(headers)
+        tenant = keys.tenant_of(key) if key else None
+        if tenant is None:
+            what = "Incorrect API key provided" if key else "No API key provided; send one as Authorization: Bearer KEY"
+            raise ApiError(401, f"{what}.", code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+        scope["state"]["tenant"] = tenant
+
+    def _record(self, scope: Scope, status: int, seconds: float, noted: dict[str, Any]) -> None:
+        state = scope["state"]
+        self.counted(scope["path"], status)
+        line = {
+            "request": state["request_id"],
+            "tenant": state["tenant"],
+            "method": scope["method"],
+            "path": scope["path"][:200],
+            "status": status,
+            "seconds": round(seconds, 4),
+            **noted,
+        }
+        access.info(json.dumps(line))
+
+
+def _finish_headers(headers: MutableHeaders, request_id: str, origin: str | None) -> None:
+    headers["x-request-id"] = request_id
+    for name, value in HEADERS.items():
+        headers[name] = value
+    headers.add_vary_header("origin")
+    if origin is not None:
+        headers["access-control-allow-origin"] = origin
+        headers["access-control-expose-headers"] = "x-request-id, retry-after"
+        headers["cross-origin-resource-policy"] = "cross-origin"
+
+
+async def _preflight(send: Send) -> None:
+    headers = [
+        (b"access-control-allow-methods", ALLOWED_METHODS.encode()),
+        (b"access-control-allow-headers", ALLOWED_HEADERS.encode()),
+        (b"access-control-max-age", b"600"),
+    ]
+    await send({"type": "http.response.start", "status": 204, "headers": headers})
+    await send({"type": "http.response.body", "body": b""})
+
+
+def _key_of(headers: Headers) -> str:
+    scheme, _, key = headers.get("authorization", "").partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+
+
+def _name_of(host: str) -> str:
+    """The name in a Host header, without its port."""
+    name = host.lower()
+    if name.startswith("["):
+        return name[: name.find("]") + 1]
+    return name.rsplit(":", 1)[0] if name.count(":") == 1 else name

@@ -1,0 +1,183 @@
+"""The models of one server: loaded when first asked for, within a budget of memory, the least recently used one let go."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from hasten.core.config import EngineConfig
+from hasten.core.errors import ConfigError, HastenError
+from hasten.engine.llm import LLM
+from hasten.serve.errors import ApiError
+from hasten.serve.provenance import Legend
+from hasten.serve.worker import Worker
+
+log = logging.getLogger(__name__)
+_ALIAS = re.compile(r"(?P<alias>[A-Za-z0-9][\w.:/-]{0,127})=(?P<model>.+)")
+
+
+@dataclass(slots=True, eq=False)
+class Host:
+    """One model, loaded or not. ``users`` are HTTP requests that use it now, ``tickets`` the engine's requests behind them;
+    ``bytes`` is what it is expected to take in memory."""
+
+    name: str
+    config: EngineConfig
+    bytes: int = 0
+    created: int = field(default_factory=lambda: int(time.time()))
+    llm: LLM | None = None
+    worker: Worker | None = None
+    legend: Legend = field(default_factory=Legend)
+    users: int = 0
+    tickets: int = 0
+    last_used: float = 0.0
+
+    @property
+    def loaded(self) -> bool:
+        return self.worker is not None
+
+    @property
+    def ready(self) -> tuple[LLM, Worker]:
+        assert self.llm is not None, "a host is used while it is loaded"
+        assert self.worker is not None, "a host is used while it is loaded"
+        return self.llm, self.worker
+
+    @property
+    def chats(self) -> bool:
+        return self.llm is not None and self.llm.has_chat_template
+
+
+class Models:
+    """Finds hosts by name and brings them into memory. Belongs to the event loop; loading happens in a thread.
+
+    ``budget``: bytes that all loaded models may take together by estimate, 0 for no bound. ``load`` makes an ``LLM`` of a
+    configuration, ``estimate`` the bytes that it will take.
+    """
+
+    def __init__(
+        self,
+        hosts: list[Host],
+        budget: int = 0,
+        load: Callable[[EngineConfig], LLM] = LLM,
+        estimate: Callable[[EngineConfig], int] | None = None,
+    ) -> None:
+        self.hosts = {host.name: host for host in hosts}
+        self.default = hosts[0]
+        self._budget = budget
+        self._load = load
+        self._estimate = estimate
+        self._lock = asyncio.Lock()
+        self._preloaded = False
+
+    def find(self, name: str | None) -> Host:
+        """The host of that name, the first one where none is given. Raises ApiError (404)."""
+        if name is None:
+            return self.default
+        host = self.hosts.get(name)
+        if host is None:
+            known = ", ".join(f"'{known}'" for known in self.hosts)
+            raise ApiError(
+                404, f"The model {name[:80]!r} is not served here; there is {known}.", param="model", code="model_not_found"
+            )
+        return host
+
+    async def acquire(self, name: str | None) -> Host:
+        """A loaded host, which stays loaded until ``release``. Raises ApiError: 404, or 503 when there is no room for it now."""
+        host = self.find(name)
+        host.users += 1
+        try:
+            if not host.loaded:
+                async with self._lock:
+                    if not host.loaded:
+                        await self._bring_in(host)
+        except BaseException:
+            self.release(host)
+            raise
+        return host
+
+    def release(self, host: Host) -> None:
+        """One use of a host is over."""
+        host.users -= 1
+        host.last_used = time.monotonic()
+
+    @property
+    def ready(self) -> bool:
+        """Whether the first model has been loaded; later ones come and go."""
+        return self._preloaded
+
+    async def preload(self) -> None:
+        """Load the first model. Raises HastenError when it cannot be."""
+        async with self._lock:
+            await self._bring_in(self.default)
+        self._preloaded = True
+
+    async def close(self) -> None:
+        """Let all models go. Requests that still run are told so."""
+        async with self._lock:
+            for host in self.hosts.values():
+                await _let_go(host)
+
+    async def _bring_in(self, host: Host) -> None:
+        if self._estimate is not None and not host.bytes:
+            host.bytes = await asyncio.to_thread(self._estimate, host.config)
+        await self._make_room(host)
+        log.info("Loading model %s.", host.name)
+        try:
+            llm = await asyncio.to_thread(self._load, host.config)
+        except HastenError as problem:
+            log.error("The model %s could not be loaded: %s", host.name, problem)
+            raise
+        host.llm = llm
+        host.legend = Legend([drafter.name for drafter in llm.engine.drafting.drafters])
+        host.worker = Worker(llm, host.config.max_sequences)
+        host.worker.start()
+
+    async def _make_room(self, wanted: Host) -> None:
+        """Let models go, least recently used first, until ``wanted`` fits. One that is in use stays."""
+        if not self._budget:
+            return
+        if wanted.bytes > self._budget:
+            raise ApiError(
+                503,
+                f"The model '{wanted.name}' takes about {wanted.bytes / 1e9:.1f} GB and all models together may take "
+                f"{self._budget / 1e9:.1f} GB; raise --memory-budget.",
+                code="out_of_memory",
+            )
+        idle = sorted((host for host in self.hosts.values() if host.loaded and not host.users), key=lambda host: host.last_used)
+        while sum(host.bytes for host in self.hosts.values() if host.loaded) + wanted.bytes > self._budget:
+            if not idle:
+                raise ApiError(
+                    503,
+                    f"There is no room for the model '{wanted.name}' while the others are in use; try again soon.",
+                    code="out_of_memory",
+                    retry_after=5,
+                )
+            host = idle.pop(0)
+            log.info("Letting model %s go to make room for %s.", host.name, wanted.name)
+            await _let_go(host)
+
+
+async def _let_go(host: Host) -> None:
+    worker, host.worker, host.llm = host.worker, None, None
+    if worker is not None:
+        worker.close()
+        await asyncio.to_thread(worker.join)
+        del worker
+        gc.collect()
+
+
+def hosts_of(models: tuple[str, ...], config: EngineConfig) -> list[Host]:
+    """One host for each ``NAME`` or ``ALIAS=NAME``. Raises ConfigError when two have the same name."""
+    hosts: list[Host] = []
+    for text in models:
+        found = _ALIAS.fullmatch(text)
+        name, model = (found["alias"], found["model"]) if found else (text, text)
+        if any(host.name == name for host in hosts):
+            raise ConfigError(f"Two models are called '{name}'; give one of them an alias, as in --model other={model}.")
+        hosts.append(Host(name, replace(config, model=model)))
+    return hosts

@@ -1,0 +1,188 @@
+"""Start, signals, end: a server from its settings to its exit status."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import uvicorn
+
+from hasten.core.config import EngineConfig
+from hasten.core.errors import ConfigError
+from hasten.engine.footprint import footprint
+from hasten.engine.llm import LLM
+from hasten.serve.app import make_app
+from hasten.serve.guard import LOOPBACK_NAMES, Policy, is_loopback
+from hasten.serve.keys import Keys
+from hasten.serve.limits import Limits
+from hasten.serve.models import Models, hosts_of
+from hasten.serve.server import Server
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """``models``: names, or ALIAS=NAME; the first is loaded at once and the default. ``memory_budget``: bytes; 0: no bound."""
+
+    models: tuple[str, ...]
+    engine: EngineConfig
+    limits: Limits = field(default_factory=Limits)
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_key_file: Path | None = None
+    allow_hosts: tuple[str, ...] = ()
+    allow_origins: tuple[str, ...] = ()
+    memory_budget: int = 0
+    log_format: str = "text"
+
+
+def policy_of(settings: Settings) -> Policy:
+    """Who may come in. Raises ConfigError where that would be anybody on the network."""
+    keys = Keys(settings.api_key_file) if settings.api_key_file is not None else None
+    loopback = is_loopback(settings.host)
+    if not loopback and keys is None:
+        raise ConfigError(
+            f"Listening on {settings.host} would let anybody on the network in; give --api-key-file FILE "
+            "(make keys with `hasten serve --new-key TENANT --api-key-file FILE`), or stay on 127.0.0.1."
+        )
+    for origin in settings.allow_origins:
+        if not origin.startswith(("http://", "https://")) or origin.count("/") != 2 or "*" in origin:
+            raise ConfigError(f"An origin is written https://name or https://name:port, not {origin!r}.")
+    named = frozenset(name.lower() for name in settings.allow_hosts)
+    # With keys a page that rebinds its name still has no key, so any name will do unless the operator says otherwise.
+    hosts = named | LOOPBACK_NAMES | {settings.host.lower()} if loopback or named else None
+    return Policy(keys, hosts, frozenset(settings.allow_origins), max_connections=settings.limits.max_connections)
+
+
+def serve(settings: Settings, load: Callable[[EngineConfig], LLM] = LLM) -> int:
+    """Serve until told to stop. SIGTERM and SIGINT drain and end it, SIGHUP reads the keys anew. Returns the exit status.
+
+    Raises a HastenError when it cannot start.
+    """
+    set_up_logging(settings.log_format)
+    policy = policy_of(settings)
+    models = Models(hosts_of(settings.models, settings.engine), settings.memory_budget, load, footprint)
+    server = Server(models, settings.limits)
+    listener = _listen(settings.host, settings.port)
+    try:
+        return asyncio.run(_serve(server, policy, settings, listener))
+    finally:
+        listener.close()
+
+
+async def _serve(server: Server, policy: Policy, settings: Settings, listener: socket.socket) -> int:
+    config = uvicorn.Config(
+        make_app(server, policy),
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=True,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=round(settings.limits.drain_timeout),
+        h11_max_incomplete_event_size=64 << 10,
+        http="h11",
+        ws="none",
+        lifespan="on",
+    )
+    web = _Web(config, server)
+    loop = asyncio.get_running_loop()
+    if policy.keys is not None and hasattr(signal, "SIGHUP"):
+        loop.add_signal_handler(signal.SIGHUP, _reload, policy.keys)
+    serving = asyncio.ensure_future(web.serve(sockets=[listener]))
+    loading = asyncio.ensure_future(server.models.preload())
+    await asyncio.wait({serving, loading}, return_when=asyncio.FIRST_COMPLETED)
+    if not loading.done():  # told to stop while loading
+        await serving
+        loading.cancel()
+        return 0
+    if loading.exception() is not None:
+        web.should_exit = True
+        await serving
+        loading.result()
+    host, port = listener.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    log.info("Serving %s at http://%s:%d (interface at /v1).", ", ".join(server.models.hosts), shown, port)
+    await serving
+    return 0
+
+
+class _Web(uvicorn.Server):
+    """Tells routes that the end is near, so that nothing new is begun while the rest is finished."""
+
+    def __init__(self, config: uvicorn.Config, server: Server) -> None:
+        super().__init__(config)
+        self._server = server
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """A signal ends the serving, not the process: uvicorn would raise it again once all is done."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._server.draining = True
+        log.info("Stopping: finishing what runs, taking nothing new.")
+        await super().shutdown(sockets)
+
+
+def _reload(keys: Keys) -> None:
+    try:
+        keys.reload()
+        log.info("The key file was read again; it has %d keys.", len(keys))
+    except ConfigError as problem:
+        log.error("The keys stay as they were: %s", problem)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A bound socket. Raises ConfigError when the address cannot be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host.strip("[]"), port))
+    except OSError as problem:
+        listener.close()
+        raise ConfigError(f"Cannot listen on {host}:{port} ({problem.strerror or problem}); choose another --port.") from problem
+    return listener
+
+
+class _JsonLines(logging.Formatter):
+    """One JSON object a line. What the guard logs is an object already and is taken apart."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created)),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+        }
+        if record.name == "hasten.access":
+            line |= json.loads(record.getMessage())
+        else:
+            line["message"] = record.getMessage()
+            if record.exc_info:
+                line["trace"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False)
+
+
+def set_up_logging(form: str) -> None:
+    """Log to standard error, as text or as JSON lines. Neither has a word of prompts or answers."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_JsonLines() if form == "json" else logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    logging.getLogger("hasten").setLevel(logging.INFO)

@@ -1,0 +1,131 @@
+"""What all routes of one server share: models, limits, and how a request is read, answered and accounted for."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from hasten.core.types import SamplingParams
+from hasten.engine.llm import LLM
+from hasten.sampling.constraint import Constraint
+from hasten.serve.body import Wire, parse_json, read_body, validated
+from hasten.serve.errors import ApiError, api_error
+from hasten.serve.generation import Generation
+from hasten.serve.limits import Limits
+from hasten.serve.models import Models
+from hasten.serve.sse import EventStream, openai_error
+from hasten.serve.tickets import Job
+from hasten.serve.wire import Sampled
+
+log = logging.getLogger(__name__)
+LARGE_BODY = 64 << 10  # bytes; parsing more would hold up the event loop
+
+
+@dataclass(slots=True, eq=False)
+class Server:
+    """``draining``: the server was told to stop; it finishes what runs and takes nothing new."""
+
+    models: Models
+    limits: Limits
+    draining: bool = False
+    requests: dict[tuple[str, int], int] = field(default_factory=dict)  # by path and status, for the metrics
+
+    async def read(self, request: Request, kind: type[Wire]) -> Wire:
+        """The body as a wire type. Raises ApiError."""
+        body = await read_body(request, self.limits)
+        if len(body) > LARGE_BODY:
+            return await asyncio.to_thread(lambda: validated(kind, parse_json(body, self.limits)))
+        return validated(kind, parse_json(body, self.limits))
+
+    async def generate(
+        self,
+        request: Request,
+        wire: Sampled,
+        params: SamplingParams,
+        prompts: Callable[[LLM], list[list[int]]],
+        *,
+        prediction: str | None = None,
+        constraint: Callable[[LLM], Callable[[], Constraint] | None] = lambda llm: None,
+    ) -> Generation:
+        """Bring the model in, make the prompts (off the loop) and put them in the engine's queue."""
+        host = await self.models.acquire(wire.model)
+        try:
+            llm, _ = host.ready
+
+            def prepare() -> tuple[list[list[int]], list[int] | None, Callable[[], Constraint] | None]:
+                expected = llm.engine.tokenizer.encode(prediction, add_bos=False) if prediction else None
+                return prompts(llm), expected, constraint(llm)
+
+            made, expected, constrained = await asyncio.to_thread(prepare)
+            state = request.state
+            jobs = [
+                Job(
+                    f"{state.request_id}-{at}" if len(made) > 1 else state.request_id,
+                    state.tenant,
+                    prompt,
+                    params,
+                    self.limits.request_timeout,
+                    wire.speculation_params,
+                    expected,
+                    constrained,
+                    wire.priority,
+                    wire.deadline,
+                )
+                for at, prompt in enumerate(made)
+            ]
+            return Generation(self.models, host, jobs, self.limits)
+        except BaseException:
+            self.models.release(host)
+            raise
+
+    def stream(
+        self,
+        request: Request,
+        generation: Generation,
+        parts: AsyncIterator[bytes],
+        describe: Callable[[ApiError], bytes] = openai_error,
+    ) -> Response:
+        """The streaming answer made of ``parts``; ends the generation with it."""
+
+        def end() -> None:
+            generation.end()
+            note(request, generation)
+
+        def report(problem: BaseException) -> None:
+            note_problem(request, problem)
+
+        return EventStream(parts, self.limits.keep_alive, end, describe, report, {})  # type: ignore[return-value]
+
+
+def note(request: Request, generation: Generation) -> None:
+    """Put what the log says of a generation where the guard finds it."""
+    whole = generation.whole
+    request.state.log.update(
+        model=generation.host.name,
+        prompt_tokens=generation.prompt_tokens,
+        completion_tokens=sum(completion.usage.completion_tokens for completion in whole),
+        finish_reason=whole[0].finish_reason if len(whole) == len(generation.completions) else "cancelled",
+    )
+
+
+def note_problem(request: Request, problem: BaseException) -> None:
+    """The same of an error: its kind, and a trace where it is no user's."""
+    error = api_error(problem)
+    request.state.log.update(error=error.code or type(problem).__name__)
+    if error.status == 500:
+        log.error("Request %s failed.", request.state.request_id, exc_info=problem)
+
+
+def server_of(request: Request) -> Server:
+    found: Server = request.app.state.server
+    return found
+
+
+def identifier(prefix: str) -> str:
+    return prefix + secrets.token_hex(16)

@@ -1,0 +1,170 @@
+"""Functions that a model may call: shown through its template, and its calls read from what it writes.
+
+Only formats that a template itself announces are read: Hermes' (``<tool_call>{...}</tool_call>``, also Qwen's) and Llama 3's (the
+whole answer is one JSON object). A model whose template knows no tools is not given any.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from hasten.serve.errors import invalid, unsupported
+from hasten.serve.wire import ChatRequest, NamedTool, ToolFunction
+
+Format = Literal["hermes", "llama3"]
+OPEN, CLOSE = "<tool_call>", "</tool_call>"
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """One call as the client gets it; ``arguments`` is JSON text."""
+
+    id: str
+    name: str
+    arguments: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {"id": self.id, "type": "function", "function": {"name": self.name, "arguments": self.arguments}}
+
+
+@dataclass(frozen=True, slots=True)
+class Toolset:
+    """The functions of one request. ``forced``: the answer has to be a call; ``only``: of this function. ``several``: more than
+    one call is wanted. ``reads`` is off where calls are not wanted."""
+
+    format: Format
+    functions: tuple[ToolFunction, ...]
+    forced: bool = False
+    only: str | None = None
+    several: bool = True
+    reads: bool = True
+
+    @property
+    def shown(self) -> list[dict[str, Any]] | None:
+        """What the template gets."""
+        return [_shown(function) for function in self.functions] if self.reads else None
+
+    @property
+    def callable(self) -> list[ToolFunction]:
+        return [function for function in self.functions if self.only in (None, function.name)]
+
+
+def toolset_of(wire: ChatRequest, template: str | None) -> Toolset | None:
+    """The request's tools, None where there are none. Raises ApiError (400) when this model cannot have any."""
+    if not wire.tools:
+        if wire.tool_choice not in (None, "none", "auto"):
+            raise invalid("tool_choice needs tools to choose from.", "tool_choice")
+        return None
+    names = [tool.function.name for tool in wire.tools]
+    if len(set(names)) != len(names):
+        raise invalid("Two tools have the same name; give each its own.", "tools")
+    choice = wire.tool_choice or "auto"
+    found = format_of(template)
+    if found is None:
+        raise unsupported("tools", "is not supported by this model: its chat template knows no tools in a form that is read here")
+    only = choice.function.name if isinstance(choice, NamedTool) else None
+    if only is not None and only not in names:
+        raise invalid(f"tool_choice names the function {only!r}, which is not among the tools.", "tool_choice")
+    return Toolset(
+        found,
+        tuple(tool.function for tool in wire.tools),
+        forced=choice == "required" or only is not None,
+        only=only,
+        several=wire.parallel_tool_calls is not False and only is None,
+        reads=choice != "none",
+    )
+
+
+def format_of(template: str | None) -> Format | None:
+    """How a model of this template writes calls; None where it is not known to write any."""
+    if template is None or "tools" not in template:
+        return None
+    if OPEN in template:
+        return "hermes"
+    if '"parameters"' in template and "tool_calls" in template:
+        return "llama3"
+    return None
+
+
+class ToolReader:
+    """Takes one answer's text piece by piece and tells its calls from its words. What may still become a call is held back."""
+
+    def __init__(self, tools: Toolset) -> None:
+        self._tools = tools
+        self._held = ""
+        self._calls = 0
+
+    def feed(self, text: str) -> tuple[str, list[ToolCall]]:
+        """(words, calls) that are certain now."""
+        self._held += text
+        if self._tools.format == "llama3":
+            if self._held.lstrip() and not self._held.lstrip().startswith(("{", "<|python_tag|>")):
+                words, self._held = self._held, ""
+                return words, []
+            return "", []
+        words = ""
+        calls: list[ToolCall] = []
+        while True:
+            begin = self._held.find(OPEN)
+            if begin < 0:
+                keep = _overlap(self._held, OPEN)
+                words += self._held[: len(self._held) - keep]
+                self._held = self._held[len(self._held) - keep :]
+                return self._after_calls(words), calls
+            end = self._held.find(CLOSE, begin)
+            if end < 0:
+                words += self._held[:begin]
+                self._held = self._held[begin:]
+                return self._after_calls(words), calls
+            words += self._held[:begin]
+            found = self._call(self._held[begin + len(OPEN) : end])
+            if found is None:
+                words += self._held[begin : end + len(CLOSE)]
+            elif self._tools.several or not self._calls:
+                calls.append(found)
+                self._calls += 1
+            self._held = self._held[end + len(CLOSE) :]
+
+    def finish(self) -> tuple[str, list[ToolCall]]:
+        """The rest, when no more text comes. A call that never closed is read if it is whole, else it is words."""
+        held, self._held = self._held, ""
+        inner = held.removeprefix(OPEN) if self._tools.format == "hermes" else held.strip().removeprefix("<|python_tag|>")
+        looks = held.startswith(OPEN) if self._tools.format == "hermes" else inner.startswith("{")
+        found = self._call(inner) if looks and (self._tools.several or not self._calls) else None
+        return (held, []) if found is None else ("", [found])
+
+    def _call(self, text: str) -> ToolCall | None:
+        """A call of one of the tools, or None: what is no such call stays text."""
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError):
+            return None
+        if not isinstance(value, dict):
+            return None
+        name = value.get("name")
+        arguments = value.get("arguments", value.get("parameters", {}))
+        known = {function.name for function in self._tools.callable}
+        if not isinstance(name, str) or name not in known or not isinstance(arguments, dict):
+            return None
+        return ToolCall("call_" + secrets.token_hex(12), name, json.dumps(arguments, ensure_ascii=False))
+
+    def _after_calls(self, words: str) -> str:
+        """Line breaks between calls are no content."""
+        return words if not self._calls or words.strip() else ""
+
+
+def _shown(function: ToolFunction) -> dict[str, Any]:
+    inner = {
+        "name": function.name,
+        "description": function.description or "",
+        "parameters": function.parameters or {"type": "object", "properties": {}},
+    }
+    return {"type": "function", "function": inner}
+
+
+def _overlap(text: str, mark: str) -> int:
+    """The length of the longest end of ``text`` that begins ``mark``."""
+    return next((size for size in range(min(len(text), len(mark) - 1), 0, -1) if mark.startswith(text[-size:])), 0)

@@ -1,0 +1,255 @@
+"""What clients send, field by field. A field that is not here is refused by name; one that is here is honoured.
+
+The names and meanings are OpenAI's where it has them, vLLM's for further sampling parameters and structured
+outputs, and Hasten's own for ``speculation``, ``provenance``, ``priority`` and ``deadline``. Ranges of sampling parameters are
+checked by ``SamplingParams``.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from hasten.core.config import MOST_NODES, SpeculationParams
+from hasten.core.errors import InvalidRequest
+from hasten.core.types import SamplingParams
+from hasten.serve.errors import invalid, unsupported
+from hasten.serve.limits import Limits
+
+Name = Annotated[str, Field(min_length=1, max_length=256)]
+Identifier = Annotated[str, Field(max_length=512)]
+
+
+class Wire(BaseModel):
+    """Base of everything that comes in: no coercion between types, no unknown names."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", hide_input_in_errors=True)
+
+
+class Speculation(Wire):
+    """How one request is drafted for; never changes its text."""
+
+    mode: Literal["auto", "off", "on"] = "auto"
+    nodes: Annotated[int, Field(ge=0, le=MOST_NODES)] = MOST_NODES
+
+
+class StreamOptions(Wire):
+    include_usage: bool = False
+    include_obfuscation: Literal[False] = False
+
+
+class JsonSchema(Wire):
+    name: Annotated[str, Field(max_length=64)] = "answer"
+    description: str | None = None
+    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+    strict: bool | None = None
+
+
+class ResponseFormat(Wire):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+
+class StructuredOutputs(Wire):
+    """Exactly one of these."""
+
+    json_: Annotated[dict[str, Any] | None, Field(alias="json")] = None
+    regex: Annotated[str, Field(max_length=16384)] | None = None
+    choice: Annotated[list[Annotated[str, Field(min_length=1, max_length=4096)]], Field(min_length=1, max_length=1024)] | None = (
+        None
+    )
+    grammar: Annotated[str, Field(max_length=65536)] | None = None
+
+
+class TextPart(Wire):
+    type: Literal["text"]
+    text: str
+
+
+class Prediction(Wire):
+    type: Literal["content"]
+    content: str | list[TextPart]
+
+    @property
+    def text(self) -> str:
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
+class Sampled(Wire):
+    """Fields that every way of generating shares."""
+
+    model: Name | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    ignore_eos: bool | None = None
+    seed: int | None = None
+    n: int | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    structured_outputs: StructuredOutputs | None = None
+    speculation: Literal["auto", "off", "on"] | Speculation | None = None
+    provenance: bool = False
+    priority: Literal["interactive", "batch"] = "interactive"
+    deadline: Annotated[float, Field(gt=0, le=86400)] | None = None
+    user: Identifier | None = None  # accepted and not used: they have no effect on an answer
+    metadata: Annotated[dict[str, str], Field(max_length=64)] | None = None
+
+    @property
+    def speculation_params(self) -> SpeculationParams:
+        if self.speculation is None:
+            return SpeculationParams()
+        if isinstance(self.speculation, str):
+            return SpeculationParams(self.speculation)
+        return SpeculationParams(self.speculation.mode, self.speculation.nodes)
+
+
+class ToolFunction(Wire):
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(Wire):
+    type: Literal["function"]
+    function: ToolFunction
+
+
+class NamedFunction(Wire):
+    name: str
+
+
+class NamedTool(Wire):
+    type: Literal["function"]
+    function: NamedFunction
+
+
+class ChatRequest(Sampled):
+    """``/v1/chat/completions``."""
+
+    messages: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=4096)]
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    response_format: ResponseFormat | None = None
+    tools: list[Tool] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
+    prediction: Prediction | None = None
+    chat_template_kwargs: Annotated[dict[str, str | int | float | bool], Field(max_length=16)] | None = None
+    store: bool | None = None
+    service_tier: str | None = None
+    modalities: list[str] | None = None
+    safety_identifier: Identifier | None = None
+    prompt_cache_key: Identifier | None = None
+
+    def check_supported(self) -> None:
+        """Raise ApiError for values that OpenAI's service knows and this server does not."""
+        if self.store:
+            raise unsupported("store", "is not supported: this server keeps no answers; leave it out or send false")
+        if self.service_tier not in (None, "auto", "default"):
+            raise unsupported("service_tier", "has to be auto or default here")
+        if self.modalities not in (None, ["text"]):
+            raise unsupported("modalities", 'has to be ["text"]: this server answers in text')
+        if self.max_tokens is not None and self.max_completion_tokens is not None:
+            raise invalid("Give max_tokens or max_completion_tokens, not both.", "max_completion_tokens")
+
+
+class CompletionRequest(Sampled):
+    """``/v1/completions``."""
+
+    prompt: str | list[str] | list[int] | list[list[int]]
+    max_tokens: int | None = 16
+    logprobs: int | None = None
+    echo: bool | None = None
+    best_of: int | None = None
+    suffix: str | None = None
+    prediction: Prediction | None = None
+
+    def check_supported(self) -> None:
+        """Raise ApiError for values that OpenAI's service knows and this server does not."""
+        if self.suffix:
+            raise unsupported("suffix")
+        if self.best_of not in (None, self.n or 1):
+            raise unsupported("best_of", "has to be equal to n here")
+        if self.echo and self.logprobs is not None:
+            raise unsupported("logprobs", "together with echo is not supported: a prompt's log-probabilities are not computed")
+
+    def prompts(self) -> list[str | list[int]]:
+        """One entry a prompt."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if self.prompt and isinstance(self.prompt[0], int):
+            return [self.prompt]
+        return list(self.prompt)  # type: ignore[arg-type]
+
+
+def sampling_params(wire: Sampled, limits: Limits, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
+    """The engine's parameters; those left out are as OpenAI has them, temperature 1 among them. Raises ApiError (400)."""
+    _within("n", wire.n, limits.max_n)
+    _within("logprobs", logprobs, limits.max_logprobs)
+    stop = [wire.stop] if isinstance(wire.stop, str) else wire.stop or []
+    if len(stop) > limits.max_stop:
+        raise invalid(f"stop takes at most {limits.max_stop} strings here, not {len(stop)}.", "stop")
+    if any(len(text) > limits.max_stop_length for text in stop):
+        raise invalid(f"A stop string has at most {limits.max_stop_length} characters here.", "stop")
+    if len(wire.stop_token_ids or []) > 1024:
+        raise invalid("stop_token_ids takes at most 1024 entries.", "stop_token_ids")
+    named = {
+        "temperature": 1.0 if wire.temperature is None else wire.temperature,
+        "top_p": wire.top_p,
+        "top_k": wire.top_k,
+        "min_p": wire.min_p,
+        "repetition_penalty": wire.repetition_penalty,
+        "presence_penalty": wire.presence_penalty,
+        "frequency_penalty": wire.frequency_penalty,
+        "logit_bias": _logit_bias(wire.logit_bias or {}, limits),
+        "stop": tuple(stop),
+        "stop_token_ids": tuple(wire.stop_token_ids or ()),
+        "ignore_eos": wire.ignore_eos,
+        "seed": None if wire.seed is None else wire.seed % 2**64 if -(2**63) <= wire.seed < 2**64 else wire.seed,
+        "n": wire.n,
+    }
+    try:
+        return SamplingParams(
+            **{name: value for name, value in named.items() if value is not None},  # type: ignore[arg-type]
+            max_tokens=_output_limit(max_tokens, limits),
+            logprobs=logprobs,
+        )
+    except InvalidRequest as problem:
+        first = str(problem).split(" ", 1)[0]
+        raise invalid(str(problem), first if first in {*named, "max_tokens", "logprobs"} else None) from None
+
+
+def _output_limit(asked: int | None, limits: Limits) -> int | None:
+    most = limits.max_output_tokens
+    if asked is None or not most:
+        return asked if asked is not None else most or None
+    _within("max_tokens", asked, most)
+    return asked
+
+
+def _within(name: str, value: int | None, most: int) -> None:
+    if value is not None and value > most:
+        raise invalid(f"{name} is at most {most} here, not {value}.", name)
+
+
+def _logit_bias(bias: dict[str, float], limits: Limits) -> dict[int, float]:
+    if len(bias) > limits.max_logit_bias:
+        raise invalid(f"logit_bias takes at most {limits.max_logit_bias} entries here, not {len(bias)}.", "logit_bias")
+    out: dict[int, float] = {}
+    for token, value in bias.items():
+        if not (token.isascii() and token.isdigit() and len(token) <= 10):
+            raise invalid(f"logit_bias is keyed by token ids, not {token[:40]!r}.", "logit_bias")
+        out[int(token)] = value
+    return out

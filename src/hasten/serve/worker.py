@@ -1,0 +1,199 @@
+"""The thread that owns an engine: it takes requests in, steps, and hands out what comes. Nobody else touches the engine.
+
+Requests wait here, not in the engine, as long as its places are taken, so that an interactive one passes those of a batch and one
+whose time is up is let go without having cost anything. A step that raises ends the requests that were running, and the thread
+goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from hasten.core.errors import HastenError
+from hasten.engine.llm import LLM
+from hasten.engine.requests import Request
+from hasten.serve.errors import ApiError
+from hasten.serve.tickets import BATCH, INTERACTIVE, Ticket
+from hasten.serve.totals import Totals
+
+log = logging.getLogger(__name__)
+FORGETTING = 0.9  # of the pace at which requests end
+
+
+class Worker(threading.Thread):
+    """Runs ``llm``'s engine until ``close``. ``submit``, ``cancel``, ``call`` and ``close`` are for any thread."""
+
+    def __init__(self, llm: LLM, max_sequences: int) -> None:
+        super().__init__(name=f"engine-{llm.name}", daemon=True)
+        self.llm = llm
+        self.totals = Totals()
+        self._engine = llm.engine
+        self._max_sequences = max_sequences
+        self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._waiting: dict[str, deque[Ticket]] = {INTERACTIVE: deque(), BATCH: deque()}
+        self._running: dict[int, Ticket] = {}  # by identity of the engine's request
+        self._closing = False
+        self._pace: float | None = None  # seconds from one request's end to the next, while there is work
+        self._last_end: float | None = None
+
+    def submit(self, ticket: Ticket) -> None:
+        """Queue a request that ``Engine.check`` has passed."""
+        self._commands.put(lambda: self._waiting[ticket.job.priority].append(ticket))
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Nobody waits for this one any more: before the next step its blocks are free. One that is over is left alone."""
+        self._commands.put(lambda: self._drop(ticket, None))
+
+    def call(self, work: Callable[[], Any]) -> None:
+        """Run something between two steps. It has to see to its own errors."""
+        self._commands.put(work)
+
+    def close(self) -> None:
+        """Cancel what is left and end the thread."""
+        self._commands.put(None)
+
+    @property
+    def waiting(self) -> int:
+        return sum(map(len, self._waiting.values()))
+
+    @property
+    def running(self) -> int:
+        return len(self._running)
+
+    def expected_wait(self, priority: str) -> float | None:
+        """Seconds that a request which came now would wait for its turn, from the pace of late; None where that is unknown."""
+        ahead = len(self._waiting[INTERACTIVE]) + (len(self._waiting[BATCH]) if priority == BATCH else 0)
+        if ahead == 0 and len(self._running) < self._max_sequences:
+            return 0.0
+        return None if self._pace is None else self._pace * (ahead + 1)
+
+    def run(self) -> None:
+        while not self._closing:
+            self._obey()
+            self._expire()
+            self._admit()
+            try:
+                told = self._engine.step()
+            except Exception as problem:
+                log.exception("A step of %s failed; the requests that were running end here.", self.llm.name)
+                told = self._engine.fail(problem)
+            self._deliver(told)
+        for ticket in [*self._running.values(), *self._waiting[INTERACTIVE], *self._waiting[BATCH]]:
+            self._drop(ticket, ApiError(503, "The server is stopping.", code="stopping", retry_after=5))
+        self.llm.close()
+
+    def _obey(self) -> None:
+        """Carry out what other threads asked for; wait for it where there is nothing else to do."""
+        idle = self._engine.idle and not self.waiting
+        if idle:
+            self._last_end = None
+        # Only what is there now: work that queues itself again has to let a step pass.
+        for _ in range(max(self._commands.qsize(), 1)):
+            try:
+                command = self._commands.get(block=idle)
+            except queue.Empty:
+                return
+            idle = False
+            if command is None:
+                self._closing = True
+                return
+            command()
+
+    def _admit(self) -> None:
+        """Give the engine what it has places for, interactive requests first."""
+        for tickets in self._waiting.values():
+            while tickets:
+                held = len(self._engine.scheduler.running) + len(self._engine.scheduler.waiting)
+                if held and held + tickets[0].job.params.n > self._max_sequences:
+                    return
+                self._begin(tickets.popleft())
+
+    def _begin(self, ticket: Ticket) -> None:
+        job = ticket.job
+        try:
+            ticket.request = self._engine.submit(
+                job.prompt, job.params, job.tenant, job.id, job.speculation, job.prediction, job.constraint
+            )
+        except Exception as problem:
+            if not isinstance(problem, HastenError):
+                log.exception("Request %s could not begin.", job.id)
+            ticket.post([], problem)
+            return
+        ticket.times.started = time.monotonic()
+        self._running[id(ticket.request)] = ticket
+
+    def _expire(self) -> None:
+        """End what has run out of time."""
+        now = time.monotonic()
+        for tickets in self._waiting.values():
+            for ticket in list(tickets):
+                deadline = ticket.job.deadline
+                if deadline is not None and now - ticket.times.arrived > deadline:
+                    self._drop(ticket, late(deadline, self._pace))
+        for ticket in [*self._running.values(), *self._waiting[INTERACTIVE], *self._waiting[BATCH]]:
+            if now - ticket.times.arrived > ticket.job.timeout:
+                self._drop(
+                    ticket,
+                    ApiError(
+                        408,
+                        f"The request took longer than {ticket.job.timeout:g} seconds, which is the most allowed; "
+                        "ask for fewer tokens.",
+                        code="timeout",
+                    ),
+                )
+
+    def _deliver(self, told: list[Request]) -> None:
+        now = time.monotonic()
+        for request in dict.fromkeys(map(id, told)):
+            ticket = self._running.get(request)
+            if ticket is None or ticket.request is None:
+                continue
+            events = list(ticket.request.inbox)
+            ticket.request.inbox.clear()
+            if events:
+                ticket.times.first = ticket.times.first or now
+                ticket.times.last = now
+            problem = ticket.request.problem
+            if ticket.request.finished:
+                self._retire(ticket, "error" if problem else events[-1].finish_reason or "stop")
+            ticket.post(events, problem)
+
+    def _drop(self, ticket: Ticket, problem: BaseException | None) -> None:
+        """Take a request out, wherever it is, and say why where somebody listens."""
+        waiting = self._waiting[ticket.job.priority]
+        if ticket.request is not None and id(ticket.request) in self._running:
+            self._engine.cancel(ticket.request)
+            self._retire(ticket, "cancelled" if problem is None else "error")
+        elif ticket in waiting:
+            waiting.remove(ticket)
+        else:
+            return
+        if problem is not None:
+            ticket.post([], problem)
+
+    def _retire(self, ticket: Ticket, reason: str) -> None:
+        assert ticket.request is not None
+        del self._running[id(ticket.request)]
+        self.totals.add(ticket.request, ticket.times, reason)
+        now = time.monotonic()
+        if self._last_end is not None:
+            gap = now - self._last_end
+            self._pace = gap if self._pace is None else FORGETTING * self._pace + (1 - FORGETTING) * gap
+        self._last_end = now
+
+
+def late(deadline: float, pace: float | None) -> ApiError:
+    """The refusal of a request whose deadline cannot be met."""
+    return ApiError(
+        503,
+        f"The server cannot begin this request within its deadline of {deadline:g} seconds; try again later or allow more time.",
+        param="deadline",
+        code="deadline",
+        retry_after=pace or 1.0,
+    )

@@ -1,0 +1,250 @@
+"""What breaks inside: a step, a drafter, the pool, a slow prompt. The thread that owns the engine goes on, and nothing leaks."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from hasten.core.config import EngineConfig
+from hasten.core.types import SamplingParams
+from hasten.draft.base import Drafter
+from hasten.engine.engine import Engine
+from hasten.serve.errors import ApiError
+from hasten.serve.generation import Generation
+from hasten.serve.limits import Limits
+from hasten.serve.models import Host, Models
+from hasten.serve.sse import KEEP_ALIVE, EventStream, openai_error
+from hasten.serve.tickets import Job, Ticket
+from hasten.serve.worker import Worker
+from test_serve_models import FakeLLM
+from tiny import tiny_engine
+
+PARAMS = SamplingParams(max_tokens=40, ignore_eos=True)
+
+
+def job(name: str, params: SamplingParams = PARAMS, timeout: float = 60.0, **options: Any) -> Job:
+    return Job(name, "", [1, 2, 3, 4], params, timeout, **options)
+
+
+@contextmanager
+def working(engine: Engine, max_sequences: int = 8) -> Iterator[Worker]:
+    llm: Any = FakeLLM(EngineConfig())
+    llm.engine = engine
+    worker = Worker(llm, max_sequences)
+    worker.start()
+    try:
+        yield worker
+    finally:
+        worker.close()
+        worker.join(20)
+        assert not worker.is_alive()
+        engine.scheduler.check_integrity()
+        assert engine.scheduler.blocks.available == engine.scheduler.blocks.num_blocks, "blocks leak"
+
+
+async def tokens_of(ticket: Ticket) -> list[int]:
+    out: list[int] = []
+    while events := await ticket.next():
+        out += [token for event in events for token in event.tokens]
+    return out
+
+
+async def alone() -> list[int]:
+    with working(tiny_engine()) as worker:
+        ticket = Ticket(job("alone"), asyncio.get_running_loop())
+        worker.submit(ticket)
+        return await tokens_of(ticket)
+
+
+def test_a_step_that_raises_ends_what_ran_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = tiny_engine()
+    forward, calls = engine.executor.forward, 0
+
+    def failing(batch: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 5:
+            raise RuntimeError("a kernel fell over")
+        return forward(batch)
+
+    monkeypatch.setattr(engine.executor, "forward", failing)
+
+    async def scene() -> None:
+        with working(engine, max_sequences=1) as worker:
+            tickets = [Ticket(job(f"r{at}"), asyncio.get_running_loop()) for at in range(3)]
+            for ticket in tickets:
+                worker.submit(ticket)
+            with pytest.raises(RuntimeError, match="fell over"):
+                await tokens_of(tickets[0])
+            assert await tokens_of(tickets[1]) == await tokens_of(tickets[2]) == await alone()
+            assert worker.totals.finished == {"error": 1, "length": 2}
+
+    asyncio.run(scene())
+
+
+def test_a_drafter_that_raises_costs_only_itself() -> None:
+    class Broken(Drafter):
+        name = "broken"
+
+        def propose(self, sequences: Any, budgets: Any) -> Any:
+            raise MemoryError("no room for guesses")
+
+    async def scene() -> None:
+        with working(tiny_engine(drafters=[Broken()])) as worker:
+            ticket = Ticket(job("r"), asyncio.get_running_loop())
+            worker.submit(ticket)
+            assert await tokens_of(ticket) == await alone()
+
+    asyncio.run(scene())
+
+
+def test_after_a_cancel_at_most_the_step_that_runs_is_finished(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = tiny_engine()
+    step, steps = engine.step, 0
+
+    def counted(self: Engine) -> Any:
+        nonlocal steps
+        steps += 1
+        time.sleep(0.02)
+        return step()
+
+    monkeypatch.setattr(Engine, "step", counted)
+
+    async def scene() -> None:
+        with working(engine) as worker:
+            ticket = Ticket(job("r", SamplingParams(max_tokens=400, ignore_eos=True)), asyncio.get_running_loop())
+            worker.submit(ticket)
+            await ticket.next()
+            worker.cancel(ticket)
+            before = steps
+            while engine.scheduler.blocks.used:
+                await asyncio.sleep(0.001)
+            assert steps <= before + 1
+            worker.cancel(ticket)  # a second time does nothing
+
+    asyncio.run(scene())
+
+
+def test_time_limits_end_what_waits_and_what_runs() -> None:
+    async def scene() -> None:
+        with working(tiny_engine(), max_sequences=1) as worker:
+            loop = asyncio.get_running_loop()
+            endless = SamplingParams(max_tokens=None, ignore_eos=True)
+            running, waiting = Ticket(job("a", endless, timeout=0.15), loop), Ticket(job("b", endless, timeout=0.1), loop)
+            for ticket in (running, waiting):
+                worker.submit(ticket)
+            for ticket in (waiting, running):
+                with pytest.raises(ApiError) as caught:
+                    await tokens_of(ticket)
+                assert caught.value.status == 408
+
+    asyncio.run(scene())
+
+
+def test_stopping_tells_those_who_wait() -> None:
+    async def scene() -> None:
+        with working(tiny_engine(), max_sequences=1) as worker:
+            loop = asyncio.get_running_loop()
+            tickets = [Ticket(job(name, SamplingParams(max_tokens=400, ignore_eos=True)), loop) for name in "ab"]
+            for ticket in tickets:
+                worker.submit(ticket)
+            worker.close()
+            for ticket in tickets:
+                with pytest.raises(ApiError) as caught:
+                    await tokens_of(ticket)
+                assert caught.value.status == 503
+
+    asyncio.run(scene())
+
+
+def test_a_small_pool_is_shared_by_preemption() -> None:
+    """More is asked than the pool holds at once; every answer is still the one it would be alone."""
+    long = SamplingParams(max_tokens=100, ignore_eos=True)
+
+    async def scene() -> None:
+        with working(tiny_engine(num_blocks=3)) as worker:
+            tickets = [Ticket(job(f"r{at}", long), asyncio.get_running_loop()) for at in range(6)]
+            for ticket in tickets:
+                worker.submit(ticket)
+            expected = [await tokens_of(ticket) for ticket in tickets]
+            assert all(found == expected[0] for found in expected)
+            assert len(expected[0]) == 100
+
+    asyncio.run(scene())
+
+
+def test_a_fixed_pace_hides_the_steps() -> None:
+    async def scene() -> None:
+        with working(tiny_engine()) as worker:
+            llm: Any = worker.llm
+            host = Host("tiny", EngineConfig(), llm=llm, worker=worker, users=1)
+            models = Models([host], load=lambda config: llm)
+            generation = Generation(
+                models, host, [job("r", SamplingParams(max_tokens=60, ignore_eos=True))], Limits(stream_interval=0.05)
+            )
+            times = []
+            async for _ in generation.events():
+                times.append(time.monotonic())
+            generation.end()
+            assert all(later - earlier >= 0.045 for earlier, later in itertools.pairwise(times))
+            assert len(times) < 60
+            assert (host.users, host.tickets) == (0, 0)
+
+    asyncio.run(scene())
+
+
+async def sent(parts: AsyncIterator[bytes], leave_after: float = 60.0) -> tuple[list[bytes], list[str]]:
+    """What a client gets of an event stream that it leaves after so long, and what was called."""
+    bodies: list[bytes] = []
+    called: list[str] = []
+
+    async def send(message: Any) -> None:
+        bodies.append(message.get("body", b""))
+
+    async def receive() -> Any:
+        await asyncio.sleep(leave_after)
+        return {"type": "http.disconnect"}
+
+    stream = EventStream(parts, 0.05, lambda: called.append("end"), openai_error, lambda problem: called.append("problem"), {})
+    await stream({"type": "http"}, receive, send)
+    return bodies, called
+
+
+def test_a_silent_stream_is_kept_alive_and_an_error_becomes_an_event() -> None:
+    async def parts() -> AsyncIterator[bytes]:
+        await asyncio.sleep(0.18)
+        yield b"one"
+        raise ApiError(503, "Too late.", code="late")
+
+    bodies, called = asyncio.run(sent(parts()))
+    assert bodies.count(KEEP_ALIVE) in (2, 3)
+    assert bodies.index(b"one") > bodies.index(KEEP_ALIVE)
+    assert b'"code":"late"' in bodies[-2]
+    assert called == ["problem", "end"]
+
+
+def test_what_is_no_users_mistake_is_not_told() -> None:
+    async def parts() -> AsyncIterator[bytes]:
+        yield b"one"
+        raise KeyError("secret of the inside")
+
+    bodies, _ = asyncio.run(sent(parts()))
+    assert b"secret" not in b"".join(bodies)
+    assert b"server_error" in bodies[-2]
+
+
+def test_a_client_that_leaves_ends_the_stream() -> None:
+    async def parts() -> AsyncIterator[bytes]:
+        while True:
+            yield b"more"
+            await asyncio.sleep(0.01)
+
+    bodies, called = asyncio.run(sent(parts(), leave_after=0.1))
+    assert 2 < len(bodies) < 30
+    assert called == ["end"]

@@ -1,0 +1,201 @@
+"""Structured output and tools through the server; readers of calls by themselves."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+
+from hasten.serve.errors import ApiError
+from hasten.serve.tools import ToolReader, Toolset, format_of, toolset_of
+from hasten.serve.wire import ChatRequest, ToolFunction
+from serving import TEMPLATE, Running
+
+openai = pytest.importorskip("openai")
+anthropic = pytest.importorskip("anthropic")
+pytest.importorskip("llguidance")
+
+ASK: list[Any] = [{"role": "user", "content": "def fibonacci(number):"}]
+SCHEMA = {
+    "type": "object",
+    "properties": {"city": {"enum": ["Oslo", "Rome"]}, "days": {"type": "integer", "minimum": 1, "maximum": 9}},
+    "required": ["city", "days"],
+    "additionalProperties": False,
+}
+TOOLS: list[Any] = [
+    {"type": "function", "function": {"name": "weather", "description": "Tell the weather.", "parameters": SCHEMA}},
+    {
+        "type": "function",
+        "function": {"name": "stop_all", "parameters": {"type": "object", "properties": {}, "additionalProperties": False}},
+    },
+]
+
+
+@pytest.fixture(scope="module")
+def client(server: Running) -> Any:
+    with openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0) as made:
+        yield made
+
+
+def chat(client: Any, **options: Any) -> Any:
+    return client.chat.completions.create(**{"model": "tiny", "messages": ASK, "max_tokens": 900, "seed": 5, **options})
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_schema_holds_streamed_or_not_and_with_or_without_drafts(client: Any, seed: int) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "trip", "schema": SCHEMA, "strict": True}}
+    texts = {
+        chat(client, response_format=form, seed=seed, extra_body={"speculation": mode}).choices[0].message.content
+        for mode in ("on", "off")
+    }
+    chunks = list(chat(client, response_format=form, seed=seed, stream=True))
+    texts.add("".join(chunk.choices[0].delta.content or "" for chunk in chunks))
+    assert len(texts) == 1
+    value = json.loads(texts.pop())
+    assert value["city"] in ("Oslo", "Rome")
+    assert 1 <= value["days"] <= 9
+
+
+def test_other_forms(client: Any) -> None:
+    found = chat(client, extra_body={"structured_outputs": {"regex": "[0-9]{4}-[0-9]{2}"}}).choices[0].message.content
+    assert re.fullmatch("[0-9]{4}-[0-9]{2}", found)
+    assert chat(client, extra_body={"structured_outputs": {"choice": ["left", "right"]}}).choices[0].message.content in (
+        "left",
+        "right",
+    )
+    text = client.completions.create(model="tiny", prompt="x", max_tokens=9, extra_body={"structured_outputs": {"choice": ["one"]}})
+    assert text.choices[0].text == "one"
+    thing = chat(client, response_format={"type": "json_object"}, max_tokens=1500, temperature=0.5)
+    if thing.choices[0].finish_reason == "stop":
+        assert isinstance(json.loads(thing.choices[0].message.content), dict)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"structured_outputs": {}},
+        {"structured_outputs": {"regex": "a", "choice": ["b"]}},
+        {"structured_outputs": {"regex": "("}},
+        {"structured_outputs": {"grammar": "start: nothing"}},
+        {"response_format": {"type": "json_object"}, "structured_outputs": {"regex": "a"}},
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "colour"}}}},
+        {"structured_outputs": {"regex": "a"}, "ignore_eos": True},
+    ],
+    ids=json.dumps,
+)
+def test_forms_that_cannot_be_are_refused(client: Any, server: Running, body: dict[str, Any]) -> None:
+    with pytest.raises(openai.BadRequestError):
+        chat(client, extra_body=body)
+    server.wait_idle()
+
+
+def test_a_forced_call(client: Any) -> None:
+    for choice in ("required", {"type": "function", "function": {"name": "weather"}}):
+        answer = chat(client, tools=TOOLS, tool_choice=choice, parallel_tool_calls=False)
+        call = answer.choices[0].message.tool_calls[0]
+        assert answer.choices[0].finish_reason == "tool_calls"
+        assert answer.choices[0].message.content is None
+        assert call.function.name in ("weather", "stop_all")
+        if call.function.name == "weather":
+            assert set(json.loads(call.function.arguments)) == {"city", "days"}
+        chunks = list(chat(client, tools=TOOLS, tool_choice=choice, parallel_tool_calls=False, stream=True))
+        streamed = [part for chunk in chunks for part in chunk.choices[0].delta.tool_calls or []]
+        assert [(part.index, part.function.name, part.function.arguments) for part in streamed] == [
+            (0, call.function.name, call.function.arguments)
+        ]
+        assert [chunk.choices[0].finish_reason for chunk in chunks][-1] == "tool_calls"
+        assert not "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+
+
+def test_a_conversation_with_calls_goes_on(client: Any) -> None:
+    turns = [
+        *ASK,
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [{"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}],
+        },
+        {"role": "tool", "tool_call_id": "call_1", "content": "rain"},
+    ]
+    assert chat(client, messages=turns, tools=TOOLS, max_tokens=5, tool_choice="none").choices[0].message.tool_calls is None
+
+
+def test_anthropics_tools(server: Running) -> None:
+    with anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0) as claude:
+        tools: list[Any] = [{"name": "weather", "input_schema": SCHEMA}]
+        options: dict[str, Any] = {
+            "model": "tiny",
+            "messages": ASK,
+            "max_tokens": 900,
+            "tools": tools,
+            "tool_choice": {"type": "any"},
+        }
+        answer = claude.messages.create(**options)
+        assert answer.stop_reason == "tool_use"
+        assert answer.content[0].type == "tool_use"
+        assert set(answer.content[0].input) == {"city", "days"}
+        with claude.messages.stream(**options) as stream:
+            final = stream.get_final_message()
+        assert final.content[0].type == "tool_use"
+        assert set(final.content[0].input) == {"city", "days"}
+        turns = [
+            *ASK,
+            {"role": "assistant", "content": [answer.content[0].model_dump(include={"type", "id", "name", "input"})]},
+            {"role": "user", "content": [{"type": "tool_result", "tool_use_id": answer.content[0].id, "content": "rain"}]},
+        ]
+        assert claude.messages.create(model="tiny", messages=turns, max_tokens=4).usage.output_tokens <= 4
+
+
+def toolset(**options: Any) -> Toolset:
+    return Toolset("hermes", (ToolFunction(name="f"), ToolFunction(name="g")), **options)
+
+
+def read(text: str, tools: Toolset, size: int) -> tuple[str, list[tuple[str, str]]]:
+    reader, words, calls = ToolReader(tools), "", []
+    for at in range(0, len(text), size):
+        more, found = reader.feed(text[at : at + size])
+        words += more
+        calls += found
+    rest, found = reader.finish()
+    return words + rest, [(call.name, call.arguments) for call in [*calls, *found]]
+
+
+CALL = '<tool_call>\n{"name": "f", "arguments": {"x": "<tool"}}\n</tool_call>'
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
+@pytest.mark.parametrize(
+    ("text", "words", "calls"),
+    [
+        ("no call < here <tool_", "no call < here <tool_", []),
+        ("Let me see. " + CALL, "Let me see. ", [("f", '{"x": "<tool"}')]),
+        (CALL + "\n" + CALL.replace('"f"', '"g"'), "", [("f", '{"x": "<tool"}'), ("g", '{"x": "<tool"}')]),
+        (CALL.removesuffix("</tool_call>"), "", [("f", '{"x": "<tool"}')]),
+        (CALL.replace('"f"', '"unknown"'), CALL.replace('"f"', '"unknown"'), []),
+        ("<tool_call>not json</tool_call> end", "<tool_call>not json</tool_call> end", []),
+        ('<tool_call>{"name": "f", "arguments": [1]}</tool_call>', '<tool_call>{"name": "f", "arguments": [1]}</tool_call>', []),
+        ("<tool_call>" + "[" * 5000, "<tool_call>" + "[" * 5000, []),
+    ],
+)
+def test_calls_are_told_from_words_however_they_come(text: str, words: str, calls: list[Any], size: int) -> None:
+    if len(text) > 1000 and size < 7:
+        pytest.skip("only slower")
+    assert read(text, toolset(), size) == (words, calls)
+
+
+def test_llama_calls_are_whole_answers() -> None:
+    tools = Toolset("llama3", (ToolFunction(name="f"),))
+    assert read('{"name": "f", "parameters": {"x": 1}}', tools, 3) == ("", [("f", '{"x": 1}')])
+    assert read("plain {words}", tools, 3) == ("plain {words}", [])
+    assert read('{"name": "other"}', tools, 3) == ('{"name": "other"}', [])
+
+
+def test_formats_are_those_that_templates_announce() -> None:
+    assert format_of(TEMPLATE) == "hermes"
+    assert format_of("{{ messages }}") is None
+    assert format_of(None) is None
+    wire = ChatRequest(messages=ASK, tools=TOOLS)
+    with pytest.raises(ApiError, match="template knows no tools"):
+        toolset_of(wire, "{{ messages }}")

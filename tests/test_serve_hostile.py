@@ -1,0 +1,203 @@
+"""Clients that mean no good, or vanish: the server answers with a clear status, frees what they held, and goes on."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from contextlib import suppress
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from serving import Running
+
+CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "one two"}], "max_tokens": 3, "temperature": 0}
+LONG = {**CHAT, "max_tokens": 1500, "ignore_eos": True, "temperature": 1.0}
+JSON = {"content-type": "application/json"}
+
+
+def raw(
+    server: Running, content: bytes, headers: dict[str, str] | None = None, path: str = "/v1/chat/completions"
+) -> httpx.Response:
+    return httpx.post(server.url + path, content=content, headers=JSON | (headers or {}), timeout=60)
+
+
+def is_well(server: Running) -> None:
+    assert server.post("/v1/chat/completions", CHAT).status_code == 200
+    server.wait_idle()
+
+
+MALFORMED: list[tuple[bytes, int]] = [
+    (b"", 400),
+    (b"{", 400),
+    (b"[]", 400),
+    (b"null", 400),
+    (b'"text"', 400),
+    (b"\xff\xfe{}", 400),
+    (b'{"model": NaN}', 400),
+    (b'{"temperature": Infinity}', 400),
+    (b'{"messages": "x", "messages": "y"}', 400),
+    (b'{"seed": ' + b"9" * 5000 + b"}", 400),
+    (b'{"messages": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", 400),
+    (b'{"messages": [' + b'{"a":' * 40 + b"1" + b"}" * 40 + b"]}", 400),
+    (b'{"messages": [{"role": "user", "content": "\\ud800"}]}', 400),
+    (b'{"messages": [{"role": "user", "content": {"type": "text"}}]}', 400),
+    (b'{"messages": [{"role": "user", "content": "x"}], "max_tokens": true}', 400),
+    (b'{"messages": [{"role": "user", "content": "x"}], "max_tokens": 1.5}', 400),
+    (b'{"messages": [{"role": "user", "content": "x"}], "n": "1"}', 400),
+    (b'{"messages": [{"role": "user", "content": "x"}], "temperature": "0"}', 400),
+    (b'{"messages": [{"role": "user", "content": "x"}], "stop_token_ids": [-1]}', 400),
+    (b'{"messages": [{"role": "user", "content": "x"}], "__proto__": {}}', 400),
+    (b'{"messages": [{"role": "user", "content": "x"}], "model": "../../etc/passwd"}', 404),
+    (b'{"a": "' + b"x" * (5 << 20) + b'"}', 413),
+]
+
+
+@pytest.mark.parametrize(("body", "status"), MALFORMED, ids=lambda value: repr(value)[:40])
+def test_malformed_bodies_get_a_clear_status(server: Running, body: bytes, status: int) -> None:
+    answer = raw(server, body)
+    assert answer.status_code == status
+    error = answer.json()["error"]
+    assert error["message"].endswith(".")
+    assert len(error["message"]) < 500
+
+
+def test_no_path_of_the_machine_is_told(server: Running) -> None:
+    shown = [server.get("/v1/models").text, raw(server, b'{"messages": []}').text, server.get("/version").text]
+    assert not [text for text in shown if "/tmp" in text or ".gguf" in text]
+
+
+def test_other_kinds_of_bodies_are_refused(server: Running) -> None:
+    body = json.dumps(CHAT).encode()
+    for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""):
+        assert raw(server, body, {"content-type": kind}).status_code == 415
+    assert raw(server, body, {"content-encoding": "gzip"}).status_code == 415
+
+
+def test_chunked_bodies_are_bounded_too(server: Running) -> None:
+    def parts() -> Any:
+        for _ in range(80):
+            yield b" " * (64 << 10)
+
+    with suppress(httpx.HTTPError):  # the server may answer and close before it has read all
+        answer = httpx.post(server.url + "/v1/chat/completions", content=parts(), headers=JSON, timeout=60)
+        assert answer.status_code == 413
+    is_well(server)
+
+
+@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example:80", ""])
+def test_another_host_name_is_refused(server: Running, host: str) -> None:
+    """A page that rebinds its own name to this machine sends that name."""
+    port = urlsplit(server.url).port
+    assert port is not None
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+        connection.sendall(f"GET /v1/models HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+        answer = connection.makefile("rb").read()
+    assert answer.split(b" ", 2)[1] in (b"403", b"400")
+
+
+def test_pages_of_other_origins_are_refused_and_get_no_cors(server: Running) -> None:
+    for origin in ("https://evil.example", "null", "http://localhost:1", server.url + ".evil.example"):
+        for method in ("GET", "POST", "OPTIONS"):
+            answer = httpx.request(method, server.url + "/v1/models", headers={"origin": origin})
+            assert answer.status_code == 403
+            assert "access-control-allow-origin" not in answer.headers
+    assert server.get("/v1/models", headers={"origin": server.url}).status_code == 200
+
+
+def test_every_answer_has_safe_headers(server: Running) -> None:
+    for path in ("/", "/v1/models", "/nothing", "/v1/chat/completions"):
+        headers = server.get(path).headers
+        assert headers["x-content-type-options"] == "nosniff"
+        policy = headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
+        assert "server" not in headers
+
+
+@pytest.mark.parametrize(
+    "path", ["/../src/hasten/serve/app.py", "/%2e%2e/%2e%2e/etc/passwd", "//etc/passwd", "/..%2f..%2fapp.py", "/page/../app.py"]
+)
+def test_no_path_leads_out_of_the_page(server: Running, path: str) -> None:
+    port = urlsplit(server.url).port
+    assert port is not None
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+        answer = connection.makefile("rb").read()
+    assert answer.split(b" ", 2)[1] in (b"404", b"400")
+    assert b"root:" not in answer
+    assert b"import" not in answer
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("after", [0.0, 0.3])
+def test_a_client_that_vanishes_frees_its_blocks(server: Running, stream: bool, after: float) -> None:
+    cancelled = server.metric("hasten:request_success_total", finished_reason="cancelled")
+    body = json.dumps({**LONG, "stream": stream}).encode()
+    parts = urlsplit(server.url)
+    assert parts.port is not None
+    for _ in range(3):
+        connection = socket.create_connection(("127.0.0.1", parts.port), timeout=20)
+        head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        head += f"Content-Length: {len(body)}"
+        connection.sendall(f"{head}\r\n\r\n".encode() + body)
+        if stream:
+            connection.recv(100)
+        time.sleep(after)
+        connection.close()
+    server.wait_idle(5.0)
+    if stream or after:
+        assert server.metric("hasten:request_success_total", finished_reason="cancelled") > cancelled
+    is_well(server)
+
+
+def test_a_reader_that_never_reads_holds_up_nobody(server: Running) -> None:
+    with httpx.Client(timeout=60) as slow, slow.stream("POST", server.url + "/v1/chat/completions", json={**LONG, "stream": True}):
+        began = time.monotonic()
+        assert server.post("/v1/chat/completions", CHAT).status_code == 200
+        assert time.monotonic() - began < 20
+    server.wait_idle()
+
+
+def test_garbage_on_the_wire(server: Running) -> None:
+    port = urlsplit(server.url).port
+    assert port is not None
+    for content in (
+        b"\x16\x03\x01\x02\x00",
+        b"GET\r\n\r\n",
+        b"POST / HTTP/9.9\r\n\r\n",
+        b"A" * 70_000,
+        b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 20_000,
+    ):
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+            try:
+                connection.sendall(content)
+                connection.settimeout(2)
+                connection.recv(4096)
+            except OSError:
+                continue
+    is_well(server)
+
+
+def test_many_at_once_all_get_the_answer_that_one_gets(server: Running) -> None:
+    bodies = [
+        {**CHAT, "max_tokens": 20, "temperature": 0.8, "seed": seed, "messages": [{"role": "user", "content": f"one {seed}"}]}
+        for seed in range(12)
+    ]
+    alone = [server.post("/v1/chat/completions", body).json()["choices"] for body in bodies]
+    together: list[Any] = [None] * len(bodies)
+
+    def ask(at: int) -> None:
+        together[at] = server.post("/v1/chat/completions", bodies[at]).json()["choices"]
+
+    threads = [threading.Thread(target=ask, args=(at,)) for at in range(len(bodies))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert together == alone
+    server.wait_idle()

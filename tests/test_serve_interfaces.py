@@ -1,0 +1,171 @@
+"""Anthropic's client, OpenAI's responses and embeddings, and the metrics, against a running server."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from hasten.core.types import Batch, SamplingParams, Segment
+from hasten.engine.embedding import embed
+from serving import Running
+from tiny import run_all, tiny_engine
+
+anthropic = pytest.importorskip("anthropic")
+openai = pytest.importorskip("openai")
+
+GREEDY: dict[str, Any] = {"extra_body": {"temperature": 0.0}}  # newer versions of the client leave it out
+ASK: list[Any] = [{"role": "user", "content": "def fibonacci(number):"}]
+
+
+@pytest.fixture(scope="module")
+def claude(server: Running) -> Any:
+    with anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def client(server: Running) -> Any:
+    with openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0) as made:
+        yield made
+
+
+def test_messages_whole_and_streamed(claude: Any, client: Any) -> None:
+    options = {"model": "tiny", "messages": ASK, "max_tokens": 40}
+    whole = claude.messages.create(**options, **GREEDY)
+    same = client.chat.completions.create(**options, temperature=0.0)
+    assert whole.role == "assistant"
+    assert whole.content[0].text == same.choices[0].message.content
+    assert whole.stop_reason == {"stop": "end_turn", "length": "max_tokens"}[same.choices[0].finish_reason]
+    assert whole.usage.output_tokens == same.usage.completion_tokens
+    with claude.messages.stream(**options, **GREEDY) as stream:
+        events = [event.type for event in stream]
+        final = stream.get_final_message()
+    assert final.content[0].text == whole.content[0].text
+    assert final.stop_reason == whole.stop_reason
+    assert final.usage.output_tokens == whole.usage.output_tokens
+    assert events[0] == "message_start"
+    assert events[-1] == "message_stop"
+
+
+def test_messages_with_system_blocks_and_stop(claude: Any) -> None:
+    text = claude.messages.create(model="tiny", messages=ASK, max_tokens=40, **GREEDY).content[0].text
+    stop = text[8:10]
+    cut = claude.messages.create(model="tiny", messages=ASK, max_tokens=40, **GREEDY, stop_sequences=[stop])
+    assert (cut.stop_reason, cut.stop_sequence) == ("stop_sequence", stop)
+    assert cut.content[0].text == text[: text.index(stop)]
+    blocks: list[Any] = [{"role": "user", "content": [{"type": "text", "text": ASK[0]["content"]}]}]
+    assert claude.messages.create(model="tiny", messages=blocks, max_tokens=40, **GREEDY).content[0].text == text
+    other = claude.messages.create(model="tiny", messages=ASK, max_tokens=40, **GREEDY, system="Answer in verse.")
+    assert other.usage.input_tokens + other.usage.cache_read_input_tokens > 20
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"extra_body": {"temperature": 2.0}}, "temperature"),
+        ({"thinking": {"type": "enabled", "budget_tokens": 2000}}, "thinking"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"messages": [{"role": "system", "content": "x"}]}, "messages"),
+        ({"messages": [{"role": "user", "content": [{"type": "image", "source": {"type": "url", "url": "http://x"}}]}]}, "image"),
+        ({"extra_body": {"mcp_servers": []}}, "mcp_servers"),
+    ],
+)
+def test_messages_errors_have_anthropics_shape(claude: Any, change: dict[str, Any], named: str) -> None:
+    with pytest.raises(anthropic.BadRequestError) as caught:
+        claude.messages.create(**{"model": "tiny", "messages": ASK, "max_tokens": 4, **change})
+    assert caught.value.body["type"] == "error"
+    assert named in caught.value.body["error"]["message"]
+
+
+def test_responses_whole_and_streamed(client: Any) -> None:
+    options: dict[str, Any] = {"model": "tiny", "input": "one two one", "instructions": "Be short.", "temperature": 0.0}
+    whole = client.responses.create(max_output_tokens=30, **options)
+    assert whole.output_text
+    assert whole.status in ("completed", "incomplete")
+    assert whole.usage.total_tokens == whole.usage.input_tokens + whole.usage.output_tokens
+    events = list(client.responses.create(max_output_tokens=30, stream=True, **options))
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    assert "".join(event.delta for event in events if event.type == "response.output_text.delta") == whole.output_text
+    assert events[-1].type == f"response.{whole.status}"
+    assert events[-1].response.output_text == whole.output_text
+    turns: list[Any] = [{"role": "user", "content": [{"type": "input_text", "text": "one two one"}]}]
+    assert client.responses.create(max_output_tokens=30, **{**options, "input": turns}).output_text == whole.output_text
+
+
+@pytest.mark.parametrize(
+    "change", [{"store": True}, {"previous_response_id": "resp_1"}, {"background": True}, {"truncation": "auto"}]
+)
+def test_responses_refuse_what_needs_a_memory(client: Any, change: dict[str, Any]) -> None:
+    with pytest.raises(openai.BadRequestError, match=next(iter(change))):
+        client.responses.create(model="tiny", input="x", **change)
+
+
+def test_embeddings(client: Any, server: Running) -> None:
+    texts = ["one two three", "one two three", "def f(x):\n    return x"]
+    answer = client.embeddings.create(model="tiny", input=texts, encoding_format="float")
+    vectors = np.array([entry.embedding for entry in answer.data])
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-6)
+    assert np.array_equal(vectors[0], vectors[1])
+    assert abs(vectors[0] @ vectors[2]) < 0.999
+    last = server.post("/v1/embeddings", {"model": "tiny", "input": texts, "pooling": "last"}).json()
+    assert last["hasten"]["pooling"] == "last"
+    assert not np.allclose(last["data"][0]["embedding"], vectors[0], atol=1e-3)
+    coded = server.post("/v1/embeddings", {"model": "tiny", "input": texts[2], "encoding_format": "base64"}).json()
+    assert np.allclose(np.frombuffer(base64.b64decode(coded["data"][0]["embedding"]), "<f4"), vectors[2], atol=1e-7)
+    for wrong in ({"input": []}, {"input": ""}, {"input": [""]}, {"dimensions": 8, "input": "x"}, {"pooling": "max", "input": "x"}):
+        assert server.post("/v1/embeddings", {"model": "tiny", **wrong}).status_code == 400
+    server.wait_idle()
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+def test_an_embedding_is_the_hidden_state_whatever_the_chunks(pooling: Any) -> None:
+    """Against one whole pass of another engine; the blocks come back, and decoding beside it is not disturbed."""
+    tokens = [(7 * at + 3) % 50 for at in range(150)]
+    engine = tiny_engine(max_rows=32)
+    request = engine.submit([1, 2, 3], SamplingParams(max_tokens=20, ignore_eos=True))
+    found = None
+    for vector in embed(engine, tokens, pooling):
+        found = vector
+        engine.step()
+    run_all(engine, [request])
+    alone = tiny_engine()
+    assert run_all(alone, [plain := alone.submit([1, 2, 3], SamplingParams(max_tokens=20, ignore_eos=True))])
+    assert plain.answers[0].sequence.output == request.answers[0].sequence.output
+    whole = tiny_engine(max_rows=512).executor.hidden(Batch([Segment(list(range(3)), 0, tokens)]))
+    expected = whole[-1] if pooling == "last" else whole.sum(dim=0)
+    assert found is not None
+    assert torch.allclose(found, torch.nn.functional.normalize(expected, dim=0), atol=1e-9)
+    half = embed(engine, tokens, pooling)
+    next(half)
+    half.close()
+    assert engine.scheduler.blocks.available == engine.scheduler.blocks.num_blocks
+
+
+def test_metrics_have_the_fields_names(server: Running) -> None:
+    server.post("/v1/completions", {"prompt": "one two " * 20, "max_tokens": 60, "temperature": 0, "speculation": "on"})
+    text = server.get("/metrics").text
+    for name in (
+        "hasten:spec_decode_num_drafts_total",
+        "hasten:spec_decode_num_draft_tokens_total",
+        "hasten:spec_decode_num_accepted_tokens_total",
+        'hasten:spec_decode_num_accepted_tokens_per_pos_total{model_name="tiny",position="0"}',
+        "hasten:num_requests_running",
+        "hasten:num_requests_waiting",
+        "hasten:kv_cache_usage_perc",
+        "hasten:prefix_cache_queries_total",
+        "hasten:time_to_first_token_seconds_bucket",
+        "hasten:request_time_per_output_token_seconds_sum",
+        "hasten:e2e_request_latency_seconds_count",
+        "hasten:request_queue_time_seconds_count",
+        "hasten:generation_tokens_total",
+        "hasten:http_requests_total",
+    ):
+        assert name in text, name
+    accepted = server.metric("hasten:spec_decode_num_accepted_tokens_total")
+    assert 0 < accepted <= server.metric("hasten:spec_decode_num_draft_tokens_total")
+    assert accepted == server.metric("hasten:spec_decode_num_accepted_tokens_per_pos_total")
+    assert server.metric("hasten:time_to_first_token_seconds_count") == server.metric("hasten:e2e_request_latency_seconds_count")

@@ -1,0 +1,24 @@
+"""A short form of benchmarks/serve_load.py: the same script, the same checks."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from serving import Running
+
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "serve_load.py"
+
+
+def test_parallel_requests_with_cancels_and_malformed_ones(server: Running, tmp_path: Path) -> None:
+    arguments = ["--url", server.url, "--requests", "120", "--parallel", "12", "--distinct", "30", "--longest", "24"]
+    arguments += ["--pid", str(server.process.pid), "--out", str(tmp_path / "load.json")]
+    done = subprocess.run([sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "load.json").read_text())
+    assert sum(found["requests"].values()) == 120
+    assert found["requests"]["cancelled"] > 3
+    assert found["compared_alone"] > 20
+    server.wait_idle()

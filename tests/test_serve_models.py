@@ -1,0 +1,152 @@
+"""Several models in one server: aliases, loading on demand, a budget, the least recently used goes, one in use stays."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hasten.core.config import EngineConfig
+from hasten.core.errors import ConfigError, ModelNotFound
+from hasten.engine.footprint import footprint
+from hasten.engine.loading import load_engine
+from hasten.serve.errors import ApiError
+from hasten.serve.models import Models, hosts_of
+from hasten.serve.provenance import Legend
+from serving import running, write_model
+from tiny import tiny_engine
+
+
+class FakeLLM:
+    """An LLM as far as hosts know one, over a tiny engine."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.engine = tiny_engine()
+        self.name = config.model
+        self.closed = threading.Event()
+
+    def close(self) -> None:
+        self.engine.cancel_all()
+        self.closed.set()
+
+
+def made(budget: int, loaded: list[str], broken: str = "") -> Models:
+    def load(config: EngineConfig) -> Any:
+        if config.model == broken:
+            raise ModelNotFound(f"There is no {broken}.")
+        loaded.append(config.model)
+        return FakeLLM(config)
+
+    hosts = hosts_of(("a", "b", "c"), EngineConfig())
+    return Models(hosts, budget, load, lambda config: 40)
+
+
+def states(models: Models) -> str:
+    return "".join(name for name, host in models.hosts.items() if host.loaded)
+
+
+def test_the_least_recently_used_goes_and_one_in_use_stays() -> None:
+    async def scene() -> None:
+        loaded: list[str] = []
+        models = made(100, loaded)
+        assert not models.ready
+        await models.preload()
+        assert models.ready
+        for name in ("b", "a", "c"):
+            models.release(await models.acquire(name))
+        assert states(models) == "ac"  # b was used before a
+        assert loaded == ["a", "b", "c"]
+        in_use = await models.acquire("a")
+        models.release(await models.acquire("b"))
+        assert states(models) == "ab"
+        also = await models.acquire("b")
+        with pytest.raises(ApiError) as caught:
+            await models.acquire("c")
+        assert caught.value.status == 503
+        assert "Retry-After" in caught.value.headers
+        models.release(also)
+        models.release(await models.acquire("c"))
+        assert states(models) == "ac"
+        models.release(in_use)
+        await models.close()
+        assert states(models) == ""
+
+    asyncio.run(scene())
+
+
+def test_a_model_is_loaded_once_for_all_who_wait_and_names_are_checked() -> None:
+    async def scene() -> None:
+        loaded: list[str] = []
+        models = made(0, loaded)
+        hosts = await asyncio.gather(*(models.acquire("b") for _ in range(8)))
+        assert loaded == ["b"]
+        assert hosts[0].users == 8
+        with pytest.raises(ApiError, match="not served"):
+            models.find("d")
+        await models.close()
+
+    asyncio.run(scene())
+
+
+def test_what_cannot_be_loaded_or_is_too_large_costs_its_request_only() -> None:
+    async def scene() -> None:
+        models = made(0, [], broken="b")
+        with pytest.raises(ModelNotFound):
+            await models.acquire("b")
+        assert models.hosts["b"].users == 0
+        models.release(await models.acquire("a"))
+        small = made(30, [])
+        with pytest.raises(ApiError, match="--memory-budget"):
+            await small.acquire("a")
+        await models.close()
+
+    asyncio.run(scene())
+
+
+def test_aliases() -> None:
+    hosts = hosts_of(("quick=smollm2-135m", "owner/name:q4_0@main", "/models/x=1.gguf"), EngineConfig())
+    assert [(host.name, host.config.model) for host in hosts[:2]] == [("quick", "smollm2-135m"), ("owner/name:q4_0@main",) * 2]
+    with pytest.raises(ConfigError, match="alias"):
+        hosts_of(("a", "a"), EngineConfig())
+
+
+def test_the_footprint_is_that_of_the_loaded_model(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HASTEN_HOME", str(tmp_path))
+    config = EngineConfig(model=str(tiny_model), draft="none", precision="fp32")
+    engine = load_engine(config)
+    pool = engine.executor.pool
+    weights = engine.executor.decoder.weights
+    held = [pool.keys, pool.values, weights.embedding, weights.head.weight]  # type: ignore[attr-defined]
+    for layer in weights.layers:
+        held += [layer.qkv.weight, layer.output.weight, layer.mlp.gate_up.weight, layer.mlp.down.weight]  # type: ignore[attr-defined]
+    assert footprint(config) == sum(tensor.numel() * tensor.itemsize for tensor in held)
+
+
+def test_a_server_of_two_models(tmp_path: Path, tiny_model: Path) -> None:
+    other = write_model(tmp_path / "other.gguf", seed=1, template=None)
+    with running("--memory-budget", "0.002", home=tmp_path, models=(f"one={tiny_model}", f"two={other}")) as server:
+        ask = {"prompt": "one two", "max_tokens": 12, "temperature": 0}
+
+        def loaded() -> list[str]:
+            return [model["id"] for model in server.get("/v1/models").json()["data"] if model["loaded"]]
+
+        assert loaded() == ["one"]
+        first = server.post("/v1/completions", {**ask, "model": "one"}).json()["choices"][0]["text"]
+        second = server.post("/v1/completions", {**ask, "model": "two"}).json()["choices"][0]["text"]
+        assert loaded() == ["two"]
+        assert first != second
+        assert server.post("/v1/completions", {**ask, "model": "one"}).json()["choices"][0]["text"] == first
+        assert (
+            server.post("/v1/chat/completions", {"model": "two", "messages": [{"role": "user", "content": "x"}]}).status_code == 400
+        )
+
+
+def test_letters_of_a_legend() -> None:
+    legend = Legend(["suffix", "memory", "suffix2"])
+    assert legend.names() == {"m": "model", "s": "suffix", "e": "memory", "u": "suffix2"}
+    assert legend.codes(["model", "new", "suffix"]) == "mns"
+    many = Legend(f"x{number}" for number in range(200))
+    assert len(many.names()) >= 62

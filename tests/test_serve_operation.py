@@ -1,0 +1,296 @@
+"""How a server is run: keys and tenants, limits, refusal to stand open, signals, queue, deadlines."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from hasten.cli.main import run as command_line
+from hasten.core.config import EngineConfig
+from hasten.core.errors import ConfigError
+from hasten.serve.guard import is_loopback
+from hasten.serve.keys import Keys, new_key
+from hasten.serve.limits import Limits
+from hasten.serve.run import Settings, policy_of
+from serving import Running, running
+
+CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "one two " * 40}], "max_tokens": 3, "temperature": 0}
+
+
+@pytest.fixture(scope="module")
+def key_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("keys") / "keys"
+
+
+@pytest.fixture(scope="module")
+def keys(key_file: Path) -> dict[str, str]:
+    return {tenant: new_key(key_file, tenant) for tenant in ("anna", "ben")}
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, key_file: Path, keys: dict[str, str]) -> Iterator[Running]:
+    """A server with keys and tight limits, open to all addresses of the machine."""
+    arguments = [
+        "--host",
+        "0.0.0.0",
+        "--api-key-file",
+        str(key_file),
+        "--max-queue",
+        "4",
+        "--max-n",
+        "2",
+        "--max-body-bytes",
+        "20000",
+    ]
+    arguments += [
+        "--max-output-tokens",
+        "600",
+        "--max-sequences",
+        "2",
+        "--request-timeout",
+        "20",
+        "--allow-origin",
+        "https://good.example",
+    ]
+    arguments += ["--body-timeout", "2", "--max-prompt-tokens", "500", "--log-format", "json", "--max-connections", "40"]
+    with running(*arguments, home=tmp_path_factory.mktemp("home"), models=(f"tiny={tiny_model}",)) as found:
+        found.url = found.url.replace("0.0.0.0", "127.0.0.1")
+        yield found
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {key}"}
+
+
+def test_nothing_but_the_open_paths_without_a_key(guarded: Running, keys: dict[str, str]) -> None:
+    for path in ("/health", "/health/live", "/health/ready", "/"):
+        assert guarded.get(path).status_code == 200
+    closed = [
+        "/v1/models",
+        "/metrics",
+        "/version",
+        "/nothing",
+        "//v1/models",
+        "/health/../v1/models",
+        "/v1/models/tiny",
+        "/%2fhealth",
+        "/health/",
+    ]
+    for path in closed:
+        for headers in ({}, bearer("wrong"), {"x-api-key": "hk-"}, {"authorization": keys["anna"]}, bearer(keys["anna"][:-1])):
+            assert guarded.get(path, headers=headers).status_code == 401, path
+    for path in ("/v1/chat/completions", "/v1/completions", "/tokenize", "/health", "/"):
+        assert guarded.post(path, CHAT).status_code == 401
+    assert guarded.get("/v1/models", headers=bearer(keys["anna"])).status_code == 200
+    assert guarded.get("/v1/models", headers={"x-api-key": keys["ben"]}).status_code == 200
+
+
+def test_the_prefix_cache_is_a_tenants_own(guarded: Running, keys: dict[str, str]) -> None:
+    cached = [
+        guarded.post("/v1/chat/completions", CHAT, headers=bearer(keys[tenant])).json()["usage"]["prompt_tokens_details"][
+            "cached_tokens"
+        ]
+        for tenant in ("anna", "anna", "ben", "ben")
+    ]
+    assert cached[0] == cached[2] == 0
+    assert cached[1] >= 64
+    assert cached[3] >= 64
+
+
+def test_the_log_is_json_and_names_tenants_not_keys(guarded: Running, keys: dict[str, str]) -> None:
+    guarded.post("/v1/chat/completions", CHAT, headers=bearer(keys["anna"]))
+    time.sleep(0.2)
+    lines = [json.loads(line) for line in guarded.log if line.startswith("{")]
+    assert [line for line in lines if line.get("tenant") == "anna" and line["path"] == "/v1/chat/completions"]
+    text = "\n".join(guarded.log)
+    assert keys["anna"] not in text
+    assert hashlib.sha256(keys["anna"].encode()).hexdigest() not in text
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "named"),
+    [
+        ({"n": 3}, 400, "n is at most 2"),
+        ({"max_tokens": 601}, 400, "max_tokens is at most 600"),
+        ({"messages": [{"role": "user", "content": "x" * 30000}]}, 413, "20000 bytes"),
+        ({"messages": [{"role": "user", "content": "one " * 700}]}, 400, "at most 500"),
+    ],
+)
+def test_limits_are_flags(guarded: Running, keys: dict[str, str], change: dict[str, Any], status: int, named: str) -> None:
+    answer = guarded.post("/v1/chat/completions", CHAT | change, headers=bearer(keys["anna"]))
+    assert answer.status_code == status
+    assert named in answer.json()["error"]["message"]
+
+
+def test_an_output_limit_holds_where_none_is_asked(guarded: Running, keys: dict[str, str]) -> None:
+    body = {**CHAT, "max_tokens": None, "ignore_eos": True, "temperature": 1.0}
+    assert guarded.post("/v1/chat/completions", body, headers=bearer(keys["anna"])).json()["usage"]["completion_tokens"] == 600
+
+
+def test_a_slow_body_is_given_up(guarded: Running, keys: dict[str, str]) -> None:
+    def parts() -> Iterator[bytes]:
+        yield b'{"messages": ['
+        time.sleep(3)
+        yield b"]}"
+
+    headers = bearer(keys["anna"]) | {"content-type": "application/json"}
+    with suppress(httpx.HTTPError):  # the server may close before the client has sent all
+        assert httpx.post(guarded.url + "/v1/chat/completions", content=parts(), headers=headers, timeout=30).status_code == 408
+    end = time.monotonic() + 5
+    while '"status": 408' not in "".join(guarded.log) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert '"status": 408' in "".join(guarded.log)
+
+
+def test_a_full_queue_says_when_to_come_back(guarded: Running, keys: dict[str, str]) -> None:
+    body = {**CHAT, "max_tokens": 500, "ignore_eos": True, "temperature": 1.0}
+    answers: list[httpx.Response] = []
+
+    def ask() -> None:
+        answers.append(guarded.post("/v1/chat/completions", body, headers=bearer(keys["anna"])))
+
+    threads = [threading.Thread(target=ask) for _ in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    statuses = sorted(answer.status_code for answer in answers)
+    assert statuses[0] == 200
+    assert statuses[-1] == 429
+    for answer in answers:
+        if answer.status_code == 429:
+            assert int(answer.headers["retry-after"]) >= 1
+            assert answer.json()["error"]["type"] == "rate_limit_error"
+
+
+def test_interactive_requests_pass_batch_ones_and_deadlines_are_kept(guarded: Running, keys: dict[str, str]) -> None:
+    ends: dict[str, float] = {}
+    answers: dict[str, httpx.Response] = {}
+
+    def ask(name: str, **change: Any) -> threading.Thread:
+        def run() -> None:
+            answers[name] = guarded.post("/v1/chat/completions", {**CHAT, **change}, headers=bearer(keys["anna"]))
+            ends[name] = time.monotonic()
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        time.sleep(0.15)
+        return thread
+
+    long = {"max_tokens": 600, "ignore_eos": True, "temperature": 1.0, "n": 2}
+    threads = [ask("running", **long), ask("batch", priority="batch", **long), ask("late", priority="batch", deadline=0.05)]
+    threads.append(ask("interactive", max_tokens=3))
+    for thread in threads:
+        thread.join()
+    assert answers["late"].status_code == 503
+    assert answers["late"].json()["error"]["code"] == "deadline"
+    assert int(answers["late"].headers["retry-after"]) >= 1
+    assert {answers[name].status_code for name in ("running", "batch", "interactive")} == {200}
+    assert ends["interactive"] < ends["batch"]
+
+
+def test_a_web_origin_that_is_allowed(guarded: Running) -> None:
+    asked = {"origin": "https://good.example", "access-control-request-method": "POST"}
+    answer = httpx.options(guarded.url + "/v1/chat/completions", headers=asked)
+    assert answer.status_code == 204
+    assert answer.headers["access-control-allow-origin"] == "https://good.example"
+    assert httpx.options(guarded.url + "/v1/chat/completions", headers=asked | {"origin": "https://bad.example"}).status_code == 403
+
+
+def test_hangup_reads_the_keys_again(guarded: Running, key_file: Path, keys: dict[str, str]) -> None:
+    key = new_key(key_file, "carla")
+    assert guarded.get("/v1/models", headers=bearer(key)).status_code == 401
+    guarded.process.send_signal(signal.SIGHUP)
+    end = time.monotonic() + 10
+    while guarded.get("/v1/models", headers=bearer(key)).status_code == 401 and time.monotonic() < end:
+        time.sleep(0.05)
+    assert guarded.get("/v1/models", headers=bearer(key)).status_code == 200
+    good = key_file.read_text()
+    key_file.write_text("nonsense\n")
+    guarded.process.send_signal(signal.SIGHUP)
+    time.sleep(0.5)
+    assert guarded.get("/v1/models", headers=bearer(key)).status_code == 200  # a broken file changes nothing
+    key_file.write_text(good)
+
+
+def test_termination_finishes_what_runs_and_takes_nothing_new(tmp_path: Path, tiny_model: Path) -> None:
+    with running(home=tmp_path, models=(f"tiny={tiny_model}",)) as server:
+        body = {**CHAT, "max_tokens": 1000, "ignore_eos": True, "temperature": 1.0, "stream": True}
+        with httpx.stream("POST", server.url + "/v1/chat/completions", json=body, timeout=60) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            server.process.send_signal(signal.SIGTERM)
+            rest = [line for line in lines if line]
+        assert rest[-1] == "data: [DONE]"
+        end = time.monotonic() + 20
+        while server.process.poll() is None and time.monotonic() < end:
+            with suppress(httpx.HTTPError):
+                assert server.post("/v1/chat/completions", CHAT).status_code == 503
+            time.sleep(0.05)
+        assert server.process.poll() == 0
+
+
+def settings(tmp_path: Path, **change: Any) -> Settings:
+    return Settings(("m",), EngineConfig(), **change)
+
+
+def test_it_does_not_stand_open(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for host in ("0.0.0.0", "::", "192.168.1.5", "10.0.0.1"):
+        with pytest.raises(ConfigError, match="--api-key-file"):
+            policy_of(settings(tmp_path, host=host))
+    assert command_line(["serve", "--host", "0.0.0.0", "-m", "none-such"]) == 1
+    assert "--api-key-file" in capsys.readouterr().err
+    assert [is_loopback(host) for host in ("127.0.0.1", "localhost", "::1", "127.9.9.9", "0.0.0.0", "example.org")] == [
+        True
+    ] * 4 + [False] * 2
+    new_key(tmp_path / "keys", "a")
+    assert policy_of(settings(tmp_path, host="0.0.0.0", api_key_file=tmp_path / "keys")).hosts is None
+    with pytest.raises(ConfigError, match="origin"):
+        policy_of(settings(tmp_path, allow_origins=("*",)))
+
+
+def test_key_files(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    key = new_key(path, "team.one")
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert key not in path.read_text()
+    assert Keys(path).tenant_of(key) == "team.one"
+    assert Keys(path).tenant_of(key[:-1]) is None
+    assert Keys(path).tenant_of("") is None
+    for tenant in ("", "a b", "../x", "x" * 65, "a\nb sha256:" + "0" * 64):
+        with pytest.raises(ConfigError):
+            new_key(path, tenant)
+    os.chmod(path, 0o666)
+    with pytest.raises(ConfigError, match="written by others"):
+        Keys(path)
+    for content in ("", "# only a comment\n", "anna plain:secret\n", "anna sha256:00\n"):
+        other = tmp_path / "other"
+        other.write_text(content)
+        with pytest.raises(ConfigError):
+            Keys(other)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        Keys(tmp_path / "none")
+
+
+def test_the_command_line_makes_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "keys"
+    assert command_line(["serve", "--new-key", "anna", "--api-key-file", str(path)]) == 0
+    assert Keys(path).tenant_of(capsys.readouterr().out.strip()) == "anna"
+    assert command_line(["serve", "--new-key", "anna"]) == 1
+
+
+@pytest.mark.parametrize("wrong", [{"max_n": 65}, {"max_body_bytes": 0}, {"request_timeout": float("nan")}, {"max_queue": True}])
+def test_limits_are_checked(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        Limits(**wrong)
