@@ -12,6 +12,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from torch import Tensor
+
 from hasten.bench.samples import Sample
 from hasten.cache.blocks import BlockManager
 from hasten.control.controller import Controller
@@ -71,7 +73,7 @@ class CountedDrafting(Drafting):
 
     by_position: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
 
-    def observe(self, sequence: TokenSequence, tree: DraftTree, verdict: Verdict) -> None:
+    def observe(self, sequence: TokenSequence, tree: DraftTree, verdict: Verdict, logits: Tensor) -> None:
         if len(tree):
             counts = self.by_position.setdefault(sequence.id, [])
             accepted = len(verdict.path)
@@ -80,7 +82,7 @@ class CountedDrafting(Drafting):
                     counts.append((0, 0))
                 tried, right = counts[depth]
                 counts[depth] = (tried + 1, right + (depth < accepted))
-        Drafting.observe(self, sequence, tree, verdict)
+        Drafting.observe(self, sequence, tree, verdict, logits)
 
 
 class Subject:
@@ -114,9 +116,7 @@ class Subject:
         drafters = [d for d in self.engine.drafting.drafters if mode.drafters is None or d.name in mode.drafters]
         rule, depth = parse_control(mode.control)
         old = self.engine.controller
-        curves = {name: copy.deepcopy(curve) for name, curve in old.draft_curves.items()}
-        controller = Controller(copy.deepcopy(old.curve), draft_curves=curves, rule=rule, depth=depth)
-        controller.most_nodes = old.most_nodes
+        controller = Controller(copy.deepcopy(old.costs), most_nodes=old.most_nodes, rule=rule, depth=depth)
         return CountedDrafting(drafters, controller, self.engine.drafting.vocabulary)
 
 
