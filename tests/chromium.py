@@ -1,4 +1,4 @@
-"""A headless Chromium for tests of the page: the machine's own, else Playwright's; tests skip with the reason where there is none."""
+"""A headless Chromium for tests of the page: the machine's own, else Playwright's; tests skip where there is none."""
 
 from __future__ import annotations
 
@@ -95,7 +95,8 @@ def visit(browser: Browser, address: str, size: tuple[int, int] = WIDE, **contex
     """Visit the server at ``address``; at the end everything that went wrong on the page fails the test."""
     profile = browser.new_context(viewport={"width": size[0], "height": size[1]}, **context)
     profile.add_init_script(
-        "window.violations = []; document.addEventListener('securitypolicyviolation', (event) => window.violations.push(event.violatedDirective))"
+        "window.violations = []; "
+        "document.addEventListener('securitypolicyviolation', (event) => window.violations.push(event.violatedDirective))"
     )
     page = profile.new_page()
     page.set_default_timeout(15_000)

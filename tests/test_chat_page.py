@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
 from chromium import Visit, chromium, visit
 
 pytest.importorskip("uvicorn", reason="needs the server's packages (pip install 'hasten[serve]')")
@@ -180,7 +181,10 @@ def test_marks_differ_in_colour_and_in_line(chat: FakeChat, visited: Visit) -> N
     assert shown.pop("m")[0] == "none"
     assert len({colour for colour, _ in shown.values()}) == len(shown)
     assert len({line for _, line in shown.values()}) == len(shown)
-    assert len({colour for colour, _ in page.locator(".drafter-list").evaluate(looks.replace("dataset.by", "className")).values()}) == 5
+    assert (
+        len({colour for colour, _ in page.locator(".drafter-list").evaluate(looks.replace("dataset.by", "className")).values()})
+        == 5
+    )
     page.click("#marks")
     assert page.get_attribute("#marks", "aria-pressed") == "false"
     hidden: dict[str, list[str]] = page.locator(".body").evaluate(looks)
@@ -302,7 +306,12 @@ def test_export_holds_the_messages_and_the_owner_of_every_token(chat: FakeChat, 
 def test_what_cannot_be_read_from_storage_is_told_and_left_alone(chat: FakeChat, visited: Visit) -> None:
     page = visited.page
     visited.ask("Good?")
-    broken = ["{", "null", '{"id": "x"}', '{"id":"y","title":"","system":"","created":1,"updated":1,"turns":[{"question":1,"answer":null}]}']
+    broken = [
+        "{",
+        "null",
+        '{"id": "x"}',
+        '{"id":"y","title":"","system":"","created":1,"updated":1,"turns":[{"question":1,"answer":null}]}',
+    ]
     for at, text in enumerate(broken):
         page.evaluate("([name, text]) => localStorage.setItem(name, text)", [f"hasten.conversation.broken{at}", text])
     page.evaluate("localStorage.setItem('hasten.settings', '[1, 2')")
@@ -314,7 +323,10 @@ def test_what_cannot_be_read_from_storage_is_told_and_left_alone(chat: FakeChat,
 
 def test_a_full_storage_is_told_and_the_chat_goes_on(chat: FakeChat, visited: Visit) -> None:
     page = visited.page
-    page.evaluate("for (let size = 4e6; size >= 1; size = Math.floor(size / 2)) { try { localStorage.setItem('fill' + size, 'x'.repeat(size)); } catch {} }")
+    page.evaluate(
+        "for (let size = 4e6; size >= 1; "
+        "size = Math.floor(size / 2)) { try { localStorage.setItem('fill' + size, 'x'.repeat(size)); } catch {} }"
+    )
     page.evaluate("try { for (let at = 0; ; at += 1) localStorage.setItem('f' + at, ''); } catch {}")
     visited.ask("Full?")
     assert answer_text(page) == "You said: Full?"
@@ -401,7 +413,10 @@ def raw_event(value: Any) -> bytes:
 
 SOME = raw_event({"choices": [{"index": 0, "delta": {"content": "Some text"}}]})
 FAILURES = {
-    "refused": (Reply([], status=400, refusal="The prompt has 9000 tokens and 8192 fit."), "The prompt has 9000 tokens and 8192 fit."),
+    "refused": (
+        Reply([], status=400, refusal="The prompt has 9000 tokens and 8192 fit."),
+        "The prompt has 9000 tokens and 8192 fit.",
+    ),
     "busy": (Reply([], status=429, refusal="Too many requests are waiting."), "Too many requests are waiting. Try again in 3 s."),
     "error in the stream": (Reply(words("Some text"), error_after="The engine failed."), "The engine failed."),
     "cut": (Reply([], raw=[SOME]), "The connection ended before the answer was complete."),
@@ -439,7 +454,7 @@ def test_a_server_that_is_gone_is_told(browser: Browser) -> None:
 HOSTILE = {
     "script": "<script>window.pwned = 1</script><img src=x onerror='window.pwned = 1'><svg onload='window.pwned=1'>",
     "links": "[click](javascript:window.pwned=1) <a href='javascript:window.pwned=1'>here</a> https://evil.example/x.png ![i](https://evil.example/i.png)",
-    "in code": "```html\"><img src=x onerror=alert(1)>\n</code></pre><script>window.pwned = 1</script>\n```\nafter",
+    "in code": '```html"><img src=x onerror=alert(1)>\n</code></pre><script>window.pwned = 1</script>\n```\nafter',
     "long line": "x" * 20_000,
     "long line of code": "```\n" + "y" * 20_000 + "\n```",
     "right to left": "safe \u202egnp.exe \u2066 and \u202d more \u200f\n\nשלום עולם and then English.",
@@ -447,7 +462,12 @@ HOSTILE = {
     "stacked accents": "a" + "\u0300" * 2_000 + " b",
     "half a pair": "broken \ud83d half \udc00 end",
     "other separators": "one\u2028two\u2029three\rfour\x0bfive\x0csix",
-    "deep markup": "> " * 500 + "deep\n" + "\n".join(" " * (2 * depth) + "- item" for depth in range(200)) + "\n" + "**_" * 500 + "x",
+    "deep markup": "> " * 500
+    + "deep\n"
+    + "\n".join(" " * (2 * depth) + "- item" for depth in range(200))
+    + "\n"
+    + "**_" * 500
+    + "x",
     "prototype": "__proto__ constructor toString ${1+1} {{7*7}} %s",
 }
 
@@ -467,9 +487,15 @@ def test_hostile_text_is_shown_as_text_and_does_no_harm(kind: str, formatted: bo
         assert answer_text(page) == text
     assert page.evaluate("window.pwned") is None
     allowed = "p, span, strong, em, code, pre, ul, ol, li, blockquote, h3, hr, table, tbody, tr, th, td, div, button, svg, use"
-    assert page.locator(".body").evaluate("(body, allowed) => [...body.querySelectorAll(`:not(${allowed})`)].length", f":is({allowed})") == 0
+    assert (
+        page.locator(".body").evaluate(
+            "(body, allowed) => [...body.querySelectorAll(`:not(${allowed})`)].length", f":is({allowed})"
+        )
+        == 0
+    )
     assert page.locator(".body :is(a, img, script, iframe, object, form, style, link)").count() == 0
-    handlers = "(body) => [...body.querySelectorAll('*')].flatMap((each) => each.getAttributeNames()).filter((name) => /^on|^style|^src/.test(name))"
+    handlers = "(body) => [...body.querySelectorAll('*')].flatMap((each) => each.getAttributeNames())"
+    handlers += ".filter((name) => /^on|^style|^src/.test(name))"
     assert page.locator(".body").evaluate(handlers) == []
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert page.evaluate("document.getElementById('transcript').scrollWidth <= document.getElementById('transcript').clientWidth")

@@ -16,9 +16,14 @@ from fake_chat_server import FakeChat, Reply, running, words
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-RICH = "Here is **all** of it:\n\n```py\nprint(1)\n```\n\n- one\n- two\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n> said\n\n### End\nand `code`."
+RICH = (
+    "Here is **all** of it:\n\n```py\nprint(1)\n```\n\n"
+    "- one\n- two\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n> said\n\n### End\nand `code`."
+)
 STATES = ("empty", "answered", "settings", "shortcuts", "failed")
-FOCUSED = "document.activeElement.id || document.activeElement.getAttribute('aria-label') || document.activeElement.textContent.trim()"
+FOCUSED = (
+    "document.activeElement.id || document.activeElement.getAttribute('aria-label') || document.activeElement.textContent.trim()"
+)
 
 
 @pytest.fixture(scope="module")
@@ -107,12 +112,32 @@ def test_tab_reaches_every_control_and_shows_where_it_is(browser: Browser, chat:
                 break
             reached.append(name)
             seen = page.evaluate(
-                "(() => { const style = getComputedStyle(document.activeElement), box = getComputedStyle(document.activeElement.parentElement);"
+                "(() => { const style = getComputedStyle(document.activeElement),"
+                " box = getComputedStyle(document.activeElement.parentElement);"
                 " return style.outlineStyle !== 'none' || box.boxShadow !== 'none'; })()"
             )
             assert seen, f"nothing shows that {name} has the focus"
-        wanted = {"model", "marks", "theme", "open-settings", "open-shortcuts", "toggle-drafts", "new", "All?", "Rename All?", "question"}
-        wanted |= {"Export All? as JSON", "Delete All?", "Edit this question", "Copy code", "Copy", "Answer again", "Who guessed what"}
+        wanted = {
+            "model",
+            "marks",
+            "theme",
+            "open-settings",
+            "open-shortcuts",
+            "toggle-drafts",
+            "new",
+            "All?",
+            "Rename All?",
+            "question",
+        }
+        wanted |= {
+            "Export All? as JSON",
+            "Delete All?",
+            "Edit this question",
+            "Copy code",
+            "Copy",
+            "Answer again",
+            "Who guessed what",
+        }
         assert wanted <= set(reached), wanted - set(reached)
 
 
@@ -166,7 +191,8 @@ def test_nothing_is_cut_at_any_width(width: int, browser: Browser, chat: FakeCha
         for state in ("empty", "answered"):
             bring_to(visited, state)
             assert page.evaluate("document.documentElement.scrollWidth") <= width
-            inside = """[...document.querySelectorAll('.bar button, .bar select, .composer, #send')].filter((each) => each.offsetParent)
+            inside = """[...document.querySelectorAll('.bar button, .bar select, .composer, #send')]
+                .filter((each) => each.offsetParent)
                 .every((each) => { const box = each.getBoundingClientRect(); return box.left >= 0 && box.right <= innerWidth; })"""
             assert page.evaluate(inside)
         assert within_reach(page, "#question")

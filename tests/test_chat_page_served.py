@@ -70,7 +70,9 @@ def test_the_marks_are_those_that_the_api_gave(temperature: str, visited: Visit)
     set_up(page, temperature=temperature, max_tokens="120", seed="3")
     visited.ask("def fibonacci(number): def fibonacci(number): def")
     tokens, account = told_by_api(page)
-    shown = page.locator(".body").evaluate("(body) => [...body.querySelectorAll('.token')].map((each) => [each.textContent, each.dataset.by])")
+    shown = page.locator(".body").evaluate(
+        "(body) => [...body.querySelectorAll('.token')].map((each) => [each.textContent, each.dataset.by])"
+    )
     assert shown == tokens
     assert len({code for _, code in tokens}) > 1, "nobody guessed anything: the test shows nothing"
     assert page.locator(".account").inner_text().endswith("exact")
@@ -87,7 +89,8 @@ def test_stop_frees_the_engine_at_once(visited: Visit, server: Running) -> None:
     set_up(page, temperature="1", max_tokens="1500", seed="1")
     # The tiny model may be done before a click from here arrives.
     page.evaluate(
-        "new MutationObserver(() => document.querySelector('.turn:last-child.running .token') && document.getElementById('stop').click())"
+        "new MutationObserver(() => document.querySelector('.turn:last-child.running .token')"
+        " && document.getElementById('stop').click())"
         ".observe(document.getElementById('turns'), { childList: true, subtree: true })"
     )
     for turn, question in enumerate(("Write for a long time", "And again?"), start=1):

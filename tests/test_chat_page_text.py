@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -33,8 +34,10 @@ DRAW = """async ({pieces, steps, formatted}) => {
     const tree = (node) => {
         const out = [];
         for (const child of node.childNodes) {
-            const run = child.nodeType === 3 ? [child.data, ''] : child.matches('.token') ? [child.textContent, child.dataset.by] : null;
-            if (run === null) out.push({ tag: child.localName, hidden: child.hidden, start: child.getAttribute('start'), inner: tree(child) });
+            const run = child.nodeType === 3 ? [child.data, ''] : child.matches('.token')
+                ? [child.textContent, child.dataset.by] : null;
+            if (run === null) out.push({ tag: child.localName,
+                hidden: child.hidden, start: child.getAttribute('start'), inner: tree(child) });
             else if (out.length > 0 && Array.isArray(out.at(-1)) && out.at(-1)[1] === run[1]) out.at(-1)[0] += run[0];
             else out.push(run);
         }
@@ -88,10 +91,10 @@ EXAMPLES = {
     "#no heading": "<p>#no heading</p>",
     "- a\n- b\n  - c\n- d": "<ul><li><p>a\n</p></li><li><p>b\n</p><ul><li><p>c\n</p></li></ul></li><li><p>d</p></li></ul>",
     "3. a\n4. b\n\ntext": "<ol start=3><li><p>a\n</p></li><li><p>b\n</p></li></ol><p>text</p>",
-    "1. a\n\n   ```sh\n   ls\n   ```\n2. b": "<ol><li><p>a\n</p><div><div><span>sh</span></div><pre><code>ls\n</code></pre></div></li><li><p>b</p></li></ol>",
+    "1. a\n\n   ```sh\n   ls\n   ```\n2. b": "<ol><li><p>a\n</p><div><div><span>sh</span></div><pre><code>ls\n</code></pre></div></li><li><p>b</p></li></ol>",  # noqa: E501
     "> said\n> twice\n\nafter": "<blockquote><p>said\ntwice\n</p></blockquote><p>after</p>",
     "a\n\n---\nb": "<p>a\n</p><hr></hr><p>b</p>",
-    "```py\nx = '**'\n\n# no\n```\nafter": "<div><div><span>py</span></div><pre><code>x = '**'\n\n# no\n</code></pre></div><p>after</p>",
+    "```py\nx = '**'\n\n# no\n```\nafter": "<div><div><span>py</span></div><pre><code>x = '**'\n\n# no\n</code></pre></div><p>after</p>",  # noqa: E501
     "~~~\n```\n~~~": "<div><div><span>text</span></div><pre><code>```\n</code></pre></div>",
     "```\nopen": "<div><div><span>text</span></div><pre><code>open</code></pre></div>",
     "| a | b |\n|---|:-:|\n| 1 | **2** |": (
@@ -110,8 +113,10 @@ def test_markdown(text: str, page_visit: Visit) -> None:
 
 
 BITS = (
-    "word", " ", "  ", "\n", "\n\n", "*", "**", "***", "_", "__", "`", "``", "```", "```py\n", "\n```\n", "~~~", "\\", "- ", "\n- ", "\n  - ",
-    "1. ", "\n2) ", "# ", "\n### ", "> ", "\n> ", "|", "| a | b |\n", "|---|\n", "---", "\n***\n", "é", "😀", "\u202e", "\t", "    ", "a_b", "x*y",
+    "word", " ", "  ", "\n", "\n\n", "*", "**",
+    "***", "_", "__", "`", "``", "```", "```py\n", "\n```\n", "~~~", "\\", "- ", "\n- ", "\n  - ",
+    "1. ", "\n2) ", "# ", "\n### ", "> ", "\n> ", "|", "| a | b |\n",
+    "|---|\n", "---", "\n***\n", "é", "😀", "\u202e", "\t", "    ", "a_b", "x*y",
 )  # fmt: skip
 
 
@@ -221,7 +226,7 @@ def test_events_are_whole_however_the_network_cuts_them(seed: int, end: str, pag
         lines += [f"data: {line}" for line in text.split("\n")] + ["", rng.choice([": still at work", "retry: 5"]), ""]
     stream = (end.join(lines) + end).encode()
     cuts = sorted({0, len(stream), *(rng.randrange(len(stream)) for _ in range(rng.randint(0, 60)))})
-    parts = [list(stream[start:stop]) for start, stop in zip(cuts, cuts[1:], strict=False)]
+    parts = [list(stream[start:stop]) for start, stop in pairwise(cuts)]
     assert page_visit.page.evaluate(READ, {"parts": parts}) == events
 
 
