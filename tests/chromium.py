@@ -53,7 +53,14 @@ class Visit:
     expected_errors: list[str] = field(default_factory=list)
 
     def watch(self, page: Page) -> None:
-        page.on("console", lambda message: self.errors.append(message.text) if message.type in ("error", "warning") else None)
+        page.on(
+            "console",
+            lambda message: (
+                self.errors.append(f"{message.text} {message.location.get('url')}")
+                if message.type in ("error", "warning")
+                else None
+            ),
+        )
         page.on("pageerror", lambda problem: self.errors.append(str(problem)))
         page.on("dialog", lambda dialog: (self.errors.append(f"dialog: {dialog.message}"), dialog.dismiss()))
         page.on("request", lambda request: self._ask(request.url))
@@ -65,8 +72,8 @@ class Visit:
 
     def check(self) -> None:
         unexpected = [error for error in self.errors if not any(part in error for part in self.expected_errors)]
-        assert not unexpected
-        assert not self.foreign
+        assert not unexpected, unexpected
+        assert not self.foreign, self.foreign
         assert self.page.evaluate("window.violations ?? []") == []
 
     def open(self) -> Page:

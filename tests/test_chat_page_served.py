@@ -47,6 +47,7 @@ window.fetch = async (address, options = {}) => {
     window.said = new Response(forTest).text();
     return new Response(forPage, { status: answer.status, headers: answer.headers });
 };
+window.said = null; // were the function the last value, Playwright would call it
 """
 
 
