@@ -12,7 +12,6 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Mount, Route
-from starlette.staticfiles import StaticFiles
 
 from hasten.core.errors import HastenError
 from hasten.serve import basics
@@ -24,6 +23,7 @@ from hasten.serve.guard import Guard, Policy
 from hasten.serve.messages import messages
 from hasten.serve.metrics import metrics
 from hasten.serve.openapi import openapi
+from hasten.serve.page_files import PageFiles
 from hasten.serve.responses import responses
 from hasten.serve.server import Server, note_problem
 
@@ -61,7 +61,7 @@ def make_app(server: Server, policy: Policy, page: Path = PAGE) -> Guard:
         Route("/openapi.json", openapi),
     ]
     files = page_paths(page)
-    routes.append(Mount("/", StaticFiles(directory=page, html=True)) if files else Route("/", _no_page))
+    routes.append(Mount("/", PageFiles(directory=page, html=True)) if files else Route("/", _no_page))
     app = Starlette(routes=routes, lifespan=lifespan, exception_handlers=HANDLERS)
     app.state.server = server
 

@@ -1,0 +1,45 @@
+/** The panel beside the conversation: each drafter with its mark, what it guesses from, its share, and why it is on or off. */
+
+import { element } from "./dom.js";
+import { MODEL_CODE, about, codeOf, markOf, nameOf } from "./drafters.js";
+import { decimal, whole } from "./speed.js";
+
+/**
+ * @param {Element} list gets one item a drafter
+ * @param {?object} answer the answer that is told about, or null
+ */
+export function showDrafters(list, answer) {
+  const counts = answer?.tokens.counts() ?? new Map();
+  const total = [...counts.values()].reduce((sum, count) => sum + count, 0);
+  const codes = new Set([MODEL_CODE, ...counts.keys(), ...Object.keys(answer?.account?.decisions ?? {}).map(codeOf)]);
+  // In the order of their marks, so that nothing jumps while shares change.
+  const ordered = [...codes].sort((one, other) => markOf(one) - markOf(other) || nameOf(one).localeCompare(nameOf(other)));
+  const rows = ordered.map((code) => row(code, counts.get(code) ?? 0, total, answer?.account ?? {}));
+  list.replaceChildren(...rows);
+}
+
+function row(code, count, total, account) {
+  const name = nameOf(code);
+  const share = total > 0 ? count / total : 0;
+  const decision = decisionOf(account.decisions?.[name]);
+  const bar = element("span", { class: `share mark-${markOf(code)}`, "aria-hidden": "true" });
+  bar.style.setProperty("--share", String(share));
+  const head = element(
+    "div",
+    { class: "drafter-head" },
+    element("span", { class: `swatch token mark-${markOf(code)}`, "aria-hidden": "true" }, "abc"),
+    element("span", { class: "drafter-name" }, name),
+    decision.state ? element("span", { class: `state ${decision.state}` }, decision.state) : null,
+    total > 0 ? element("span", { class: "drafter-share" }, `${decimal(100 * share, 0)} %`) : null,
+  );
+  const guesses = account.by_drafter?.[name];
+  const right = guesses ? `${whole(guesses.accepted)} of ${whole(guesses.drafted)} guesses right.` : null;
+  const why = [about(code), right, decision.reason].filter(Boolean);
+  return element("li", { class: "drafter" }, head, total > 0 ? bar : null, ...why.map((line) => element("p", {}, line)));
+}
+
+/** The server says "NAME: on, REASON" or "NAME: off, REASON". */
+function decisionOf(sentence = "") {
+  const [, state = "", reason = sentence] = /^[^:]*: (on|off), (.*)$/s.exec(sentence) ?? [];
+  return { state, reason: reason && `${reason[0].toUpperCase()}${reason.slice(1)}.` };
+}

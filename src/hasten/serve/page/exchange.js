@@ -1,0 +1,81 @@
+/** One answer as it comes from the server. It writes into the answer; whoever looks at the answer draws it. */
+
+import { ApiError, streamChat } from "./api.js";
+import { learnLegend } from "./drafters.js";
+import { SpeedMeter } from "./speed.js";
+import { newAnswer } from "./storage.js";
+
+export class Exchange {
+  /**
+   * @param {object} conversation
+   * @param {object} turn whose answer it makes, replacing what was there
+   * @param {object} settings
+   */
+  constructor(conversation, turn, settings) {
+    this.conversation = conversation;
+    this.turn = turn;
+    this.request = requestOf(conversation, turn, settings);
+    this.answer = turn.answer = newAnswer(settings.model);
+    this.meter = new SpeedMeter();
+    this.aborter = new AbortController();
+  }
+
+  stop() {
+    this.aborter.abort();
+  }
+
+  /** Runs to the end, whatever that is; `onevent` hears of each event's codes. Returns the ApiError where it failed. */
+  async run(key, onevent) {
+    const { answer } = this;
+    try {
+      for await (const event of streamChat(this.request, key, this.aborter.signal)) this.#take(event, onevent);
+      answer.state = "done";
+      return null;
+    } catch (problem) {
+      if (this.aborter.signal.aborted) {
+        answer.state = "stopped";
+        return null;
+      }
+      if (!(problem instanceof ApiError)) throw problem;
+      answer.state = "failed";
+      answer.error = problem.message;
+      return problem;
+    } finally {
+      if (answer.state === "running") Object.assign(answer, { state: "failed", error: "Something on this page broke; please report it." });
+      this.conversation.updated = Date.now();
+    }
+  }
+
+  #take(event, onevent) {
+    const { answer } = this;
+    if (event.account?.legend) learnLegend(event.account.legend);
+    answer.tokens.append(event.text, event.codes, event.pieces);
+    answer.finish = event.finish ?? answer.finish;
+    answer.usage = event.usage ?? answer.usage;
+    if (event.account) answer.account = { ...answer.account, ...event.account };
+    if (event.codes.length > 0) this.meter.add(event.codes.length, performance.now());
+    onevent(event.codes);
+  }
+
+  /** Tokens a second: the server's own number once it is there. */
+  get rate() {
+    return this.answer.account?.tokens_per_second ?? this.meter.rate();
+  }
+}
+
+function requestOf(conversation, turn, settings) {
+  const messages = conversation.system ? [{ role: "system", content: conversation.system }] : [];
+  for (const each of conversation.turns) {
+    messages.push({ role: "user", content: each.question });
+    if (each === turn) break;
+    if (each.answer?.tokens.text) messages.push({ role: "assistant", content: each.answer.tokens.text });
+  }
+  // Halves of surrogate pairs cannot be sent as UTF-8.
+  const sound = messages.map(({ role, content }) => ({ role, content: content.toWellFormed() }));
+  return { model: settings.model, messages: sound, ...sampling(settings) };
+}
+
+function sampling({ temperature, maxTokens, seed }) {
+  const chosen = { temperature, max_tokens: maxTokens, seed };
+  return Object.fromEntries(Object.entries(chosen).filter(([, value]) => value !== "").map(([name, value]) => [name, Number(value)]));
+}

@@ -1,0 +1,136 @@
+/** One turn on the screen: the question, the answer as it grows, its account and what can be done with it. */
+
+import { about, nameOf } from "./drafters.js";
+import { element, iconButton } from "./dom.js";
+import { Rendering } from "./rendering.js";
+import { decimal, whole } from "./speed.js";
+
+const MOST_RUNS = 1000; // rows of the token list; more would only slow the page down
+
+export class TurnView {
+  /**
+   * @param {object} turn see storage.js
+   * @param {boolean} last whether it is the conversation's last turn
+   * @param {{formatted: boolean, act: (action: string, turn: object) => void}} options
+   */
+  constructor(turn, last, { formatted, act }) {
+    this.turn = turn;
+    this.act = act;
+    this.body = element("div", { class: "body" });
+    this.status = element("p", { class: "status", hidden: true });
+    this.foot = element("div", { class: "foot" });
+    this.heading = element("h2", { class: "who" }, element("bdi", {}, turn.answer?.model ?? ""));
+    this.element = element("article", { class: "turn" }, this.#question(), this.#answer());
+    this.rendering = turn.answer === null ? null : new Rendering(this.body, turn.answer.tokens, formatted);
+    this.last = last;
+    this.update();
+  }
+
+  /** Draws what is new of the answer. */
+  update() {
+    const { answer } = this.turn;
+    if (answer === null) return;
+    const running = answer.state === "running";
+    this.drawn = { state: answer.state, tokens: answer.tokens.ends.length };
+    this.rendering.update(!running);
+    this.element.classList.toggle("running", running);
+    this.#tell(answer);
+    if (!running) this.#close(answer);
+  }
+
+  /** Whether something came since the last drawing. */
+  get behind() {
+    const { answer } = this.turn;
+    return answer !== null && (answer.state !== this.drawn?.state || answer.tokens.ends.length !== this.drawn.tokens);
+  }
+
+  /** Only the last turn can be asked for again. */
+  setLast(last) {
+    this.last = last;
+    if (this.again) this.again.hidden = !last;
+  }
+
+  #question() {
+    const said = element("p", { class: "said", dir: "auto" }, this.turn.question);
+    const edit = iconButton("edit", "Edit this question", () => this.act("edit", this.turn));
+    const copy = iconButton("copy", "Copy this question", () => this.act("copy-question", this.turn));
+    const tools = element("div", { class: "tools" }, edit, copy);
+    return element("div", { class: "question" }, element("h2", { class: "who" }, "You"), said, tools);
+  }
+
+  #answer() {
+    return element("div", { class: "answer" }, this.heading, this.body, this.status, this.foot);
+  }
+
+  #tell(answer) {
+    const waiting = answer.state === "running" && answer.tokens.text === "";
+    const said = waiting ? "Reading what you wrote" : (STATES[answer.state]?.(answer) ?? "");
+    this.status.className = `status ${waiting ? "waiting" : answer.state}`;
+    this.status.hidden = said === "";
+    if (this.status.textContent !== said) this.status.textContent = said;
+  }
+
+  #close(answer) {
+    if (this.foot.childElementCount > 0) return;
+    this.again = iconButton("again", "Answer again", () => this.act("again", this.turn), { text: true, hidden: !this.last });
+    const copy = iconButton("copy", "Copy", () => this.act("copy-answer", this.turn), { text: true });
+    const actions = element("div", { class: "actions" }, copy, this.again);
+    this.foot.append(element("p", { class: "account" }, accountLine(answer)), actions);
+    if (answer.tokens.codes.some((code) => code !== "")) this.foot.append(this.#runs(answer.tokens));
+  }
+
+  /** Who guessed what, as a list: what the colours say, for those who do not see them. */
+  #runs(tokens) {
+    const list = element("ol", { class: "runs" });
+    const details = element("details", {}, element("summary", {}, "Who guessed what"), list);
+    details.addEventListener("toggle", () => {
+      if (!details.open) return;
+      if (list.childElementCount === 0) fill(list, tokens);
+      details.scrollIntoView({ block: "nearest" });
+    });
+    return details;
+  }
+}
+
+const STATES = {
+  stopped: () => "Stopped here.",
+  failed: (answer) => answer.error,
+  done: (answer) => (answer.finish === "length" ? "Cut here: the limit of tokens was reached." : ""),
+};
+
+/** The account in one line, as the command line tells it. */
+export function accountLine(answer) {
+  const { tokens, usage, account } = answer;
+  const count = usage?.completion_tokens ?? tokens.ends.length;
+  const parts = [`${whole(count)} token${count === 1 ? "" : "s"}`];
+  if (account?.tokens_per_second) parts.push(`${decimal(account.tokens_per_second)} a second`);
+  if (account?.speedup) parts.push(`${decimal(account.speedup, 2)}× plain`);
+  const counts = Object.values(account?.by_drafter ?? {});
+  const drafted = counts.reduce((sum, each) => sum + each.drafted, 0);
+  const accepted = counts.reduce((sum, each) => sum + each.accepted, 0);
+  if (drafted > 0) parts.push(`${whole(accepted)} of ${whole(drafted)} guesses right`);
+  if (account?.exact === true) parts.push("exact");
+  if (account?.exact === false) parts.push("not exact");
+  return parts.join("\u2002·\u2002");
+}
+
+function fill(list, tokens) {
+  const runs = runsOf(tokens);
+  for (const run of runs.slice(0, MOST_RUNS)) {
+    const who = element("span", { class: "run-who", title: about(run.code) }, nameOf(run.code) || "unknown");
+    const box = element("span", { class: "run-text" });
+    tokens.paint(box, run.start, run.end);
+    list.append(element("li", {}, who, element("bdi", {}, box)));
+  }
+  if (runs.length > MOST_RUNS) list.append(element("li", {}, `and ${whole(runs.length - MOST_RUNS)} more`));
+}
+
+/** Neighbouring tokens of one owner together. */
+function runsOf({ ends, codes }) {
+  const runs = [];
+  codes.forEach((code, index) => {
+    if (runs.at(-1)?.code === code) runs.at(-1).end = ends[index];
+    else runs.push({ code, start: ends[index - 1] ?? 0, end: ends[index] });
+  });
+  return runs.filter((run) => run.end > run.start);
+}
