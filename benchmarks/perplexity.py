@@ -2,7 +2,9 @@
 
 python benchmarks/perplexity.py smollm2-135m --precisions bf16 int8 --chunks 8
 python benchmarks/perplexity.py qwen2.5-coder-0.5b --precisions int8 --kv-cache auto int8 --chunks 12
+python benchmarks/perplexity.py smollm2-135m --precisions fp32 int8 int4 int4-nearest
 
+``int4`` is what ``hasten quantize`` made where it was run, ``int4-nearest`` plain rounding.
 Every way after the first is compared with the first on the same tokens: the difference of the mean log-likelihoods, as a percentage
 of perplexity, with its standard error over chunks. A difference of less than two standard errors is no difference.
 """
@@ -12,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from dataclasses import replace
 from itertools import product
 
 import torch
@@ -22,7 +25,14 @@ from hasten.core.config import KV_CACHE_DTYPES, EngineConfig
 from hasten.core.progress import silent
 from hasten.core.types import BLOCK_SIZE, Batch, Segment
 from hasten.engine.loading import LoadedModel, choose_device, load_model
+from hasten.model import storage
 from hasten.model.catalogue import resolve
+from hasten.model.executor import Executor
+from hasten.model.loaders import open_source
+from hasten.model.precision import INT4
+from hasten.model.weights import load_decoder
+
+NEAREST = "int4-nearest"
 
 
 def losses(model: LoadedModel, tokens: list[int], chunk: int, chunks: int) -> Tensor:
@@ -38,9 +48,14 @@ def losses(model: LoadedModel, tokens: list[int], chunk: int, chunks: int) -> Te
 
 
 def measure(name: str, precision: str, cache: str, chunk: int, chunks: int) -> Tensor:
-    config = EngineConfig(model=name, precision=precision, kv_cache_dtype=cache, cache_tokens=chunk)
+    nearest = precision == NEAREST
+    config = EngineConfig(model=name, precision="int4" if nearest else precision, kv_cache_dtype=cache, cache_tokens=chunk)
     resolved = resolve(name, fetch=True)
     model = load_model(name, resolved.path, config, choose_device(config.device), silent)
+    if nearest:
+        source, device = open_source(resolved.path), choose_device(config.device)
+        plain = load_decoder(source, INT4, device, storage.converted_path(source.fingerprint, INT4.name))
+        model = replace(model, executor=Executor(plain, model.num_blocks, device))
     text = data_file("wikitext2_test_part.txt").read_text()
     return losses(model, model.tokenizer.encode(text, add_bos=False), chunk, chunks)
 

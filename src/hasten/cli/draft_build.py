@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hasten.cli.options import Verb, engine_config, engine_options, sampling_options, sampling_params
-from hasten.cli.prompts import Prompt, collect
+from hasten.cli.prompts import Prompt, collect, read_text
 from hasten.core.config import EngineConfig
 from hasten.core.errors import HastenError, InvalidRequest
 from hasten.core.progress import Progress
@@ -37,7 +37,7 @@ def build(prompts: str | None, texts: tuple[str, ...], **options: Any) -> None:
     if prompts is None and not texts:
         raise InvalidRequest("Give --prompts FILE, --text FILE, or both; there is nothing to build from.")
     items = [] if prompts is None else collect(None, prompts, sampling_params(options), False)
-    contents = [_read(name) for name in texts]
+    contents = [read_text(name) for name in texts]
     _build(config, items, contents)
 
 
@@ -124,13 +124,3 @@ def _pieces(content: str) -> Iterator[str]:
         end = start + 2 * PIECE if line_end < 0 else line_end + 1
         yield content[start:end]
         start = end
-
-
-def _read(name: str) -> str:
-    try:
-        with open(name, encoding="utf-8-sig") as file:
-            return file.read()
-    except OSError as problem:
-        raise InvalidRequest(f"The text file '{name}' cannot be read: {problem.strerror}.") from problem
-    except UnicodeDecodeError as problem:
-        raise InvalidRequest(f"The text file '{name}' is not UTF-8 text; save it as UTF-8.") from problem

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hasten.cli.options import Verb, engine_config, engine_options
-from hasten.cli.prompts import Prompt, collect
+from hasten.cli.prompts import Prompt, collect, read_text
 from hasten.core.errors import InvalidRequest
 from hasten.core.types import SamplingParams
 
@@ -46,7 +46,7 @@ def trim(prompts: str | None, texts: tuple[str, ...], sizes: str, **options: Any
     params = SamplingParams()
     items = [Prompt(params, text=question) for question in QUESTIONS] if prompts is None else collect(None, prompts, params, False)
     wanted = _sizes(sizes)
-    contents = [_read(name) for name in texts]
+    contents = [read_text(name) for name in texts]
     from hasten.cli.screen import notes, progress_on
     from hasten.train.trim import find_trim
 
@@ -61,16 +61,6 @@ def _sizes(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError as problem:
         raise InvalidRequest(f"--sizes takes whole numbers with commas between them, not '{text}'.") from problem
-
-
-def _read(name: str) -> str:
-    try:
-        with open(name, encoding="utf-8-sig") as file:
-            return file.read()
-    except OSError as problem:
-        raise InvalidRequest(f"The text file '{name}' cannot be read: {problem.strerror}.") from problem
-    except UnicodeDecodeError as problem:
-        raise InvalidRequest(f"The text file '{name}' is not UTF-8 text; save it as UTF-8.") from problem
 
 
 def _show(outcome: Outcome) -> None:

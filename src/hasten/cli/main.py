@@ -31,6 +31,7 @@ VERBS = {
     "pull": Row("hasten.cli.models:pull", "Fetch a model and check it."),
     "ls": Row("hasten.cli.models:ls", "List the models you have and those you can pull."),
     "show": Row("hasten.cli.models:show", "Show what a model is: family, size, context, licence."),
+    "quantize": Row("hasten.cli.quantise:quantize", "Make better four-bit weights of a model, for --precision int4."),
     "draft": Row("hasten.cli.draft:draft", "Prepare what guesses ahead: databases, the draft model's vocabulary."),
     "rm": Row("hasten.cli.models:rm", "Remove a model from this disk."),
     "profile": Row("hasten.cli.profile:profile", "Show what a pass of a model costs here, and measure it again."),

@@ -155,3 +155,14 @@ def _messages(value: object) -> list[Message]:
 
 def _is_message(value: object) -> bool:
     return isinstance(value, dict) and isinstance(value.get("role"), str) and isinstance(value.get("content"), str)
+
+
+def read_text(name: str) -> str:
+    """A text file of the user's. Raises InvalidRequest where it cannot be read or is not UTF-8."""
+    try:
+        with open(name, encoding="utf-8-sig") as file:
+            return file.read()
+    except OSError as problem:
+        raise InvalidRequest(f"The text file '{name}' cannot be read: {problem.strerror}.") from problem
+    except UnicodeDecodeError as problem:
+        raise InvalidRequest(f"The text file '{name}' is not UTF-8 text; save it as UTF-8.") from problem

@@ -34,6 +34,7 @@ from hasten.model import catalogue, storage
 from hasten.model.attention import choose_cache
 from hasten.model.executor import Executor
 from hasten.model.head import TrimmedHead
+from hasten.model.kept_weights import kept_weights
 from hasten.model.kernels import set_threads
 from hasten.model.loaders import open_source
 from hasten.model.precision import choose_precision
@@ -119,7 +120,7 @@ def load_model(
     tokens = config.cache_tokens or min(context, DEFAULT_CACHE_TOKENS)
     num_blocks = -(-tokens // BLOCK_SIZE)
     _check_memory(bytes_per_block(shape.layers, shape.kv_heads, shape.head_dim, cache) * num_blocks, tokens)
-    converted = storage.converted_path(source.fingerprint, precision.name) if precision.quantised else None
+    converted = kept_weights(source, precision, name)
     decoder = load_decoder(source, precision, device, converted, progress)
     if converted is not None and converted.exists():
         with suppress(OSError):

@@ -41,7 +41,8 @@ class Planned:
         return self.dtype.itemsize * torch.Size(self.shape).numel()
 
 
-def _header(plan: list[Planned], fingerprint: str) -> bytes:
+def header(plan: list[Planned], fingerprint: str) -> bytes:
+    """What a converted file of this plan and source begins with."""
     entries: dict[str, object] = {"__metadata__": {"format": FORMAT, "source": fingerprint}}
     offset = 0
     for item in plan:
@@ -61,7 +62,7 @@ class ConvertedReader:
 
     def __init__(self, path: Path, plan: list[Planned], fingerprint: str) -> None:
         self._file = path.open("rb", buffering=0)
-        starts = accumulate((item.bytes for item in plan), initial=len(_header(plan, fingerprint)))
+        starts = accumulate((item.bytes for item in plan), initial=len(header(plan, fingerprint)))
         self._places = {item.name: (item, start) for item, start in zip(plan, starts, strict=False)}
 
     def read(self, name: str, buffer: Tensor | None = None) -> Tensor:
@@ -70,7 +71,7 @@ class ConvertedReader:
         self._file.seek(start)
         memory = torch.empty(item.bytes, dtype=torch.uint8) if buffer is None else buffer[: item.bytes]
         out = memory.view(item.dtype).view(item.shape)
-        view = _bytes_of(out)
+        view = bytes_of(out)
         while view:
             view = view[self._file.readinto(view) or _truncated() :]
         return out
@@ -84,7 +85,7 @@ class ConvertedReader:
         self._file.close()
 
 
-def _bytes_of(tensor: Tensor) -> memoryview:
+def bytes_of(tensor: Tensor) -> memoryview:
     """The memory of a contiguous tensor."""
     array: Any = tensor.view(torch.uint8).numpy().reshape(-1)
     return memoryview(array)
@@ -96,12 +97,12 @@ def _truncated() -> int:
 
 def is_converted(path: Path, plan: list[Planned], fingerprint: str) -> bool:
     """Whether ``path`` holds exactly these converted weights."""
-    header = _header(plan, fingerprint)
+    expected = header(plan, fingerprint)
     try:
-        if path.stat().st_size != len(header) + sum(item.bytes for item in plan):
+        if path.stat().st_size != len(expected) + sum(item.bytes for item in plan):
             return False
         with path.open("rb") as file:
-            return file.read(len(header)) == header
+            return file.read(len(expected)) == expected
     except OSError:
         return False
 
@@ -120,7 +121,7 @@ class ConvertedWriter:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._temporary.open("wb")
-            self._file.write(_header(plan, fingerprint))
+            self._file.write(header(plan, fingerprint))
         except OSError as problem:
             self._give_up(problem)
 
@@ -128,7 +129,7 @@ class ConvertedWriter:
         if self._file is None:
             return
         try:
-            self._file.write(_bytes_of(tensor.contiguous()))
+            self._file.write(bytes_of(tensor.contiguous()))
         except OSError as problem:
             self._give_up(problem)
 

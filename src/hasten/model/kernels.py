@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -27,6 +28,17 @@ def set_threads(count: int, precision: Precision) -> None:
         torch.set_num_threads(1)
     elif count:
         torch.set_num_threads(count)
+
+
+@contextmanager
+def torch_at_work() -> Iterator[None]:
+    """Lets PyTorch have all threads that the kernels have, while these rest."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads_and_level()[0])
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def threads_and_level() -> tuple[int, str]:

@@ -9,11 +9,12 @@ from torch import Tensor
 
 from hasten.core.errors import ConfigError
 from hasten.model.hadamard import hadamard_block, rotate
+from hasten.model.rounding import Rounded, round_with_feedback
 from hasten.native.kernels import PackedLinear4, round_progressive
-from hasten.native.loader import INTERFACE_VERSION, NativeLibrary, load
+from hasten.native.loader import NativeLibrary, load
 from hasten.native.memory import aligned_bytes
 
-PACKED_LAYOUT = f"packed{INTERFACE_VERSION}"  # another layout is another tensor of a converted file
+PACKED_LAYOUT = "packed-tiles-1"  # another layout is another tensor of a converted file; that of native/linear.h
 
 
 def kernels() -> NativeLibrary:
@@ -40,10 +41,21 @@ def pack4(pieces: Iterator[Tensor], outputs: int) -> tuple[Tensor, Tensor]:
     float32 scales [outputs]."""
     library = kernels()
     rounded = [round_progressive(library, rotate(piece, hadamard_block(piece.shape[1]))) for piece in pieces]
-    codes, group_scale, group_offset, scale = (torch.cat(part) for part in zip(*rounded, strict=True))
-    assert scale.shape[0] == outputs, "the pieces are the whole projection"
-    layer = PackedLinear4(library, codes, group_scale, group_offset, scale, None, hadamard_block(codes.shape[1]))
-    return layer.packed, scale
+    whole = Rounded(*(torch.cat(part) for part in zip(*rounded, strict=True)))
+    assert whole.scale.shape[0] == outputs, "the pieces are the whole projection"
+    return _packed(library, whole), whole.scale
+
+
+def pack4_calibrated(pieces: Iterator[Tensor], moments: Tensor) -> tuple[Tensor, Tensor]:
+    """As ``pack4``, rounded for inputs (rotated) whose mean of x x^T is ``moments`` [inputs, inputs]. See ``rounding``."""
+    block = hadamard_block(moments.shape[0])
+    whole = round_with_feedback(torch.cat([rotate(piece, block) for piece in pieces]), moments)
+    return _packed(kernels(), whole), whole.scale
+
+
+def _packed(library: NativeLibrary, whole: Rounded) -> Tensor:
+    block = hadamard_block(whole.codes.shape[1])
+    return PackedLinear4(library, whole.codes, whole.group_scale, whole.group_offset, whole.scale, None, block).packed
 
 
 def linear4(packed: Tensor, scale: Tensor, bias: Tensor | None, inputs: int) -> PackedLinear4:

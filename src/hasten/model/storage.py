@@ -4,7 +4,8 @@
     ├── gguf/NAME.gguf                          a whole, checked catalogue model
     │   ├── NAME.partial/                       what an interrupted download left, and goes on from
     │   └── NAME.lock                           held while NAME is being downloaded
-    ├── converted/FINGERPRINT-PRECISION.weights weights converted for this engine, with a .json that names their source
+    ├── converted/FINGERPRINT-PRECISION.weights weights converted for this engine, with a .json that names their source;
+    │                                           -calibrated before the dot: made by `hasten quantize`
     ├── drafts/                                 past outputs, and what `hasten draft build` made (``draft.kept``)
     └── trimmed/DRAFT-VOCABULARY.json           which ids a draft model computes (``hasten draft trim``)
 
@@ -83,6 +84,11 @@ def exclusive(name: str, on_wait: Callable[[], None] | None) -> Iterator[None]:
 def converted_path(fingerprint: str, precision: str) -> Path:
     """Where weights of the source with this fingerprint, converted to this precision, are kept."""
     return converted_directory() / f"{_safe(fingerprint)}-{_safe(precision)}.weights"
+
+
+def calibrated_path(fingerprint: str, precision: str) -> Path:
+    """Where ``hasten quantize`` keeps what it made of the source with this fingerprint."""
+    return converted_directory() / f"{_safe(fingerprint)}-{_safe(precision)}-calibrated.weights"
 
 
 def trim_path(draft: str, vocabulary: str) -> Path:

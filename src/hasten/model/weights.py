@@ -26,6 +26,7 @@ from hasten.model.linear_packed import PACKED_LAYOUT, linear4, pack4, packed4_by
 from hasten.model.precision import FILE, INT4, Precision
 
 PIECE_BYTES = 64 << 20
+NARROW = 1024  # hidden size below which int4 keeps more bits
 MOST_UNPACKED = 2  # projections in memory both as read and as packed
 
 
@@ -55,17 +56,39 @@ def projections(source: Weights) -> list[FusedLinear]:
     """Every projection of the decoder in the order it is built: the head first, while there is most room for its copy as read."""
     out = [_fused(source, "head", ("embedding" if source.description.tied_head else "head",))]
     for index in range(source.description.layers):
-        base = f"layers.{index}."
-        for name, parts in (("qkv", ("q", "k", "v")), ("o", ("o",)), ("gate_up", ("gate", "up")), ("down", ("down",))):
-            out.append(_fused(source, base + name, tuple(base + part for part in parts)))
+        out += layer_projections(source, index)
     return out
+
+
+def layer_projections(source: Weights, index: int) -> list[FusedLinear]:
+    """The projections of one layer in the order in which rows pass them."""
+    base = f"layers.{index}."
+    parts = {"qkv": ("q", "k", "v"), "o": ("o",), "gate_up": ("gate", "up"), "down": ("down",)}
+    return [_fused(source, base + name, tuple(base + part for part in stacked)) for name, stacked in parts.items()]
+
+
+def projection_bias(source: Weights, linear: FusedLinear, stream: torch.dtype) -> Tensor | None:
+    """[outputs] in the stream dtype, or None."""
+    names = source.names()
+    found = [source.read(f"{part}_bias").to(stream) for part in linear.parts if f"{part}_bias" in names]
+    return torch.cat(found) if found else None
+
+
+def projection_rows(source: Weights, linear: FusedLinear) -> Iterator[Tensor]:
+    """Its weights as float32 rows, a bounded number at a time."""
+    return _pieces(source, linear.parts)
+
+
+def embedding_table(source: Weights, dtype: torch.dtype) -> Tensor:
+    """[vocabulary, hidden]."""
+    return torch.cat([piece.to(dtype) for piece in _pieces(source, ("embedding",))])
 
 
 def conversion_plan(source: Weights, precision: Precision) -> list[Planned]:
     """What a converted file of this source holds, in the order in which it is written."""
     plan = [Planned("embedding", source.shape("embedding"), torch.bfloat16)]
     for linear in projections(source):
-        if _four_bits(linear, precision):
+        if four_bits(linear, precision):
             size = packed4_bytes(linear.outputs, linear.inputs)
             plan.append(Planned(f"{linear.name}.{PACKED_LAYOUT}", (size,), torch.uint8))
         else:
@@ -74,9 +97,11 @@ def conversion_plan(source: Weights, precision: Precision) -> list[Planned]:
     return plan
 
 
-def _four_bits(linear: FusedLinear, precision: Precision) -> bool:
-    """int4 keeps the head in eight bits: its error goes straight into every logit."""
-    return precision is INT4 and linear.name != "head"
+def four_bits(linear: FusedLinear, precision: Precision) -> bool:
+    """Whether this projection is one of four bits. int4 keeps the head in eight: its error goes straight into every logit. In
+    narrow models ``down`` too, the projection that loses most by rounding (docs/models.md)."""
+    narrow_down = linear.name.endswith(".down") and linear.outputs < NARROW
+    return precision is INT4 and linear.name != "head" and not narrow_down
 
 
 def _fused(source: Weights, name: str, parts: tuple[str, ...]) -> FusedLinear:
@@ -124,9 +149,8 @@ def _assemble(source: Weights, precision: Precision, device: torch.device, make:
         return source.read(name).to(device, precision.stream)
 
     def bias(linear: FusedLinear) -> Tensor | None:
-        found = [vector(f"{part}_bias") for part in linear.parts]
-        present = [piece for piece in found if piece is not None]
-        return torch.cat(present) if present else None
+        found = projection_bias(source, linear, precision.stream)
+        return None if found is None else found.to(device)
 
     planned = projections(source)
     total = sum(linear.outputs * linear.inputs for linear in planned)
@@ -219,13 +243,13 @@ class _IntegerMaker:
     def embedding(self, dtype: torch.dtype) -> Tensor:
         if self._reader is not None:
             return self._reader.read("embedding")
-        out = torch.cat([piece.to(dtype) for piece in _pieces(self._source, ("embedding",))])
+        out = embedding_table(self._source, dtype)
         self._keep(out)
         return out
 
     def linear(self, linear: FusedLinear, bias: Tensor | None) -> Callable[[], Linear]:
         """Reads (or converts) now; what is returned packs the projection for its kernel."""
-        if _four_bits(linear, self._precision):
+        if four_bits(linear, self._precision):
             return self._linear4(linear, bias)
         if self._reader is not None:
             codes = self._reader.read(f"{linear.name}.codes", self._buffer(linear))

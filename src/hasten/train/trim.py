@@ -32,6 +32,7 @@ from hasten.engine.loading import choose_device
 from hasten.model import catalogue, storage
 from hasten.model.executor import Executor
 from hasten.model.head import HeadRows, TrimmedHead, head_rows
+from hasten.model.kept_weights import kept_weights
 from hasten.model.kernels import set_threads
 from hasten.model.loaders import open_source
 from hasten.model.precision import choose_precision
@@ -124,7 +125,7 @@ def find_trim(
     held_out = answers[2::3]
     counted = [answer.output for place, answer in enumerate(answers) if place % 3 != 2]
     other = count_tokens(_encoded(tokenizer, texts, progress), total)
-    draft = Draft.load(draft_path, config, progress)
+    draft = Draft.load(name, draft_path, config, progress)
     counts = count_tokens(counted, total) + other
     tried = {size: draft.head(trimmed(tokenizer, size, counts)) for size in sorted({*sizes} - {total})}
     rows = _sweep(draft, {**tried, total: None}, held_out, seconds, progress)
@@ -212,12 +213,12 @@ class Draft:
         self._whole = executor.decoder
 
     @staticmethod
-    def load(path: Path, config: EngineConfig, progress: Progress) -> Draft:
+    def load(name: str, path: Path, config: EngineConfig, progress: Progress) -> Draft:
         """Raises ModelError when its head cannot be trimmed here."""
         source = open_source(path)
         device = choose_device(config.device)
         precision = choose_precision(config.precision, device)
-        converted = storage.converted_path(source.fingerprint, precision.name) if precision.quantised else None
+        converted = kept_weights(source, precision, name)
         decoder = load_decoder(source, precision, device, converted, progress)
         rows = head_rows(source, decoder, converted)
         if rows is None:

@@ -1,0 +1,233 @@
+"""Making four-bit weights that know what they will be given: ``hasten quantize``.
+
+The model is read layer by layer over a calibration text, and each projection is rounded for the rows that really arrive there, with
+everything before it rounded already (``model.calibration``, ``model.rounding``). The text is the model's own, sampled in int8 from
+beginnings of many kinds (data-free: LLM-QAT, 2305.17888, section 2.1), or files that the user gives.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from torch import Tensor
+
+from hasten.core.config import EngineConfig
+from hasten.core.errors import InvalidRequest, ModelError
+from hasten.core.progress import Progress, silent
+from hasten.core.types import SamplingParams
+from hasten.model import catalogue, storage
+from hasten.model.calibration import Reader, Rows, input_moments
+from hasten.model.kernels import set_threads, torch_at_work
+from hasten.model.linear import Linear, int8_linear
+from hasten.model.linear_packed import PACKED_LAYOUT, kernels, linear4, pack4_calibrated
+from hasten.model.loaders import open_source
+from hasten.model.partial import PartialConversion
+from hasten.model.precision import INT4
+from hasten.model.tokenizer import Tokenizer, load_tokenizer
+from hasten.model.weights import (
+    FusedLinear,
+    Weights,
+    conversion_plan,
+    embedding_table,
+    four_bits,
+    projection_rows,
+    projections,
+    quantise_weights,
+)
+
+LENGTH = 512  # tokens of each piece of calibration text
+TOKENS = 12288  # of calibration text altogether
+FEWEST_PIECES = 8
+MOST_CHARACTERS = 4 << 20
+BEGINNINGS = (
+    "The town lies on the left bank of the river. It was first mentioned in",
+    "The beetle is found in the forests of the north, where it",
+    "He was born in a small village, the third son of a carpenter, and",
+    "The song was released as the second single from her album, and",
+    "The regiment was formed in spring and took part in",
+    "The railway between the two cities was opened in",
+    "The match ended two to one after",
+    "In mathematics, a group is called",
+    "A storm formed over the ocean on the fourth of September and",
+    "The film tells the story of a young teacher who",
+    "The government announced on Tuesday that",
+    "Shares of the company fell after it reported",
+    "It was late in November, and the rain had not stopped for days, when",
+    '"You should have told me," she said, and',
+    "Dear Sir or Madam,\n\nI am writing to",
+    "How to repair a bicycle tyre:\n\n1.",
+    "Two onions, finely chopped, a spoonful of butter and",
+    "Question: Why do leaves turn red in autumn?\nAnswer:",
+    "import json\nfrom pathlib import Path\n\n\ndef main() -> None:\n",
+    "#include <stdio.h>\n\nint main(void) {\n",
+    "function merge(left, right) {\n",
+    "SELECT customer.name, SUM(",
+    "Es war einmal ein König, der",
+    "La ville est connue pour",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """``path`` holds the weights now, ``bytes`` of them; ``tokens`` of text were read. ``resumed``: an earlier call had begun."""
+
+    name: str
+    path: Path
+    bytes: int
+    tokens: int
+    resumed: bool
+
+
+def quantise(config: EngineConfig, texts: Sequence[str] = (), progress: Progress = silent) -> Outcome:
+    """Round ``config.model`` to int4 and keep it where the next load in int4 finds it. Goes on where an earlier call stopped.
+
+    ``texts``: what to calibrate on instead of the model's own text. Raises a HastenError, one sentence, when it cannot be.
+    """
+    kernels()  # where they are missing that is said now, not after the text is written
+    resolved = catalogue.resolve(config.model, fetch=True, progress=progress)
+    source, tokenizer = open_source(resolved.path), load_tokenizer(resolved.path)
+    given = _pieces(tokenizer, texts) if texts else []
+    path = storage.calibrated_path(source.fingerprint, INT4.name)
+    with _alone(path, source.path):
+        pieces = given or sample_text(config, progress)
+        set_threads(config.threads, INT4)
+        resumed = round_weights(source, path, pieces, progress)
+    return Outcome(resolved.name, path, path.stat().st_size, sum(map(len, pieces)), resumed)
+
+
+@contextmanager
+def _alone(path: Path, model: Path) -> Iterator[None]:
+    """Hold the lock of ``path``, with the note beside it that says what it is made from. Raises ModelError when either fails."""
+    lock = FileLock(path.with_suffix(".lock"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        storage.record_conversion(path, model)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ModelError(f"{model.name} is being quantised by another process; wait for it or stop it first.") from None
+    except OSError as problem:
+        raise ModelError(
+            f"{path.parent} cannot be written ({problem.strerror}); free some space or check its permissions."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def sample_text(config: EngineConfig, progress: Progress) -> list[list[int]]:
+    """What the model says in int8 when it goes on from ``BEGINNINGS`` at temperature 1: token ids, the same each time."""
+    from hasten import LLM
+
+    settings = replace(
+        config,
+        precision="int8",
+        device="cpu",
+        draft="none",
+        context_length=0,
+        cache_tokens=len(BEGINNINGS) * LENGTH,
+        max_sequences=len(BEGINNINGS),
+        prefix_cache=False,
+    )
+    with LLM(settings, progress=progress) as llm:
+        prompts = [llm.encode(beginning) for beginning in BEGINNINGS]
+        length = min(LENGTH, llm.context_length)
+        params = [
+            SamplingParams(max_tokens=length - len(prompt), temperature=1.0, seed=place, ignore_eos=True)
+            for place, prompt in enumerate(prompts)
+        ]
+        requests = [llm.stream(prompt, each) for prompt, each in zip(prompts, params, strict=True)]
+        texts = [list(prompt) for prompt in prompts]
+        written = 0  # of the longest text: all are written together
+        for text, events in zip(texts, requests, strict=True):
+            for event in events:
+                text += event.tokens
+                written = max(written, len(text))
+                progress("writing text", written, length)
+    del llm
+    gc.collect()
+    return texts
+
+
+def _pieces(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    """About ``TOKENS`` tokens from all over the texts, in pieces of ``LENGTH``. Raises InvalidRequest where there is too little."""
+    lead = list(tokenizer.prefix_ids)
+    tokens = [token for text in texts for token in tokenizer.encode(text[:MOST_CHARACTERS], add_bos=False)]
+    size = LENGTH - len(lead)
+    starts = list(range(0, len(tokens) - size + 1, size))
+    if len(starts) < FEWEST_PIECES:
+        raise InvalidRequest(f"The text has {len(tokens)} tokens and at least {FEWEST_PIECES * size} are needed; give more of it.")
+    wanted = min(len(starts), TOKENS // LENGTH)
+    chosen = [starts[place * len(starts) // wanted] for place in range(wanted)]
+    return [lead + tokens[start : start + size] for start in chosen]
+
+
+def round_weights(source: Weights, path: Path, pieces: list[list[int]], progress: Progress = silent) -> bool:
+    """Write the int4 weights of ``source``, calibrated on ``pieces`` (token ids), to ``path``. Whether it was begun before.
+
+    Where this is interrupted, whatever is finished stays beside ``path``, and the next call goes on from there.
+    """
+    file = PartialConversion(path, conversion_plan(source, INT4), source.fingerprint)
+    try:
+        resumed = file.present > 0
+        _Rounding(source, file, progress).run(pieces)
+        file.finish()
+    finally:
+        file.close()
+    return resumed
+
+
+class _Rounding:
+    """Writes the tensors of the plan in its order, those that are there already left out."""
+
+    def __init__(self, source: Weights, file: PartialConversion, progress: Progress) -> None:
+        self._source, self._file, self._progress = source, file, progress
+        self._total = sum(linear.outputs * linear.inputs for linear in projections(source))
+        self._done = 0
+
+    def run(self, pieces: list[list[int]]) -> None:
+        self._keep("embedding", lambda: (embedding_table(self._source, INT4.embedding),))
+        head = projections(self._source)[0]
+        self._keep(
+            "head.codes head.scale", lambda: quantise_weights(projection_rows(self._source, head), head.outputs, head.inputs)
+        )
+        self._count(head)
+        reader = Reader(self._source, INT4, pieces)
+        for layer in range(self._source.description.layers):
+            reader.layer(layer, self._linear)
+
+    def _linear(self, linear: FusedLinear, bias: Tensor | None, rows: Rows) -> Linear:
+        if not four_bits(linear, INT4):
+            return int8_linear(*self._eight_bits(linear), bias)
+        names = f"{linear.name}.{PACKED_LAYOUT} {linear.name}.scale"
+        with torch_at_work():
+            packed, scale = self._keep(names, lambda: pack4_calibrated(projection_rows(self._source, linear), input_moments(rows)))
+        self._count(linear)
+        return linear4(packed, scale, bias, linear.inputs)
+
+    def _eight_bits(self, linear: FusedLinear) -> tuple[Tensor, Tensor]:
+        weights = projection_rows(self._source, linear)
+        names = f"{linear.name}.codes {linear.name}.scale"
+        codes, scale = self._keep(names, lambda: quantise_weights(weights, linear.outputs, linear.inputs))
+        self._count(linear)
+        return codes, scale
+
+    def _keep(self, names: str, make: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """The tensors of these names, read where all are there, else made and written."""
+        wanted = names.split()
+        if all(self._file.has(name) for name in wanted):
+            return tuple(self._file.read(name) for name in wanted)
+        made = make()
+        for name, tensor in zip(wanted, made, strict=True):
+            if not self._file.has(name):
+                self._file.write(name, tensor)
+        return made
+
+    def _count(self, linear: FusedLinear) -> None:
+        self._done += linear.outputs * linear.inputs
+        self._progress("rounding weights", self._done, self._total)

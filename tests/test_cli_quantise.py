@@ -1,0 +1,109 @@
+"""The verb quantize, as a user types it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from cli_fakes import CommandLine
+from hasten.core.config import EngineConfig
+from hasten.core.progress import Progress
+from hasten.engine.engine import Engine
+from hasten.train import quantise
+from hasten.train.quantise import FEWEST_PIECES, LENGTH, TOKENS, Outcome, _alone, _pieces
+from tiny import LetterTokenizer, tiny_engine
+
+
+@pytest.fixture
+def command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> CommandLine:
+    return CommandLine(monkeypatch, capsys, tmp_path)
+
+
+def test_what_was_made_is_said(command_line: CommandLine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("Some text.")
+    seen: list[tuple[EngineConfig, Sequence[str]]] = []
+
+    def fake(config: EngineConfig, texts: Sequence[str], progress: Progress) -> Outcome:
+        seen.append((config, texts))
+        progress("rounding weights", 1, 2)
+        return Outcome("tiny", tmp_path / "x.weights", 12_000_000, 4096, len(seen) > 1)
+
+    monkeypatch.setattr(quantise, "quantise", fake)
+    done = command_line("quantize", "tiny", "--text", str(tmp_path / "text"), "--threads", "2")
+    assert done.status == 0
+    assert done.out == f"tiny: 4,096 tokens read, 12 MB in {tmp_path / 'x.weights'}\n"
+    assert (seen[0][0].model, seen[0][0].threads, seen[0][1]) == ("tiny", 2, ["Some text."])
+    assert "went on from what was there" in command_line("quantize", "tiny").out
+
+
+def test_an_interrupt_says_that_it_can_go_on(command_line: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fake(config: EngineConfig, texts: Sequence[str], progress: Progress) -> Outcome:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(quantise, "quantise", fake)
+    done = command_line("quantize", "tiny")
+    assert done.status == 130
+    assert "'hasten quantize tiny' goes on from there" in done.err
+
+
+def test_wrong_use_is_one_sentence(command_line: CommandLine, tmp_path: Path) -> None:
+    assert command_line("quantize").status == 2
+    assert "cannot be read" in command_line("quantize", "tiny", "--text", str(tmp_path / "none")).err
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    assert "not UTF-8" in command_line("quantize", "tiny", "--text", str(tmp_path / "binary")).err
+    assert "'quantize'" in command_line("quantise", "tiny").err
+
+
+def test_one_process_at_a_time_and_only_where_it_may_write(tmp_path: Path) -> None:
+    path, model = tmp_path / "converted" / "x.weights", tmp_path / "model.gguf"
+    with _alone(path, model):
+        assert model.name in path.with_suffix(".json").read_text()
+        with pytest.raises(quantise.ModelError, match="another process"), _alone(path, model):
+            raise AssertionError
+    with _alone(path, model):
+        pass
+    (tmp_path / "file").touch()
+    with pytest.raises(quantise.ModelError, match="cannot be written"), _alone(tmp_path / "file" / "x.weights", model):
+        raise AssertionError
+
+
+def test_the_model_writes_its_own_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[EngineConfig] = []
+
+    def load(config: EngineConfig, progress: Progress) -> Engine:
+        asked.append(config)
+        return tiny_engine("llama", num_blocks=24, max_sequences=8)
+
+    monkeypatch.setattr("hasten.engine.llm.load_engine", load)
+    monkeypatch.setattr(quantise, "BEGINNINGS", ("Once upon", "def main", "a", "b", "c"))
+    monkeypatch.setattr(quantise, "LENGTH", 100)
+    seen: list[tuple[int, int]] = []
+    texts = quantise.sample_text(
+        EngineConfig(model="tiny", precision="int4"), lambda label, done, total: seen.append((done, total))
+    )
+    assert [len(text) for text in texts] == [100] * 5
+    assert LetterTokenizer().decode(texts[0]).startswith("Once upon")
+    assert len({tuple(text) for text in texts}) == 5
+    assert (asked[0].precision, asked[0].draft, asked[0].cache_tokens) == ("int8", "none", 500)
+    assert seen == sorted(seen)
+    assert seen[-1] == (100, 100)
+    assert texts == quantise.sample_text(EngineConfig(model="tiny"), lambda label, done, total: None)
+
+
+class Led(LetterTokenizer):
+    prefix_ids = (7,)
+
+
+def test_pieces_come_from_all_over_the_text() -> None:
+    tokenizer = Led()
+    text = "".join("abcdefghij"[at // 40_000 % 10] for at in range(400_000))
+    pieces = _pieces(tokenizer, [text])  # type: ignore[arg-type]
+    assert len(pieces) == TOKENS // LENGTH
+    assert all(len(piece) == LENGTH and piece[0] == 7 for piece in pieces)
+    assert {piece[1] for piece in pieces} == set(range(10))
+    short = "a" * (FEWEST_PIECES * (LENGTH - 1))
+    assert len(_pieces(tokenizer, [short])) == FEWEST_PIECES  # type: ignore[arg-type]
+    with pytest.raises(quantise.InvalidRequest, match="give more of it"):
+        _pieces(tokenizer, [short[1:]])  # type: ignore[arg-type]
