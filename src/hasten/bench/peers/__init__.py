@@ -6,6 +6,7 @@ import platform
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,9 @@ class Engine:
 def engines() -> dict[str, Engine]:
     """Every engine that can be compared with, by the name that --against takes."""
     llama = Recipe("llama.cpp", (("llama-cpp-python",),), {"CMAKE_ARGS": llama_arguments(processor_flags())})
-    dense = Recipe("transformers", (("torch",), ("transformers", "accelerate", "gguf")))
-    openvino = Recipe("openvino", (("torch",), ("openvino-genai", "optimum-intel[openvino]", "nncf", "accelerate", "gguf")))
+    torch = f"torch=={version('torch').partition('+')[0]}"  # the same everywhere; what "torch" alone fetches differs by platform
+    dense = Recipe("transformers", ((torch,), ("transformers", "accelerate", "gguf")))
+    openvino = Recipe("openvino", ((torch,), ("openvino-genai", "optimum-intel[openvino]", "nncf", "accelerate", "gguf")))
     ways: tuple[tuple[str, dict[str, Any]], ...] = (
         ("", {"mode": "plain"}),
         (" prompt lookup", {"mode": "lookup"}),
