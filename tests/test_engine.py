@@ -14,7 +14,7 @@ from hasten.draft.suffix import SuffixDrafter
 from hasten.engine.engine import Engine
 from hasten.engine.requests import Request
 from test_exact import GREEDY, SAMPLED, answers, prompt_of
-from tiny import LETTERS, VOCABULARY, LetterTokenizer, naive_text, run_all, tiny_engine
+from tiny import LETTERS, VOCABULARY, FrozenCurve, LetterTokenizer, naive_text, run_all, tiny_engine
 
 KIND = "qwen2"
 PROMPT = prompt_of(30, 77)
@@ -205,3 +205,12 @@ def test_wrong_parameters_are_refused_in_one_sentence(wrong: dict[str, object]) 
 
 def test_letters_cover_the_vocabulary() -> None:
     assert len(LETTERS) == VOCABULARY - 1
+
+
+def test_answers_of_a_request_share_plain_steps() -> None:
+    """Plain decoding makes one token of each of the n answers a step, so the plain speed of the request is n tokens a step."""
+    curve = FrozenCurve.measured({1: 0.010, 64: 0.010})
+    engine = tiny_engine(curve=curve)
+    request = engine.submit(list(PROMPT), replace(GREEDY, n=4, max_tokens=10, ignore_eos=True))
+    run_all(engine, [request])
+    assert request.plain_tokens / request.plain_seconds == pytest.approx(400.0, rel=0.05)

@@ -122,13 +122,13 @@ class Engine:
         logits = self.executor.forward(batch)
         forward = time.perf_counter() - started
         told: list[Request] = []
-        row = 0
+        row, plain = 0, self._plain_step()
         for item, segment in zip(packed.items, batch.segments, strict=True):
             wanted = segment.rows - segment.first_logit
             if item.sequence.finished:  # a sibling failed in this step and took the request with it
                 pass
             elif item.completes:
-                told.append(self._advance_or_fail(item, logits[row : row + wanted]))
+                told.append(self._advance_or_fail(item, logits[row : row + wanted], plain))
             else:
                 self.scheduler.committed(item, 0)
             row += wanted
@@ -165,19 +165,21 @@ class Engine:
                 answer.sequence.finish_reason = reason
                 self._leave(answer.sequence)
 
-    def _advance_or_fail(self, item: Scheduled, logits: Tensor) -> Request:
+    def _advance_or_fail(self, item: Scheduled, logits: Tensor, plain: float | None) -> Request:
         request = self._requests[item.sequence.id]
         try:
-            self._advance(request, item, logits)
+            self._advance(request, item, logits, plain)
         except Exception as problem:
             log.warning("Request %s ended with an error (%s).", request.id, type(problem).__name__)
             request.problem = problem
             self._end(request, "error")
         return request
 
-    def _advance(self, request: Request, item: Scheduled, logits: Tensor) -> None:
-        """Verify one sequence's tree, keep what was accepted, and report it. ``logits`` [1 + nodes, vocabulary]: root first."""
+    def _advance(self, request: Request, item: Scheduled, logits: Tensor, plain: float | None) -> None:
+        """Verify one sequence's tree, keep what was accepted, and report it. ``logits`` [1 + nodes, vocabulary]: root first;
+        ``plain`` is what a plain step would have taken, None where that is not measured."""
         sequence, tree = item.sequence, item.tree
+        together = sum(not answer.sequence.finished for answer in request.answers)
         answer = request.answers[sequence.index]
         verdict = verify(
             request.verify,
@@ -200,7 +202,7 @@ class Engine:
         self.scheduler.committed(item, len(accepted))
         if not first_round:
             request.account(tree, accepted)
-        request.clock(emitted, self._plain_step())
+        request.clock(emitted, None if plain is None else plain / together)
         self.drafting.observe(sequence, tree, verdict, logits)
         if sequence.finished:
             self._leave(sequence)

@@ -57,13 +57,14 @@ class Request:
             reached[depth] += 1
             self.speculation.by_drafter[tree.drafters[node]].accepted += 1
 
-    def clock(self, emitted: int, plain_step: float | None) -> None:
-        """Tokens arrived now. ``plain_step`` is what a plain step of this batch costs, None where it is not measured."""
+    def clock(self, emitted: int, plain: float | None) -> None:
+        """Tokens arrived now. ``plain`` is what plain decoding takes for one of this request's tokens, whose answers share steps;
+        None where it is not measured."""
         now = time.perf_counter()
         if self.first_token is None:
             self.first_token = now
-        elif plain_step is not None:
-            self.plain_seconds += emitted * plain_step
+        elif plain is not None:
+            self.plain_seconds += emitted * plain
             self.plain_tokens += emitted
         self.last_token = now
 
