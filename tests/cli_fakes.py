@@ -132,7 +132,7 @@ class FakeLLM:
             usage=Usage(prompt_tokens, len(tokens) * params.n),
             timing=Timing(0.5, 0.05, 0.4),
             speed=Speed(40.0, 25.0),
-            speculation=Speculation(9, counts),
+            speculation=Speculation(9, by_drafter=counts),
         )
 
     def _encode(self, text: str) -> list[int]:
