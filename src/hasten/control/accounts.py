@@ -18,7 +18,8 @@ from typing import Any
 from hasten.control import store
 
 EXPLORATION = 0.01  # of plain time, shared by all drafters
-START_STEPS = 5.0  # plain steps that a drafter may lose before it has to have brought something
+START_STEPS = 5.0  # plain steps that a model may lose before it has to have brought something
+FREE_START_STEPS = 2.0  # and a drafter whose guesses cost only their rows
 MOST_STEPS = 24.0  # of credit that are remembered; more would be spent for too long when the text changes
 FIRST_PROBE = 16
 LONGEST_PROBE = 1024
@@ -53,6 +54,7 @@ class Standing:
     balance: float | None = None
     reserved: float = 0.0
     evidence: Evidence = field(default_factory=Evidence)
+    start: float = START_STEPS  # plain steps of credit to begin with
 
     @property
     def free(self) -> float:
@@ -68,7 +70,7 @@ class Standing:
 
     def book(self, seconds: float, step: float) -> None:
         """Add a gain or a loss; ``step`` is what a plain step takes."""
-        before = START_STEPS * step if self.balance is None else self.balance
+        before = self.start * step if self.balance is None else self.balance
         self.balance = min(MOST_STEPS * step, before + seconds)
 
     def to_json(self) -> list[float]:

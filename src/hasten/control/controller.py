@@ -16,7 +16,16 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from hasten.control import rules
-from hasten.control.accounts import EXPLORATION, OWN_FORGETTING, STANDING_FORGETTING, Own, Standing, Tally
+from hasten.control.accounts import (
+    EXPLORATION,
+    FREE_START_STEPS,
+    OWN_FORGETTING,
+    STANDING_FORGETTING,
+    START_STEPS,
+    Own,
+    Standing,
+    Tally,
+)
 from hasten.control.calibrator import ALL, Calibrator
 from hasten.control.cost import Average
 from hasten.control.rounds import Round
@@ -95,7 +104,7 @@ class Controller:
     def _ask_each(self, drafter: str, rounds: list[Round], owns: list[Own]) -> None:
         """A free drafter: each sequence for itself."""
         for round, own in zip(rounds, owns, strict=True):
-            standing = self._opened(drafter, round)
+            standing = self._opened(drafter, round, FREE_START_STEPS)
             if not own.begun:
                 own.on, own.why = self._begin(round, own, standing)
             elif own.balance > 0.0:
@@ -106,7 +115,7 @@ class Controller:
     def _ask_together(self, drafter: str, rounds: list[Round], owns: list[Own]) -> None:
         """A drafter whose levels are passes that the sequences share: those it pays for, decided for all at once; the others
         when it is time to look at them again, in company."""
-        standings = [self._opened(drafter, round) for round in rounds]
+        standings = [self._opened(drafter, round, START_STEPS) for round in rounds]
         acceptances = [own.acceptance(standing) for own, standing in zip(owns, standings, strict=True)]
         ready = [
             at for at, own in enumerate(owns) if (own.balance > 0.0 if own.begun else self._may_begin(rounds[at], standings[at]))
@@ -136,6 +145,8 @@ class Controller:
             why = f"at {own.acceptance(standing):.2f} accepted it does not pay"
             if own.begun and own.balance <= 0.0:
                 why = "it has cost more than it brought here"
+            elif reading > 0.0 and reading >= standing.free:
+                why = f"reading {rounds[at].context} tokens takes {reading:.2f} s, more than it has earned"
             self._probe(own, standing, at in due and standing.free > reading, why)
             if own.on and not own.begun:
                 own.begun, own.allowance = True, self._allowance(rounds[at], standing)
@@ -148,9 +159,11 @@ class Controller:
         level = lambda members: self.costs.level(drafter, members) or 0.0  # noqa: E731
         return rules.best_group(acceptances, offered, self.costs.plain, level, self.costs.rows, max(1, deepest))
 
-    def _opened(self, drafter: str, round: Round) -> Standing:
+    def _opened(self, drafter: str, round: Round, steps: float) -> Standing:
+        """The drafter's standing, which begins with credit of so many plain steps."""
         standing = self.standing(drafter, round.kind)
         if standing.balance is None:
+            standing.start = steps
             standing.book(0.0, self.costs.plain)
         return standing
 

@@ -247,8 +247,9 @@ class Drafting:
             self.memory.save_sometimes(self.controller)
 
     def decisions(self, sequence: Sequence) -> dict[str, str]:
-        """Why each drafter is on or off for a sequence, one line each. Ask before its ``end``."""
-        return {drafter.name: self.controller.explain(drafter.name, sequence.id) for drafter in self.drafters}
+        """Why each drafter that takes part in a sequence is on or off, one line each. Ask before its ``end``."""
+        taking_part = [drafter.name for drafter in self.drafters if (drafter.name, sequence.id) not in self._out]
+        return {name: self.controller.explain(name, sequence.id) for name in taking_part}
 
     def statistics(self) -> dict[str, Tally]:
         """What each drafter did since the engine started."""

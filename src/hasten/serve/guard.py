@@ -150,7 +150,8 @@ class Guard:
             "seconds": round(seconds, 4),
             **noted,
         }
-        access.info(json.dumps(line))
+        routine = scope["method"] in ("GET", "HEAD") and scope["path"] in self.policy.open_paths and status < 400
+        access.log(logging.DEBUG if routine else logging.INFO, json.dumps(line))
 
 
 def _finish_headers(headers: MutableHeaders, request_id: str, origin: str | None) -> None:
