@@ -8,7 +8,6 @@ import pytest
 import torch
 
 import hasten.cli.prove as verb
-import hasten.engine.engine as engine_module
 from hasten.bench.prove import Proof, Shown, fresh_logits
 from hasten.cli.main import run as command_line
 from hasten.core.errors import ConfigError
@@ -17,6 +16,7 @@ from hasten.draft.base import Drafter
 from hasten.draft.recycling import RecyclingDrafter
 from hasten.draft.suffix import SuffixDrafter
 from hasten.engine.engine import Engine
+from hasten.sampling import rules
 from hasten.sampling.verify import verify_tree
 from tiny import LETTERS, tiny_engine
 
@@ -64,7 +64,7 @@ def test_a_verifier_that_believes_a_drafter_is_found(monkeypatch: pytest.MonkeyP
             verdict.path, verdict.tokens = [0], [tree.tokens[0], verdict.tokens[0]]
         return verdict
 
-    monkeypatch.setattr(engine_module, "verify_tree", gullible)
+    monkeypatch.setattr(rules, "verify_tree", gullible)
     engine = sound()
     broken = [shown for shown in shown_by(engine, 24) if shown.difference is not None]
     assert any(shown.promise == "drafts change nothing" for shown in broken)
