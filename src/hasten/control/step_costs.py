@@ -60,13 +60,15 @@ class StepCosts:
 
     def reading(self, drafter: str, tokens: int) -> float:
         """Seconds a paid drafter takes to read that many tokens of text before it can guess."""
-        if tokens <= BLOCK_SIZE:
-            return 0.0
+        curve = self.draft_curves.get(drafter)
+        if curve is not None and not curve.known:
+            curve = None
+        if tokens <= BLOCK_SIZE:  # read with the first level
+            return max(0.0, curve.predict(tokens) - curve.predict(1)) if curve is not None else 0.0
         seen = self._reading.get(drafter)
         if seen is not None and seen.value is not None:
             return tokens * seen.value
-        curve = self.draft_curves.get(drafter)
-        return tokens * curve.predict(BLOCK_SIZE) / BLOCK_SIZE if curve is not None and curve.known else 0.0
+        return tokens * curve.predict(BLOCK_SIZE) / BLOCK_SIZE if curve is not None else 0.0
 
     def row(self, context: int, drafted: int = 0) -> float:
         """What one more row costs, on average over the next few, where so many are ``drafted`` already."""

@@ -33,6 +33,7 @@ from hasten.sampling.laws import DraftLaws
 
 Forward = Callable[[Batch], Tensor]
 LARGEST_CHUNK = 512
+MOST_FRESH = 2  # tokens a sequence that a level reads beside guessing; a pass that reads more says nothing about what levels take
 
 
 @dataclass(slots=True)
@@ -142,7 +143,8 @@ class LanguageModelDrafter(Drafter):
         active = [feed for feed in feeds if feed is not None and self._catch_up(feed)]
         if self._shortlists is not None:
             self._shortlists.prepare()
-        spent, levels = 0.0, 0
+        reads = sum(len(feed.waiting) for feed in active) > MOST_FRESH * len(active)
+        seconds: list[float] = []
         while active:
             started = time.perf_counter()
             logits = self._forward(Batch([self._segment(feed) for feed in active]))
@@ -151,11 +153,11 @@ class LanguageModelDrafter(Drafter):
                 rows = len(feed.growing.frontier)
                 self._grow(feed, logits[row : row + rows])
                 row += rows
-            spent += time.perf_counter() - started
-            levels += 1
+            seconds.append(time.perf_counter() - started)
             active = [feed for feed in active if feed.growing.continues and self._has_context(feed)]
+        levels = seconds[1:] if reads else seconds
         if levels:
-            self.seconds_per_level = spent / levels
+            self.seconds_per_level = sum(levels) / len(levels)
         return [(DraftTree(), DraftLaws()) if feed is None else (feed.growing.tree, feed.growing.laws) for feed in feeds]
 
     def _start(self, sequence: Sequence, budget: DraftBudget, drawing: bool) -> Feeding | None:
