@@ -11,7 +11,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
-from starlette.routing import Mount, Route
+from starlette.routing import Route
 
 from hasten.core.errors import HastenError
 from hasten.serve import basics
@@ -43,7 +43,7 @@ def make_app(server: Server, policy: Policy, page: Path = PAGE) -> Guard:
         yield
         await server.models.close()
 
-    routes: list[Route | Mount] = [
+    routes = [
         Route("/v1/chat/completions", chat_completions, methods=["POST"]),
         Route("/v1/completions", completions, methods=["POST"]),
         Route("/v1/responses", responses, methods=["POST"]),
@@ -61,7 +61,9 @@ def make_app(server: Server, policy: Policy, page: Path = PAGE) -> Guard:
         Route("/openapi.json", openapi),
     ]
     files = page_paths(page)
-    routes.append(Mount("/", PageFiles(directory=page, html=True)) if files else Route("/", _no_page))
+    # Each file a route of its own: one for all of them would answer for every other path, too.
+    page_files = PageFiles(directory=page, html=True)
+    routes += [Route(path, page_files) for path in sorted({"/", *files})] if files else [Route("/", _no_page)]
     app = Starlette(routes=routes, lifespan=lifespan, exception_handlers=HANDLERS)
     app.state.server = server
 
