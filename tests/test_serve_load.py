@@ -7,11 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from serving import Running
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "serve_load.py"
 
 
+@pytest.mark.slow
 def test_parallel_requests_with_cancels_and_malformed_ones(server: Running, tmp_path: Path) -> None:
     arguments = ["--url", server.url, "--requests", "120", "--parallel", "12", "--distinct", "30", "--longest", "24"]
     arguments += ["--pid", str(server.process.pid), "--out", str(tmp_path / "load.json")]
