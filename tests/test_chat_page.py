@@ -214,6 +214,7 @@ def test_who_guessed_what_is_there_as_a_list_and_under_the_pointer(chat: FakeCha
     page = visited.page
     visited.ask("Who?")
     page.click("text=Who guessed what")
+    page.locator(".runs li").first.wait_for()
     rows = page.locator(".runs li").evaluate_all("(rows) => rows.map((row) => [...row.children].map((cell) => cell.textContent))")
     assert rows == [["model", "One"], ["suffix", " two three"], ["lm", " four"]]
     page.hover(".body .token[data-by='l']")

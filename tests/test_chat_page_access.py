@@ -45,6 +45,7 @@ def bring_to(visited: Visit, state: str) -> None:
     if state in ("answered", "settings"):
         visited.ask("All?")
         visited.page.click("text=Who guessed what")
+        visited.page.locator(".runs li").first.wait_for()
     if state == "failed":
         visited.ask("Fail?")
     if state == "settings":

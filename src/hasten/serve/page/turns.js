@@ -81,7 +81,7 @@ export class TurnView {
 
   /** Who guessed what, as a list: what the colours say, for those who do not see them. */
   #runs(tokens) {
-    const list = element("ol", { class: "runs" });
+    const list = element("ol", { class: "runs", tabindex: "0", "aria-label": "Who guessed what" });
     const details = element("details", {}, element("summary", {}, "Who guessed what"), list);
     details.addEventListener("toggle", () => {
       if (!details.open) return;
