@@ -206,23 +206,26 @@ def test_best_depth_is_the_enumerated_optimum() -> None:
     assert depth > rules.best_depth(0.8, lambda k: 1.0 + 0.4 * k)
 
 
-def test_the_best_group_is_the_enumerated_optimum() -> None:
+@pytest.mark.parametrize("others", [0, 3])
+def test_the_best_group_is_the_enumerated_optimum(others: int) -> None:
+    """``others`` step along and are not asked about: what drafting costs delays their tokens too."""
     acceptances, offered, plain = [0.9, 0.8, 0.5, 0.1], [0.0, 0.3, 0.0, 0.0], 1.0
+    certain = others + len(offered) + sum(offered)
     level, rows = lambda members: 0.1 + 0.02 * members, lambda more: 0.004 * more + 0.001 * more**2
 
     def rate(members: int, depth: int) -> float:
-        tokens = len(offered) + sum(offered)
+        tokens = certain
         for at in range(members):
             tokens += max(0.0, rules.expected_tokens(depth, acceptances[at]) - offered[at])
         return tokens / (plain + depth * level(members) + rows(members * depth))
 
     best = max(product(range(1, 5), range(1, 9)), key=lambda pair: rate(*pair))
-    members, depth, gain = rules.best_group(acceptances, offered, plain, level, rows, 8)
+    members, depth, gain = rules.best_group(acceptances, offered, certain, plain, level, rows, 8)
     assert (members, depth) == best
     assert 0 < members < 4
     assert depth > 1
     assert gain == pytest.approx(rate(*best) / rate(0, 0))
-    assert rules.best_group(acceptances, offered, plain, lambda members: 9.0, rows, 8) == (0, 0, 1.0)
+    assert rules.best_group(acceptances, offered, certain, plain, lambda members: 9.0, rows, 8) == (0, 0, 1.0)
 
 
 def test_the_entropy_threshold_moves_as_in_the_paper() -> None:

@@ -84,8 +84,11 @@ class Controller:
             own.on, own.why = self._wished(round)
         open_ones = [at for at, round in enumerate(rounds) if round.wish.mode == "auto" and round.wish.nodes]
         if self.rule == "auto" and self.measured and (not paid or self.costs.level(drafter, len(rounds)) is not None):
-            decide = self._ask_together if paid else self._ask_each
-            decide(drafter, [rounds[at] for at in open_ones], [owns[at] for at in open_ones])
+            asked, asked_owns = [rounds[at] for at in open_ones], [owns[at] for at in open_ones]
+            if paid:
+                self._ask_together(drafter, asked, asked_owns, sum(self._certain(round) for round in rounds))
+            else:
+                self._ask_each(drafter, asked, asked_owns)
         elif self.rule != "auto":
             for at in open_ones:
                 owns[at].on, owns[at].why = self._by_rule(drafter, paid, rounds[at], len(rounds))
@@ -112,9 +115,9 @@ class Controller:
             else:
                 self._probe(own, standing, own.probe_due(self._steps), "it has cost more than it brought here")
 
-    def _ask_together(self, drafter: str, rounds: list[Round], owns: list[Own]) -> None:
+    def _ask_together(self, drafter: str, rounds: list[Round], owns: list[Own], certain: float) -> None:
         """A drafter whose levels are passes that the sequences share: those it pays for, decided for all at once; the others
-        when it is time to look at them again, in company."""
+        when it is time to look at them again, in company. ``certain`` are the tokens that the step makes without it."""
         standings = [self._opened(drafter, round, START_STEPS) for round in rounds]
         acceptances = [own.acceptance(standing) for own, standing in zip(owns, standings, strict=True)]
         ready = [
@@ -122,7 +125,7 @@ class Controller:
         ]
         ready.sort(key=lambda at: -acceptances[at])
         count, depth, gain = self._planned[drafter] = self._best_group(
-            drafter, [rounds[at] for at in ready], [acceptances[at] for at in ready]
+            drafter, [rounds[at] for at in ready], [acceptances[at] for at in ready], certain
         )
         for at in ready[:count]:
             own, round = owns[at], rounds[at]
@@ -151,13 +154,17 @@ class Controller:
             if own.on and not own.begun:
                 own.begun, own.allowance = True, self._allowance(rounds[at], standing)
 
-    def _best_group(self, drafter: str, rounds: list[Round], acceptances: list[float]) -> tuple[int, int, float]:
+    def _certain(self, round: Round) -> float:
+        """Tokens that a sequence gets from a step with the drafts it has so far."""
+        return 1.0 + (sum(self.survivals(round.tree, round.kind)) if len(round.tree) else 0.0)
+
+    def _best_group(self, drafter: str, rounds: list[Round], acceptances: list[float], certain: float) -> tuple[int, int, float]:
         if not rounds:
             return 0, 0, 1.0
-        offered = [sum(self.survivals(round.tree, round.kind)) if len(round.tree) else 0.0 for round in rounds]
+        offered = [self._certain(round) - 1.0 for round in rounds]
         deepest = min(DEEPEST_ASKED, max(round.tokens_left for round in rounds))
         level = lambda members: self.costs.level(drafter, members) or 0.0  # noqa: E731
-        return rules.best_group(acceptances, offered, self.costs.plain, level, self.costs.rows, max(1, deepest))
+        return rules.best_group(acceptances, offered, certain, self.costs.plain, level, self.costs.rows, max(1, deepest))
 
     def _opened(self, drafter: str, round: Round, steps: float) -> Standing:
         """The drafter's standing, which begins with credit of so many plain steps."""

@@ -34,6 +34,7 @@ def best_depth(acceptance: float, seconds: Callable[[int], float], deepest: int 
 def best_group(
     acceptances: Sequence[float],
     offered: Sequence[float],
+    certain: float,
     plain: float,
     level: Callable[[int], float],
     rows: Callable[[int], float],
@@ -42,18 +43,18 @@ def best_group(
     """How many of the sequences a paid drafter should draft for together, the first ones, how deep, and how many
     times as many tokens a second that makes; (0, 0, 1.0) for none.
 
-    ``acceptances`` stand in falling order, ``offered`` are the drafts that each sequence has accepted in any case; ``plain`` is
-    the seconds of a step of all of them, ``level(k)`` those of one level for k of them, ``rows(n)`` those of n
-    verified rows. A level is dear for one sequence and cheap for many, so this is decided for all at once."""
-    count, given = len(acceptances), float(sum(offered))
-    without = best_rate = (count + given) / plain
+    ``acceptances`` stand in falling order, ``offered`` are the drafts that each of these sequences has accepted in any case.
+    ``certain`` are the tokens that the step makes without this drafter, those of sequences that are not asked about too;
+    ``plain`` is that step's seconds, ``level(k)`` those of one level for k sequences, ``rows(n)`` those of n verified rows. A
+    level is dear for one sequence and cheap for many, so this is decided for all at once."""
+    without = best_rate = certain / plain
     best = 0, 0
     extra = [0.0] * (deepest + 1)
     for members, (acceptance, own) in enumerate(zip(acceptances, offered, strict=True), start=1):
         seconds = level(members)
         for depth in range(1, deepest + 1):
             extra[depth] += max(0.0, expected_tokens(depth, acceptance) - own)
-            rate = (count + given + extra[depth]) / (plain + depth * seconds + rows(members * depth))
+            rate = (certain + extra[depth]) / (plain + depth * seconds + rows(members * depth))
             if rate > best_rate:
                 best, best_rate = (members, depth), rate
     return *best, best_rate / without
