@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from hasten.bench.contestants import ModeContestant, ablation_modes, each_mode
+from hasten.bench.contestants import ModeContestant, ModesInStep, ablation_modes, each_mode
 from hasten.bench.machine import Energy, read_bandwidth, step_bytes
-from hasten.bench.modes import PLAIN, Subject, parse_mode
+from hasten.bench.modes import PLAIN, Subject, parse_mode, run_in_step
 from hasten.bench.page import write_page
 from hasten.bench.plots import THEMES, draw_all
 from hasten.bench.samples import Sample, first_difference
@@ -255,6 +255,68 @@ def test_modes_of_one_model_say_the_same_and_count(subject: Subject) -> None:
     assert len(fixed.by_position) <= 3
     assert sum(right for _, right in fixed.by_position) == sum(fixed.accepted.values())
     assert all(early >= late for (_, early), (_, late) in zip(fixed.by_position, fixed.by_position[1:], strict=False))
+
+
+def test_modes_in_step_say_what_they_say_alone(subject: Subject) -> None:
+    """Each in its part of the pool: neither writes into the other's, however they take turns."""
+    modes = [PLAIN, parse_mode("auto", subject.loaded), parse_mode("suffix@fixed(3)", subject.loaded)]
+    prompts = [[5, 6, 7] * 6, [9, 8, 7, 6] * 5]
+    params = [SamplingParams(max_tokens=30, ignore_eos=True)] * 2
+    alone = [sample.tokens for sample in subject.run(PLAIN, prompts, params)]
+    together = subject.run_in_step(modes, prompts, params)
+    assert [[sample.tokens for sample in samples] for samples in together] == [alone] * 3
+    assert sum(together[2][0].drafted.values()) > 0
+    assert subject.run_in_step(modes, prompts, params, "again")[0][0].tokens == alone[0]
+
+
+@dataclass
+class SteppedStub:
+    """Takes 40 steps of one second each; four seconds each between the 30th and the 60th second of ``now``, a clock for all."""
+
+    now: list[float]
+    left: int = 40
+    seconds: float = 0.0
+
+    @property
+    def going(self) -> bool:
+        return self.left > 0
+
+    def step(self) -> None:
+        took = 4.0 if 30.0 <= self.now[0] < 60.0 else 1.0
+        self.now[0] += took
+        self.seconds += took
+        self.left -= 1
+
+    def samples(self) -> list[Sample]:
+        return [Sample([], 0, 0.0, self.seconds)]
+
+    def end(self) -> None:
+        self.left = 0
+
+
+def test_what_disturbs_the_machine_disturbs_all_that_run_in_step() -> None:
+    now = [0.0]
+    alone = [run_in_step([SteppedStub(now)])[0][0].decode_s for _ in range(2)]  # type: ignore[list-item]
+    assert max(alone) / min(alone) > 1.1
+    now[0] = 0.0
+    one, other = (samples[0].decode_s for samples in run_in_step([SteppedStub(now), SteppedStub(now)]))  # type: ignore[list-item]
+    assert one + other > 90.0
+    assert one == pytest.approx(other, rel=0.05)
+
+
+def test_a_comparison_in_step_is_one_row_a_mode_and_goes_on(tmp_path: Path, subject: Subject) -> None:
+    modes = [PLAIN, parse_mode("auto", subject.loaded)]
+    load = Load("one", [Question(str(at), [at, 7, 9]) for at in range(3)], PARAMS)
+    settings = {"modes": ["plain", "auto"], "step_bytes": 10**9, "model": "stub"}
+    contestants = [ModeContestant(subject, mode) for mode in modes]
+    for seconds in (0.0, float("inf")):
+        results = ResultFile.open(tmp_path / "results.jsonl", settings, MACHINE)
+        in_step = ModesInStep(subject, modes)
+        done = Session([load], contestants, results, lambda: 20e9, seconds=seconds, together=in_step).run()
+        assert done == (seconds > 0.0)
+    found = Comparison(read_rows(tmp_path / "results.jsonl"))
+    assert {mode: len(units) for mode, units in found.by_mode.items()} == {"plain": 3, "auto": 3}
+    assert found.differing("one", "auto") == 0
 
 
 def test_a_repetition_remembers_nothing_of_the_one_before(subject: Subject) -> None:

@@ -33,6 +33,22 @@ class ModeContestant:
             raise ContestantFailed(str(problem)) from problem
 
 
+@dataclass(frozen=True, slots=True)
+class ModesInStep:
+    """Modes of one model that take turns step by step: what disturbs the machine disturbs all of them alike, so that small
+    differences show. At most one of them may draft with a model."""
+
+    subject: Subject
+    modes: Sequence[Mode]
+
+    def answer(self, prompts: list[list[int]], params: SamplingParams, repeat: int) -> dict[str, list[Sample]]:
+        try:
+            found = self.subject.run_in_step(self.modes, prompts, [params] * len(prompts), f"repetition {repeat}")
+        except InvalidRequest as problem:
+            raise ContestantFailed(str(problem)) from problem
+        return {mode.name: samples for mode, samples in zip(self.modes, found, strict=True)}
+
+
 def each_mode(loaded: Sequence[str]) -> list[str]:
     """Plain decoding, every drafter by itself, and all together."""
     return ["plain", *single_drafters(loaded), "auto"]

@@ -21,7 +21,7 @@ from hasten.core.config import SpeculationParams, parse_control
 from hasten.core.errors import ConfigError
 from hasten.core.registry import nearest
 from hasten.core.results import Completion
-from hasten.core.types import DraftTree, SamplingParams, Verdict
+from hasten.core.types import BLOCK_SIZE, DraftTree, SamplingParams, Verdict
 from hasten.core.types import Sequence as TokenSequence
 from hasten.engine.drafting import AUTO, Drafting
 from hasten.engine.engine import Engine
@@ -93,6 +93,7 @@ class Subject:
         self.most_together = most_together
         self.loaded = [drafter.name for drafter in engine.drafting.drafters]
         self._engines: dict[Mode, Engine] = {}
+        self._sharing: dict[tuple[Mode, int, int], Engine] = {}
         self._drafted: dict[Mode, CountedDrafting] = {}
 
     def run(self, mode: Mode, prompts: Sequence[list[int]], params: Sequence[SamplingParams], tenant: str = "") -> list[Sample]:
@@ -103,12 +104,36 @@ class Subject:
         engine = self._engines[mode]
         return run(engine, prompts, params, f"{mode.name} {tenant}", mode.wish)
 
-    def variant(self, mode: Mode, max_rows: int | None = None, prefix_cache: bool = False) -> Engine:
-        """An engine of its own over the same weights and pool. Not to be used while another one works."""
+    def run_in_step(
+        self, modes: Sequence[Mode], prompts: Sequence[list[int]], params: Sequence[SamplingParams], tenant: str = ""
+    ) -> list[list[Sample]]:
+        """Like ``run``, in all these modes at once, which take turns step by step. Each has its own share of the pool, and at most
+        one of them may draft with a model, for drafts' caches are not shared out."""
+        shares = len(modes)
+        for place, mode in enumerate(modes):
+            if (mode, place, shares) not in self._sharing:
+                self._sharing[mode, place, shares] = self.variant(mode, share=(place, shares))
+        engines = [self._sharing[mode, place, shares] for place, mode in enumerate(modes)]
+        return run_in_step(
+            [
+                Run.begin(engine, prompts, params, f"{mode.name} {tenant}", mode.wish)
+                for engine, mode in zip(engines, modes, strict=True)
+            ]
+        )
+
+    def variant(
+        self, mode: Mode, max_rows: int | None = None, prefix_cache: bool = False, share: tuple[int, int] = (0, 1)
+    ) -> Engine:
+        """An engine of its own over the same weights and pool. Not to be used while another one works, but for those that were
+        given other shares (place, of so many) of the pool."""
         base = self.engine
         rows = max_rows or base.max_rows
         blocks = BlockManager(base.scheduler.blocks.num_blocks, prefix_cache=prefix_cache)
-        scheduler = Scheduler(blocks, base.scheduler.capacity, rows, self.most_together)
+        place, shares = share
+        own = blocks.num_blocks // shares
+        everything = blocks.allocate(blocks.num_blocks)
+        blocks.free(everything[place * own : (place + 1) * own] if shares > 1 else everything)
+        scheduler = Scheduler(blocks, min(base.scheduler.capacity, own * BLOCK_SIZE), rows, self.most_together)
         drafting = self._drafting(mode)
         return replace(base, scheduler=scheduler, drafting=drafting, controller=drafting.controller, max_rows=rows, _requests={})
 
@@ -120,6 +145,60 @@ class Subject:
         return CountedDrafting(drafters, controller, self.engine.drafting.vocabulary)
 
 
+@dataclass(slots=True)
+class Run:
+    """Requests handed to an engine at once, and the seconds of the engine's own steps for them: what happens between two steps
+    does not count."""
+
+    engine: Engine
+    requests: list[Request]
+    seconds: float
+    first: dict[int, float] = field(default_factory=dict)  # seconds at the first token, by place of the request
+    last: dict[int, float] = field(default_factory=dict)
+    done: dict[int, Completion] = field(default_factory=dict)
+
+    @classmethod
+    def begin(
+        cls,
+        engine: Engine,
+        prompts: Sequence[list[int]],
+        params: Sequence[SamplingParams],
+        tenant: str = "",
+        wish: SpeculationParams = AUTO,
+    ) -> Run:
+        """Raises InvalidRequest before anything runs."""
+        started = time.perf_counter()
+        requests = [engine.submit(prompt, own, tenant, speculation=wish) for prompt, own in zip(prompts, params, strict=True)]
+        return cls(engine, requests, time.perf_counter() - started)
+
+    @property
+    def going(self) -> bool:
+        return len(self.done) < len(self.requests)
+
+    def step(self) -> None:
+        started = time.perf_counter()
+        told = self.engine.step()
+        self.seconds += time.perf_counter() - started
+        for request in told:
+            place = self.requests.index(request)
+            _read(request, place, self.done)
+            self.first.setdefault(place, self.seconds)
+            self.last[place] = self.seconds
+
+    def samples(self) -> list[Sample]:
+        """In the order of the prompts, once all are done."""
+        counts = self.engine.drafting.by_position if isinstance(self.engine.drafting, CountedDrafting) else {}
+        ids = [request.answers[0].sequence.id for request in self.requests]
+        return [
+            _sample(self.done[at], self.first[at], self.last[at] - self.first[at], counts.pop(ids[at], []))
+            for at in range(len(self.requests))
+        ]
+
+    def end(self) -> None:
+        for request in self.requests:
+            self.engine.cancel(request)
+
+
 def run(
     engine: Engine,
     prompts: Sequence[list[int]],
@@ -128,26 +207,23 @@ def run(
     wish: SpeculationParams = AUTO,
 ) -> list[Sample]:
     """Hand all requests over at once and step until they are done. Raises InvalidRequest before anything runs."""
-    started = time.perf_counter()
-    requests = [engine.submit(prompt, own, tenant, speculation=wish) for prompt, own in zip(prompts, params, strict=True)]
-    ids = [request.answers[0].sequence.id for request in requests]
-    first: dict[int, float] = {}
-    last: dict[int, float] = {}
-    done: dict[int, Completion] = {}
+    return run_in_step([Run.begin(engine, prompts, params, tenant, wish)])[0]
+
+
+def run_in_step(runs: Sequence[Run]) -> list[list[Sample]]:
+    """Step all runs in turns, one step each, until they are done; the samples of each. What disturbs the machine for longer than a
+    step disturbs all of them alike."""
     try:
-        while len(done) < len(requests):
-            told = engine.step()
-            now = time.perf_counter()
-            for request in told:
-                place = requests.index(request)
-                _read(request, place, done)
-                first.setdefault(place, now)
-                last[place] = now
+        turns = 0
+        while any(each.going for each in runs):
+            turns += 1
+            for each in runs if turns % 2 else reversed(runs):
+                if each.going:
+                    each.step()
+        return [each.samples() for each in runs]
     finally:
-        for request in requests:
-            engine.cancel(request)
-    counts = engine.drafting.by_position if isinstance(engine.drafting, CountedDrafting) else {}
-    return [_sample(done[at], first[at] - started, last[at] - first[at], counts.pop(ids[at], [])) for at in range(len(requests))]
+        for each in runs:
+            each.end()
 
 
 def _read(request: Request, place: int, done: dict[int, Completion]) -> None:

@@ -39,6 +39,14 @@ class Contestant(Protocol):
         ...
 
 
+class Together(Protocol):
+    """Contestants that share an engine's weights and can step in turns, so that they see the same machine."""
+
+    def answer(self, prompts: list[list[int]], params: SamplingParams, repeat: int) -> dict[str, list[Sample]]:
+        """All of them answer all prompts; samples by name of the contestant. Times are of each one's own steps."""
+        ...
+
+
 @dataclass(slots=True)
 class ResultFile:
     """The rows of one comparison, on disk from the moment they are made."""
@@ -114,7 +122,8 @@ class Task:
 @dataclass(slots=True)
 class Session:
     """Runs ``loads`` with every contestant, ``repeats`` times. ``floor`` measures the memory (bytes a second); ``joules`` tells the
-    energy since it was last asked. ``seconds`` bounds how long ``run`` goes on: a task that was begun is finished."""
+    energy since it was last asked. ``seconds`` bounds how long ``run`` goes on: a task that was begun is finished. ``together``
+    answers for all contestants; their energy cannot be told apart then."""
 
     loads: Sequence[Load]
     contestants: Sequence[Contestant]
@@ -124,6 +133,7 @@ class Session:
     repeats: int = 1
     seconds: float = float("inf")
     clock: Callable[[], float] = time.perf_counter
+    together: Together | None = None
 
     def tasks(self) -> list[Task]:
         """Tasks in turns over the loads, so that a comparison that is cut short has seen all of them."""
@@ -141,6 +151,11 @@ class Session:
         for number, (repeat, task) in enumerate((repeat, task) for repeat in range(self.repeats) for task in tasks):
             if number % FLOOR_EVERY == 0 and self._missing([task], working):
                 self.results.add({"kind": "floor", "read_bytes_s": self.floor()})
+            if self.together is not None and self._missing([task], working, [repeat]):
+                if self.clock() - begun >= self.seconds:
+                    return False
+                each(f"{task.load.name}, in step", number, self.repeats * len(tasks))
+                self._measure_together(task, self.together, repeat)
             for contestant in list(turn(working, number)):
                 if (task.load.name, task.name, contestant.name, repeat) in self.results.done:
                     continue
@@ -152,8 +167,9 @@ class Session:
         self.results.add({"kind": "end"})
         return True
 
-    def _missing(self, tasks: list[Task], working: Sequence[Contestant]) -> bool:
-        wanted = ((t.load.name, t.name, c.name, r) for t in tasks for c in working for r in range(self.repeats))
+    def _missing(self, tasks: list[Task], working: Sequence[Contestant], repeats: Sequence[int] | None = None) -> bool:
+        rounds = range(self.repeats) if repeats is None else repeats
+        wanted = ((t.load.name, t.name, c.name, r) for t in tasks for c in working for r in rounds)
         return any(key not in self.results.done for key in wanted)
 
     def _warm_up(self, task: Task, working: list[Contestant]) -> None:
@@ -174,6 +190,16 @@ class Session:
         except ContestantFailed as problem:
             self._failed(contestant, problem)
             return False
+        self._add(task, contestant.name, repeat, self.clock() - started, self.joules(), samples)
+        return True
+
+    def _measure_together(self, task: Task, together: Together, repeat: int) -> None:
+        answers = together.answer([question.tokens for question in task.questions], task.load.params, repeat)
+        for name, samples in answers.items():
+            wall = max(sample.first_s + sample.decode_s for sample in samples)
+            self._add(task, name, repeat, wall, None, samples)
+
+    def _add(self, task: Task, name: str, repeat: int, wall: float, joules: float | None, samples: list[Sample]) -> None:
         self.results.add(
             {
                 "kind": "run",
@@ -181,14 +207,13 @@ class Session:
                 "task": task.name,
                 "batch": task.load.batch,
                 "temperature": task.load.params.temperature,
-                "mode": contestant.name,
+                "mode": name,
                 "repeat": repeat,
-                "wall_s": self.clock() - started,
-                "joules": self.joules(),
+                "wall_s": wall,
+                "joules": joules,
                 "samples": [asdict(sample) for sample in samples],
             }
         )
-        return True
 
     def _failed(self, contestant: Contestant, problem: ContestantFailed) -> None:
         self.results.add({"kind": "failed", "mode": contestant.name, "why": str(problem)})

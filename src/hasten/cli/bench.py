@@ -131,7 +131,7 @@ def numbers(text: str, kind: type, low: float, high: float, name: str) -> list[A
 
 def measure(llm: LLM, config: EngineConfig, folder: Path, items: list[Prompt] | None, options: dict[str, Any]) -> bool:
     """Run what is missing in the folder's results. True when it was interrupted."""
-    from hasten.bench.contestants import ModeContestant
+    from hasten.bench.contestants import ModeContestant, ModesInStep
     from hasten.bench.machine import Energy, about_machine, peak_memory_bytes, read_bandwidth
     from hasten.bench.modes import Subject, parse_mode
     from hasten.bench.peer_quality import add_perplexities
@@ -149,7 +149,8 @@ def measure(llm: LLM, config: EngineConfig, folder: Path, items: list[Prompt] | 
         results = ResultFile.open(folder / "results.jsonl", wanted, about_machine(), options["restart"])
         contestants: list[Contestant] = [*(ModeContestant(subject, mode) for mode in modes), *peers]
         seconds = options["seconds"] or float("inf")
-        session = Session(loads, contestants, results, read_bandwidth, energy.take, options["repeats"], seconds)
+        in_step = ModesInStep(subject, modes) if options["never_slower"] and not peers else None
+        session = Session(loads, contestants, results, read_bandwidth, energy.take, options["repeats"], seconds, together=in_step)
         with progress_on(notes(), "Measuring") as progress:
             try:
                 if session.run(progress) and peers:
