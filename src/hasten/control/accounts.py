@@ -12,14 +12,16 @@ and probe; the account of one request decides whether it goes on there.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from hasten.control import store
 
-EXPLORATION = 0.01  # of plain time, shared by all drafters
+EXPLORATION = 0.01  # of plain time, at most, for all drafters together
+FREE_EXPLORATION = 0.002  # at most so much of it for a drafter whose guesses cost only their rows: a try is cheap
 START_STEPS = 5.0  # plain steps that a model may lose before it has to have brought something
-FREE_START_STEPS = 2.0  # and a drafter whose guesses cost only their rows
+FREE_START_STEPS = 1.0  # and a drafter whose guesses cost only their rows
 MOST_STEPS = 24.0  # of credit that are remembered; more would be spent for too long when the text changes
 FIRST_PROBE = 16
 LONGEST_PROBE = 1024
@@ -28,6 +30,12 @@ OWN_FORGETTING = 0.92
 PRIOR_ACCEPTANCE, PRIOR_TRIALS = 0.6, 4.0
 SHRINKAGE = 5.0  # trials of a request that count as much as all that was seen before it
 PROVEN = 30.0  # trials
+
+
+def allowances(drafters: Mapping[str, bool]) -> dict[str, float]:
+    """The share of plain time that each drafter earns for trying; ``drafters`` says whether its levels cost a model's pass."""
+    each = EXPLORATION / max(1, len(drafters))
+    return {name: each if paid else min(each, FREE_EXPLORATION) for name, paid in drafters.items()}
 
 
 @dataclass(slots=True)

@@ -11,13 +11,12 @@ N = 0 included (the goodput form of SmartSpec, 2406.14066, section 4, on calibra
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 from hasten.control import rules
 from hasten.control.accounts import (
-    EXPLORATION,
     FREE_START_STEPS,
     OWN_FORGETTING,
     STANDING_FORGETTING,
@@ -25,6 +24,7 @@ from hasten.control.accounts import (
     Own,
     Standing,
     Tally,
+    allowances,
 )
 from hasten.control.calibrator import ALL, Calibrator
 from hasten.control.cost import Average
@@ -248,6 +248,8 @@ class Controller:
         # A token is worth what it takes to make one: the step's seconds over its tokens at the present gain.
         worth = self.costs.unit / max(1.0, self._gain.value or 1.0)
         row = self.costs.row(round.context, members * planned)
+        if members > 1 and not own.probing:  # a level is paid for all of them: who stops early saves his row only
+            return planned, min(0.95, row / worth), free
         acceptance = own.acceptance(self.standing(drafter, round.kind))
         return deepest, min(0.95, (level + row) / (worth * max(acceptance, 0.1))), free
 
@@ -318,9 +320,11 @@ class Controller:
         depths = [depth for depth, name in zip(round.verified.depths(), round.verified.drafters, strict=True) if name == drafter]
         return min(levels, max(depths, default=0))
 
-    def settle(self, rounds: Sequence[Round], rows: int, forward: float, whole: float, drafters: Iterable[str], pure: bool) -> None:
+    def settle(
+        self, rounds: Sequence[Round], rows: int, forward: float, whole: float, drafters: Mapping[str, bool], pure: bool
+    ) -> None:
         """A step is over: it took ``whole`` seconds, ``forward`` of them in the pass over ``rows`` rows. Teach the cost curve and
-        book gains and losses. ``pure``: nothing but the rounds' sequences was computed."""
+        book gains and losses. ``drafters``: whether each is paid. ``pure``: nothing but the rounds' sequences was computed."""
         asked = sum(sum(round.seconds.values()) for round in rounds)
         shapes = [(1 + len(round.verified), round.context) for round in rounds]
         if pure and shapes:
@@ -329,10 +333,9 @@ class Controller:
             return
         nodes = sum(len(round.verified) for round in rounds)
         extra = self.costs.verifying(shapes, rows, nodes, whole - asked if pure else None)
-        names = list(drafters)
-        earned = EXPLORATION / max(1, len(names)) * self.costs.unit
+        earned = {name: share * self.costs.unit for name, share in allowances(drafters).items()}
         for round in rounds:
-            self._book(round, extra / nodes if nodes else 0.0, names, earned)
+            self._book(round, extra / nodes if nodes else 0.0, earned)
         brought = sum(len(round.accepted) for round in rounds)
         if nodes or asked:
             self._gain.observe((len(rounds) + brought) * self.costs.unit / (self.costs.plain + asked + extra))
@@ -341,20 +344,20 @@ class Controller:
             if pure:
                 self.costs.refer(whole)
 
-    def _book(self, round: Round, row_seconds: float, drafters: list[str], earned: float) -> None:
+    def _book(self, round: Round, row_seconds: float, earned: Mapping[str, float]) -> None:
         brought = round.brought()
-        for drafter in drafters:
+        for drafter, allowed in earned.items():
             own = self._own.get((drafter, round.sequence))
             took = round.seconds.get(drafter)
             standing = self.standing(drafter, round.kind)
             if took is None:
-                standing.book(self._steps * earned, self.costs.plain)
+                standing.book(self._steps * allowed, self.costs.plain)
                 if own is not None and own.begun:
-                    own.balance = min(own.balance + self._steps * earned, own.allowance)
+                    own.balance = min(own.balance + self._steps * allowed, own.allowance)
                 continue
             rows = round.verified_origins.count(drafter)
             net = brought.get(drafter, 0) * self.costs.unit - took - rows * row_seconds
-            standing.book(net + earned, self.costs.plain)
+            standing.book(net + allowed, self.costs.plain)
             tally = self.tallies.setdefault(drafter, Tally())
             tally.seconds += took
             tally.saved += net

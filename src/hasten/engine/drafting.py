@@ -209,7 +209,8 @@ class Drafting:
                 round.seconds[drafter.name] += self.clock() - started
 
     def _learns(self, drafter: Drafter, sequence: Sequence, round: Round | None) -> bool:
-        return (drafter.name, sequence.id) not in self._out and (round is None or drafter.name in round.seconds)
+        asked = drafter.name in round.seconds if round is not None else sequence.output_length <= 1
+        return asked and (drafter.name, sequence.id) not in self._out
 
     def _find_likeliest(self, learning: list[Drafter], verdict: Verdict, logits: Tensor, round: Round | None) -> None:
         wanting = [drafter for drafter in learning if drafter.likeliest_wanted]
@@ -229,7 +230,8 @@ class Drafting:
         rounds = [self._rounds[item.sequence.id] for item in items if item.sequence.id in self._rounds]
         # Prompt chunks have other shapes than decoding steps and would distort the curve.
         pure = len(rounds) == len(items)
-        self.controller.settle(rounds, rows, forward, whole, [drafter.name for drafter in self.drafters], pure)
+        paid = {drafter.name: drafter.paid for drafter in self.drafters}
+        self.controller.settle(rounds, rows, forward, whole, paid, pure)
         self._settling.observe(self.clock() - began)
 
     def end(self, sequence: Sequence) -> None:
