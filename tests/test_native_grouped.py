@@ -147,11 +147,11 @@ def test_extreme_codes_do_not_saturate(native: NativeLibrary, kind: str) -> None
         raw = blocks(kind, 9, inputs, seed=byte, byte=byte)
         layer = GroupedLinear(native, [make(native, kind, raw, inputs)], None)
         for pattern in (torch.ones(inputs), -torch.ones(inputs), torch.tensor([1.0, -1.0] * (inputs // 2))):
-            x = torch.stack([pattern] * 5)
+            x = torch.stack([pattern] * 9)
             wanted, bound = reference(kind, raw, x)
             for isa in native.available_isas():
                 native.set_isa(isa)
-                for count in (1, 2, 5):
+                for count in (1, 2, 5, 9):
                     assert ((layer(x[:count]).double() - wanted[:count]).abs() <= bound[:count]).all(), (isa, byte, count)
 
 

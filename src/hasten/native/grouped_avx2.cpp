@@ -1,4 +1,4 @@
-// AVX2, one or two rows: unpacked codes stay in registers, and reading weights is what takes the time.
+// AVX2, up to eight rows: unpacked codes stay in registers while the rows pass over them.
 #if defined(__x86_64__)
 #include "grouped_avx2.h"
 
@@ -18,9 +18,9 @@ INLINE __m256i products(const __m256i* codes, const std::int8_t* x, const std::i
             for (int i = 0; i < step; ++i) sums[i] = _mm256_add_epi32(sums[i], sums[i + step]);
         return sums[0];
     }
-    for (int i = 0; i < VECTORS; ++i) sums[i] = _mm256_maddubs_epi16(codes[i], four_inputs(x + 4 * i));
-    for (int i = 0; i < VECTORS; i += 2) sums[i] = _mm256_add_epi16(sums[i], sums[i + 1]);
     if (code_bits(KIND) == 6) {
+        for (int i = 0; i < VECTORS; ++i) sums[i] = _mm256_maddubs_epi16(codes[i], four_inputs(x + 4 * i));
+        for (int i = 0; i < VECTORS; i += 2) sums[i] = _mm256_add_epi16(sums[i], sums[i + 1]);
         const __m256i one = _mm256_add_epi32(_mm256_madd_epi16(sums[0], factors.first), _mm256_madd_epi16(sums[2], factors.first));
         const __m256i two = _mm256_add_epi32(_mm256_madd_epi16(sums[4], factors.second), _mm256_madd_epi16(sums[6], factors.second));
         std::int32_t both;
@@ -28,10 +28,16 @@ INLINE __m256i products(const __m256i* codes, const std::int8_t* x, const std::i
         const __m256i zero = _mm256_slli_epi32(_mm256_madd_epi16(factors.pairs, _mm256_set1_epi32(both)), 5);
         return _mm256_sub_epi32(_mm256_add_epi32(one, two), zero);
     }
-    const __m256i one = _mm256_add_epi16(sums[0], sums[2]), two = _mm256_add_epi16(sums[4], sums[6]);
+    auto two_of = [&](int i) {
+        const __m256i first = _mm256_maddubs_epi16(codes[i], four_inputs(x + 4 * i));
+        return in_order(_mm256_add_epi16(first, _mm256_maddubs_epi16(codes[i + 1], four_inputs(x + 4 * i + 4))));
+    };
+    const __m256i one = in_order(_mm256_add_epi16(two_of(0), two_of(2))), two = in_order(_mm256_add_epi16(two_of(4), two_of(6)));
     if (code_bits(KIND) == 5) return _mm256_add_epi32(_mm256_madd_epi16(one, factors.first), _mm256_madd_epi16(two, factors.first));
     return _mm256_madd_epi16(_mm256_add_epi16(one, two), factors.first);
 }
+
+const std::int64_t MOST_FEW = 8;
 
 // Sums of the rows; `part` and `low` are those of the super-block at hand.
 template <int ROWS>
@@ -97,8 +103,9 @@ void strips(const GroupedCall& call, const GroupedPart& part, std::int64_t offse
 template <int KIND>
 void some_strips(const GroupedCall& call, const GroupedPart& part, std::int64_t offset, std::int64_t first, std::int64_t last, std::int64_t row,
                  std::int64_t count) {
-    if (count == 1) return strips<KIND, 1>(call, part, offset, first, last, row);
-    if (count == 2) return strips<KIND, 2>(call, part, offset, first, last, row);
+    using Strips = void (*)(const GroupedCall&, const GroupedPart&, std::int64_t, std::int64_t, std::int64_t, std::int64_t);
+    const Strips few[] = {strips<KIND, 1>, strips<KIND, 2>, strips<KIND, 3>, strips<KIND, 4>, strips<KIND, 5>, strips<KIND, 6>, strips<KIND, 7>, strips<KIND, 8>};
+    if (count <= MOST_FEW) return few[count - 1](call, part, offset, first, last, row);
     return grouped_avx2_panel(call, part, offset, first, last, row, count);
 }
 

@@ -25,6 +25,12 @@ INLINE __m256i four_inputs(const std::int8_t* from) {
     return _mm256_set1_epi32(four);
 }
 
+// Keeps the compiler from adding up in another order: it would hold all products at once, far more than there are registers.
+INLINE __m256i in_order(__m256i sum) {
+    __asm__("" : "+x"(sum));
+    return sum;
+}
+
 // Bits that stand at BIT of each byte, moved to position 4 and masked.
 template <int BIT>
 INLINE __m256i to_fifth(__m256i bits, __m256i mask) {

@@ -45,12 +45,6 @@ INLINE void unpack_strip(const std::uint8_t* chunk, int count, Unpacked& out) {
     }
 }
 
-// Keeps the compiler from adding up in another order: it would hold all products at once, far more than there are registers.
-INLINE __m256i in_order(__m256i sum) {
-    __asm__("" : "+x"(sum));
-    return sum;
-}
-
 // Exact int32 sums of a tile's products with one group, times the integer scales.
 template <int KIND, int ROWS, int STRIPS>
 INLINE Tile<ROWS, STRIPS, __m256i> tile_products(const Unpacked* strips, int group, const std::int8_t* x, std::int64_t stride,
