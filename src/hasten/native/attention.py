@@ -41,6 +41,7 @@ class StepAttention:
         )
         self._address = ctypes.addressof(self._fields)
         self._step: tuple[Tensor, ...] = ()
+        self._angles: tuple[Tensor | None, Tensor | None, int, int] = (None, None, 0, 0)
 
     def begin(
         self,
@@ -66,6 +67,7 @@ class StepAttention:
         fields.segments, fields.rows = segments, rows
         self._step = starts, contexts, chains, block_tables, depths, paths, slots
         self._rows = rows
+        self._angles = (None, None, 0, 0)
 
     def _rotation(
         self, qkv: Tensor, query_norm: Tensor | None, key_norm: Tensor | None, cosine: Tensor, sine: Tensor
@@ -75,9 +77,15 @@ class StepAttention:
             _need(qkv, torch.float32, (rows, (self._heads + 2 * self._kv_heads) * dim)),
             _maybe(query_norm, (dim,)),
             _maybe(key_norm, (dim,)),
-            _need(cosine, torch.float32, (rows, dim // 2)),
-            _need(sine, torch.float32, (rows, dim // 2)),
+            *self._checked_angles(cosine, sine),
         )
+
+    def _checked_angles(self, cosine: Tensor, sine: Tensor) -> tuple[int, int]:
+        """Their addresses. The layers of a step are given the same ones, so that most are checked already."""
+        if cosine is not self._angles[0] or sine is not self._angles[1]:
+            shape = self._rows, self._head_dim // 2
+            self._angles = (cosine, sine, _need(cosine, torch.float32, shape), _need(sine, torch.float32, shape))
+        return self._angles[2:]
 
 
 class PagedAttention(StepAttention):

@@ -26,7 +26,7 @@ GROUP_INPUTS = 64
 
 def _need(tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> int:
     """The address of a tensor that is what the kernel expects."""
-    if tensor.dtype is not dtype or tensor.shape != shape or not tensor.is_contiguous() or tensor.device.type != "cpu":
+    if tensor.dtype is not dtype or tensor.shape != shape or not tensor.is_contiguous() or not tensor.is_cpu:
         raise ValueError(f"needs a contiguous {dtype} tensor {list(shape)}, not {tensor.dtype} {list(tensor.shape)}")
     return tensor.data_ptr()
 
