@@ -38,6 +38,7 @@ INLINE __m256i products(const __m256i* codes, const std::int8_t* x, const std::i
 }
 
 const std::int64_t MOST_FEW = 8;
+const std::int64_t NEAR_BYTES = 32768;  // of rows that stay in the first-level cache while strip after strip passes over them
 
 // Sums of the rows; `part` and `low` are those of the super-block at hand.
 template <int ROWS>
@@ -105,7 +106,7 @@ void some_strips(const GroupedCall& call, const GroupedPart& part, std::int64_t 
                  std::int64_t count) {
     using Strips = void (*)(const GroupedCall&, const GroupedPart&, std::int64_t, std::int64_t, std::int64_t, std::int64_t);
     const Strips few[] = {strips<KIND, 1>, strips<KIND, 2>, strips<KIND, 3>, strips<KIND, 4>, strips<KIND, 5>, strips<KIND, 6>, strips<KIND, 7>, strips<KIND, 8>};
-    if (count <= MOST_FEW) return few[count - 1](call, part, offset, first, last, row);
+    if (count <= 4 || (count <= MOST_FEW && count * call.x.inputs <= NEAR_BYTES)) return few[count - 1](call, part, offset, first, last, row);
     return grouped_avx2_panel(call, part, offset, first, last, row, count);
 }
 
