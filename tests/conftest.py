@@ -1,5 +1,6 @@
 """One PyTorch thread for all tests: their tensors are tiny, and two threads that wait for each other on a busy machine take a
-hundred times as long. Set OMP_NUM_THREADS to choose otherwise. The native kernels have threads of their own."""
+hundred times as long. Set OMP_NUM_THREADS to choose otherwise. The native kernels have threads of their own: as many as ever, but
+one only where the tests themselves are shared among processes."""
 
 from __future__ import annotations
 
@@ -11,7 +12,11 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from hasten.native.loader import load
 from serving import Running, running, write_model
+
+if "PYTEST_XDIST_WORKER" in os.environ and (library := load()) is not None:
+    library.set_threads(1)
 
 
 @pytest.fixture(scope="session")

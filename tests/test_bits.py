@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from drafters import Random, RightThenWrong
-from hasten.core.types import Batch, Segment, Sequence
+from hasten.core.types import Batch, SamplingParams, Segment, Sequence
 from hasten.draft.suffix import SuffixDrafter
 from hasten.model.precision import INT4, INT8
 from hasten.native.loader import load
@@ -66,11 +66,24 @@ def test_a_node_has_the_bits_of_its_plain_text(kind: str, form: Form) -> None:
             assert torch.equal(logits[1 + node], plain[0])
 
 
+WISHES = [*SETTINGS.values(), replace(SAMPLED, n=2)]
+
+
+@pytest.mark.parametrize(("place", "kind", "form"), [(place, *case) for place, case in enumerate(CASES)])
+def test_the_integer_engine_is_exact(place: int, kind: str, form: Form) -> None:
+    """Plain and alone against drafted, batched, chunked, preempted and cached; two settings a case, all of them over the cases."""
+    check_exact(kind, form, [WISHES[place % len(WISHES)], WISHES[(place + len(WISHES) // 2) % len(WISHES)]])
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "form"), CASES)
-def test_the_integer_engine_is_exact(kind: str, form: Form) -> None:
-    """Plain and alone against drafted, batched, chunked, preempted and cached."""
+def test_the_integer_engine_is_exact_at_every_setting(kind: str, form: Form) -> None:
+    check_exact(kind, form, WISHES)
+
+
+def check_exact(kind: str, form: Form, wishes: list[SamplingParams]) -> None:
     prompts = [prompt_of(length, length) for length in (1, 30, 64, 100, 140)]
-    for params in (*SETTINGS.values(), replace(SAMPLED, n=2)):
+    for params in wishes:
         plain = []
         for prompt in prompts:
             engine = tiny_engine(kind, precision=form.precision, cache=form.cache, max_rows=512, prefix_cache=False)

@@ -296,7 +296,9 @@ def test_auto_is_near_the_best_fixed_depth() -> None:
         assert auto <= 1.04 * fixed
 
 
-@pytest.mark.parametrize(("batch", "acceptance", "near"), [(2, 0.85, 1.03), (4, 0.75, 1.04), (4, 0.85, 1.03), (8, 0.75, 1.03), (8, 0.85, 1.03)])
+@pytest.mark.parametrize(
+    ("batch", "acceptance", "near"), [(2, 0.85, 1.03), (4, 0.75, 1.04), (4, 0.85, 1.03), (8, 0.75, 1.03), (8, 0.85, 1.03)]
+)
 def test_auto_is_near_the_best_fixed_depth_in_batches(batch: int, acceptance: float, near: float) -> None:
     """A level is dear for one sequence and cheap for many: it must be decided for all at once."""
     law: Accepts = lambda token, sequence: acceptance  # noqa: E731

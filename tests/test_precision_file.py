@@ -12,9 +12,17 @@ from gguf.constants import GGMLQuantizationType
 
 from hasten import LLM, SamplingParams
 from hasten.core.errors import ConfigError, CorruptModel
-from hasten.model.linear_file import FileEmbedding, file_linear, has_codes, read_embedding, read_matrix, tensors_without_codes
+from hasten.model.linear_file import (
+    FileEmbedding,
+    file_linear,
+    file_runs_best,
+    has_codes,
+    read_embedding,
+    read_matrix,
+    tensors_without_codes,
+)
 from hasten.model.loaders.gguf_source import GGUFSource, open_gguf
-from hasten.model.precision import FILE
+from hasten.model.precision import BF16, FILE, INT8, choose_precision
 from hasten.model.weights import load_decoder
 from hasten.native.grouped import GroupedLinear
 from hasten.native.loader import load, status
@@ -92,6 +100,21 @@ def write_mixed(path: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def test_auto_takes_it_where_it_is_faster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = load()
+    assert library is not None
+    codes = tiny(tmp_path / "codes.gguf", GGMLQuantizationType.Q8_0)
+    floats = tiny(tmp_path / "floats.gguf", GGMLQuantizationType.F16)
+    for level in library.available_isas():
+        monkeypatch.setattr(type(library), "isa", level)
+        assert file_runs_best(codes) == (level == "avx2")
+        assert not file_runs_best(floats)
+    assert choose_precision("auto", CPU, True) is FILE
+    assert choose_precision("auto", CPU, False) is INT8
+    assert choose_precision("int8", CPU, True) is INT8
+    assert choose_precision("auto", torch.device("cuda"), True) is BF16
 
 
 def test_where_it_cannot_run_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

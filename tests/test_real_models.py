@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from hasten import LLM, SamplingParams
-from hasten.core.config import EngineConfig
+from hasten.core.config import EngineConfig, SpeculationParams
 from hasten.core.progress import silent
 from hasten.core.types import BLOCK_SIZE, Batch, Segment
 from hasten.engine.loading import load_model
@@ -22,6 +22,7 @@ from hasten.train.quantise import quantise
 from real import model_path, shared_data
 
 NEEDS_KERNELS = pytest.mark.skipif(load() is None, reason=f"native kernels: {status().get('reason')}")
+ALWAYS = SpeculationParams(mode="on")
 MODELS = ["smollm2-135m", "qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b", "gemma-3-270m"]
 
 
@@ -31,14 +32,16 @@ def questions(step: int) -> list[str]:
 
 
 def differences(llm: LLM, prompts: list[list[int]], params: SamplingParams, batch: int) -> list[str]:
-    """Plain, all together, against drafted, ``batch`` at a time; a line for each prompt whose tokens differ."""
+    """Plain, all together, against drafted in every round, ``batch`` at a time; a line for each prompt whose tokens differ."""
     drafters = llm.engine.drafting.drafters
     llm.engine.drafting.drafters = []
     plain = llm.generate(prompts, params)
     llm.engine.drafting.drafters = drafters
     out = []
     drafted = 0
-    drafted_texts = [spec for at in range(0, len(prompts), batch) for spec in llm.generate(prompts[at : at + batch], params)]
+    drafted_texts = [
+        spec for at in range(0, len(prompts), batch) for spec in llm.generate(prompts[at : at + batch], params, speculation=ALWAYS)
+    ]
     for at, spec in enumerate(drafted_texts):
         drafted += spec.speculation.drafted
         if spec.tokens != plain[at].tokens:

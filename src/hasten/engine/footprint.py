@@ -11,6 +11,7 @@ from hasten.engine.loading import DEFAULT_CACHE_TOKENS, choose_device
 from hasten.model import catalogue
 from hasten.model.attention import choose_cache
 from hasten.model.description import ModelDescription
+from hasten.model.linear_file import file_runs_best
 from hasten.model.loaders import open_source
 from hasten.model.precision import Precision, choose_precision
 
@@ -27,9 +28,10 @@ def footprint(config: EngineConfig) -> int:
 
 
 def _one(path: Path, config: EngineConfig) -> int:
-    shape = open_source(path).description
+    source = open_source(path)
+    shape = source.description
     device = choose_device(config.device)
-    precision = choose_precision(config.precision, device)
+    precision = choose_precision(config.precision, device, file_runs_best(source))
     cache = choose_cache(config.kv_cache_dtype, precision, shape, device)
     context = config.context_length or shape.context_length
     blocks = -(-(config.cache_tokens or min(context, DEFAULT_CACHE_TOKENS)) // BLOCK_SIZE)

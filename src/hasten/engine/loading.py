@@ -36,6 +36,7 @@ from hasten.model.executor import Executor
 from hasten.model.head import TrimmedHead
 from hasten.model.kept_weights import kept_weights
 from hasten.model.kernels import set_threads
+from hasten.model.linear_file import file_runs_best
 from hasten.model.loaders import open_source
 from hasten.model.precision import choose_precision
 from hasten.model.tokenizer import Tokenizer, load_tokenizer
@@ -106,7 +107,7 @@ def load_model(
     """Read weights and tokenizer, and allocate the pool. ``trim`` gives a draft model the head that it should have."""
     source = open_source(path)
     tokenizer = load_tokenizer(path)
-    precision = choose_precision(config.precision, device)
+    precision = choose_precision(config.precision, device, file_runs_best(source))
     shape = source.description
     if tokenizer.vocabulary_size > shape.vocabulary_size:
         raise VocabularyMismatch(

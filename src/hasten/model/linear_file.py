@@ -46,6 +46,13 @@ def tensors_without_codes(source: BlockSource) -> dict[str, str]:
     return {name: kind for name, kind in types.items() if not has_codes(kind)}
 
 
+def file_runs_best(source: Any) -> bool:
+    """Whether ``source`` runs faster here with its own codes than in int8, however many rows: where every matrix holds codes and
+    AVX2 is the best that the processor has. With VNNI or AMX int8 verifies many rows for less (docs/benchmarks.md)."""
+    library = load()
+    return library is not None and library.isa == "avx2" and isinstance(source, BlockSource) and not tensors_without_codes(source)
+
+
 def block_source(source: Any) -> BlockSource:
     """``source``, when precision ``file`` can run it here. Raises ConfigError, one sentence, when it cannot."""
     if not isinstance(source, BlockSource):

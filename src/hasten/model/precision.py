@@ -37,10 +37,11 @@ CACHE_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8
 _BY_NAME = {precision.name: precision for precision in (INT8, INT4, FILE, BF16, FP32, FP64)}
 
 
-def choose_precision(name: str, device: torch.device) -> Precision:
-    """``auto`` is int8 on a CPU and bf16 elsewhere. Raises ConfigError where the device cannot run what was asked for."""
+def choose_precision(name: str, device: torch.device, file_runs_best: bool = False) -> Precision:
+    """``auto`` is, on a CPU, file where that ``file_runs_best`` (see ``linear_file``), else int8; and bf16 elsewhere. Raises
+    ConfigError where the device cannot run what was asked for."""
     if name == "auto":
-        return INT8 if device.type == "cpu" else BF16
+        return BF16 if device.type != "cpu" else FILE if file_runs_best else INT8
     precision = _BY_NAME[name]
     if precision.quantised and device.type != "cpu":
         raise ConfigError(f"precision {name} runs on a CPU only, not on {device}; use bf16 or fp32 there.")
