@@ -276,8 +276,8 @@ def test_the_end_frees_what_the_beginning_took(make: Make) -> None:
 
     tracemalloc.start()
     try:
-        before = held_after(range(10))
-        assert held_after(range(10, 20)) - before < 10 * 500 * 4  # as many bytes as the least copy of the tokens
+        before = held_after(range(30))
+        assert held_after(range(30, 60)) - before < 30 * 500 * 4  # as many bytes as the least copy of the tokens
     finally:
         tracemalloc.stop()
 
