@@ -18,8 +18,9 @@ from __future__ import annotations
 import argparse
 import json
 
-from common import machine, spec_bench, table
+from common import machine, table
 from hasten import LLM, SamplingParams
+from hasten.bench.workloads import spec_bench
 from hasten.core.config import SpeculationParams
 from hasten.core.results import Completion
 from hasten.core.types import DraftTree

@@ -20,6 +20,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import click
+from make_plots import pictures
 from pydantic import BaseModel
 
 import hasten
@@ -34,7 +35,6 @@ from hasten.serve import metrics
 from hasten.serve.limits import Limits
 from hasten.serve.openapi import BODIES, STATUSES
 from hasten.serve.server import Server
-from make_plots import pictures
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -46,7 +46,9 @@ ROOMS = ("core", "native", "sampling", "cache", "model", "draft", "control", "en
 def table(head: list[str], rows: list[list[str]]) -> str:
     """A Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |" for line in lines) + "\n"
+    return (
+        "\n".join("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |" for line in lines) + "\n"
+    )
 
 
 def first_sentence(text: str | None) -> str:
@@ -96,7 +98,9 @@ def options() -> str:
 def _about(command: click.Command) -> str:
     """A verb's own words; lines that click is told not to wrap stay lines."""
     text = inspect.cleandoc(command.help or "").split("\f")[0].strip()
-    blocks = [f"```text\n{part[1:].strip()}\n```" if part.startswith("\b") else " ".join(part.split()) for part in text.split("\n\n")]
+    blocks = [
+        f"```text\n{part[1:].strip()}\n```" if part.startswith("\b") else " ".join(part.split()) for part in text.split("\n\n")
+    ]
     return "\n\n".join(blocks)
 
 
@@ -112,8 +116,10 @@ def _options(command: click.Command) -> str:
     if not rows:
         return ""
     rows.sort(key=lambda row: row[3] != "")
-    return table(["option", "", "variable", "kind"], rows) if any(row[3] for row in rows) else table(
-        ["option", "", "variable"], [row[:3] for row in rows]
+    return (
+        table(["option", "", "variable", "kind"], rows)
+        if any(row[3] for row in rows)
+        else table(["option", "", "variable"], [row[:3] for row in rows])
     )
 
 
@@ -126,9 +132,7 @@ def engine_settings() -> str:
 
 
 def limits() -> str:
-    rows = [
-        [f"`--{field.name.replace('_', '-')}`", f"`{field.default}`", LIMIT_HELP[field.name]] for field in fields(Limits)
-    ]
+    rows = [[f"`--{field.name.replace('_', '-')}`", f"`{field.default}`", LIMIT_HELP[field.name]] for field in fields(Limits)]
     return table(["option", "default", "what it bounds"], rows)
 
 

@@ -1,7 +1,7 @@
-"""Draws the tables of ``docs/benchmarks.md`` as pictures (SVG), so that no picture can show other numbers than its page.
+"""Draws the tables of ``docs/benchmarks.md`` as pictures (SVG), so that no picture shows other numbers than its page.
 
-``scripts/make_pages.py`` writes and checks them. Bars begin at zero; a line stands at 1, the speed of plain decoding. The colours can be
-read on white and on black.
+``scripts/make_pages.py`` writes and checks them. Bars begin at zero; a line stands at 1, the speed of plain decoding. The colours
+can be read on white and on black.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ def picture(bars: list[Bar], title: str) -> str:
         out.append(f'<rect x="{LEFT}" y="{middle - 8}" width="{end - LEFT:.1f}" height="16" rx="2" fill="{BAR}"/>')
         if bar.low is not None and bar.high is not None:
             low, high = LEFT + bar.low * scale, LEFT + bar.high * scale
-            out.append(f'<path d="M{low:.1f} {middle}H{high:.1f}M{low:.1f} {middle - 5}v10M{high:.1f} {middle - 5}v10" stroke="{INK}" '
-                       f'stroke-width="2"/>')  # fmt: skip
+            whisker = f"M{low:.1f} {middle}H{high:.1f}M{low:.1f} {middle - 5}v10M{high:.1f} {middle - 5}v10"
+            out.append(f'<path d="{whisker}" stroke="{INK}" stroke-width="2"/>')
             end = max(end, high)
         out.append(f'<text x="{end + 7:.1f}" y="{middle + 4.5}">{bar.value:.2f}</text>')
     one = LEFT + scale

@@ -2,8 +2,8 @@
 
     python scripts/take_pictures.py qwen2.5-coder-0.5b
 
-Needs Playwright and a Chromium (the machine's own, or the one that HASTEN_CHROMIUM names). The speeds in the pictures are those of the machine
-at that moment; no page quotes them.
+Needs Playwright and a Chromium (the machine's own, or the one that HASTEN_CHROMIUM names). The speeds in the pictures are those
+of the machine at that moment; no page quotes them.
 """
 
 from __future__ import annotations

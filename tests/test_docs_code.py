@@ -175,7 +175,7 @@ def execute(text: str, block: Block) -> dict[str, Any]:
 
 
 def install_walk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What ``pip install`` of the walk-through's two files would leave behind: a module, and a distribution with its entry point."""
+    """What ``pip install`` of the walk-through's files leaves behind: a module, and a distribution with its entry point."""
     files = {block.file: block.text for block in blocks(WALK) if block.file}
     site = folder / "site-packages"
     about = site / "hasten_again-0.1.dist-info"
@@ -262,6 +262,17 @@ def test_scripts_that_pages_name_are_there() -> None:
             if not (root / name).exists():
                 missing.append(f"{page}: {name}")
     assert not missing
+
+
+def test_every_benchmark_can_be_imported() -> None:
+    """A number's script has to run: at least everything that it imports is there."""
+    root = Path(__file__).resolve().parent.parent
+    names = sorted(path.stem for path in (root / "benchmarks").glob("*.py"))
+    program = "import importlib, sys\nfor name in sys.argv[1:]: importlib.import_module(name)"
+    done = subprocess.run(
+        [sys.executable, "-c", program, *names], cwd=root / "benchmarks", capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_make_pages_finds_nothing_stale() -> None:

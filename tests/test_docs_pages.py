@@ -17,10 +17,10 @@ from test_architecture import RANKS
 
 PART = re.compile(r"<!-- made: ([a-z-]+) -->.*?<!-- end: \1 -->", re.DOTALL)
 MEASURED = re.compile(
-    r"Measured: `(?P<script>[^`]+)`(?: and `[^`]+`)* · (?P<machine>[A-Za-z0-9, ]+) · [^·]*\b[0-9a-f]{7,40}\b[^·]* · 20\d\d-\d\d-\d\d"
+    r"Measured: `(?P<script>[^`]+)`(?: and `[^`]+`)* · (?P<machine>[A-Za-z0-9, ]+) · "
+    r"[^·]*\b[0-9a-f]{7,40}\b[^·]* · 20\d\d-\d\d-\d\d"
 )
 NUMBER = re.compile(r"\**[+-]?\d[\d,.]*\**( |x|$|\[)")
-WITHOUT_TABLES_OF_THEIR_OWN = ("docs/changelog.md", "docs/contributing.md")
 
 
 def machines(text: str) -> set[str]:
@@ -33,8 +33,8 @@ def machines(text: str) -> set[str]:
 def unmeasured(text: str, known: set[str]) -> list[str]:
     """The first line of each table of measured numbers that no well-formed line of origin follows.
 
-    A table counts as measured when a quarter of its cells, or one cell in every row, begins with a number that has decimals.
-    Tables that the code makes, and the table of machines, do not count.
+    A table counts as measured when a quarter of its cells begins with a number that has decimals. Tables that the code makes, and
+    the table of machines, do not count.
     """
     bad: list[str] = []
     text = PART.sub("", text)
@@ -78,6 +78,30 @@ def test_the_checker_of_numbers_finds_what_is_planted() -> None:
     ):
         assert unmeasured(table + wrong, {"Xeon"}) == ["| model | 1 row | 4 |"], wrong
     assert unmeasured("| option | default |\n| --- | --- |\n| `--port` | a word |\n", {"Xeon"}) == []
+
+
+def test_the_numbers_of_the_readme_stand_in_the_benchmarks() -> None:
+    readme, known = ((ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "docs/benchmarks.md"))
+    rows = [line for line in readme.splitlines() if line.startswith("|") and re.search(r"\d\.\d", line.split("|")[-3])]
+    assert rows
+    for row in rows:
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        assert cells[3] in known.replace("**", ""), f"{cells[3]} is no number of docs/benchmarks.md"
+        assert cells[4] in known, f"{cells[4]} is no commit of docs/benchmarks.md"
+
+
+def test_troubleshooting_quotes_what_is_really_said() -> None:
+    """Each message in bold is in the sources, ``...`` and lone capitals standing for what varies."""
+    text = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
+    quotes = [quote for line in re.findall(r"^\*\*`.*?\.\*\*", text, re.MULTILINE) for quote in re.findall(r"`(.+?)`", line)]
+    assert len(quotes) >= 10
+    files = [*(ROOT / "src").rglob("*.py"), *(ROOT / "scripts").glob("*.sh")]
+    said = re.sub(r'"\s*\n\s*f?"', "", "\n".join(file.read_text(encoding="utf-8") for file in files))
+    for quote in quotes:
+        parts = [part.strip() for part in re.split(r"'?\.\.\.'?|\b[NM]\b", quote) if len(part.strip()) > 4]
+        assert parts, quote
+        for part in parts:
+            assert part in said, f"nothing says {part!r}"
 
 
 def test_benchmarks_has_tables_to_check() -> None:
