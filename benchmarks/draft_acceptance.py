@@ -5,7 +5,10 @@
     python benchmarks/draft_acceptance.py qwen2.5-coder-1.5b --temperature 1 --verify coupled rejection block \\
         --drafts "lm(width=1)" "lm(tree=rsd-c)" "lm(tree=rsd-s)" "lm(tree=top-k)"
 
-One line a draft and rule: tokens a round (accepted ones and the target's own), nodes verified a round, accepted nodes of them.
+    python benchmarks/draft_acceptance.py qwen2.5-coder-1.5b --passes 2 --drafts suffix recycling trie "memory(path=None)"
+
+One line a draft, rule and pass over the prompts (``--passes 2`` asks all of them again, for drafters that remember): tokens a round
+(accepted ones and the target's own), nodes verified a round, accepted nodes of them.
 ``--depth`` levels are drafted in every round whatever they cost, all nodes are verified, and no clock is read, so the numbers
 are the same on any machine. Under "coupled" every text is compared with that of plain decoding.
 """
@@ -15,8 +18,9 @@ from __future__ import annotations
 import argparse
 import json
 
-from common import machine, spec_bench, table
+from common import machine, table
 from hasten import LLM, SamplingParams
+from hasten.bench.workloads import spec_bench
 from hasten.core.config import SpeculationParams
 from hasten.core.results import Completion
 from hasten.core.types import DraftTree
@@ -40,25 +44,32 @@ def verify_all(llm: LLM, depth: int) -> None:
     type(controller).select = staticmethod(select)  # type: ignore[method-assign, assignment]
 
 
-def measure(args: argparse.Namespace, draft: str, verify: str, texts: list[str], plain: list[list[int]]) -> list[str]:
-    """One row of the table."""
+def measure(args: argparse.Namespace, draft: str, verify: str, texts: list[str], plain: list[list[int]]) -> list[list[str]]:
+    """The rows of one draft: one a pass over the prompts."""
+    rows: list[list[str]] = []
     named = {} if args.draft_model is None else {"draft_model": args.draft_model}
     with LLM(args.model, draft=draft, verify=verify, precision=args.precision, cache_tokens=4096, **named) as llm:
         verify_all(llm, args.depth)
         params = SamplingParams(temperature=args.temperature, seed=args.seed, max_tokens=args.max_tokens, ignore_eos=True)
-        done: list[Completion] = []
-        for at, prompt in enumerate(tokens_of(llm, texts, args.most_prompt)):
-            completion = llm.generate(prompt, params, speculation=SpeculationParams(nodes=args.nodes))[0]
-            done.append(completion)
-            if verify == "coupled" and completion.tokens != plain[at]:
-                print(f"{draft}: the text of prompt {at} is not that of plain decoding", flush=True)
+        for number in range(1, args.passes + 1):
+            done: list[Completion] = []
+            for at, prompt in enumerate(tokens_of(llm, texts, args.most_prompt)):
+                completion = llm.generate(prompt, params, speculation=SpeculationParams(nodes=args.nodes))[0]
+                done.append(completion)
+                if verify == "coupled" and completion.tokens != plain[at]:
+                    print(f"{draft}: the text of prompt {at} is not that of plain decoding", flush=True)
+            rows.append([draft, verify, str(number), *counted(done)])
+            print(" | ".join(rows[-1]), flush=True)
+    return rows
+
+
+def counted(done: list[Completion]) -> list[str]:
+    """Tokens a round, nodes a round, and the share of nodes that was accepted."""
     rounds = sum(completion.speculation.rounds for completion in done)
     drafted = sum(completion.speculation.drafted for completion in done)
     accepted = sum(completion.speculation.accepted for completion in done)
     emitted = sum(len(completion.tokens) - 1 for completion in done)
-    row = [draft, verify, f"{emitted / rounds:.2f}", f"{drafted / rounds:.1f}", f"{accepted / max(1, drafted):.2f}"]
-    print(" | ".join(row), flush=True)
-    return row
+    return [f"{emitted / rounds:.2f}", f"{drafted / rounds:.1f}", f"{accepted / max(1, drafted):.2f}"]
 
 
 def plain_texts(args: argparse.Namespace, texts: list[str]) -> list[list[int]]:
@@ -81,11 +92,12 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--passes", type=int, default=1, help="how often all prompts are asked, one after the other")
     args = parser.parse_args()
     texts = [question["turns"][0] for question in spec_bench()[:: args.step]]
     plain = plain_texts(args, texts) if "coupled" in args.verify else []
-    rows = [measure(args, draft, verify, texts, plain) for draft in args.drafts for verify in args.verify]
-    print(table(["draft", "verify", "tokens a round", "nodes a round", "of them accepted"], rows))
+    rows = [row for draft in args.drafts for verify in args.verify for row in measure(args, draft, verify, texts, plain)]
+    print(table(["draft", "verify", "pass", "tokens a round", "nodes a round", "of them accepted"], rows))
     print(json.dumps({**vars(args), **machine()}))
 
 

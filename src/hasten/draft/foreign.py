@@ -1,4 +1,4 @@
-"""A draft model of another vocabulary (section 8 of the sources; e.g. SmolLM2 drafts for Qwen).
+"""A draft model of another vocabulary, e.g. SmolLM2 drafts for Qwen.
 
 The model reads the text in its own tokens (``vocabularies.Reading``) and guesses on. Three ways to put its guesses to the target:
 
