@@ -133,7 +133,7 @@ def test_a_second_run_installs_nothing_and_arguments_arrive(tmp_path: Path) -> N
     assert calls[0].startswith("-m|pip|install|")
     assert "|--constraint|constraints.txt|--editable|.[test]|" in calls[0]
     assert calls[1:] == [
-        "-m|pytest|-k|two words|",
+        "-m|pytest|-n|auto|--dist|worksteal|-k|two words|",
         "-m|hasten|generate|--prompt|Why is it so?|--max-tokens|5|",
         "-m|hasten|generate|--prompt|Why is the sky blue?|",
     ]
