@@ -15,7 +15,7 @@ import hasten.bench.peers.environment as environment
 from hasten.bench.peer_quality import add_perplexities
 from hasten.bench.peers import check_names, engines, llama_arguments, make_peers
 from hasten.bench.peers.environment import Recipe, python_of, versions_of
-from hasten.bench.peers.process import Peer
+from hasten.bench.peers.process import Peer, Worker
 from hasten.bench.perplexity import chunks_of, perplexity
 from hasten.bench.session import ContestantFailed, ResultFile, Session, read_rows
 from hasten.bench.tables import Comparison
@@ -31,7 +31,8 @@ PARAMS = SamplingParams(max_tokens=11, ignore_eos=True)
 
 
 def peer(how: str, name: str = "") -> Peer:
-    return Peer(name or how, Path(sys.executable), WORKER, {"name": name or how, "mode": how})
+    settings = {"name": name or how, "how": how, "threads": 1}
+    return Peer(name or how, "plain", Worker(Path(sys.executable), WORKER, settings))
 
 
 @pytest.fixture
@@ -58,6 +59,7 @@ def test_a_peer_answers_and_is_timed(closing: ExitStack) -> None:
         ("raises", "ValueError: no"),
         ("short", "gave 10 tokens where 11"),
         ("does not load", "status 1: no such model"),
+        ("unheard", "0 of 11 tokens were heard of"),
     ],
 )
 def test_a_peer_that_fails_says_how(how: str, sentence: str, closing: ExitStack) -> None:
@@ -65,6 +67,28 @@ def test_a_peer_that_fails_says_how(how: str, sentence: str, closing: ExitStack)
     closing.callback(bad.close)
     with pytest.raises(ContestantFailed, match=sentence):
         bad.answer([[5, 6]], PARAMS, 0)
+
+
+def test_modes_share_a_process_that_is_started_again_after_a_crash(closing: ExitStack) -> None:
+    first = peer("crashes")
+    second = Peer("other mode", "lookup", first.worker)
+    closing.callback(first.close)
+    brief = SamplingParams(max_tokens=8, ignore_eos=True)
+    first.answer([[5]], brief, 0)
+    process = first.worker.process
+    second.answer([[5]], brief, 0)
+    assert first.worker.process is process
+    with pytest.raises(ContestantFailed, match="SIGSEGV"):
+        first.answer([[5]], PARAMS, 0)
+    assert len(second.answer([[5]], brief, 0)[0].tokens) == 8
+    assert first.worker.process is not process
+
+
+def test_workers_see_no_packages_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", "/nowhere")
+    monkeypatch.setenv("KEPT", "yes")
+    assert "PYTHONPATH" not in environment.own_variables()
+    assert environment.own_variables()["KEPT"] == "yes"
 
 
 def test_what_cannot_be_compared_is_refused() -> None:
@@ -101,7 +125,7 @@ def test_perplexity_stands_beside_and_says_where_it_is_unknown(
     for each in peers:
         closing.callback(each.close)
     results = ResultFile.open(tmp_path / "results.jsonl", {"modes": []}, {})
-    broken = Peer("broken", None, WORKER, {"name": "broken", "mode": "plain"}, "it could not be installed")
+    broken = Peer("broken", "plain", Worker(None, WORKER, {"name": "broken"}, "it could not be installed"))
     add_perplexities(engine, ["plain", "auto"], [peers[0], broken], results, 2)
     found = Comparison(results.rows).perplexities
     assert found["plain"] == found["auto"]
@@ -145,8 +169,10 @@ def test_environments_are_made_once_and_failures_say_why(monkeypatch: pytest.Mon
     assert versions_of(recipe) == ["first==1.0"]
     assert python_of(recipe, said.append) == python
     assert len(ran) == 4, "the second time nothing is run: it works offline"
+    (tmp_path / "peers" / "some" / "models").mkdir()
     python_of(Recipe("some", (("other",),)), said.append)
     assert len(ran) == 7, "another recipe makes another environment"
+    assert sorted(path.name for path in (tmp_path / "peers" / "some").iterdir()) == ["bin", "models", "ready.json"]
 
 
 def test_a_pip_that_fails_is_told() -> None:
@@ -155,7 +181,7 @@ def test_a_pip_that_fails_is_told() -> None:
 
 
 def test_engines_and_their_modes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, closing: ExitStack) -> None:
-    assert all(engine.worker.is_file() for engine in engines().values())
+    assert all(engine.script.is_file() for engine in engines().values())
     with pytest.raises(ConfigError, match=r"did you mean 'llama\.cpp'"):
         check_names("lama.cpp")
     assert check_names("openvino, transformers") == ["openvino", "transformers"]
@@ -168,7 +194,11 @@ def test_engines_and_their_modes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert [each.name for each in peers] == ["llama.cpp", "llama.cpp prompt lookup"]
     with pytest.raises(ContestantFailed, match="no index"):
         peers[0].answer([[1]], PARAMS, 0)
-    assert json.dumps(peers[0].settings)
+    assert json.dumps(peers[0].worker.settings)
+    assert peers[0].worker is not peers[1].worker
+    dense = make_peers(["transformers"], tmp_path / "m.gguf", tmp_path / "d.gguf", 2, 4096, print, closing)
+    assert [each.name for each in dense] == [f"transformers bf16{way}" for way in ("", " prompt lookup", " draft model")]
+    assert len({id(each.worker) for each in dense}) == 1, "one copy of the weights for all its modes"
 
 
 @pytest.mark.skipif(not llama_arguments({"avx"}), reason="the flags are those of x86")

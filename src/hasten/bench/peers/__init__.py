@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hasten.bench.peers.environment import Recipe, Say, peers_directory, python_of
-from hasten.bench.peers.process import WORKERS, Peer
+from hasten.bench.peers.process import WORKERS, Peer, Worker
 from hasten.bench.session import ContestantFailed
 from hasten.core.errors import ConfigError
 from hasten.core.registry import nearest
@@ -33,11 +33,13 @@ LLAMA_FLAGS = {
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """One other engine: how it is installed, its worker, and its modes as (name, settings); "draft" ones need a draft model."""
+    """One other engine: how it is installed, the script that runs it, and its modes as (name, settings); "draft" ones need a draft
+    model. ``shared``: all modes take turns on one copy of the weights, in one process."""
 
     recipe: Recipe
-    worker: Path
+    script: Path
     modes: tuple[tuple[str, dict[str, Any]], ...]
+    shared: bool = False
 
 
 def engines() -> dict[str, Engine]:
@@ -55,7 +57,7 @@ def engines() -> dict[str, Engine]:
     return {
         "llama.cpp": Engine(llama, WORKERS / "llama_cpp_worker.py", ways),
         "openvino": Engine(openvino, WORKERS / "openvino_worker.py", both),
-        "transformers": Engine(dense, WORKERS / "transformers_worker.py", tuple((f" bf16{name}", way) for name, way in ways)),
+        "transformers": Engine(dense, WORKERS / "transformers_worker.py", tuple((f" bf16{name}", way) for name, way in ways), True),
     }
 
 
@@ -98,21 +100,23 @@ def make_peers(
     for name in names:
         engine = engines()[name]
         python, failure = _installed(lambda engine=engine: python_of(engine.recipe, say))  # type: ignore[misc]
+        shared: Worker | None = None
         for mode, extra in engine.modes:
             if extra["mode"] == "draft" and draft_gguf is None:
                 continue
             settings = {
-                "name": name + mode,
+                "name": name if engine.shared else name + mode,
                 "gguf": str(gguf),
-                "draft_gguf": str(draft_gguf),
+                "draft_gguf": None if draft_gguf is None else str(draft_gguf),
                 "threads": threads,
                 "context": context,
                 "models": str(peers_directory() / name / "models"),
                 **extra,
             }
-            peer = Peer(name + mode, python, engine.worker, settings, failure)
-            stack.callback(peer.close)
-            out.append(peer)
+            worker = shared or Worker(python, engine.script, settings, failure)
+            shared = worker if engine.shared else None
+            stack.callback(worker.close)
+            out.append(Peer(name + mode, extra["mode"], worker))
     return out
 
 

@@ -43,7 +43,7 @@ elif ASKED["mode"] == "draft":
 MODEL = load(ASKED["gguf"], **MODE)
 
 
-def answer(prompt: list[int], count: int, heard: Callable[[int], None]) -> list[int]:
+def answer(mode: str, prompt: list[int], count: int, heard: Callable[[int], None]) -> list[int]:
     """Greedy, exactly ``count`` tokens; nothing of an earlier prompt is reused."""
     MODEL.reset()
     out: list[int] = []
