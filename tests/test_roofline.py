@@ -119,8 +119,9 @@ def test_named_machines_say_where_their_figures_come_from() -> None:
 
 
 def test_check_leaves_out_what_was_calibrated_with() -> None:
-    executor = tiny_executor("llama")
-    found = check(executor, "fp32", named("laptop"), [1, 2, 8], [64, 128])
+    executor = tiny_executor("llama", num_blocks=18)
+    machine, found = check(executor, "fp32", 1e10, [1, 2, 8, 1100], [64, 128], rounds=1)
+    assert machine.name == "here"
     assert {(one.rows, one.context) for one in found} == {(1, 128), (2, 64), (2, 128), (8, 128)}
     assert all(one.measured_s > 0 for one in found)
     assert Checked(1, 1, 1.1, 1.0).error == pytest.approx(0.1)
