@@ -135,7 +135,7 @@ def without_files(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_verb(without_files: None, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert run(["roofline", "-m", "x", "--on", "laptop,h100"]) == 0
     out = capsys.readouterr().out
-    for words in ("Steps in int8", "gain, draft model (depth)", "NVIDIA data sheet", "Keys and values take 28.7 kB"):
+    for words in ("Steps in int8", "gain, draft model (depth)", "NVIDIA H100 data sheet", "Keys and values take 28.7 kB"):
         assert words in out
     assert run(["roofline", "-m", "x", "--on", "h200", "--json", "--rows", "1", "--contexts", "0"]) == 0
     (step,) = json.loads(capsys.readouterr().out)["steps"]
