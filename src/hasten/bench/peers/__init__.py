@@ -47,7 +47,7 @@ def engines() -> dict[str, Engine]:
     llama = Recipe("llama.cpp", (("llama-cpp-python",),), {"CMAKE_ARGS": llama_arguments(processor_flags())})
     torch = f"torch=={version('torch').partition('+')[0]}"  # the same everywhere; what "torch" alone fetches differs by platform
     dense = Recipe("transformers", ((torch,), ("transformers", "accelerate", "gguf")))
-    openvino = Recipe("openvino", ((torch,), ("openvino-genai", "optimum-intel[openvino]", "nncf", "accelerate", "gguf")))
+    openvino = Recipe("openvino", ((torch,), (torch, "openvino-genai", "optimum-intel[openvino]", "nncf", "accelerate", "gguf")))
     ways: tuple[tuple[str, dict[str, Any]], ...] = (
         ("", {"mode": "plain"}),
         (" prompt lookup", {"mode": "lookup"}),
