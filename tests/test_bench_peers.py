@@ -13,7 +13,7 @@ import pytest
 
 import hasten.bench.peers.environment as environment
 from hasten.bench.peer_quality import add_perplexities
-from hasten.bench.peers import check_names, engines, llama_arguments, make_peers
+from hasten.bench.peers import check_names, dense_type, engines, llama_arguments, make_peers
 from hasten.bench.peers.environment import Recipe, python_of, versions_of
 from hasten.bench.peers.process import Peer, Worker
 from hasten.bench.perplexity import chunks_of, perplexity
@@ -109,7 +109,8 @@ def test_a_whole_comparison_flags_other_text_and_goes_on_after_a_crash(tmp_path:
     assert Session([load], [Stub("plain"), *peers], results, lambda: 1e10).run()
     found = Comparison(read_rows(results.path))
     texts = {row[1]: row[-1] for row in speed_table(found).rows}
-    assert texts == {"plain": "", "peer": "same", "other text": "3 other", "no logits": "same"}
+    assert texts == {"plain": "", "peer": "same", "other text": "3 other", "no logits": "same", "crashes": ""}
+    assert speed_table(found).rows[-1][1:3] == ["crashes", "failed"]
     assert "SIGSEGV" in found.failures["crashes"]
     assert any("crashes is left out" in line for line in notes(found))
 
@@ -184,6 +185,9 @@ def test_engines_and_their_modes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert all(engine.script.is_file() for engine in engines().values())
     with pytest.raises(ConfigError, match=r"did you mean 'llama\.cpp'"):
         check_names("lama.cpp")
+    (missing,) = make_peers(check_names("vllm"), tmp_path / "m.gguf", None, 2, 4096, print, closing)
+    with pytest.raises(ContestantFailed, match="for CUDA"):
+        missing.answer([[1]], PARAMS, 0)
     assert check_names("openvino, transformers") == ["openvino", "transformers"]
 
     def fails(recipe: Recipe, say: object) -> Path:
@@ -197,7 +201,8 @@ def test_engines_and_their_modes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert json.dumps(peers[0].worker.settings)
     assert peers[0].worker is not peers[1].worker
     dense = make_peers(["transformers"], tmp_path / "m.gguf", tmp_path / "d.gguf", 2, 4096, print, closing)
-    assert [each.name for each in dense] == [f"transformers bf16{way}" for way in ("", " prompt lookup", " draft model")]
+    kind = dense[0].worker.settings["precision"]
+    assert [each.name for each in dense] == [f"transformers {kind}{way}" for way in ("", " prompt lookup", " draft model")]
     assert len({id(each.worker) for each in dense}) == 1, "one copy of the weights for all its modes"
 
 
@@ -206,3 +211,4 @@ def test_build_flags_fit_the_processor() -> None:
     assert llama_arguments({"avx", "avx2", "sse"}) == "-DGGML_NATIVE=OFF -DGGML_AVX=ON -DGGML_AVX2=ON"
     assert "AVX512" not in llama_arguments({"avx2", "fma"})
     assert llama_arguments(set()) == ""
+    assert (dense_type({"avx2"}), dense_type({"avx2", "avx512f"}), dense_type(set())) == ("fp32", "bf16", "bf16")

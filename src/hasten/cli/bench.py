@@ -50,7 +50,7 @@ NEVER_SLOWER_WORKLOADS = ("spec-bench", "humaneval", "hostile")
 @click.option("--seed", type=click.INT, metavar="N", default=0, show_default=True, help="Seed of sampled answers.")
 @click.option("--ablation", is_flag=True, default=False, help="Each drafter alone, pairs, all, and fixed depths against auto.")
 @click.option("--never-slower", is_flag=True, default=False, help="Auto against plain on all workloads, hostile ones included.")
-@click.option("--against", metavar="LIST", help="llama.cpp, openvino, transformers.")
+@click.option("--against", metavar="LIST", help="llama.cpp, openvino, transformers, vllm.")
 @click.option("--perplexity-chunks", type=click.INT, metavar="N", default=4, show_default=True, help="Text beside --against.")
 @click.option(
     "--out",

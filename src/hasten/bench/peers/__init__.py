@@ -30,6 +30,11 @@ LLAMA_FLAGS = {
     "avx512_bf16": ("AVX512_BF16",),
 }
 
+# Engines that cannot be had from the package index, and why: a row of the comparison says so.
+UNAVAILABLE = {
+    "vllm": "vLLM's builds on the package index are for CUDA; there is none for processors, and this makes none from source."
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Engine:
@@ -54,10 +59,12 @@ def engines() -> dict[str, Engine]:
         (" draft model", {"mode": "draft"}),
     )
     both = tuple((f" {p}{name}", {"precision": p, **way}) for p in ("int8", "int4") for name, way in ways)
+    kind = dense_type(processor_flags())
+    dense_ways = tuple((f" {kind}{name}", {"precision": kind, **way}) for name, way in ways)
     return {
         "llama.cpp": Engine(llama, WORKERS / "llama_cpp_worker.py", ways),
         "openvino": Engine(openvino, WORKERS / "openvino_worker.py", both),
-        "transformers": Engine(dense, WORKERS / "transformers_worker.py", tuple((f" bf16{name}", way) for name, way in ways), True),
+        "transformers": Engine(dense, WORKERS / "transformers_worker.py", dense_ways, True),
     }
 
 
@@ -72,6 +79,11 @@ def processor_flags() -> set[str]:
     return set()
 
 
+def dense_type(present: set[str]) -> str:
+    """What transformers computes fastest in: without AVX-512, x86 emulates bf16 so slowly that float32 wins."""
+    return "fp32" if present and "avx512f" not in present else "bf16"
+
+
 def llama_arguments(present: set[str]) -> str:
     """CMake arguments of llama.cpp for a processor that reports ``present``; empty elsewhere, where it detects for itself."""
     if platform.machine().lower() not in ("x86_64", "amd64") or not present:
@@ -82,10 +94,10 @@ def llama_arguments(present: set[str]) -> str:
 
 def check_names(text: str) -> list[str]:
     """The engines of a list with commas. Raises ConfigError for one that is not known."""
-    names = [name.strip() for name in text.split(",")]
+    names, known = [name.strip() for name in text.split(",")], [*engines(), *UNAVAILABLE]
     for name in names:
-        if name not in engines():
-            raise ConfigError(f"There is no engine called '{name}' to compare with{nearest(name, list(engines()))}")
+        if name not in known:
+            raise ConfigError(f"There is no engine called '{name}' to compare with{nearest(name, known)}")
     return names
 
 
@@ -98,6 +110,9 @@ def make_peers(
     """
     out = []
     for name in names:
+        if name in UNAVAILABLE:
+            out.append(Peer(name, "plain", Worker(None, WORKERS, {"name": name}, UNAVAILABLE[name])))
+            continue
         engine = engines()[name]
         python, failure = _installed(lambda engine=engine: python_of(engine.recipe, say))  # type: ignore[misc]
         shared: Worker | None = None

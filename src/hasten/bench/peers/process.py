@@ -35,6 +35,7 @@ class PeerProcess:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             env=variables,
+            start_new_session=True,  # Ctrl-C is for us; a worker ends with its standard input
             text=True,
             encoding="utf-8",
         )

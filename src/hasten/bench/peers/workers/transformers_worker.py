@@ -11,13 +11,14 @@ from talk import serve, settings
 from transformers import AutoModelForCausalLM, __version__
 
 ASKED = settings()
+DTYPE = {"bf16": torch.bfloat16, "fp32": torch.float32}[ASKED["precision"]]
 torch.set_num_threads(ASKED["threads"])
 
 
 def load(gguf: str) -> Any:
     """The GGUF's weights, dequantised."""
     path = Path(gguf).resolve()
-    model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.bfloat16).eval()
+    model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=DTYPE).eval()
     model.generation_config.eos_token_id = None  # answers have the length that was asked for, whatever is in them
     return model
 
