@@ -69,7 +69,7 @@ def main() -> None:
         text = data_file("wikitext2_test_part.txt").read_text(encoding="utf-8")
         prompts = chunks_of(llm.engine.tokenizer, text, args.tokens, args.rounds)
         path, threads = resolve(args.model).path, threads_and_level()[0]
-        peers = make_peers(check_names(args.against), path, None, threads, llm.context_length, print, stack)
+        peers = make_peers(check_names(args.against), path, None, threads, args.tokens + 64, print, stack)
         own = ModeContestant(Subject(llm.engine), PLAIN)
         found = compared(own.name, measured([own, *(peer for peer in peers if peer.mode == "plain")], prompts))
     rows = []
