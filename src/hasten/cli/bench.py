@@ -179,7 +179,9 @@ def other_engines(llm: LLM, config: EngineConfig, options: dict[str, Any], loads
         raise ConfigError(f"Other engines are given the GGUF file of a model, and '{config.model}' is none; name one that is.")
     say = partial(notes().print, markup=False)
     threads = threads_and_level()[0]
-    longest = max((len(question.tokens) + load.params.max_tokens for load in loads for question in load.questions), default=0)
+    longest = max(
+        (len(question.tokens) + (load.params.max_tokens or 0) for load in loads for question in load.questions), default=0
+    )
     room = min(llm.context_length, max(LEAST_ROOM, longest + GUESS_ROOM))
     return make_peers(check_names(options["against"]), target.path, path, threads, room, say, stack)
 

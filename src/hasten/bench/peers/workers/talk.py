@@ -48,12 +48,13 @@ def _timed(question: dict[str, Any], answer: Answer) -> dict[str, Any]:
     tokens = answer(question["mode"], question["prompt"], question["max_tokens"], hear)
     if not tokens or len(heard) < len(tokens):
         raise RuntimeError(f"{len(heard)} of {len(tokens)} tokens were heard of in time")
-    ended = heard[len(tokens) - 1]
+    ended, rounds = heard[len(tokens) - 1], len(set(heard[1 : len(tokens)]))
+    lumps = question["mode"] == "plain" or rounds < len(tokens) - 1  # an engine may hand out a round's tokens one by one
     return {
         "tokens": tokens,
         "first_s": heard[0] - started,
         "decode_s": ended - heard[0],
-        "rounds": len(set(heard[1 : len(tokens)])),
+        "rounds": rounds if lumps else 0,
     }
 
 
