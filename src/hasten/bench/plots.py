@@ -111,10 +111,11 @@ def speeds(found: Comparison, figure: Figure) -> bool:
             own = [(loads.index(cell.load) + middle, cell) for cell in cells if cell.mode == mode]
             _bars(axes, own, 0.9 * height, [_colour(at)] * len(own), mode)
         _name_rows(axes, loads)
-    axes.set_xlim(left=0)
     axes.set_xlabel("tokens a second (median, 95 % interval)")
-    if found.floor_speed and any(cell.of_floor is not None for cell in cells):
-        axes.axvline(found.floor_speed, color=_ink(figure), linestyle="--", linewidth=1, label="a plain step at full memory speed")
+    floor = found.floor_speed if any(cell.of_floor is not None for cell in cells) else None
+    if floor:
+        axes.axvline(floor, color=_ink(figure), linestyle="--", linewidth=1, label="a plain step at full memory speed")
+    axes.set_xlim(0, 1.06 * max([floor or 0.0, *(cell.speed.high for cell in cells)]))
     axes.grid(axis="x")
     axes.set_axisbelow(True)
     _legend(figure, axes)
