@@ -7,19 +7,18 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
-import hasten.bench.peers.process as process
-
-sys.path.insert(0, str(process.WORKERS))
+sys.path.insert(0, str(Path(__file__).parents[1] / "src" / "hasten" / "bench" / "peers" / "workers"))
 from talk import serve, settings
 
-HOW = settings()["mode"]
+HOW = settings()["how"]
 if HOW == "does not load":
     sys.exit("no such model")
 print("a library says hello")
 
 
-def answer(prompt: list[int], count: int, heard: Callable[[int], None]) -> list[int]:
+def answer(mode: str, prompt: list[int], count: int, heard: Callable[[int], None]) -> list[int]:
     if HOW == "crashes" and count > 8:
         os.kill(os.getpid(), signal.SIGSEGV)
     if HOW == "raises" and count > 8:
@@ -29,7 +28,7 @@ def answer(prompt: list[int], count: int, heard: Callable[[int], None]) -> list[
         time.sleep(0.002)
         more = min(2, count - len(out)) if out else 1
         out += [prompt[0] + (HOW == "other text" and len(out) > 3)] * more
-        heard(more)
+        heard(0 if HOW == "unheard" else more)
     return out[: count - 1] if HOW == "short" and count > 8 else out
 
 

@@ -136,6 +136,7 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
 def test_other_text_is_flagged(tmp_path: Path) -> None:
     peers = {"other_engines": ["peer"]}
     found = compared(tmp_path, [Stub("plain"), Stub("auto", text=1), Stub("peer", text=2), Stub("equal")], settings=peers)
+    assert [cell.mode for cell in found.cells() if cell.of_floor is None] == ["peer"], "other engines read other bytes"
     table = speed_table(found)
     assert {row[1]: row[-1] for row in table.rows} == {"plain": "", "auto": DIFFERS, "peer": "5 other", "equal": "same"}
     assert DIFFERS in table.marked

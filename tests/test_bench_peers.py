@@ -13,9 +13,9 @@ import pytest
 
 import hasten.bench.peers.environment as environment
 from hasten.bench.peer_quality import add_perplexities
-from hasten.bench.peers import check_names, engines, llama_arguments, make_peers
+from hasten.bench.peers import check_names, dense_type, engines, llama_arguments, make_peers
 from hasten.bench.peers.environment import Recipe, python_of, versions_of
-from hasten.bench.peers.process import Peer
+from hasten.bench.peers.process import Peer, Worker
 from hasten.bench.perplexity import chunks_of, perplexity
 from hasten.bench.session import ContestantFailed, ResultFile, Session, read_rows
 from hasten.bench.tables import Comparison
@@ -31,7 +31,8 @@ PARAMS = SamplingParams(max_tokens=11, ignore_eos=True)
 
 
 def peer(how: str, name: str = "") -> Peer:
-    return Peer(name or how, Path(sys.executable), WORKER, {"name": name or how, "mode": how})
+    settings = {"name": name or how, "how": how, "threads": 1}
+    return Peer(name or how, "plain", Worker(Path(sys.executable), WORKER, settings))
 
 
 @pytest.fixture
@@ -58,6 +59,7 @@ def test_a_peer_answers_and_is_timed(closing: ExitStack) -> None:
         ("raises", "ValueError: no"),
         ("short", "gave 10 tokens where 11"),
         ("does not load", "status 1: no such model"),
+        ("unheard", "0 of 11 tokens were heard of"),
     ],
 )
 def test_a_peer_that_fails_says_how(how: str, sentence: str, closing: ExitStack) -> None:
@@ -65,6 +67,28 @@ def test_a_peer_that_fails_says_how(how: str, sentence: str, closing: ExitStack)
     closing.callback(bad.close)
     with pytest.raises(ContestantFailed, match=sentence):
         bad.answer([[5, 6]], PARAMS, 0)
+
+
+def test_modes_share_a_process_that_is_started_again_after_a_crash(closing: ExitStack) -> None:
+    first = peer("crashes")
+    second = Peer("other mode", "lookup", first.worker)
+    closing.callback(first.close)
+    brief = SamplingParams(max_tokens=8, ignore_eos=True)
+    first.answer([[5]], brief, 0)
+    process = first.worker.process
+    second.answer([[5]], brief, 0)
+    assert first.worker.process is process
+    with pytest.raises(ContestantFailed, match="SIGSEGV"):
+        first.answer([[5]], PARAMS, 0)
+    assert len(second.answer([[5]], brief, 0)[0].tokens) == 8
+    assert first.worker.process is not process
+
+
+def test_workers_see_no_packages_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", "/nowhere")
+    monkeypatch.setenv("KEPT", "yes")
+    assert "PYTHONPATH" not in environment.own_variables()
+    assert environment.own_variables()["KEPT"] == "yes"
 
 
 def test_what_cannot_be_compared_is_refused() -> None:
@@ -85,7 +109,8 @@ def test_a_whole_comparison_flags_other_text_and_goes_on_after_a_crash(tmp_path:
     assert Session([load], [Stub("plain"), *peers], results, lambda: 1e10).run()
     found = Comparison(read_rows(results.path))
     texts = {row[1]: row[-1] for row in speed_table(found).rows}
-    assert texts == {"plain": "", "peer": "same", "other text": "3 other", "no logits": "same"}
+    assert texts == {"plain": "", "peer": "same", "other text": "3 other", "no logits": "same", "crashes": ""}
+    assert speed_table(found).rows[-1][1:3] == ["crashes", "failed"]
     assert "SIGSEGV" in found.failures["crashes"]
     assert any("crashes is left out" in line for line in notes(found))
 
@@ -101,7 +126,7 @@ def test_perplexity_stands_beside_and_says_where_it_is_unknown(
     for each in peers:
         closing.callback(each.close)
     results = ResultFile.open(tmp_path / "results.jsonl", {"modes": []}, {})
-    broken = Peer("broken", None, WORKER, {"name": "broken", "mode": "plain"}, "it could not be installed")
+    broken = Peer("broken", "plain", Worker(None, WORKER, {"name": "broken"}, "it could not be installed"))
     add_perplexities(engine, ["plain", "auto"], [peers[0], broken], results, 2)
     found = Comparison(results.rows).perplexities
     assert found["plain"] == found["auto"]
@@ -145,8 +170,10 @@ def test_environments_are_made_once_and_failures_say_why(monkeypatch: pytest.Mon
     assert versions_of(recipe) == ["first==1.0"]
     assert python_of(recipe, said.append) == python
     assert len(ran) == 4, "the second time nothing is run: it works offline"
+    (tmp_path / "peers" / "some" / "models").mkdir()
     python_of(Recipe("some", (("other",),)), said.append)
     assert len(ran) == 7, "another recipe makes another environment"
+    assert sorted(path.name for path in (tmp_path / "peers" / "some").iterdir()) == ["bin", "models", "ready.json"]
 
 
 def test_a_pip_that_fails_is_told() -> None:
@@ -155,9 +182,12 @@ def test_a_pip_that_fails_is_told() -> None:
 
 
 def test_engines_and_their_modes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, closing: ExitStack) -> None:
-    assert all(engine.worker.is_file() for engine in engines().values())
+    assert all(engine.script.is_file() for engine in engines().values())
     with pytest.raises(ConfigError, match=r"did you mean 'llama\.cpp'"):
         check_names("lama.cpp")
+    (missing,) = make_peers(check_names("vllm"), tmp_path / "m.gguf", None, 2, 4096, print, closing)
+    with pytest.raises(ContestantFailed, match="for CUDA"):
+        missing.answer([[1]], PARAMS, 0)
     assert check_names("openvino, transformers") == ["openvino", "transformers"]
 
     def fails(recipe: Recipe, say: object) -> Path:
@@ -168,7 +198,12 @@ def test_engines_and_their_modes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert [each.name for each in peers] == ["llama.cpp", "llama.cpp prompt lookup"]
     with pytest.raises(ContestantFailed, match="no index"):
         peers[0].answer([[1]], PARAMS, 0)
-    assert json.dumps(peers[0].settings)
+    assert json.dumps(peers[0].worker.settings)
+    assert peers[0].worker is not peers[1].worker
+    dense = make_peers(["transformers"], tmp_path / "m.gguf", tmp_path / "d.gguf", 2, 4096, print, closing)
+    kind = dense[0].worker.settings["precision"]
+    assert [each.name for each in dense] == [f"transformers {kind}{way}" for way in ("", " prompt lookup", " draft model")]
+    assert len({id(each.worker) for each in dense}) == 1, "one copy of the weights for all its modes"
 
 
 @pytest.mark.skipif(not llama_arguments({"avx"}), reason="the flags are those of x86")
@@ -176,3 +211,4 @@ def test_build_flags_fit_the_processor() -> None:
     assert llama_arguments({"avx", "avx2", "sse"}) == "-DGGML_NATIVE=OFF -DGGML_AVX=ON -DGGML_AVX2=ON"
     assert "AVX512" not in llama_arguments({"avx2", "fma"})
     assert llama_arguments(set()) == ""
+    assert (dense_type({"avx2"}), dense_type({"avx2", "avx512f"}), dense_type(set())) == ("fp32", "bf16", "bf16")

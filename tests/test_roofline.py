@@ -119,8 +119,9 @@ def test_named_machines_say_where_their_figures_come_from() -> None:
 
 
 def test_check_leaves_out_what_was_calibrated_with() -> None:
-    executor = tiny_executor("llama")
-    found = check(executor, "fp32", named("laptop"), [1, 2, 8], [64, 128])
+    executor = tiny_executor("llama", num_blocks=18)
+    machine, found = check(executor, "fp32", 1e10, [1, 2, 8, 1100], [64, 128], rounds=1)
+    assert machine.name == "here"
     assert {(one.rows, one.context) for one in found} == {(1, 128), (2, 64), (2, 128), (8, 128)}
     assert all(one.measured_s > 0 for one in found)
     assert Checked(1, 1, 1.1, 1.0).error == pytest.approx(0.1)
@@ -134,7 +135,7 @@ def without_files(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_verb(without_files: None, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert run(["roofline", "-m", "x", "--on", "laptop,h100"]) == 0
     out = capsys.readouterr().out
-    for words in ("Steps in int8", "gain, draft model (depth)", "NVIDIA data sheet", "Keys and values take 28.7 kB"):
+    for words in ("Steps in int8", "gain, draft model (depth)", "NVIDIA H100 data sheet", "Keys and values take 28.7 kB"):
         assert words in out
     assert run(["roofline", "-m", "x", "--on", "h200", "--json", "--rows", "1", "--contexts", "0"]) == 0
     (step,) = json.loads(capsys.readouterr().out)["steps"]

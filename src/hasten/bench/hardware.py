@@ -38,20 +38,38 @@ MACHINES = {
             76.8e9,
             {DENSE: 0.7e12, INT8: 1.4e12},
             40e-6,
-            "Snapdragon 8 Gen 3, processor cores: 64-bit LPDDR5X-4800 (product brief); one Cortex-X4 of 4 and five A720 of 2 "
-            "vector pipes, 32 int8 operations each a cycle, half of that for 16-bit floats",
+            "Snapdragon 8 Gen 3, processor cores (product brief): 64 bits of LPDDR5X at 4,800 MHz; one Cortex-X4 of 4 "
+            "vector pipes at 3.3 GHz, five A720 of 2 at 3.0 to 3.2 GHz, 32 int8 operations a pipe and cycle, half in 16 bits",
         ),
         Machine(
             "laptop",
             89.6e9,
             {DENSE: 0.9e12, INT8: 3.5e12},
             20e-6,
-            "Core Ultra 7 155H, its six fast cores: two channels of DDR5-5600 (Intel ARK); two 256-bit AVX-VNNI ports at 4.5 GHz; "
-            "16-bit floats computed as 32-bit ones",
+            "Core Ultra 7 155H, its six fast cores (Intel's data): two channels of DDR5-5600; two 256-bit AVX-VNNI ports at "
+            "4.5 of at most 4.8 GHz; 16-bit floats computed as 32-bit ones",
         ),
-        Machine("a100", 2.039e12, {DENSE: 312e12, INT8: 624e12}, 30e-6, "A100 80 GB SXM (NVIDIA data sheet, without sparsity)"),
-        Machine("h100", 3.35e12, {DENSE: 989e12, INT8: 1979e12}, 30e-6, "H100 SXM (NVIDIA data sheet, without sparsity)"),
-        Machine("h200", 4.8e12, {DENSE: 989e12, INT8: 1979e12}, 30e-6, "H200 SXM (NVIDIA data sheet, without sparsity)"),
+        Machine(
+            "a100",
+            2.039e12,
+            {DENSE: 312e12, INT8: 624e12},
+            30e-6,
+            "A100 80 GB SXM (NVIDIA A100 data sheet, figures without sparsity)",
+        ),
+        Machine(
+            "h100",
+            3.35e12,
+            {DENSE: 989e12, INT8: 1979e12},
+            30e-6,
+            "H100 SXM (NVIDIA H100 data sheet; half of its figures with sparsity)",
+        ),
+        Machine(
+            "h200",
+            4.8e12,
+            {DENSE: 989e12, INT8: 1979e12},
+            30e-6,
+            "H200 SXM (NVIDIA H200 data sheet; half of its figures with sparsity)",
+        ),
     )
 }
 

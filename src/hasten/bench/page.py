@@ -20,6 +20,7 @@ h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.9rem; }
 th, td { padding: 0.25rem 0.7rem; text-align: right; border-bottom: 1px solid var(--faint); white-space: nowrap; }
 th.left, td.left { text-align: left; }
+td.words { white-space: normal; }
 td.mark { color: var(--mark); font-weight: 600; }
 img { max-width: 100%; height: auto; } figure { margin: 1rem 0; } figcaption { font-size: 0.9rem; }
 .note { color: var(--mark); }
@@ -85,8 +86,15 @@ def _mark(cell: str, table: Table) -> str:
     return " mark" if cell in table.marked else ""
 
 
+def _said(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(_said(part) for part in value)
+    return " ".join(f"{name} {part}" for name, part in value.items()) if isinstance(value, dict) else str(value)
+
+
 def _facts(title: str, facts: dict[str, object]) -> str:
     rows = "".join(
-        f'<tr><td class="left">{escape(name)}</td><td class="left">{escape(str(value))}</td></tr>' for name, value in facts.items()
+        f'<tr><td class="left">{escape(name)}</td><td class="left words">{escape(_said(value))}</td></tr>'
+        for name, value in facts.items()
     )
     return f'<h2>{escape(title)}</h2><div class="scroll"><table>{rows}</table></div>'

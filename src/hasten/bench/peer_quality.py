@@ -25,7 +25,7 @@ def add_perplexities(engine: Engine, own: Sequence[str], peers: Sequence[Peer], 
         value = perplexity(engine.executor, pieces)
         results.add({"kind": "perplexity", "modes": list(own), "value": value, "tokens": tokens})
     for peer in peers:
-        if peer.settings["mode"] != "plain" or peer.name in known or peer.name in failed:
+        if peer.mode != "plain" or peer.name in known or peer.name in failed:
             continue
         modes = [other.name for other in peers if other.name.startswith(peer.name)]
         try:

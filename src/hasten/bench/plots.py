@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1", "#999999")  # Okabe and Ito's first
 MARKERS = "osD^vPX*"
 DEEPEST = 16  # positions shown
+MOST_BARS = 6  # modes whose bars are drawn for every load
+LEGEND_LETTERS = 76  # of a picture's width
 FORMATS = ("svg", "png")
 
 
@@ -89,33 +91,43 @@ def save(figure: Figure, folder: Path, name: str, theme: Theme) -> None:
 
 
 def speeds(found: Comparison, figure: Figure) -> bool:
-    """Tokens a second by load, a bar a mode, with 95 % intervals; the memory's floor as a line where one request runs at a time."""
+    """Tokens a second, a bar a mode, with 95 % intervals; the memory's floor as a line where one request runs at a time. By load,
+    or with many modes over all loads alone."""
     cells = found.cells()
-    loads, modes = _loads(cells), found.modes
     if not cells:
         return False
-    height = 0.8 / len(modes)
-    figure.set_size_inches(7.0, 1.9 + max(0.32 * len(modes), 0.6) * len(loads))
+    modes = found.modes
+    whole = [cell for cell in cells if cell.load == ALL or len(found.loads) == 1]
     axes = figure.add_subplot()
-    for at, mode in enumerate(modes):
-        chosen = [(loads.index(cell.load), cell) for cell in cells if cell.mode == mode]
-        places = [load + (at - (len(modes) - 1) / 2) * height for load, _ in chosen]
-        values = [cell.speed.value for _, cell in chosen]
-        below = [cell.speed.value - cell.speed.low for _, cell in chosen]
-        above = [cell.speed.high - cell.speed.value for _, cell in chosen]
-        ink = figure.ink  # type: ignore[attr-defined]
-        bars = {"ecolor": ink, "capsize": 2, "elinewidth": 1}
-        axes.barh(places, values, 0.9 * height, xerr=[below, above], color=_colour(at), label=mode, error_kw=bars)
-    _name_loads(axes, loads)
-    axes.set_xlim(left=0)
-    axes.set_xlabel("tokens a second (median over prompts, 95 % interval)")
-    if found.floor_speed and any(cell.of_floor is not None for cell in cells):
-        label = "a plain step at full memory speed"
-        axes.axvline(found.floor_speed, color=figure.ink, linestyle="--", linewidth=1, label=label)  # type: ignore[attr-defined]
+    if len(modes) > MOST_BARS and whole:
+        figure.set_size_inches(7.0, 1.6 + 0.36 * len(whole))
+        _bars(axes, [(place, cell) for place, cell in enumerate(whole)], 0.75, [_colour(modes.index(cell.mode)) for cell in whole])
+        _name_rows(axes, [cell.mode for cell in whole])
+    else:
+        loads, height = _loads(cells), 0.8 / len(modes)
+        figure.set_size_inches(7.0, 1.9 + max(0.32 * len(modes), 0.6) * len(loads))
+        for at, mode in enumerate(modes):
+            middle = (at - (len(modes) - 1) / 2) * height
+            own = [(loads.index(cell.load) + middle, cell) for cell in cells if cell.mode == mode]
+            _bars(axes, own, 0.9 * height, [_colour(at)] * len(own), mode)
+        _name_rows(axes, loads)
+    axes.set_xlabel("tokens a second (median, 95 % interval)")
+    floor = found.floor_speed if any(cell.of_floor is not None for cell in cells) else None
+    if floor:
+        axes.axvline(floor, color=_ink(figure), linestyle="--", linewidth=1, label="a plain step at full memory speed")
+    axes.set_xlim(0, 1.06 * max([floor or 0.0, *(cell.speed.high for cell in cells)]))
     axes.grid(axis="x")
     axes.set_axisbelow(True)
-    figure.legend(loc="outside upper center", ncols=2)
+    _legend(figure, axes)
     return True
+
+
+def _bars(axes: Axes, placed: list[tuple[float, Cell]], height: float, colours: list[str], label: str | None = None) -> None:
+    speeds = [cell.speed for _, cell in placed]
+    errors = [[speed.value - speed.low for speed in speeds], [speed.high - speed.value for speed in speeds]]
+    bars = {"ecolor": _ink(axes.get_figure()), "capsize": 2, "elinewidth": 1}
+    places = [place for place, _ in placed]
+    axes.barh(places, [speed.value for speed in speeds], height, xerr=errors, color=colours, label=label, error_kw=bars)
 
 
 def ratios(found: Comparison, figure: Figure) -> bool:
@@ -132,45 +144,73 @@ def ratios(found: Comparison, figure: Figure) -> bool:
         found_ratios = [cell.ratio for cell in own if cell.ratio is not None]
         values = [ratio.value for ratio in found_ratios]
         errors = [[r.value - r.low for r in found_ratios], [r.high - r.value for r in found_ratios]]
-        axes.errorbar(values, places, xerr=errors, fmt=MARKERS[at % len(MARKERS)], color=_colour(at + 1), label=mode, capsize=2)
-    axes.axvline(1.0, color=figure.ink, linewidth=1)  # type: ignore[attr-defined]
-    _name_loads(axes, loads)
+        filled = "full" if at < len(COLOURS) - 1 else "none"  # colours come round again
+        axes.errorbar(
+            values,
+            places,
+            xerr=errors,
+            fmt=MARKERS[at % len(MARKERS)],
+            fillstyle=filled,
+            color=_colour(at + 1),
+            label=mode,
+            capsize=2,
+        )
+    axes.axvline(1.0, color=_ink(figure), linewidth=1)
+    axes.hlines(
+        [at + 0.5 for at in range(len(loads) - 1)], 0, 1, transform=axes.get_yaxis_transform(), color=_ink(figure), linewidth=0.3
+    )
+    _name_rows(axes, loads)
     axes.set_xlim(left=0)
     axes.set_xlabel(f"speed over {found.baseline} (geometric mean, 95 % interval)")
     axes.grid(axis="x")
     axes.set_axisbelow(True)
-    figure.legend(loc="outside upper center", ncols=min(3, len(modes)))
+    _legend(figure, axes)
     return True
 
 
 def acceptance(found: Comparison, figure: Figure) -> bool:
     """Share of rounds that accepted a guess at each depth, of those that guessed so deep, over all loads."""
+    from matplotlib.ticker import MaxNLocator
+
     axes = figure.add_subplot()
-    drawn = False
+    deepest = 0
     for at, mode in enumerate(found.modes):
         counts = found.by_position(ALL, mode)[:DEEPEST]
         if counts:
             depths = range(1, len(counts) + 1)
             shares = [right / tried for tried, right in counts]
             axes.plot(depths, shares, marker=MARKERS[at % len(MARKERS)], markersize=5, color=_colour(at), label=mode)
-            drawn = True
+            deepest = max(deepest, len(counts))
     axes.set_ylim(0, 1)
-    axes.set_xlim(left=0)
+    axes.set_xlim(0, deepest + 0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("position of the guess in its round")
     axes.set_ylabel("share accepted")
     axes.grid()
-    if drawn:
-        figure.legend(loc="outside upper center", ncols=3)
-    return drawn
+    _legend(figure, axes)
+    return deepest > 0
 
 
 def _loads(cells: list[Cell]) -> list[str]:
     return list(dict.fromkeys(cell.load for cell in cells))
 
 
-def _name_loads(axes: Axes, loads: list[str]) -> None:
-    axes.set_yticks(range(len(loads)), loads)
-    axes.set_ylim(len(loads) - 0.45, -0.55)
+def _name_rows(axes: Axes, names: list[str]) -> None:
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.45, -0.55)
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    """Above the picture, in as many columns as fit."""
+    handles, names = axes.get_legend_handles_labels()
+    if names:
+        figure.legend(
+            handles, names, loc="outside upper center", ncols=max(1, min(3, LEGEND_LETTERS // (max(map(len, names)) + 8)))
+        )
+
+
+def _ink(figure: Any) -> str:
+    return str(figure.ink)
 
 
 def _colour(at: int) -> str:

@@ -15,6 +15,7 @@ with each position of context. It is what a machine would take that does nothing
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hasten.bench.hardware import DENSE, INT8, Machine
@@ -32,7 +33,8 @@ PRECISIONS = {
     "fp32": (4.0, 4.0, DENSE),
 }
 PROMPT_CHUNK = 512
-CALIBRATED = ((1, 64), (8, 64), (64, 64), (1, 1024), (64, 1024))  # rows and context
+Point = tuple[int, int]  # rows and context
+CALIBRATED: tuple[Point, ...] = ((1, 64), (8, 64), (64, 64), (1, 1024), (64, 1024))
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,14 +153,13 @@ def best_depth(
     return -depth, gain
 
 
-def calibrated(executor: Executor, precision: str, read_bytes_s: float, repeats: int = 9) -> Machine:
+def calibrated(executor: Executor, precision: str, read_bytes_s: float) -> Machine:
     """This machine, from its memory's speed and five passes of a loaded model. Every other number of rows, every other context and
     every other model is then a prediction."""
-    measured = {(rows, context): step_seconds(executor, rows, context, repeats) for rows, context in CALIBRATED}
-    return solved(executor.decoder.description, precision, read_bytes_s, measured)
+    return solved(executor.decoder.description, precision, read_bytes_s, step_times(executor, CALIBRATED))
 
 
-def solved(shape: ModelDescription, precision: str, read_bytes_s: float, measured: dict[tuple[int, int], float]) -> Machine:
+def solved(shape: ModelDescription, precision: str, read_bytes_s: float, measured: dict[Point, float]) -> Machine:
     """The machine on which the passes ``CALIBRATED`` take that long.
 
     Attention's speeds come first, from what context adds to one row and to many. Then, with and without overlap, one row says what
@@ -201,11 +202,14 @@ def _attention(added: list[tuple[float, float]], took: list[float], least: float
     return max(a_byte, least), max(an_operation, 1e-15)
 
 
-def step_seconds(executor: Executor, rows: int, context: int, repeats: int = 5) -> float:
-    """The best of a few passes: noise only ever adds. The pool must hold them and not be in use."""
+def step_times(executor: Executor, points: Sequence[Point], rounds: int = 9) -> dict[Point, float]:
+    """Seconds of a pass of each point, in turns, so that no point has a slow moment of the machine to itself; the best of all
+    rounds, for noise only ever adds. The pool must hold the largest and not be in use."""
     timed = timed_passes(executor)
-    timed(rows, context)
-    return min(timed(rows, context) for _ in range(repeats))
+    for point in points:
+        timed(*point)
+    turns = [[timed(*point) for point in points] for _ in range(rounds)]
+    return dict(zip(points, map(min, zip(*turns, strict=True)), strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,14 +226,14 @@ class Checked:
         return abs(self.predicted_s / self.measured_s - 1.0)
 
 
-def check(executor: Executor, precision: str, machine: Machine, rows: list[int], contexts: list[int]) -> list[Checked]:
-    """Predict and measure every combination that was not calibrated with and that the pool holds."""
+def check(
+    executor: Executor, precision: str, read_bytes_s: float, rows: Sequence[int], contexts: Sequence[int], rounds: int = 9
+) -> tuple[Machine, list[Checked]]:
+    """Calibrate, then predict every combination that was not calibrated with and that the pool holds. All are measured in turns."""
     most = executor.pool.num_blocks * BLOCK_SIZE
-    out = []
-    for count in rows:
-        for context in contexts:
-            if (count, context) in CALIBRATED or count + context > most:
-                continue
-            work = step_work(executor.decoder.description, precision, count, context)
-            out.append(Checked(count, context, seconds(work, machine), step_seconds(executor, count, context)))
-    return out
+    wanted = [(count, context) for count in rows for context in contexts if count + context <= most]
+    others = [point for point in wanted if point not in CALIBRATED]
+    measured = step_times(executor, [*CALIBRATED, *others], rounds)
+    shape = executor.decoder.description
+    machine = solved(shape, precision, read_bytes_s, measured)
+    return machine, [Checked(*point, seconds(step_work(shape, precision, *point), machine), measured[point]) for point in others]

@@ -116,7 +116,7 @@ class Comparison:
             return None
         samples = [sample for row in rows for sample in row["samples"]]
         estimate = median(list(speeds.values()))
-        floor = self.floor_speed
+        floor = None if mode in self.other_engines else self.floor_speed  # they read other bytes
         return Cell(
             load=load,
             mode=mode,

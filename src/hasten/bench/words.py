@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from hasten.bench.statistics import Estimate
 from hasten.bench.tables import ALL, Cell, Comparison, interval
 
-SLOWER, DIFFERS = "SLOWER", "DIFFERS"
+SLOWER, DIFFERS, FAILED = "SLOWER", "DIFFERS", "failed"
 LEAST_TASKS = 5  # a bootstrap interval of fewer is too narrow to judge by
 
 
@@ -72,6 +72,7 @@ def speed_table(found: Comparison) -> Table:
         if quality:
             row.append(_or_blank(quality.get(cell.mode)))
         rows.append([*row, str(cell.speed.count), text_of(cell, found)])
+    rows += [["", mode, FAILED, *[""] * (len(header) - 3)] for mode in found.failures if mode not in found.by_mode]
     floor = found.floor_speed
     note = ""
     if floor is not None:
@@ -82,7 +83,7 @@ def speed_table(found: Comparison) -> Table:
     note += "tok/s is decoding alone, prompts left out; where several run at once it is all tokens over the whole time."
     if found.peak_bytes:
         note += f" Peak memory of this process: {found.peak_bytes / 1e9:.2f} GB."
-    return Table("Speed", header, rows, note, 2, (DIFFERS,))
+    return Table("Speed", header, rows, note, 2, (DIFFERS, FAILED))
 
 
 def text_of(cell: Cell, found: Comparison) -> str:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from hasten.bench.words import Table
     from hasten.bench.workloads import Load
 
+LEAST_ROOM, GUESS_ROOM = 1024, 64  # positions that other engines are given
 NEVER_SLOWER_WORKLOADS = ("spec-bench", "humaneval", "hostile")
 
 
@@ -50,7 +51,7 @@ NEVER_SLOWER_WORKLOADS = ("spec-bench", "humaneval", "hostile")
 @click.option("--seed", type=click.INT, metavar="N", default=0, show_default=True, help="Seed of sampled answers.")
 @click.option("--ablation", is_flag=True, default=False, help="Each drafter alone, pairs, all, and fixed depths against auto.")
 @click.option("--never-slower", is_flag=True, default=False, help="Auto against plain on all workloads, hostile ones included.")
-@click.option("--against", metavar="LIST", help="llama.cpp, openvino, transformers.")
+@click.option("--against", metavar="LIST", help="llama.cpp, openvino, transformers, vllm.")
 @click.option("--perplexity-chunks", type=click.INT, metavar="N", default=4, show_default=True, help="Text beside --against.")
 @click.option(
     "--out",
@@ -143,7 +144,7 @@ def measure(llm: LLM, config: EngineConfig, folder: Path, items: list[Prompt] | 
     loads = all_loads(llm, items, options)
     energy = Energy()
     with ExitStack() as stack:
-        peers = other_engines(llm, config, options, stack) if options["against"] else []
+        peers = other_engines(llm, config, options, loads, stack) if options["against"] else []
         others = [peer.name for peer in peers]
         wanted = settings(llm, config, [*(mode.name for mode in modes), *others], others, loads, options)
         results = ResultFile.open(folder / "results.jsonl", wanted, about_machine(), options["restart"])
@@ -163,8 +164,9 @@ def measure(llm: LLM, config: EngineConfig, folder: Path, items: list[Prompt] | 
     return False
 
 
-def other_engines(llm: LLM, config: EngineConfig, options: dict[str, Any], stack: ExitStack) -> list[Peer]:
-    """The contestants of --against, on this model's own file. Raises ConfigError where that is no GGUF."""
+def other_engines(llm: LLM, config: EngineConfig, options: dict[str, Any], loads: list[Load], stack: ExitStack) -> list[Peer]:
+    """The contestants of --against, on this model's own file, with room for the longest question and its answer. Raises ConfigError
+    where that is no GGUF."""
     from hasten.bench.peers import check_names, make_peers
     from hasten.cli.screen import notes
     from hasten.model.catalogue import resolve
@@ -177,7 +179,11 @@ def other_engines(llm: LLM, config: EngineConfig, options: dict[str, Any], stack
         raise ConfigError(f"Other engines are given the GGUF file of a model, and '{config.model}' is none; name one that is.")
     say = partial(notes().print, markup=False)
     threads = threads_and_level()[0]
-    return make_peers(check_names(options["against"]), target.path, path, threads, llm.context_length, say, stack)
+    longest = max(
+        (len(question.tokens) + (load.params.max_tokens or 0) for load in loads for question in load.questions), default=0
+    )
+    room = min(llm.context_length, max(LEAST_ROOM, longest + GUESS_ROOM))
+    return make_peers(check_names(options["against"]), target.path, path, threads, room, say, stack)
 
 
 def mode_names(options: dict[str, Any], loaded: list[str]) -> list[str]:

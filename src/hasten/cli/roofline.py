@@ -94,10 +94,12 @@ def measured(config: EngineConfig, precision: str, check: bool) -> tuple[Machine
     tokens = max(CHECK_CONTEXTS) + max(CHECK_ROWS)
     llm = load(replace(config, draft="none", precision=precision, cache_tokens=max(tokens, config.cache_tokens)))
     executor = llm.engine.executor
-    machine = calibrated(executor, precision, read_bandwidth())
-    found = compare(executor, precision, machine, CHECK_ROWS, CHECK_CONTEXTS) if check else []
+    speed = read_bandwidth()
+    found = (
+        compare(executor, precision, speed, CHECK_ROWS, CHECK_CONTEXTS) if check else (calibrated(executor, precision, speed), [])
+    )
     llm.close()
-    return machine, found
+    return found
 
 
 def facts(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hasten.bench.peers.environment import Recipe, Say, peers_directory, python_of
-from hasten.bench.peers.process import WORKERS, Peer
+from hasten.bench.peers.process import WORKERS, Peer, Worker
 from hasten.bench.session import ContestantFailed
 from hasten.core.errors import ConfigError
 from hasten.core.registry import nearest
@@ -30,14 +30,21 @@ LLAMA_FLAGS = {
     "avx512_bf16": ("AVX512_BF16",),
 }
 
+# Engines that cannot be had from the package index, and why: a row of the comparison says so.
+UNAVAILABLE = {
+    "vllm": "vLLM's builds on the package index are for CUDA; there is none for processors, and this makes none from source."
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """One other engine: how it is installed, its worker, and its modes as (name, settings); "draft" ones need a draft model."""
+    """One other engine: how it is installed, the script that runs it, and its modes as (name, settings); "draft" ones need a draft
+    model. ``shared``: all modes take turns on one copy of the weights, in one process."""
 
     recipe: Recipe
-    worker: Path
+    script: Path
     modes: tuple[tuple[str, dict[str, Any]], ...]
+    shared: bool = False
 
 
 def engines() -> dict[str, Engine]:
@@ -45,17 +52,19 @@ def engines() -> dict[str, Engine]:
     llama = Recipe("llama.cpp", (("llama-cpp-python",),), {"CMAKE_ARGS": llama_arguments(processor_flags())})
     torch = f"torch=={version('torch').partition('+')[0]}"  # the same everywhere; what "torch" alone fetches differs by platform
     dense = Recipe("transformers", ((torch,), ("transformers", "accelerate", "gguf")))
-    openvino = Recipe("openvino", ((torch,), ("openvino-genai", "optimum-intel[openvino]", "nncf", "accelerate", "gguf")))
+    openvino = Recipe("openvino", ((torch,), (torch, "openvino-genai", "optimum-intel[openvino]", "nncf", "accelerate", "gguf")))
     ways: tuple[tuple[str, dict[str, Any]], ...] = (
         ("", {"mode": "plain"}),
         (" prompt lookup", {"mode": "lookup"}),
         (" draft model", {"mode": "draft"}),
     )
     both = tuple((f" {p}{name}", {"precision": p, **way}) for p in ("int8", "int4") for name, way in ways)
+    kind = dense_type(processor_flags())
+    dense_ways = tuple((f" {kind}{name}", {"precision": kind, **way}) for name, way in ways)
     return {
         "llama.cpp": Engine(llama, WORKERS / "llama_cpp_worker.py", ways),
         "openvino": Engine(openvino, WORKERS / "openvino_worker.py", both),
-        "transformers": Engine(dense, WORKERS / "transformers_worker.py", tuple((f" bf16{name}", way) for name, way in ways)),
+        "transformers": Engine(dense, WORKERS / "transformers_worker.py", dense_ways, True),
     }
 
 
@@ -70,6 +79,11 @@ def processor_flags() -> set[str]:
     return set()
 
 
+def dense_type(present: set[str]) -> str:
+    """What transformers computes fastest in: without AVX-512, x86 emulates bf16 so slowly that float32 wins."""
+    return "fp32" if present and "avx512f" not in present else "bf16"
+
+
 def llama_arguments(present: set[str]) -> str:
     """CMake arguments of llama.cpp for a processor that reports ``present``; empty elsewhere, where it detects for itself."""
     if platform.machine().lower() not in ("x86_64", "amd64") or not present:
@@ -80,10 +94,10 @@ def llama_arguments(present: set[str]) -> str:
 
 def check_names(text: str) -> list[str]:
     """The engines of a list with commas. Raises ConfigError for one that is not known."""
-    names = [name.strip() for name in text.split(",")]
+    names, known = [name.strip() for name in text.split(",")], [*engines(), *UNAVAILABLE]
     for name in names:
-        if name not in engines():
-            raise ConfigError(f"There is no engine called '{name}' to compare with{nearest(name, list(engines()))}")
+        if name not in known:
+            raise ConfigError(f"There is no engine called '{name}' to compare with{nearest(name, known)}")
     return names
 
 
@@ -96,23 +110,28 @@ def make_peers(
     """
     out = []
     for name in names:
+        if name in UNAVAILABLE:
+            out.append(Peer(name, "plain", Worker(None, WORKERS, {"name": name}, UNAVAILABLE[name])))
+            continue
         engine = engines()[name]
         python, failure = _installed(lambda engine=engine: python_of(engine.recipe, say))  # type: ignore[misc]
+        shared: Worker | None = None
         for mode, extra in engine.modes:
             if extra["mode"] == "draft" and draft_gguf is None:
                 continue
             settings = {
-                "name": name + mode,
+                "name": name if engine.shared else name + mode,
                 "gguf": str(gguf),
-                "draft_gguf": str(draft_gguf),
+                "draft_gguf": None if draft_gguf is None else str(draft_gguf),
                 "threads": threads,
                 "context": context,
                 "models": str(peers_directory() / name / "models"),
                 **extra,
             }
-            peer = Peer(name + mode, python, engine.worker, settings, failure)
-            stack.callback(peer.close)
-            out.append(peer)
+            worker = shared or Worker(python, engine.script, settings, failure)
+            shared = worker if engine.shared else None
+            stack.callback(worker.close)
+            out.append(Peer(name + mode, extra["mode"], worker))
     return out
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -52,6 +53,7 @@ def python_of(recipe: Recipe, say: Say) -> Path:
         if python.exists() and _asked_of(ready) == asked:
             return python
         say(f"making an environment for {recipe.name}; this is done once")
+        _forget(folder)
         _run(recipe, [sys.executable, "-m", "venv", str(folder)], {})
         for step in recipe.steps:
             say(f"installing {' '.join(step)} for {recipe.name}")
@@ -69,6 +71,20 @@ def versions_of(recipe: Recipe) -> list[str]:
         return []
 
 
+def own_variables() -> dict[str, str]:
+    """The environment variables of this process without those that would show another interpreter our packages."""
+    return {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+
+
+def _forget(folder: Path) -> None:
+    """What was begun once, or of another recipe; weights that were converted stay."""
+    for path in folder.iterdir():
+        if path.is_symlink() or path.is_file():
+            path.unlink()
+        elif path.name != "models":
+            shutil.rmtree(path)
+
+
 def _asked_of(ready: Path) -> dict[str, object] | None:
     try:
         found = json.loads(ready.read_text(encoding="utf-8"))
@@ -80,7 +96,7 @@ def _asked_of(ready: Path) -> dict[str, object] | None:
 def _run(recipe: Recipe, command: list[str], variables: dict[str, str]) -> str:
     try:
         done = subprocess.run(
-            command, env=os.environ | variables, capture_output=True, text=True, timeout=INSTALL_SECONDS, check=False
+            command, env=own_variables() | variables, capture_output=True, text=True, timeout=INSTALL_SECONDS, check=False
         )
     except (OSError, subprocess.TimeoutExpired) as problem:
         raise ContestantFailed(f"{recipe.name} could not be installed ({problem}).") from problem

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from hasten.bench.peers.environment import own_variables
 from hasten.bench.samples import Sample
 from hasten.bench.session import ContestantFailed
 from hasten.core.types import SamplingParams
@@ -25,12 +26,16 @@ class PeerProcess:
 
     def __init__(self, python: Path, worker: Path, settings: dict[str, Any]) -> None:
         self.name = str(settings["name"])
+        threads = str(settings["threads"])
+        variables = own_variables() | {"OMP_NUM_THREADS": threads, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
         self._process = subprocess.Popen(
             [str(python), "-u", str(worker), json.dumps(settings)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
+            env=variables,
+            start_new_session=True,  # Ctrl-C is for us; a worker ends with its standard input
             text=True,
             encoding="utf-8",
         )
@@ -51,6 +56,10 @@ class PeerProcess:
         except OSError as problem:
             raise self._failed() from problem
         return self._next(seconds)
+
+    @property
+    def ended(self) -> bool:
+        return self._process.poll() is not None
 
     def close(self) -> None:
         """End the process."""
@@ -89,22 +98,45 @@ class PeerProcess:
 
 
 @dataclass(slots=True)
-class Peer:
-    """One mode of another engine, as a contestant. The process is started when it is first asked, and kept."""
+class Worker:
+    """A process that is started when it is first asked, kept, and started again after a crash. Several modes may share it."""
 
-    name: str
     python: Path | None
-    worker: Path
+    script: Path
     settings: dict[str, Any]
     failure: str | None = None  # why it cannot run at all
     process: PeerProcess | None = None
+
+    def started(self) -> PeerProcess:
+        """Raises ContestantFailed when it cannot run."""
+        if self.failure is not None or self.python is None:
+            raise ContestantFailed(self.failure or f"{self.settings['name']} has no environment.")
+        if self.process is None or self.process.ended:
+            self.close()
+            self.process = PeerProcess(self.python, self.script, self.settings)
+        return self.process
+
+    def close(self) -> None:
+        if self.process is not None:
+            self.process.close()
+            self.process = None
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """One mode of another engine, as a contestant."""
+
+    name: str
+    mode: str
+    worker: Worker
 
     def answer(self, prompts: list[list[int]], params: SamplingParams, repeat: int) -> list[Sample]:
         if params.temperature:
             raise ContestantFailed(f"{self.name} is compared at temperature 0 only: other engines draw other random numbers.")
         if len(prompts) > 1:
             raise ContestantFailed(f"{self.name} is compared one request at a time only.")
-        answer = self._started().ask({"prompt": prompts[0], "max_tokens": params.max_tokens})
+        question = {"mode": self.mode, "prompt": prompts[0], "max_tokens": params.max_tokens}
+        answer = self.worker.started().ask(question)
         tokens = list(answer["tokens"])
         if len(tokens) != params.max_tokens:
             raise ContestantFailed(f"{self.name} gave {len(tokens)} tokens where {params.max_tokens} were asked for.")
@@ -113,15 +145,7 @@ class Peer:
 
     def perplexity(self, chunks: list[list[int]]) -> float:
         """exp of the mean loss of the tokens 1.. of each chunk, each by itself."""
-        return float(self._started().ask({"chunks": chunks})["perplexity"])
+        return float(self.worker.started().ask({"chunks": chunks})["perplexity"])
 
     def close(self) -> None:
-        if self.process is not None:
-            self.process.close()
-
-    def _started(self) -> PeerProcess:
-        if self.failure is not None or self.python is None:
-            raise ContestantFailed(self.failure or f"{self.name} has no environment.")
-        if self.process is None:
-            self.process = PeerProcess(self.python, self.worker, self.settings)
-        return self.process
+        self.worker.close()

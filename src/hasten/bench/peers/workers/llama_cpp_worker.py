@@ -35,7 +35,8 @@ class SmallModel(LlamaDraftModel):  # type: ignore[misc]
         return np.array(out, dtype=np.intc)
 
 
-MODE: dict[str, Any] = {}
+# With a draft model llama-cpp-python computes logits everywhere, but has room for those of long prompts only when it is told to.
+MODE: dict[str, Any] = {} if ASKED["mode"] == "plain" else {"logits_all": True}
 if ASKED["mode"] == "lookup":
     MODE["draft_model"] = LlamaPromptLookupDecoding(num_pred_tokens=2)  # what its authors advise on processors
 elif ASKED["mode"] == "draft":
@@ -43,7 +44,7 @@ elif ASKED["mode"] == "draft":
 MODEL = load(ASKED["gguf"], **MODE)
 
 
-def answer(prompt: list[int], count: int, heard: Callable[[int], None]) -> list[int]:
+def answer(mode: str, prompt: list[int], count: int, heard: Callable[[int], None]) -> list[int]:
     """Greedy, exactly ``count`` tokens; nothing of an earlier prompt is reused."""
     MODEL.reset()
     out: list[int] = []

@@ -1,6 +1,7 @@
 """OpenVINO GenAI, plain, with prompt lookup, or with a draft model. Runs in that engine's own environment.
 
-The GGUF's weights are dequantised by transformers, then converted and rounded to int8 or int4 by optimum-intel, once.
+The GGUF's weights are dequantised by transformers, then converted and rounded to int8 or int4 by optimum-intel, once. int4 has a
+scale for every 64 weights, which divides the widths of small models too (the converter's own 128 does not).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from talk import serve, settings
 
 ASKED = settings()
 PROPERTIES = {"INFERENCE_NUM_THREADS": ASKED["threads"]}
+WEIGHTS = {"int8": ("--weight-format", "int8"), "int4": ("--weight-format", "int4", "--group-size", "64")}
 
 
 def converted(gguf: str) -> str:
@@ -33,7 +36,7 @@ def converted(gguf: str) -> str:
             dequantise(path, dense)
         command = [sys.executable, "-m", "optimum.commands.optimum_cli", "export", "openvino", "--model", str(dense)]
         made = subprocess.run(
-            [*command, "--task", "text-generation-with-past", "--weight-format", precision, str(part)],
+            [*command, "--task", "text-generation-with-past", *WEIGHTS[precision], str(part)],
             capture_output=True,
             text=True,
             check=False,
@@ -48,14 +51,17 @@ def dequantise(gguf: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32).save_pretrained(folder)
+    AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float16).save_pretrained(folder)
     AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
     (folder / "done").touch()
 
 
 MODEL = converted(ASKED["gguf"])
-EXTRA: dict[str, Any] = {}
 CONFIG = genai.GenerationConfig()
+SCHEDULER = genai.SchedulerConfig()
+SCHEDULER.enable_prefix_caching = False  # no prompt profits from an earlier one
+SCHEDULER.max_num_batched_tokens = 1 << 20  # a prompt in one piece, as the engine's own default for one user
+EXTRA: dict[str, Any] = {"scheduler_config": SCHEDULER}
 if ASKED["mode"] == "lookup":
     EXTRA["prompt_lookup"] = True
     CONFIG.num_assistant_tokens, CONFIG.max_ngram_size = 5, 3
@@ -80,7 +86,7 @@ class Heard(genai.StreamerBase):  # type: ignore[misc]
         pass
 
 
-def answer(prompt: list[int], count: int, heard: Callable[[int], None]) -> list[int]:
+def answer(mode: str, prompt: list[int], count: int, heard: Callable[[int], None]) -> list[int]:
     """Greedy, exactly ``count`` tokens."""
     CONFIG.max_new_tokens, CONFIG.ignore_eos, CONFIG.do_sample = count, True, False
     ids = np.array([prompt], dtype=np.int64)
@@ -88,13 +94,19 @@ def answer(prompt: list[int], count: int, heard: Callable[[int], None]) -> list[
     return [int(token) for token in out.tokens[0]]
 
 
+@cache
+def scored() -> Any:
+    """The model with the logits of every token."""
+    from optimum.intel import OVModelForCausalLM
+
+    return OVModelForCausalLM.from_pretrained(MODEL)
+
+
 def losses(chunk: list[int]) -> list[float]:
     """Of tokens 1.. of the chunk."""
     import torch
-    from optimum.intel import OVModelForCausalLM
 
-    model = OVModelForCausalLM.from_pretrained(MODEL)
-    logits = model(torch.tensor([chunk]), attention_mask=torch.ones(1, len(chunk), dtype=torch.int64)).logits[0, :-1].float()
+    logits = scored()(torch.tensor([chunk]), attention_mask=torch.ones(1, len(chunk), dtype=torch.int64)).logits[0, :-1].float()
     found: list[float] = torch.nn.functional.cross_entropy(logits, torch.tensor(chunk[1:]), reduction="none").tolist()
     return found
 

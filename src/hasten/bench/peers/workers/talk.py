@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-# Calls ``heard`` as each token arrives and returns the tokens.
-Answer = Callable[[list[int], int, Callable[[int], None]], list[int]]
+# Mode, prompt, count and ``heard``, which is called as tokens arrive; returns the tokens.
+Answer = Callable[[str, list[int], int, Callable[[int], None]], list[int]]
 Losses = Callable[[list[int]], list[float]]
 
 
@@ -33,25 +33,28 @@ def serve(about: dict[str, Any], answer: Answer, losses: Losses | None) -> None:
             if "chunks" in question:
                 say({"perplexity": _perplexity(question["chunks"], losses)})
             else:
-                say(_timed(question["prompt"], question["max_tokens"], answer))
+                say(_timed(question, answer))
         except Exception as problem:
             say({"error": f"{type(problem).__name__}: {problem}"})
 
 
-def _timed(prompt: list[int], count: int, answer: Answer) -> dict[str, Any]:
+def _timed(question: dict[str, Any], answer: Answer) -> dict[str, Any]:
     heard: list[float] = []
     started = time.perf_counter()
 
     def hear(tokens: int) -> None:
         heard.extend([time.perf_counter()] * tokens)
 
-    tokens = answer(prompt, count, hear)
-    ended = heard[min(len(heard), len(tokens)) - 1]
+    tokens = answer(question["mode"], question["prompt"], question["max_tokens"], hear)
+    if not tokens or len(heard) < len(tokens):
+        raise RuntimeError(f"{len(heard)} of {len(tokens)} tokens were heard of in time")
+    ended, rounds = heard[len(tokens) - 1], len(set(heard[1 : len(tokens)]))
+    lumps = question["mode"] == "plain" or rounds < len(tokens) - 1  # an engine may hand out a round's tokens one by one
     return {
         "tokens": tokens,
         "first_s": heard[0] - started,
         "decode_s": ended - heard[0],
-        "rounds": len(set(heard[1 : len(tokens)])),
+        "rounds": rounds if lumps else 0,
     }
 
 

@@ -11,13 +11,16 @@ from talk import serve, settings
 from transformers import AutoModelForCausalLM, __version__
 
 ASKED = settings()
+DTYPE = {"bf16": torch.bfloat16, "fp32": torch.float32}[ASKED["precision"]]
 torch.set_num_threads(ASKED["threads"])
 
 
 def load(gguf: str) -> Any:
     """The GGUF's weights, dequantised."""
     path = Path(gguf).resolve()
-    return AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.bfloat16).eval()
+    model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=DTYPE).eval()
+    model.generation_config.eos_token_id = None  # answers have the length that was asked for, whatever is in them
+    return model
 
 
 class Heard:
@@ -36,14 +39,14 @@ class Heard:
 
 
 MODEL = load(ASKED["gguf"])
-EXTRA: dict[str, Any] = {}
-if ASKED["mode"] == "lookup":
-    EXTRA["prompt_lookup_num_tokens"] = 8
-elif ASKED["mode"] == "draft":
-    EXTRA["assistant_model"] = load(ASKED["draft_gguf"])
+
+# What each mode gives ``generate`` besides; all share the weights.
+WAYS: dict[str, dict[str, Any]] = {"plain": {}, "lookup": {"prompt_lookup_num_tokens": 8}}
+if ASKED["draft_gguf"] is not None:
+    WAYS["draft"] = {"assistant_model": load(ASKED["draft_gguf"])}
 
 
-def answer(prompt: list[int], count: int, heard: Callable[[int], None]) -> list[int]:
+def answer(mode: str, prompt: list[int], count: int, heard: Callable[[int], None]) -> list[int]:
     """Greedy, exactly ``count`` tokens."""
     ids = torch.tensor([prompt])
     with torch.inference_mode():
@@ -51,7 +54,6 @@ def answer(prompt: list[int], count: int, heard: Callable[[int], None]) -> list[
             ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=count,
-            min_new_tokens=count,
             do_sample=False,
             repetition_penalty=1.0,
             temperature=None,
@@ -59,7 +61,7 @@ def answer(prompt: list[int], count: int, heard: Callable[[int], None]) -> list[
             top_k=None,
             pad_token_id=0,
             streamer=Heard(heard),
-            **EXTRA,
+            **WAYS[mode],
         )
     return [int(token) for token in out[0, len(prompt) :][:count]]
 
