@@ -389,7 +389,9 @@ SAME: list[tuple[str, dict[str, Any] | None]] = [
 ]
 
 
-def test_the_door_before_replicas_answers_like_the_server_itself(tiny_model: Path) -> None:
+def test_the_door_before_replicas_answers_like_the_server_itself(tiny_model: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "hasten.access")
+
     async def work() -> None:
         alone = await loaded(contents(tiny_model))
         servers = [await loaded(contents(tiny_model)) for _ in range(2)]
@@ -413,6 +415,12 @@ def test_the_door_before_replicas_answers_like_the_server_itself(tiny_model: Pat
                     ]
                     assert found[0].text == found[1].text
                 await _operation(several, fleet)
+                lines = [json.loads(record.getMessage()) for record in caplog.records if record.name == "hasten.access"]
+                chats = [line for line in lines if line["path"] == "/v1/chat/completions" and line["status"] == 200]
+                assert len(chats) == 6
+                kept = [{name: line.get(name) for name in ("model", "completion_tokens", "finish_reason")} for line in chats]
+                assert kept[::2] == kept[1::2]
+                assert all(line["completion_tokens"] >= 12 for line in kept)
         finally:
             await fleet.close()
             for server in (alone, *servers):

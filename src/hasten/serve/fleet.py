@@ -20,7 +20,7 @@ from hasten.serve.errors import ApiError
 from hasten.serve.sse import KEEP_ALIVE
 
 log = logging.getLogger(__name__)
-Message = dict[str, Any]  # as in ASGI; one of type "log" has what the access log says of the request
+Message = dict[str, Any]  # as in ASGI; one of type "log", before the last, has what the access log says of the request
 ATTEMPTS = 3  # a request that ends three replicas is not given to a fourth
 PAUSE = 0.5  # seconds between two tries to reach a replica that has ended
 

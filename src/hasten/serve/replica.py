@@ -57,7 +57,7 @@ class Replica:
         await asyncio.Event().wait()
 
     async def ask(self, call: Call) -> AsyncGenerator[list[Message], None]:
-        """The answer's ASGI messages, all that are there at once; the last one is what the log says of the request."""
+        """The answer's ASGI messages, all that are there at once; before the last one stands what the log says of the request."""
         noted: dict[str, Any] = {}
         sent: asyncio.Queue[Message] = asyncio.Queue()
         answering = asyncio.ensure_future(_answer(self._app, call, noted, sent))
@@ -67,10 +67,11 @@ class Replica:
                 messages = [await sent.get()]
                 while not sent.empty():
                     messages.append(sent.get_nowait())
-                more = messages[-1].get("more_body", True)
+                more = messages[-1]["type"] != "http.response.body" or messages[-1].get("more_body", False)
+                if not more:
+                    await answering
+                    messages.insert(-1, {"type": "log", "noted": noted})
                 yield messages
-            await answering
-            yield [{"type": "log", "noted": noted}]
         finally:
             answering.cancel()
             with suppress(asyncio.CancelledError):
