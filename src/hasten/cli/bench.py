@@ -51,6 +51,9 @@ NEVER_SLOWER_WORKLOADS = ("spec-bench", "humaneval", "hostile")
 @click.option("--ablation", is_flag=True, default=False, help="Each drafter alone, pairs, all, and fixed depths against auto.")
 @click.option("--never-slower", is_flag=True, default=False, help="Auto against plain on all workloads, hostile ones included.")
 @click.option("--against", metavar="LIST", help="llama.cpp, openvino, transformers.")
+@click.option(
+    "--server", is_flag=True, default=False, help="Through servers: --batches chats in parallel, each a client of its own."
+)
 @click.option("--perplexity-chunks", type=click.INT, metavar="N", default=4, show_default=True, help="Text beside --against.")
 @click.option(
     "--out",
@@ -108,6 +111,8 @@ def check(options: dict[str, Any]) -> None:
         raise ConfigError("Give --ablation or --never-slower, not both; each is a comparison of its own.")
     if (options["ablation"] or options["never_slower"]) and options["modes"]:
         raise ConfigError("--ablation and --never-slower choose the modes; leave --compare out.")
+    if options["server"] and (options["ablation"] or options["never_slower"]):
+        raise ConfigError("--server compares plain, auto and other engines; leave --ablation and --never-slower out.")
     if options["draft"] == "none":
         raise ConfigError("A comparison needs drafters; for plain decoding alone give --compare plain.")
     if options["against"]:
@@ -143,11 +148,15 @@ def measure(llm: LLM, config: EngineConfig, folder: Path, items: list[Prompt] | 
     loads = all_loads(llm, items, options)
     energy = Energy()
     with ExitStack() as stack:
-        peers = other_engines(llm, config, options, stack) if options["against"] else []
-        others = [peer.name for peer in peers]
+        peers = other_engines(llm, config, options, stack) if options["against"] and not options["server"] else []
+        own: list[Contestant] = [ModeContestant(subject, mode) for mode in modes]
+        foreign: list[Contestant] = [*peers]
+        if options["server"]:
+            own, foreign = servers(config, [mode.name for mode in modes], loads, options, stack)
+        others = [one.name for one in foreign]
         wanted = settings(llm, config, [*(mode.name for mode in modes), *others], others, loads, options)
         results = ResultFile.open(folder / "results.jsonl", wanted, about_machine(), options["restart"])
-        contestants: list[Contestant] = [*(ModeContestant(subject, mode) for mode in modes), *peers]
+        contestants = [*own, *foreign]
         seconds = options["seconds"] or float("inf")
         in_step = ModesInStep(subject, modes) if options["never_slower"] and not peers else None
         session = Session(loads, contestants, results, read_bandwidth, energy.take, options["repeats"], seconds, together=in_step)
@@ -161,6 +170,33 @@ def measure(llm: LLM, config: EngineConfig, folder: Path, items: list[Prompt] | 
             finally:
                 results.add({"kind": "memory", "peak_bytes": peak_memory_bytes()})
     return False
+
+
+def servers(
+    config: EngineConfig, modes: list[str], loads: list[Load], options: dict[str, Any], stack: ExitStack
+) -> tuple[list[Contestant], list[Contestant]]:
+    """The contestants of --server: our own modes, and those of --against. All have the same threads and room in the cache."""
+    from hasten.bench.own_server import own_contestants
+    from hasten.bench.peers import check_names
+    from hasten.bench.peers.servers import Room, served_peers
+    from hasten.bench.served import total_positions
+    from hasten.cli.screen import notes
+    from hasten.model.catalogue import resolve
+    from hasten.model.kernels import threads_and_level
+
+    parallel = max(load.batch for load in loads)
+    prompts = [question.tokens for load in loads for question in load.questions]
+    positions = total_positions(prompts, options["max_tokens"], parallel)
+    threads = threads_and_level()[0]
+    given = replace(config, threads=threads, max_sequences=max(config.max_sequences, parallel))
+    own = own_contestants(replace(given, cache_tokens=config.cache_tokens or positions), modes, options["repeats"], stack)
+    if not options["against"]:
+        return [*own], []
+    gguf = resolve(config.model, fetch=True).path
+    if gguf.suffix != ".gguf":
+        raise ConfigError(f"Other engines are given the GGUF file of a model, and '{config.model}' is none; name one that is.")
+    say = partial(notes().print, markup=False)
+    return [*own], served_peers(check_names(options["against"]), Room(gguf, threads, parallel, positions), say, stack)
 
 
 def other_engines(llm: LLM, config: EngineConfig, options: dict[str, Any], stack: ExitStack) -> list[Peer]:
@@ -231,6 +267,7 @@ def settings(
         "seed": options["seed"],
         "ablation": options["ablation"],
         "never_slower": options["never_slower"],
+        "server": options["server"],
         "step_bytes": step_bytes(decoder.weights, decoder.precision.weights.itemsize),
     }
 
