@@ -135,17 +135,33 @@ def test_a_client_that_goes_away_frees_its_place(pair: Running) -> None:
     pair.wait_idle()
 
 
-def test_only_this_machine_can_reach_it_and_only_with_the_token(pair: Running) -> None:
-    ours = set(processes(pair).values()) | {pair.process.pid}
+def listening(server: Running) -> list[tuple[str, int]]:
+    """Address, as the kernel writes it, and port of everything that our processes listen on."""
+    ours = set(processes(server).values()) | {server.process.pid}
     sockets = {os.readlink(link) for process in ours for link in Path(f"/proc/{process}/fd").iterdir() if link.is_symlink()}
-    listening = []
+    found = []
     for table in ("tcp", "tcp6"):
         for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
             fields = line.split()
             if fields[3] == "0A" and f"socket:[{fields[9]}]" in sockets:
-                listening.append(fields[1])
-    assert listening
-    loopback = ("0100007F:", "00000000000000000000000001000000:", "0000000000000000FFFF00000100007F:")
-    assert [address for address in listening if not address.startswith(loopback)] == []
-    environment = Path(f"/proc/{processes(pair)[0]}/environ").read_bytes()
-    assert b"RAY_AUTH_MODE=token" in environment
+                address, port = fields[1].split(":")
+                found.append((address, int(port, 16)))
+    return found
+
+
+def test_who_has_no_token_reaches_no_replica(pair: Running) -> None:
+    """Ray keeps to loopback, but for the port on which Serve's replicas hear each other: it unpickles what it is sent, so nobody
+    without the token may send it anything."""
+    import grpc
+
+    loopback = ("0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F")
+    exposed = [port for address, port in listening(pair) if address not in loopback]
+    assert len(listening(pair)) > len(exposed)
+    assert len(exposed) <= 2, "one a replica, no more"
+    for port in exposed:
+        for metadata in ((), (("authorization", "Bearer " + "0" * 64),)):
+            with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+                call = channel.unary_unary("/ray.serve.ASGIService/HandleRequest")
+                with pytest.raises(grpc.RpcError) as caught:
+                    call(b"", timeout=60, metadata=metadata)
+                assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
