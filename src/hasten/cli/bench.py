@@ -152,6 +152,8 @@ def measure(llm: LLM, config: EngineConfig, folder: Path, items: list[Prompt] | 
         own: list[Contestant] = [ModeContestant(subject, mode) for mode in modes]
         foreign: list[Contestant] = [*peers]
         if options["server"]:
+            from hasten.cli.bench_servers import servers
+
             own, foreign = servers(config, [mode.name for mode in modes], loads, options, stack)
         others = [one.name for one in foreign]
         wanted = settings(llm, config, [*(mode.name for mode in modes), *others], others, loads, options)
@@ -170,33 +172,6 @@ def measure(llm: LLM, config: EngineConfig, folder: Path, items: list[Prompt] | 
             finally:
                 results.add({"kind": "memory", "peak_bytes": peak_memory_bytes()})
     return False
-
-
-def servers(
-    config: EngineConfig, modes: list[str], loads: list[Load], options: dict[str, Any], stack: ExitStack
-) -> tuple[list[Contestant], list[Contestant]]:
-    """The contestants of --server: our own modes, and those of --against. All have the same threads and room in the cache."""
-    from hasten.bench.own_server import own_contestants
-    from hasten.bench.peers import check_names
-    from hasten.bench.peers.servers import Room, served_peers
-    from hasten.bench.served import total_positions
-    from hasten.cli.screen import notes
-    from hasten.model.catalogue import resolve
-    from hasten.model.kernels import threads_and_level
-
-    parallel = max(load.batch for load in loads)
-    prompts = [question.tokens for load in loads for question in load.questions]
-    positions = total_positions(prompts, options["max_tokens"], parallel)
-    threads = threads_and_level()[0]
-    given = replace(config, threads=threads, max_sequences=max(config.max_sequences, parallel))
-    own = own_contestants(replace(given, cache_tokens=config.cache_tokens or positions), modes, options["repeats"], stack)
-    if not options["against"]:
-        return [*own], []
-    gguf = resolve(config.model, fetch=True).path
-    if gguf.suffix != ".gguf":
-        raise ConfigError(f"Other engines are given the GGUF file of a model, and '{config.model}' is none; name one that is.")
-    say = partial(notes().print, markup=False)
-    return [*own], served_peers(check_names(options["against"]), Room(gguf, threads, parallel, positions), say, stack)
 
 
 def other_engines(llm: LLM, config: EngineConfig, options: dict[str, Any], stack: ExitStack) -> list[Peer]:
