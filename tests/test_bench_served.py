@@ -50,7 +50,7 @@ def test_prompts_run_at_once_and_each_is_timed(stack: ExitStack) -> None:
     assert [sample.tokens for sample in samples] == [[5] * 11, [7] * 11, [9] * 11]
     assert [sample.prompt_tokens for sample in samples] == [2, 1, 3]
     for sample in samples:
-        assert sample.rounds == 5, "two at a time after the first two"
+        assert sample.rounds == 0, "not known"
         assert 0.004 < sample.first_s < 10.0
         assert 0.020 < sample.decode_s < 10.0
 
@@ -187,7 +187,7 @@ say({{"about": {{}}}})
 for line in sys.stdin:
     asked = json.loads(line)
     counts = [asked["max_tokens"] - (prompt[0] == 13) for prompt in asked["prompts"]]
-    times = {{"first_s": 0.1, "decode_s": 0.5, "rounds": 3}}
+    times = {{"first_s": 0.1, "decode_s": 0.5}}
     say({{"samples": [{{"tokens": [p[0]] * n, **times}} for p, n in zip(asked["prompts"], counts)]}})
 """
 

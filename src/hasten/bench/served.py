@@ -126,7 +126,7 @@ class ServedContestant:
             raise ContestantFailed(f"{self.name}: {client.problem}")
         if len(client.tokens) != params.max_tokens:
             raise ContestantFailed(f"{self.name} gave {len(client.tokens)} tokens where {params.max_tokens} were asked for.")
-        return Sample(client.tokens, len(prompt), client.first_s, client.last_s - client.first_s, client.events - 1)
+        return Sample(client.tokens, len(prompt), client.first_s, client.last_s - client.first_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +142,8 @@ class Absent:
 
 @dataclass(slots=True, eq=False)
 class _Client:
-    """One request. ``first_s`` and ``last_s``: seconds from sending it to its first and last tokens; ``events`` that had tokens."""
+    """One request. ``first_s`` and ``last_s``: seconds from sending it to its first and last tokens. What arrives together need not
+    have come of one round, so rounds are not known here."""
 
     port: int
     dialect: Dialect
@@ -151,7 +152,6 @@ class _Client:
     tokens: list[int] = field(default_factory=list)
     first_s: float = 0.0
     last_s: float = 0.0
-    events: int = 0
     problem: str | None = None
 
     def run(self, together: threading.Barrier) -> None:
@@ -181,7 +181,6 @@ class _Client:
         if new:
             self.first_s = self.first_s or now
             self.last_s = now
-            self.events += 1
             self.tokens += new
 
 

@@ -146,7 +146,7 @@ class Batches:
         for prompt, one in zip(prompts, told, strict=True):
             if len(one["tokens"]) != params.max_tokens:
                 raise ContestantFailed(f"{self.name} gave {len(one['tokens'])} tokens where {params.max_tokens} were asked for.")
-            out.append(Sample(one["tokens"], len(prompt), one["first_s"], one["decode_s"], one["rounds"]))
+            out.append(Sample(one["tokens"], len(prompt), one["first_s"], one["decode_s"]))
         return out
 
     def close(self) -> None:
