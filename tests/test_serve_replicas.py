@@ -429,6 +429,24 @@ def test_the_door_before_replicas_answers_like_the_server_itself(tiny_model: Pat
     run_long(work)
 
 
+def test_token_ids_come_on_request(tiny_model: Path) -> None:
+    async def work() -> None:
+        server = await loaded(contents(tiny_model))
+        try:
+            async with client(make_app(server, Policy(None, LOOPBACK_NAMES))) as one:
+                body = {"prompt": "one", "max_tokens": 6, "temperature": 0, "ignore_eos": True}
+                (plain,) = (await one.post("/v1/completions", json=body)).json()["choices"]
+                (told,) = (await one.post("/v1/completions", json={**body, "return_token_ids": True})).json()["choices"]
+                text = (await one.post("/detokenize", json={"tokens": told["token_ids"]})).json()["prompt"]
+                assert "token_ids" not in plain
+                assert len(told["token_ids"]) == 6
+                assert text == told["text"] == plain["text"]
+        finally:
+            await server.models.close()
+
+    run_long(work)
+
+
 async def _operation(several: httpx.AsyncClient, fleet: Fleet) -> None:
     """Health and metrics say which replicas live and what each has done; both have done something."""
     health = (await several.get("/health")).json()
