@@ -102,8 +102,10 @@ class Running:
 
 
 @contextmanager
-def running(*arguments: str, home: Path, models: tuple[str, ...], environment: dict[str, str] | None = None) -> Iterator[Running]:
-    """``hasten serve`` with these arguments, stopped at the end; it has to end well."""
+def running(
+    *arguments: str, home: Path, models: tuple[str, ...], environment: dict[str, str] | None = None, seconds: float = 180
+) -> Iterator[Running]:
+    """``hasten serve`` with these arguments, stopped at the end; it has to start within ``seconds`` and to end well."""
     command = [sys.executable, "-m", "hasten", "serve", "--port", "0", *arguments]
     for model in models:
         command += ["-m", model]
@@ -126,7 +128,7 @@ def running(*arguments: str, home: Path, models: tuple[str, ...], environment: d
     reader = threading.Thread(target=listen, daemon=True)
     reader.start()
     try:
-        assert ready.wait(180), "the server does not start"
+        assert ready.wait(seconds), "the server does not start"
         assert server.url, "the server ended: " + "\n".join(server.log[-20:])
         yield server
     finally:

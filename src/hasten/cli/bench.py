@@ -52,6 +52,9 @@ NEVER_SLOWER_WORKLOADS = ("spec-bench", "humaneval", "hostile")
 @click.option("--ablation", is_flag=True, default=False, help="Each drafter alone, pairs, all, and fixed depths against auto.")
 @click.option("--never-slower", is_flag=True, default=False, help="Auto against plain on all workloads, hostile ones included.")
 @click.option("--against", metavar="LIST", help="llama.cpp, openvino, transformers, vllm.")
+@click.option(
+    "--server", is_flag=True, default=False, help="Through servers: --batches chats in parallel, each a client of its own."
+)
 @click.option("--perplexity-chunks", type=click.INT, metavar="N", default=4, show_default=True, help="Text beside --against.")
 @click.option(
     "--out",
@@ -109,6 +112,8 @@ def check(options: dict[str, Any]) -> None:
         raise ConfigError("Give --ablation or --never-slower, not both; each is a comparison of its own.")
     if (options["ablation"] or options["never_slower"]) and options["modes"]:
         raise ConfigError("--ablation and --never-slower choose the modes; leave --compare out.")
+    if options["server"] and (options["ablation"] or options["never_slower"]):
+        raise ConfigError("--server compares plain, auto and other engines; leave --ablation and --never-slower out.")
     if options["draft"] == "none":
         raise ConfigError("A comparison needs drafters; for plain decoding alone give --compare plain.")
     if options["against"]:
@@ -144,13 +149,19 @@ def measure(llm: LLM, config: EngineConfig, folder: Path, items: list[Prompt] | 
     loads = all_loads(llm, items, options)
     energy = Energy()
     with ExitStack() as stack:
-        peers = other_engines(llm, config, options, loads, stack) if options["against"] else []
-        others = [peer.name for peer in peers]
+        peers = other_engines(llm, config, options, loads, stack) if options["against"] and not options["server"] else []
+        own: list[Contestant] = [ModeContestant(subject, mode) for mode in modes]
+        foreign: list[Contestant] = [*peers]
+        if options["server"]:
+            from hasten.cli.bench_servers import servers
+
+            own, foreign = servers(config, [mode.name for mode in modes], loads, options, stack)
+        others = [one.name for one in foreign]
         wanted = settings(llm, config, [*(mode.name for mode in modes), *others], others, loads, options)
         results = ResultFile.open(folder / "results.jsonl", wanted, about_machine(), options["restart"])
-        contestants: list[Contestant] = [*(ModeContestant(subject, mode) for mode in modes), *peers]
+        contestants = [*own, *foreign]
         seconds = options["seconds"] or float("inf")
-        in_step = ModesInStep(subject, modes) if options["never_slower"] and not peers else None
+        in_step = ModesInStep(subject, modes) if options["never_slower"] and not foreign else None
         session = Session(loads, contestants, results, read_bandwidth, energy.take, options["repeats"], seconds, together=in_step)
         with progress_on(notes(), "Measuring") as progress:
             try:
@@ -237,6 +248,7 @@ def settings(
         "seed": options["seed"],
         "ablation": options["ablation"],
         "never_slower": options["never_slower"],
+        "server": options["server"],
         "step_bytes": step_bytes(decoder.weights, decoder.precision.weights.itemsize),
     }
 

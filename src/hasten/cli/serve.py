@@ -40,6 +40,14 @@ from hasten.core.errors import ConfigError
     help="Memory for all loaded models; 0 for no bound.",
 )
 @click.option(
+    "--replicas",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1, 1024),
+    metavar="N",
+    help="Processes with an engine each, which share requests and the cores (needs hasten[ray]).",
+)
+@click.option(
     "--log-format",
     default="text",
     show_default=True,
@@ -57,6 +65,7 @@ def serve(
     allow_hosts: tuple[str, ...],
     allow_origins: tuple[str, ...],
     memory_budget: float,
+    replicas: int,
     log_format: str,
     **options: Any,
 ) -> int:
@@ -72,7 +81,8 @@ def serve(
     limits, config = limits_of(options), server_engine_config(options, models[0])
     from hasten.serve.run import Settings, serve
 
-    settings = Settings(models, config, limits, host, port, path, allow_hosts, allow_origins, int(memory_budget * 1e9), log_format)
+    budget = int(memory_budget * 1e9)
+    settings = Settings(models, config, limits, host, port, path, allow_hosts, allow_origins, budget, log_format, replicas)
     return serve(settings)
 
 

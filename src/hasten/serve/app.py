@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -35,15 +36,9 @@ NO_PAGE = (
 )
 
 
-def make_app(server: Server, policy: Policy, page: Path = PAGE) -> Guard:
-    """The ASGI application. Loads the first model when it starts, and lets all go when it ends."""
-
-    @asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        yield
-        await server.models.close()
-
-    routes = [
+def engine_routes() -> list[Route]:
+    """What a model answers."""
+    return [
         Route("/v1/chat/completions", chat_completions, methods=["POST"]),
         Route("/v1/completions", completions, methods=["POST"]),
         Route("/v1/responses", responses, methods=["POST"]),
@@ -53,11 +48,46 @@ def make_app(server: Server, policy: Policy, page: Path = PAGE) -> Guard:
         Route("/v1/models/{name:path}", basics.one_model),
         Route("/tokenize", basics.tokenize, methods=["POST"]),
         Route("/detokenize", basics.detokenize, methods=["POST"]),
+    ]
+
+
+def engine_app(server: Server) -> Starlette:
+    """The models' routes without the door before them: for a replica, whose callers have passed it."""
+    app = Starlette(routes=engine_routes(), exception_handlers=HANDLERS)
+    app.state.server = server
+    return app
+
+
+def make_app(server: Server, policy: Policy, page: Path = PAGE) -> Guard:
+    """The ASGI application. Lets all models go when it ends."""
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        yield
+        await server.models.close()
+
+    routes = [
+        *engine_routes(),
         Route("/health", basics.ready),
-        Route("/health/live", basics.live),
         Route("/health/ready", basics.ready),
-        Route("/version", basics.version),
         Route("/metrics", metrics),
+    ]
+    return guarded(routes, server, server.requests, policy, lifespan, page)
+
+
+def guarded(
+    routes: list[Route],
+    server: Any,
+    requests: dict[tuple[str, int], int],
+    policy: Policy,
+    lifespan: Callable[[Starlette], AbstractAsyncContextManager[None]],
+    page: Path = PAGE,
+) -> Guard:
+    """These routes and those that need no model, with the page, behind the door. ``requests`` counts them by path and status."""
+    routes = [
+        *routes,
+        Route("/health/live", basics.live),
+        Route("/version", basics.version),
         Route("/openapi.json", openapi),
     ]
     files = page_paths(page)
@@ -69,7 +99,7 @@ def make_app(server: Server, policy: Policy, page: Path = PAGE) -> Guard:
 
     def counted(path: str, status: int) -> None:
         known = path if any(getattr(route, "path", None) == path for route in routes) else "other"
-        server.requests[known, status] = server.requests.get((known, status), 0) + 1
+        requests[known, status] = requests.get((known, status), 0) + 1
 
     return Guard(app, replace(policy, open_paths=policy.open_paths | OPEN_PATHS | files), counted)
 

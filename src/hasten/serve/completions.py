@@ -81,6 +81,7 @@ class Answer:
                 "text": self._echo(one.prompt) + one.text,
                 "logprobs": text_logprobs(one.logprobs, one.pieces, 0, tokenizer) if self.wire.logprobs is not None else None,
                 "finish_reason": one.finish_reason,
+                **({"token_ids": one.tokens} if self.wire.return_token_ids else {}),
             }
             for one in answers
         ]
@@ -103,7 +104,8 @@ class Answer:
         if self.wire.logprobs is not None:
             tokenizer = self.generation.host.ready[0].engine.tokenizer
             logprobs = text_logprobs(event.logprobs, event.pieces, before or 0, tokenizer)
-        chunk = self._frame([{"index": index, "text": text, "logprobs": logprobs, "finish_reason": event.finish_reason}])
+        choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": event.finish_reason}
+        chunk = self._frame([choice | ({"token_ids": event.tokens} if self.wire.return_token_ids else {})])
         own: dict[str, Any] = {}
         if self.wire.provenance:
             own |= provenance(event.provenance, event.pieces, self.generation.host.legend)

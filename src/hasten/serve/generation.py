@@ -65,7 +65,7 @@ class Generation:
             )
         wait = worker.expected_wait(jobs[0].priority)
         deadline = jobs[0].deadline
-        if deadline is not None and wait is not None and wait > deadline:
+        if deadline is not None and wait is not None and wait + jobs[0].waited > deadline:
             raise late(deadline, wait)
         self.host = host
         self.completions: list[Completion | None] = [None] * len(jobs)

@@ -69,7 +69,7 @@ async def messages(request: Request) -> Response:
         answer = Answer(generation, wire, tools)
         if wire.stream:
             await while_connected(request, generation.begin(server.limits.keep_alive))
-            return server.stream(request, generation, answer.events(), _error_event)
+            return server.stream(request, generation, answer.events(), error_event)
         body = answer.whole(await while_connected(request, generation.collect()))
     except BaseException:
         generation.end()
@@ -278,5 +278,6 @@ def _use(call: ToolCall, given: Any) -> dict[str, Any]:
     return {"type": "tool_use", "id": call.id.replace("call_", "toolu_"), "name": call.name, "input": given}
 
 
-def _error_event(error: ApiError) -> bytes:
+def error_event(error: ApiError) -> bytes:
+    """An error inside a stream, in this interface's form."""
     return named("error", anthropic_body(error))

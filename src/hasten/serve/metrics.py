@@ -23,9 +23,36 @@ LABEL = ["model_name"]
 
 async def metrics(request: Request) -> Response:
     """Everything a dashboard wants to know."""
+    server = server_of(request)
     registry = CollectorRegistry()
-    registry.register(_Now(server_of(request)))
+    registry.register(_Requests(server.requests))
+    registry.register(_Now(server))
     return Response(generate_latest(registry), headers={"content-type": CONTENT_TYPE_LATEST})
+
+
+def metrics_text(server: Server) -> str:
+    """Of the models alone: what a replica tells the door, which counts the requests itself."""
+    registry = CollectorRegistry()
+    registry.register(_Now(server))
+    return generate_latest(registry).decode()
+
+
+def requests_family(counts: dict[tuple[str, int], int]) -> Metric:
+    """Answers by path and status."""
+    requests = CounterMetricFamily("hasten:http_requests", "Answers by path and status", labels=["path", "status"])
+    for (path, status), count in sorted(counts.items()):
+        requests.add_metric([path, str(status)], count)
+    return requests
+
+
+class _Requests(Collector):
+    """What the door has answered."""
+
+    def __init__(self, counts: dict[tuple[str, int], int]) -> None:
+        self._counts = counts
+
+    def collect(self) -> Iterator[Metric]:
+        yield requests_family(self._counts)
 
 
 class _Now(Collector):
@@ -35,10 +62,6 @@ class _Now(Collector):
         self._server = server
 
     def collect(self) -> Iterator[Metric]:
-        requests = CounterMetricFamily("hasten:http_requests", "Answers by path and status", labels=["path", "status"])
-        for (path, status), count in sorted(self._server.requests.items()):
-            requests.add_metric([path, str(status)], count)
-        yield requests
         hosts = [host for host in self._server.models.hosts.values() if host.loaded]
         yield from _gauges(hosts)
         yield from _counters(hosts)

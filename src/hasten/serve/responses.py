@@ -71,7 +71,7 @@ async def responses(request: Request) -> Response:
         answer = Answer(generation, wire)
         if wire.stream:
             await while_connected(request, generation.begin(server.limits.keep_alive))
-            return server.stream(request, generation, answer.events(), _error_event)
+            return server.stream(request, generation, answer.events(), error_event)
         body = answer.whole(await while_connected(request, generation.collect()))
     except BaseException:
         generation.end()
@@ -226,6 +226,7 @@ def _part(text: str) -> dict[str, Any]:
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
 
 
-def _error_event(error: ApiError) -> bytes:
+def error_event(error: ApiError) -> bytes:
+    """An error inside a stream, in this interface's form."""
     inner = openai_body(error)["error"]
     return named("error", {"type": "error", "code": inner["code"], "message": inner["message"], "param": inner["param"]})

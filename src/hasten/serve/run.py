@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import signal
 import socket
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,10 +18,14 @@ from hasten.core.errors import ConfigError
 from hasten.engine.footprint import footprint
 from hasten.engine.llm import LLM
 from hasten.serve.app import make_app
-from hasten.serve.guard import LOOPBACK_NAMES, Policy, is_loopback
+from hasten.serve.fleet import Fleet
+from hasten.serve.front import Front, make_front
+from hasten.serve.guard import LOOPBACK_NAMES, Guard, Policy, is_loopback
 from hasten.serve.keys import Keys
 from hasten.serve.limits import Limits
+from hasten.serve.logs import set_up_logging
 from hasten.serve.models import Models, hosts_of
+from hasten.serve.replica import Contents
 from hasten.serve.server import Server
 
 log = logging.getLogger(__name__)
@@ -32,7 +33,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """``models``: names, or ALIAS=NAME; the first is loaded at once and the default. ``memory_budget``: bytes; 0: no bound."""
+    """``models``: names, or ALIAS=NAME; the first is loaded at once and the default. ``memory_budget``: bytes, of each replica;
+    0: no bound. ``replicas``: processes with an engine each; 1: this process is the only one."""
 
     models: tuple[str, ...]
     engine: EngineConfig
@@ -44,6 +46,7 @@ class Settings:
     allow_origins: tuple[str, ...] = ()
     memory_budget: int = 0
     log_format: str = "text"
+    replicas: int = 1
 
 
 def policy_of(settings: Settings) -> Policy:
@@ -64,6 +67,16 @@ def policy_of(settings: Settings) -> Policy:
     return Policy(keys, hosts, frozenset(settings.allow_origins), max_connections=settings.limits.max_connections)
 
 
+@dataclass(frozen=True, slots=True)
+class Service:
+    """What is served: the application, the state that has ``draining``, and what has to be done before it is ready."""
+
+    app: Guard
+    state: Server | Front
+    start: Callable[[], Awaitable[None]]
+    names: list[str]
+
+
 def serve(settings: Settings, load: Callable[[EngineConfig], LLM] = LLM) -> int:
     """Serve until told to stop. SIGTERM and SIGINT drain and end it, SIGHUP reads the keys anew. Returns the exit status.
 
@@ -71,18 +84,42 @@ def serve(settings: Settings, load: Callable[[EngineConfig], LLM] = LLM) -> int:
     """
     set_up_logging(settings.log_format)
     policy = policy_of(settings)
-    models = Models(hosts_of(settings.models, settings.engine), settings.memory_budget, load, footprint)
-    server = Server(models, settings.limits)
     listener = _listen(settings.host, settings.port)
     try:
-        return asyncio.run(_serve(server, policy, settings, listener))
+        with _alone(settings, policy, load) if settings.replicas == 1 else _several(settings, policy) as service:
+            return asyncio.run(_serve(service, policy, settings, listener))
     finally:
         listener.close()
 
 
-async def _serve(server: Server, policy: Policy, settings: Settings, listener: socket.socket) -> int:
+@contextmanager
+def _alone(settings: Settings, policy: Policy, load: Callable[[EngineConfig], LLM]) -> Iterator[Service]:
+    """One engine a model, in this process."""
+    models = Models(hosts_of(settings.models, settings.engine), settings.memory_budget, load, footprint)
+    server = Server(models, settings.limits)
+    yield Service(make_app(server, policy), server, models.preload, list(models.hosts))
+
+
+@contextmanager
+def _several(settings: Settings, policy: Policy) -> Iterator[Service]:
+    """The door in this process, the engines in others."""
+    from hasten.serve.ray_replicas import ray_links
+
+    hosts = hosts_of(settings.models, settings.engine)
+    footprint(hosts[0].config)  # fetched once, before several replicas want it, and a wrong name is told here
+    contents = Contents(settings.models, settings.engine, settings.limits, settings.memory_budget)
+    with ray_links(contents, settings.replicas) as begin:
+        front = Front(Fleet(settings.limits.request_timeout), settings.limits)
+
+        async def start() -> None:
+            await front.fleet.start(await asyncio.to_thread(begin))
+
+        yield Service(make_front(front, policy), front, start, [host.name for host in hosts])
+
+
+async def _serve(service: Service, policy: Policy, settings: Settings, listener: socket.socket) -> int:
     config = uvicorn.Config(
-        make_app(server, policy),
+        service.app,
         log_config=None,
         access_log=False,
         server_header=False,
@@ -94,12 +131,12 @@ async def _serve(server: Server, policy: Policy, settings: Settings, listener: s
         ws="none",
         lifespan="on",
     )
-    web = _Web(config, server)
+    web = _Web(config, service.state)
     loop = asyncio.get_running_loop()
     if policy.keys is not None and hasattr(signal, "SIGHUP"):
         loop.add_signal_handler(signal.SIGHUP, _reload, policy.keys)
     serving = asyncio.ensure_future(web.serve(sockets=[listener]))
-    loading = asyncio.ensure_future(server.models.preload())
+    loading = asyncio.ensure_future(service.start())
     await asyncio.wait({serving, loading}, return_when=asyncio.FIRST_COMPLETED)
     if not loading.done():  # told to stop while loading
         await serving
@@ -111,7 +148,7 @@ async def _serve(server: Server, policy: Policy, settings: Settings, listener: s
         loading.result()
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
-    log.info("Serving %s at http://%s:%d (interface at /v1).", ", ".join(server.models.hosts), shown, port)
+    log.info("Serving %s at http://%s:%d (interface at /v1).", ", ".join(service.names), shown, port)
     await serving
     return 0
 
@@ -119,9 +156,9 @@ async def _serve(server: Server, policy: Policy, settings: Settings, listener: s
 class _Web(uvicorn.Server):
     """Tells routes that the end is near, so that nothing new is begun while the rest is finished."""
 
-    def __init__(self, config: uvicorn.Config, server: Server) -> None:
+    def __init__(self, config: uvicorn.Config, state: Server | Front) -> None:
         super().__init__(config)
-        self._server = server
+        self._state = state
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -136,7 +173,7 @@ class _Web(uvicorn.Server):
                 loop.remove_signal_handler(number)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._server.draining = True
+        self._state.draining = True
         log.info("Stopping: finishing what runs, taking nothing new.")
         await super().shutdown(sockets)
 
@@ -160,29 +197,3 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.close()
         raise ConfigError(f"Cannot listen on {host}:{port} ({problem.strerror or problem}); choose another --port.") from problem
     return listener
-
-
-class _JsonLines(logging.Formatter):
-    """One JSON object a line. What the guard logs is an object already and is taken apart."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        line = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created)),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-        }
-        if record.name == "hasten.access":
-            line |= json.loads(record.getMessage())
-        else:
-            line["message"] = record.getMessage()
-            if record.exc_info:
-                line["trace"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False)
-
-
-def set_up_logging(form: str) -> None:
-    """Log to standard error, as text or as JSON lines. Neither has a word of prompts or answers."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_JsonLines() if form == "json" else logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
-    logging.getLogger("hasten").setLevel(logging.INFO)

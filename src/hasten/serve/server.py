@@ -76,6 +76,7 @@ class Server:
                     constrained,
                     wire.priority,
                     wire.deadline,
+                    getattr(state, "waited", 0.0),
                 )
                 for at, prompt in enumerate(made)
             ]

@@ -55,7 +55,7 @@ class EventStream:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self._headers})
-            await _until_gone(self._send_all(send), receive)
+            await until_gone(self._send_all(send), receive)
         finally:
             self._on_end()
 
@@ -86,7 +86,7 @@ class EventStream:
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
     """``work``'s result, unless the client goes away first: then it is cancelled. The body must have been read."""
-    result = await _until_gone(work, request.receive)
+    result = await until_gone(work, request.receive)
     if result is GONE:
         raise ApiError(499, "The client went away.")
     return result  # type: ignore[return-value]
@@ -95,7 +95,8 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, Result]) -
 GONE = object()
 
 
-async def _until_gone(work: Coroutine[Any, Any, Result], receive: Receive) -> Result | object:
+async def until_gone(work: Coroutine[Any, Any, Result], receive: Receive) -> Result | object:
+    """``work``'s result, or GONE when the client goes away first; ``work`` is cancelled then."""
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_disconnected(receive))
     try:

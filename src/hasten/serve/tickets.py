@@ -21,7 +21,8 @@ PRIORITIES = (INTERACTIVE, BATCH)
 @dataclass(frozen=True, slots=True)
 class Job:
     """What the engine is asked for, checked. ``timeout``: seconds from arrival to the last token. ``deadline``: seconds from
-    arrival within which the first token has to be under way, or the request is not wanted any more."""
+    arrival within which the first token has to be under way, or the request is not wanted any more. ``waited``: seconds since the
+    arrival that have passed elsewhere."""
 
     id: str
     tenant: str
@@ -33,6 +34,7 @@ class Job:
     constraint: Callable[[], Constraint] | None = None
     priority: str = INTERACTIVE
     deadline: float | None = None
+    waited: float = 0.0
 
 
 @dataclass(slots=True, eq=False)
@@ -53,7 +55,7 @@ class Ticket:
 
     def __init__(self, job: Job, loop: asyncio.AbstractEventLoop) -> None:
         self.job = job
-        self.times = Times()
+        self.times = Times(time.monotonic() - job.waited)
         self.request: Request | None = None
         self._loop = loop
         self._events: deque[StreamEvent] = deque()

@@ -175,6 +175,7 @@ class CompletionRequest(Sampled):
     best_of: int | None = None
     suffix: str | None = None
     prediction: Prediction | None = None
+    return_token_ids: bool = False
 
     def check_supported(self) -> None:
         """Raise ApiError for values that OpenAI's service knows and this server does not."""

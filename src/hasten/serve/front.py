@@ -1,0 +1,122 @@
+"""The door before several replicas: keys, limits, page, health and metrics are here; what needs a model goes to a replica."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from hasten.serve import messages, responses
+from hasten.serve.affinity import trail_of
+from hasten.serve.app import engine_routes, guarded
+from hasten.serve.body import parse_json, read_body
+from hasten.serve.errors import ApiError, api_error
+from hasten.serve.fleet import Call, Fleet, Message
+from hasten.serve.fleet_metrics import fleet_metrics
+from hasten.serve.guard import Guard, Policy
+from hasten.serve.limits import Limits
+from hasten.serve.server import note_problem
+from hasten.serve.sse import openai_error, until_gone
+
+_PASSED_ON = frozenset({b"content-type", b"accept", b"anthropic-version", b"anthropic-beta"})  # no keys, no cookies
+_DESCRIBE = {"/v1/messages": messages.error_event, "/v1/responses": responses.error_event}
+
+
+@dataclass(slots=True, eq=False)
+class Front:
+    """``draining``: the server was told to stop; it finishes what runs and takes nothing new."""
+
+    fleet: Fleet
+    limits: Limits
+    draining: bool = False
+    requests: dict[tuple[str, int], int] = field(default_factory=dict)  # by path and status, for the metrics
+
+
+def make_front(front: Front, policy: Policy) -> Guard:
+    """The ASGI application, with the routes of ``app.make_app``."""
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        yield
+        await front.fleet.close()
+
+    routes = [Route(route.path, _pass_on, methods=list(route.methods or [])) for route in engine_routes()]
+    routes += [Route("/health", _ready), Route("/health/ready", _ready), Route("/metrics", fleet_metrics)]
+    return guarded(routes, front, front.requests, policy, lifespan)
+
+
+def front_of(request: Request) -> Front:
+    found: Front = request.app.state.server
+    return found
+
+
+async def _ready(request: Request) -> Response:
+    """``GET /health`` and ``/health/ready``: whether a replica can serve now, and which."""
+    front = front_of(request)
+    if front.draining:
+        raise ApiError(503, "The server is stopping.", code="stopping", retry_after=5)
+    if not front.fleet.live:
+        raise ApiError(503, "No replica lives now.", code="no_replica", retry_after=5)
+    replicas = [
+        {"replica": one.number, "live": one.live, "starts": one.starts, "requests": one.load} for one in front.fleet.replicas
+    ]
+    return JSONResponse({"status": "ok", "replicas": replicas})
+
+
+async def _pass_on(request: Request) -> Response:
+    front = front_of(request)
+    body, trail = b"", []
+    if request.method == "POST":
+        body = await read_body(request, front.limits)
+        # Read here for the choice of a replica only, and once more there; what cannot be read is refused before it costs one.
+        trail = trail_of(request.state.tenant, parse_json(body, front.limits))
+    headers = [(name, value) for name, value in request.headers.raw if name in _PASSED_ON]
+    call = Call(
+        request.method,
+        request.scope["path"],
+        request.scope["query_string"],
+        headers,
+        body,
+        request.state.request_id,
+        request.state.tenant,
+    )
+    return _Answer(request, front.fleet.answer(call, trail))  # type: ignore[return-value]
+
+
+class _Answer:
+    """An ASGI response of a replica's messages. When the client goes away the request there ends, too."""
+
+    def __init__(self, request: Request, found: AsyncIterator[Message]) -> None:
+        self._request = request
+        self._found = found
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await until_gone(self._send_all(send), receive)
+
+    async def _send_all(self, send: Send) -> None:
+        started = False
+        try:
+            async with aclosing(self._found) as found:  # type: ignore[type-var]
+                async for message in found:
+                    if message["type"] == "log":
+                        self._note(message["noted"])
+                        continue
+                    started = True
+                    await send(message)
+        except Exception as problem:
+            if not started:
+                raise
+            note_problem(self._request, problem)
+            describe = _DESCRIBE.get(self._request.scope["path"], openai_error)
+            await send({"type": "http.response.body", "body": describe(api_error(problem)), "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def _note(self, noted: dict[str, Any]) -> None:
+        self._request.state.log.update(noted)
