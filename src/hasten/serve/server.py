@@ -5,21 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from starlette.requests import Request
-from starlette.responses import Response
 
 from hasten.core.types import SamplingParams
 from hasten.engine.llm import LLM
 from hasten.sampling.constraint import Constraint
 from hasten.serve.body import Wire, parse_json, read_body, validated
-from hasten.serve.errors import ApiError, api_error
+from hasten.serve.errors import api_error
 from hasten.serve.generation import Generation
 from hasten.serve.limits import Limits
 from hasten.serve.models import Models
-from hasten.serve.sse import EventStream, openai_error
 from hasten.serve.tickets import Job
 from hasten.serve.wire import Sampled
 
@@ -83,24 +81,6 @@ class Server:
         except BaseException:
             self.models.release(host)
             raise
-
-    def stream(
-        self,
-        request: Request,
-        generation: Generation,
-        parts: AsyncIterator[bytes],
-        describe: Callable[[ApiError], bytes] = openai_error,
-    ) -> Response:
-        """The streaming answer made of ``parts``; ends the generation with it."""
-
-        def end() -> None:
-            generation.end()
-            note(request, generation)
-
-        def report(problem: BaseException) -> None:
-            note_problem(request, problem)
-
-        return EventStream(parts, self.limits.keep_alive, end, describe, report, {})  # type: ignore[return-value]
 
 
 def note(request: Request, generation: Generation) -> None:
