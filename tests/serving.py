@@ -70,12 +70,14 @@ class Running:
     url: str
     process: subprocess.Popen[str]
     log: list[str] = field(default_factory=list)
+    # One client for all requests: a new one each time costs more than most requests do.
+    client: httpx.Client = field(default_factory=lambda: httpx.Client(timeout=120, verify=False))
 
     def post(self, path: str, body: Any, **options: Any) -> httpx.Response:
-        return httpx.post(self.url + path, json=body, timeout=120, **options)
+        return self.client.post(self.url + path, json=body, **options)
 
     def get(self, path: str, **options: Any) -> httpx.Response:
-        return httpx.get(self.url + path, timeout=60, **options)
+        return self.client.get(self.url + path, **options)
 
     def metric(self, name: str, **labels: str) -> float:
         """The value of one sample of /metrics; 0 where it is not there."""
@@ -126,10 +128,11 @@ def running(*arguments: str, home: Path, models: tuple[str, ...], environment: d
     reader = threading.Thread(target=listen, daemon=True)
     reader.start()
     try:
-        assert ready.wait(180), "the server does not start"
+        assert ready.wait(400), "the server does not start"
         assert server.url, "the server ended: " + "\n".join(server.log[-20:])
         yield server
     finally:
+        server.client.close()
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
         try:
