@@ -104,9 +104,16 @@ class Running:
 
 
 @contextmanager
-def running(*arguments: str, home: Path, models: tuple[str, ...], environment: dict[str, str] | None = None) -> Iterator[Running]:
-    """``hasten serve`` with these arguments, stopped at the end; it has to end well."""
-    command = [sys.executable, "-m", "hasten", "serve", "--port", "0", *arguments]
+def running(
+    *arguments: str,
+    home: Path,
+    models: tuple[str, ...],
+    environment: dict[str, str] | None = None,
+    before: tuple[str, ...] = (),
+) -> Iterator[Running]:
+    """``hasten serve`` with these arguments, stopped at the end; it has to end well. ``before``: a command to run it by, which has
+    to become the server itself."""
+    command = [*before, sys.executable, "-m", "hasten", "serve", "--port", "0", *arguments]
     for model in models:
         command += ["-m", model]
     kept = {name: value for name, value in os.environ.items() if not name.startswith("HASTEN_")}

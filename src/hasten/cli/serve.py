@@ -46,6 +46,9 @@ from hasten.core.errors import ConfigError
     type=click.Choice(["text", "json"]),
     help="How the log on standard error is written.",
 )
+@click.option(
+    "--trace-endpoint", metavar="URL", help="Where OpenTelemetry traces go, as http://127.0.0.1:4318/v1/traces; none by default."
+)
 @limit_options
 @server_engine_options
 def serve(
@@ -58,6 +61,7 @@ def serve(
     allow_origins: tuple[str, ...],
     memory_budget: float,
     log_format: str,
+    trace_endpoint: str | None,
     **options: Any,
 ) -> int:
     """Serve models to OpenAI's and Anthropic's clients, and a chat page to browsers.
@@ -72,7 +76,9 @@ def serve(
     limits, config = limits_of(options), server_engine_config(options, models[0])
     from hasten.serve.run import Settings, serve
 
-    settings = Settings(models, config, limits, host, port, path, allow_hosts, allow_origins, int(memory_budget * 1e9), log_format)
+    settings = Settings(
+        models, config, limits, host, port, path, allow_hosts, allow_origins, int(memory_budget * 1e9), log_format, trace_endpoint
+    )
     return serve(settings)
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
+from starlette.types import Scope
 
 from hasten.core.errors import HastenError
 from hasten.serve import basics
@@ -42,6 +45,8 @@ def make_app(server: Server, policy: Policy, page: Path = PAGE) -> Guard:
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         yield
         await server.models.close()
+        if server.tracing is not None:
+            await asyncio.to_thread(server.tracing.close)
 
     routes = [
         Route("/v1/chat/completions", chat_completions, methods=["POST"]),
@@ -67,11 +72,15 @@ def make_app(server: Server, policy: Policy, page: Path = PAGE) -> Guard:
     app = Starlette(routes=routes, lifespan=lifespan, exception_handlers=HANDLERS)
     app.state.server = server
 
-    def counted(path: str, status: int) -> None:
-        known = path if any(getattr(route, "path", None) == path for route in routes) else "other"
-        server.requests[known, status] = server.requests.get((known, status), 0) + 1
+    known = frozenset(route.path for route in routes)
 
-    return Guard(app, replace(policy, open_paths=policy.open_paths | OPEN_PATHS | files), counted)
+    def ended(scope: Scope, status: int, began: float) -> None:
+        path = scope["path"] if scope["path"] in known else "other"
+        server.requests[path, status] = server.requests.get((path, status), 0) + 1
+        if server.tracing is not None and scope["method"] == "POST":
+            server.tracing.record("POST", path, Headers(scope=scope), status, began, scope["state"])
+
+    return Guard(app, replace(policy, open_paths=policy.open_paths | OPEN_PATHS | files), ended)
 
 
 def page_paths(page: Path) -> frozenset[str]:

@@ -60,6 +60,7 @@ async def begin(server: Server, request: Request, wire: ChatRequest) -> tuple[Ge
         prompts,
         prediction=wire.prediction.text if wire.prediction is not None else None,
         constraint=lambda llm: constraint_of(llm, wire.response_format, wire.structured_outputs, tools[0]),
+        stop=lambda: tools[0].stop if tools[0] is not None else (),
     )
     return generation, tools[0]
 

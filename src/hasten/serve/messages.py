@@ -236,7 +236,7 @@ class Answer:
         if called and finish == "stop":
             return {"stop_reason": "tool_use", "stop_sequence": None}
         found = self._generation.stopped_at
-        if found is not None:
+        if found in (self._wire.stop_sequences or ()):
             return {"stop_reason": "stop_sequence", "stop_sequence": found}
         return {"stop_reason": STOP_REASONS.get(finish, "end_turn"), "stop_sequence": None}
 

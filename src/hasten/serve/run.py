@@ -26,13 +26,15 @@ from hasten.serve.keys import Keys
 from hasten.serve.limits import Limits
 from hasten.serve.models import Models, hosts_of
 from hasten.serve.server import Server
+from hasten.serve.tracing import tracing_of
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """``models``: names, or ALIAS=NAME; the first is loaded at once and the default. ``memory_budget``: bytes; 0: no bound."""
+    """``models``: names, or ALIAS=NAME; the first is loaded at once and the default. ``memory_budget``: bytes; 0: no bound.
+    ``trace_endpoint``: where traces go by OTLP over HTTP; None leaves that to OpenTelemetry's variables."""
 
     models: tuple[str, ...]
     engine: EngineConfig
@@ -44,6 +46,7 @@ class Settings:
     allow_origins: tuple[str, ...] = ()
     memory_budget: int = 0
     log_format: str = "text"
+    trace_endpoint: str | None = None
 
 
 def policy_of(settings: Settings) -> Policy:
@@ -72,7 +75,7 @@ def serve(settings: Settings, load: Callable[[EngineConfig], LLM] = LLM) -> int:
     set_up_logging(settings.log_format)
     policy = policy_of(settings)
     models = Models(hosts_of(settings.models, settings.engine), settings.memory_budget, load, footprint)
-    server = Server(models, settings.limits)
+    server = Server(models, settings.limits, tracing=tracing_of(settings.trace_endpoint))
     listener = _listen(settings.host, settings.port)
     try:
         return asyncio.run(_serve(server, policy, settings, listener))

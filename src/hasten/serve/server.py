@@ -6,7 +6,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from starlette.requests import Request
 
@@ -19,6 +19,7 @@ from hasten.serve.generation import Generation
 from hasten.serve.limits import Limits
 from hasten.serve.models import Models
 from hasten.serve.tickets import Job
+from hasten.serve.tracing import Tracing
 from hasten.serve.wire import Sampled
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,7 @@ class Server:
     models: Models
     limits: Limits
     draining: bool = False
+    tracing: Tracing | None = None
     requests: dict[tuple[str, int], int] = field(default_factory=dict)  # by path and status, for the metrics
 
     async def read(self, request: Request, kind: type[Wire]) -> Wire:
@@ -50,24 +52,27 @@ class Server:
         *,
         prediction: str | None = None,
         constraint: Callable[[LLM], Callable[[], Constraint] | None] = lambda llm: None,
+        stop: Callable[[], tuple[str, ...]] = tuple,
     ) -> Generation:
-        """Bring the model in, make the prompts (off the loop) and put them in the engine's queue."""
+        """Bring the model in, make the prompts (off the loop) and put them in the engine's queue. ``stop``, asked once the prompts
+        are made, gives further stop strings."""
         host = await self.models.acquire(wire.model)
         try:
             llm, _ = host.ready
 
-            def prepare() -> tuple[list[list[int]], list[int] | None, Callable[[], Constraint] | None]:
+            def prepare() -> tuple[list[list[int]], SamplingParams, list[int] | None, Callable[[], Constraint] | None]:
                 expected = llm.engine.tokenizer.encode(prediction, add_bos=False) if prediction else None
-                return prompts(llm), expected, constraint(llm)
+                made = prompts(llm)
+                return made, replace(params, stop=(*params.stop, *stop())), expected, constraint(llm)
 
-            made, expected, constrained = await asyncio.to_thread(prepare)
+            made, settled, expected, constrained = await asyncio.to_thread(prepare)
             state = request.state
             jobs = [
                 Job(
                     f"{state.request_id}-{at}" if len(made) > 1 else state.request_id,
                     state.tenant,
                     prompt,
-                    params,
+                    settled,
                     self.limits.request_timeout,
                     wire.speculation_params,
                     expected,
@@ -84,8 +89,9 @@ class Server:
 
 
 def note(request: Request, generation: Generation) -> None:
-    """Put what the log says of a generation where the guard finds it."""
+    """Put what the log and the traces say of a generation where the guard finds it."""
     whole = generation.whole
+    request.state.generation = generation
     request.state.log.update(
         model=generation.host.name,
         prompt_tokens=generation.prompt_tokens,

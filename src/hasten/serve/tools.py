@@ -49,6 +49,11 @@ class Toolset:
         return [_shown(function) for function in self.functions] if self.reads else None
 
     @property
+    def stop(self) -> tuple[str, ...]:
+        """What ends an answer that may hold one call only: the end of its first. A forced call ends by its grammar."""
+        return (CLOSE,) if self.reads and not (self.several or self.forced) and self.format == "hermes" else ()
+
+    @property
     def callable(self) -> list[ToolFunction]:
         return [function for function in self.functions if self.only in (None, function.name)]
 
