@@ -70,12 +70,14 @@ class Running:
     url: str
     process: subprocess.Popen[str]
     log: list[str] = field(default_factory=list)
+    # One client for all requests: a new one each time costs more than most requests do.
+    client: httpx.Client = field(default_factory=lambda: httpx.Client(timeout=120, verify=False))
 
     def post(self, path: str, body: Any, **options: Any) -> httpx.Response:
-        return httpx.post(self.url + path, json=body, timeout=120, **options)
+        return self.client.post(self.url + path, json=body, **options)
 
     def get(self, path: str, **options: Any) -> httpx.Response:
-        return httpx.get(self.url + path, timeout=60, **options)
+        return self.client.get(self.url + path, **options)
 
     def metric(self, name: str, **labels: str) -> float:
         """The value of one sample of /metrics; 0 where it is not there."""
@@ -103,10 +105,16 @@ class Running:
 
 @contextmanager
 def running(
-    *arguments: str, home: Path, models: tuple[str, ...], environment: dict[str, str] | None = None, seconds: float = 180
+    *arguments: str,
+    home: Path,
+    models: tuple[str, ...],
+    environment: dict[str, str] | None = None,
+    before: tuple[str, ...] = (),
+    seconds: float = 400,
 ) -> Iterator[Running]:
-    """``hasten serve`` with these arguments, stopped at the end; it has to start within ``seconds`` and to end well."""
-    command = [sys.executable, "-m", "hasten", "serve", "--port", "0", *arguments]
+    """``hasten serve`` with these arguments, stopped at the end; it has to start within ``seconds`` and to end well. ``before``: a
+    command to run it by, which has to become the server itself."""
+    command = [*before, sys.executable, "-m", "hasten", "serve", "--port", "0", *arguments]
     for model in models:
         command += ["-m", model]
     kept = {name: value for name, value in os.environ.items() if not name.startswith("HASTEN_")}
@@ -132,6 +140,7 @@ def running(
         assert server.url, "the server ended: " + "\n".join(server.log[-20:])
         yield server
     finally:
+        server.client.close()
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
         try:

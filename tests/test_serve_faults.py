@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import re
+import shutil
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import hasten
 from hasten.core.config import EngineConfig
+from hasten.core.errors import PromptTooLong
 from hasten.core.types import SamplingParams
 from hasten.draft.base import Drafter
+from hasten.draft.suffix import SuffixDrafter
 from hasten.engine.engine import Engine
 from hasten.serve.errors import ApiError
 from hasten.serve.generation import Generation
@@ -22,6 +28,7 @@ from hasten.serve.models import Host, Models
 from hasten.serve.sse import KEEP_ALIVE, EventStream, openai_error
 from hasten.serve.tickets import Job, Ticket
 from hasten.serve.worker import Worker
+from serving import running
 from test_serve_models import FakeLLM
 from tiny import tiny_engine
 
@@ -248,3 +255,89 @@ def test_a_client_that_leaves_ends_the_stream() -> None:
     bodies, called = asyncio.run(sent(parts(), leave_after=0.1))
     assert 2 < len(bodies) < 30
     assert called == ["end"]
+
+
+@pytest.mark.parametrize("method", ["begin", "serves", "propose", "observe", "end"])
+def test_a_drafter_that_raises_anywhere_costs_only_itself(method: str) -> None:
+    def broken(self: Any, *arguments: Any) -> Any:
+        raise RuntimeError("no guess today")
+
+    name = f"breaks-{method}"
+    made: Any = type("Breaks", (SuffixDrafter,), {"name": name, method: broken})
+
+    async def scene() -> None:
+        with working(tiny_engine(drafters=[made(), SuffixDrafter()])) as worker:
+            tickets = [Ticket(job(f"r{at}"), asyncio.get_running_loop()) for at in range(2)]
+            for ticket in tickets:
+                worker.submit(ticket)
+            assert [await tokens_of(ticket) for ticket in tickets] == [await alone()] * 2
+            assert worker.totals.drafted["suffix"] > 0  # the others go on
+            assert worker.totals.finished == {"length": 2}
+
+    asyncio.run(scene())
+
+
+def test_a_request_that_outgrows_the_whole_pool_ends_alone() -> None:
+    """It gets as far as the pool reaches and ends by its length; a prompt that could never fit is refused before it is queued."""
+    engine = tiny_engine(num_blocks=2)
+
+    async def scene() -> None:
+        with working(engine) as worker:
+            loop = asyncio.get_running_loop()
+            large = Ticket(job("large", SamplingParams(max_tokens=400, ignore_eos=True)), loop)
+            small = Ticket(job("small"), loop)
+            for ticket in (large, small):
+                worker.submit(ticket)
+            assert 4 + len(await tokens_of(large)) == engine.scheduler.capacity
+            assert await tokens_of(small) == await alone()
+            assert worker.totals.finished == {"length": 2}
+            with pytest.raises(PromptTooLong):
+                engine.check([1] * engine.scheduler.capacity, PARAMS, [])
+
+    asyncio.run(scene())
+
+
+def test_a_clock_that_is_set_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Years forward and back at every look at the clock: no deadline comes sooner, no time limit is missed."""
+    jumps = itertools.cycle([4e9, 0.0, 1.0, 2e9])
+    monkeypatch.setattr(time, "time", lambda: next(jumps))
+    monkeypatch.setattr(time, "time_ns", lambda: int(next(jumps) * 1e9))
+
+    async def scene() -> None:
+        with working(tiny_engine(), max_sequences=1) as worker:
+            loop = asyncio.get_running_loop()
+            first = Ticket(job("first", deadline=30.0), loop)
+            second = Ticket(job("second", deadline=30.0), loop)
+            late = Ticket(job("late", SamplingParams(max_tokens=None, ignore_eos=True), timeout=0.2), loop)
+            for ticket in (first, second, late):
+                worker.submit(ticket)
+            assert await tokens_of(first) == await tokens_of(second) == await alone()
+            with pytest.raises(ApiError) as caught:
+                await tokens_of(late)
+            assert caught.value.status == 408
+
+    asyncio.run(scene())
+
+
+def test_nothing_but_dates_reads_the_wall_clock() -> None:
+    """``created`` in answers, log lines and the place of a span in time; all waiting and measuring is monotonic."""
+    source = Path(hasten.__file__).parent
+    allowed = {"chat.py", "completions.py", "responses.py", "models.py", "tracing.py"}
+    for room in ("serve", "engine", "control", "cache", "draft", "sampling"):
+        for file in sorted((source / room).rglob("*.py")):
+            calls = re.findall(r"time\.time(?:_ns)?\(|datetime\.(?:now|utcnow|today)\(", file.read_text(encoding="utf-8"))
+            assert not calls or (room == "serve" and file.name in allowed), f"{room}/{file.name}: {calls}"
+
+
+@pytest.mark.skipif(shutil.which("prlimit") is None, reason="prlimit is not installed")
+def test_a_disk_that_takes_nothing_stops_nobody(tmp_path: Path, tiny_model: Path) -> None:
+    """The server may write no byte into any file: neither converted weights nor what it learns, nor outputs for later guesses."""
+    refuse = ("prlimit", "--fsize=0", "--")
+    with running("--draft", "suffix+memory", home=tmp_path, models=(f"tiny={tiny_model}",), before=refuse) as server:
+        body = {"prompt": "one two " * 20, "max_tokens": 60, "temperature": 0, "speculation": "on", "ignore_eos": True}
+        answers = [server.post("/v1/completions", body) for _ in range(3)]
+        assert {answer.status_code for answer in answers} == {200}
+        assert len({answer.json()["choices"][0]["text"] for answer in answers}) == 1
+        server.wait_idle()
+    assert not [file for file in tmp_path.rglob("*") if file.is_file() and file.stat().st_size]
+    assert not [line for line in server.log if "Traceback" in line]

@@ -199,3 +199,43 @@ def test_formats_are_those_that_templates_announce() -> None:
     wire = ChatRequest(messages=ASK, tools=TOOLS)
     with pytest.raises(ApiError, match="template knows no tools"):
         toolset_of(wire, "{{ messages }}")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_one_call_only_where_several_are_not_wanted(client: Any, server: Running, stream: bool) -> None:
+    """The answer ends with its first call, and costs no token more; forced here by a form that has two."""
+    call = r'<tool_call>\{"name": "stop_all", "arguments": \{\}\}</tool_call>'
+    found: dict[bool, tuple[list[str], int, str]] = {}
+    for several in (True, False):
+        body = {
+            "model": "tiny", "messages": ASK, "max_tokens": 400, "tools": TOOLS, "parallel_tool_calls": several, "stream": stream,
+            "structured_outputs": {"regex": f"Well\\. {call}\n{call}"},
+            "stream_options": {"include_usage": True} if stream else None,
+        }  # fmt: skip
+        answer = server.post("/v1/chat/completions", body)
+        assert answer.status_code == 200, answer.text
+        if stream:
+            chunks = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: {")]
+            parts = [choice for chunk in chunks for choice in chunk["choices"]]
+            assert "".join(part["delta"].get("content") or "" for part in parts).strip() == "Well."
+            names = [call["function"]["name"] for part in parts for call in part["delta"].get("tool_calls", [])]
+            found[several] = (names, chunks[-1]["usage"]["completion_tokens"], parts[-1]["finish_reason"])
+        else:
+            choice = answer.json()["choices"][0]
+            assert choice["message"]["content"] == "Well."
+            names = [call["function"]["name"] for call in choice["message"]["tool_calls"]]
+            found[several] = (names, answer.json()["usage"]["completion_tokens"], choice["finish_reason"])
+    assert found[True][0] == ["stop_all", "stop_all"]
+    assert found[False][0] == ["stop_all"]
+    assert found[False][1] < 0.7 * found[True][1]
+    assert found[True][2] == found[False][2] == "tool_calls"
+
+
+def test_a_stop_string_of_ours_is_not_told_as_one_of_theirs(server: Running) -> None:
+    body = {
+        "model": "tiny", "messages": ASK, "max_tokens": 50, "tools": [{"name": "f", "input_schema": SCHEMA}],
+        "tool_choice": {"type": "auto", "disable_parallel_tool_use": True},
+    }  # fmt: skip
+    answer = server.post("/v1/messages", body).json()
+    assert answer["stop_sequence"] is None
+    assert answer["stop_reason"] in ("max_tokens", "end_turn", "tool_use")

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 import socket
 import threading
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
 
+import hasten
 from serving import Running
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "one two"}], "max_tokens": 3, "temperature": 0}
@@ -201,3 +205,12 @@ def test_many_at_once_all_get_the_answer_that_one_gets(server: Running) -> None:
         thread.join()
     assert together == alone
     server.wait_idle()
+
+
+def test_no_check_is_an_assertion() -> None:
+    """``python -O`` removes assertions; where clients' words and templates are read they only tell the type checker something."""
+    source = Path(hasten.__file__).parent
+    for file in [*(source / "serve").rglob("*.py"), *(source / "model").glob("chat*.py")]:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Assert):
+                assert re.search(r" is not None$|^isinstance\(", ast.unparse(node.test)), f"{file.name}: {ast.unparse(node)}"

@@ -16,7 +16,8 @@ from hasten.engine.loading import load_engine
 from hasten.serve.errors import ApiError
 from hasten.serve.models import Models, hosts_of
 from hasten.serve.provenance import Legend
-from serving import running, write_model
+from serving import write_model
+from serving_here import serving_here
 from tiny import tiny_engine
 
 
@@ -125,23 +126,30 @@ def test_the_footprint_is_that_of_the_loaded_model(tiny_model: Path, tmp_path: P
     assert footprint(config) == sum(tensor.numel() * tensor.itemsize for tensor in held)
 
 
-def test_a_server_of_two_models(tmp_path: Path, tiny_model: Path) -> None:
+def test_a_server_of_two_models(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HASTEN_HOME", str(tmp_path))
     other = write_model(tmp_path / "other.gguf", seed=1, template=None)
-    with running("--memory-budget", "0.002", home=tmp_path, models=(f"one={tiny_model}", f"two={other}")) as server:
-        ask = {"prompt": "one two", "max_tokens": 12, "temperature": 0}
 
-        def loaded() -> list[str]:
-            return [model["id"] for model in server.get("/v1/models").json()["data"] if model["loaded"]]
+    async def scene() -> None:
+        async with serving_here(f"one={tiny_model}", f"two={other}", budget=2_000_000) as client:
 
-        assert loaded() == ["one"]
-        first = server.post("/v1/completions", {**ask, "model": "one"}).json()["choices"][0]["text"]
-        second = server.post("/v1/completions", {**ask, "model": "two"}).json()["choices"][0]["text"]
-        assert loaded() == ["two"]
-        assert first != second
-        assert server.post("/v1/completions", {**ask, "model": "one"}).json()["choices"][0]["text"] == first
-        assert (
-            server.post("/v1/chat/completions", {"model": "two", "messages": [{"role": "user", "content": "x"}]}).status_code == 400
-        )
+            async def loaded() -> list[str]:
+                return [model["id"] for model in (await client.get("/v1/models")).json()["data"] if model["loaded"]]
+
+            async def text(model: str) -> str:
+                body = {"prompt": "one two", "max_tokens": 12, "temperature": 0, "model": model}
+                return str((await client.post("/v1/completions", json=body)).json()["choices"][0]["text"])
+
+            assert await loaded() == ["one"]
+            first = await text("one")
+            second = await text("two")
+            assert await loaded() == ["two"]
+            assert first != second
+            assert await text("one") == first
+            ask = {"model": "two", "messages": [{"role": "user", "content": "x"}]}
+            assert (await client.post("/v1/chat/completions", json=ask)).status_code == 400  # it has no template
+
+    asyncio.run(scene())
 
 
 def test_letters_of_a_legend() -> None:

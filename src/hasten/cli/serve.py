@@ -54,6 +54,9 @@ from hasten.core.errors import ConfigError
     type=click.Choice(["text", "json"]),
     help="How the log on standard error is written.",
 )
+@click.option(
+    "--trace-endpoint", metavar="URL", help="Where OpenTelemetry traces go, as http://127.0.0.1:4318/v1/traces; none by default."
+)
 @limit_options
 @server_engine_options
 def serve(
@@ -67,6 +70,7 @@ def serve(
     memory_budget: float,
     replicas: int,
     log_format: str,
+    trace_endpoint: str | None,
     **options: Any,
 ) -> int:
     """Serve models to OpenAI's and Anthropic's clients, and a chat page to browsers.
@@ -82,7 +86,9 @@ def serve(
     from hasten.serve.run import Settings, serve
 
     budget = int(memory_budget * 1e9)
-    settings = Settings(models, config, limits, host, port, path, allow_hosts, allow_origins, budget, log_format, replicas)
+    settings = Settings(
+        models, config, limits, host, port, path, allow_hosts, allow_origins, budget, log_format, replicas, trace_endpoint
+    )
     return serve(settings)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
@@ -9,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
+from starlette.types import Scope
 
 from hasten.core.errors import HastenError
 from hasten.serve import basics
@@ -27,6 +30,7 @@ from hasten.serve.openapi import openapi
 from hasten.serve.page_files import PageFiles
 from hasten.serve.responses import responses
 from hasten.serve.server import Server, note_problem
+from hasten.serve.tracing import Tracing
 
 PAGE = Path(__file__).with_name("page")
 OPEN_PATHS = frozenset({"/health", "/health/live", "/health/ready", "/"})
@@ -65,6 +69,8 @@ def make_app(server: Server, policy: Policy, page: Path = PAGE) -> Guard:
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         yield
         await server.models.close()
+        if server.tracing is not None:
+            await asyncio.to_thread(server.tracing.close)
 
     routes = [
         *engine_routes(),
@@ -72,7 +78,7 @@ def make_app(server: Server, policy: Policy, page: Path = PAGE) -> Guard:
         Route("/health/ready", basics.ready),
         Route("/metrics", metrics),
     ]
-    return guarded(routes, server, server.requests, policy, lifespan, page)
+    return guarded(routes, server, server.requests, policy, lifespan, page, server.tracing)
 
 
 def guarded(
@@ -82,6 +88,7 @@ def guarded(
     policy: Policy,
     lifespan: Callable[[Starlette], AbstractAsyncContextManager[None]],
     page: Path = PAGE,
+    tracing: Tracing | None = None,
 ) -> Guard:
     """These routes and those that need no model, with the page, behind the door. ``requests`` counts them by path and status."""
     routes = [
@@ -97,11 +104,15 @@ def guarded(
     app = Starlette(routes=routes, lifespan=lifespan, exception_handlers=HANDLERS)
     app.state.server = server
 
-    def counted(path: str, status: int) -> None:
-        known = path if any(getattr(route, "path", None) == path for route in routes) else "other"
-        requests[known, status] = requests.get((known, status), 0) + 1
+    known = frozenset(route.path for route in routes)
 
-    return Guard(app, replace(policy, open_paths=policy.open_paths | OPEN_PATHS | files), counted)
+    def ended(scope: Scope, status: int, began: float) -> None:
+        path = scope["path"] if scope["path"] in known else "other"
+        requests[path, status] = requests.get((path, status), 0) + 1
+        if tracing is not None and scope["method"] == "POST":
+            tracing.record("POST", path, Headers(scope=scope), status, began, scope["state"])
+
+    return Guard(app, replace(policy, open_paths=policy.open_paths | OPEN_PATHS | files), ended)
 
 
 def page_paths(page: Path) -> frozenset[str]:

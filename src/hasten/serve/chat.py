@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from hasten.core.results import StreamEvent
 from hasten.model.tokenizer import Tokenizer
@@ -18,9 +18,10 @@ from hasten.serve.errors import invalid
 from hasten.serve.generation import Collected, Generation
 from hasten.serve.logprobs import chat_logprobs
 from hasten.serve.messages_in import for_template
-from hasten.serve.server import Server, identifier, note, server_of
-from hasten.serve.sse import DONE, data, while_connected
-from hasten.serve.tools import ToolCall, ToolReader, Toolset, toolset_of
+from hasten.serve.reply import reply
+from hasten.serve.server import Server, identifier, server_of
+from hasten.serve.sse import DONE, data
+from hasten.serve.tools import ToolReader, Toolset, read_whole, reader_of, toolset_of
 from hasten.serve.wire import ChatRequest, sampling_params
 
 
@@ -30,18 +31,7 @@ async def chat_completions(request: Request) -> Response:
     wire = await server.read(request, ChatRequest)
     wire.check_supported()
     generation, tools = await begin(server, request, wire)
-    try:
-        answer = Answer(generation, wire, tools)
-        if wire.stream:
-            await while_connected(request, generation.begin(server.limits.keep_alive))
-            return server.stream(request, generation, answer.chunks())
-        body = answer.whole(await while_connected(request, generation.collect()))
-    except BaseException:
-        generation.end()
-        raise
-    generation.end()
-    note(request, generation)
-    return JSONResponse(body)
+    return await reply(request, generation, Answer(generation, wire, tools), wire.stream)
 
 
 async def begin(server: Server, request: Request, wire: ChatRequest) -> tuple[Generation, Toolset | None]:
@@ -70,6 +60,7 @@ async def begin(server: Server, request: Request, wire: ChatRequest) -> tuple[Ge
         prompts,
         prediction=wire.prediction.text if wire.prediction is not None else None,
         constraint=lambda llm: constraint_of(llm, wire.response_format, wire.structured_outputs, tools[0]),
+        stop=lambda: tools[0].stop if tools[0] is not None else (),
     )
     return generation, tools[0]
 
@@ -127,15 +118,11 @@ class Answer:
     def _choice(self, answer: Collected) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None}
         finish: str = answer.finish_reason or "stop"
-        if self.tools is not None and self.tools.reads:
-            reader = ToolReader(self.tools)
-            text, calls = reader.feed(answer.text)
-            rest, more = reader.finish()
-            calls += more
-            if calls:
-                message["content"] = (text + rest).strip() or None
-                message["tool_calls"] = [call.to_json() for call in calls]
-                finish = "tool_calls" if finish == "stop" else finish
+        words, calls = read_whole(answer.text, self.tools)
+        if calls:
+            message["content"] = words.strip() or None
+            message["tool_calls"] = [call.to_json() for call in calls]
+            finish = "tool_calls" if finish == "stop" else finish
         return {
             "index": answer.index,
             "message": message,
@@ -143,16 +130,14 @@ class Answer:
             "finish_reason": finish,
         }
 
-    async def chunks(self) -> AsyncIterator[bytes]:
+    async def events(self) -> AsyncIterator[bytes]:
         """The streamed answer: for each choice a chunk with its role, its text as it comes, one with its finish reason; the last of
         these has the account. Then the usage, where asked for, and the end mark."""
         streams: dict[int, _Stream] = {}
         async for _, event in self.generation.events():
-            known = streams.get(event.index)
-            if known is None:
-                reads = self.tools is not None and self.tools.reads
-                known = streams[event.index] = _Stream(ToolReader(self.tools) if reads and self.tools else None)
-            for chunk in self._of_event(event, known):
+            if event.index not in streams:
+                streams[event.index] = _Stream(reader_of(self.tools))
+            for chunk in self._of_event(event, streams[event.index]):
                 yield data(chunk)
         if self.wire.stream_options is not None and self.wire.stream_options.include_usage:
             yield data({**self._frame([]), "usage": usage(self.generation.whole)})
@@ -163,13 +148,7 @@ class Answer:
         if not stream.begun:
             stream.begun = True
             out.append(self._delta(event.index, {"role": "assistant", "content": "", "refusal": None}))
-        text = event.text
-        calls: list[ToolCall] = []
-        if stream.reader is not None:
-            text, calls = stream.reader.feed(text)
-            if event.finish_reason is not None:
-                rest, more = stream.reader.finish()
-                text, calls = text + rest, calls + more
+        text, calls = stream.reader.take(event) if stream.reader is not None else (event.text, [])
         if text or event.logprobs or (self.wire.provenance and event.tokens):
             chunk = self._delta(event.index, {"content": text})
             if self.wire.logprobs:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from hasten.core.results import StreamEvent
 from hasten.serve.account import account, provenance, usage
@@ -16,8 +16,9 @@ from hasten.serve.constraints import constraint_of
 from hasten.serve.errors import invalid
 from hasten.serve.generation import Collected, Generation
 from hasten.serve.logprobs import text_logprobs
-from hasten.serve.server import identifier, note, server_of
-from hasten.serve.sse import DONE, data, while_connected
+from hasten.serve.reply import reply
+from hasten.serve.server import identifier, server_of
+from hasten.serve.sse import DONE, data
 from hasten.serve.wire import CompletionRequest, sampling_params
 
 
@@ -40,18 +41,7 @@ async def completions(request: Request) -> Response:
         prediction=wire.prediction.text if wire.prediction is not None else None,
         constraint=lambda llm: constraint_of(llm, None, wire.structured_outputs),
     )
-    try:
-        answer = Answer(generation, wire, prompts, params.n)
-        if wire.stream:
-            await while_connected(request, generation.begin(server.limits.keep_alive))
-            return server.stream(request, generation, answer.chunks())
-        body = answer.whole(await while_connected(request, generation.collect()))
-    except BaseException:
-        generation.end()
-        raise
-    generation.end()
-    note(request, generation)
-    return JSONResponse(body)
+    return await reply(request, generation, Answer(generation, wire, prompts, params.n), wire.stream)
 
 
 @dataclass(slots=True)
@@ -87,7 +77,7 @@ class Answer:
         ]
         return {**self._frame(choices), "usage": usage(self.generation.whole), "hasten": own}
 
-    async def chunks(self) -> AsyncIterator[bytes]:
+    async def events(self) -> AsyncIterator[bytes]:
         """The streamed answer: text as it comes; a choice's last piece has its finish reason, the last of all the account."""
         async for prompt, event in self.generation.events():
             yield data(self._chunk(prompt, event))

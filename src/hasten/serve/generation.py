@@ -43,7 +43,7 @@ class Collected:
 
 class Generation:
     """The engine's requests behind one HTTP request, one a prompt. ``end`` has to be called, whatever happens; it lets go of the
-    host and cancels what still runs."""
+    host and cancels what still runs. ``tickets``: one a prompt."""
 
     def __init__(self, models: Models, host: Host, jobs: list[Job], limits: Limits) -> None:
         """Raises ApiError or InvalidRequest when a job cannot be served, or not now; nothing runs then."""
@@ -72,10 +72,10 @@ class Generation:
         self._models = models
         self._worker = worker
         self._interval = limits.stream_interval
-        self._tickets = [Ticket(job, asyncio.get_running_loop()) for job in jobs]
+        self.tickets = [Ticket(job, asyncio.get_running_loop()) for job in jobs]
         self._early: list[tuple[int, StreamEvent]] = []
         host.tickets += len(jobs)
-        for ticket in self._tickets:
+        for ticket in self.tickets:
             worker.submit(ticket)
         self._ended = False
 
@@ -84,18 +84,18 @@ class Generation:
         if self._ended:
             return
         self._ended = True
-        for ticket in self._tickets:
+        for ticket in self.tickets:
             self._worker.cancel(ticket)
-        self.host.tickets -= len(self._tickets)
+        self.host.tickets -= len(self.tickets)
         self._models.release(self.host)
 
     async def begin(self, seconds: float) -> None:
         """Wait for the first tokens, but not longer than that: what goes wrong before can still become a status."""
-        if len(self._tickets) > 1:
+        if len(self.tickets) > 1:
             return
         try:
             async with asyncio.timeout(seconds):
-                self._early = [(0, event) for event in await self._tickets[0].next()]
+                self._early = [(0, event) for event in await self.tickets[0].next()]
         except TimeoutError:
             return
 
@@ -103,8 +103,8 @@ class Generation:
         """(prompt, event), all that is there of one answer as one event. Raises what ended the request."""
         for prompt, event in merged(self._take_early()):
             yield self._noted(prompt, event)
-        if len(self._tickets) == 1:
-            while events := await self._tickets[0].next():
+        if len(self.tickets) == 1:
+            while events := await self.tickets[0].next():
                 for prompt, event in merged([(0, event) for event in events]):
                     yield self._noted(prompt, event)
                 if self._interval:
@@ -132,7 +132,7 @@ class Generation:
 
     @property
     def prompt_tokens(self) -> int:
-        return sum(len(ticket.job.prompt) for ticket in self._tickets)
+        return sum(len(ticket.job.prompt) for ticket in self.tickets)
 
     def _noted(self, prompt: int, event: StreamEvent) -> tuple[int, StreamEvent]:
         if event.completion is not None:
@@ -145,7 +145,7 @@ class Generation:
 
     async def _side_by_side(self) -> AsyncIterator[tuple[int, StreamEvent]]:
         """The events of several prompts as they come."""
-        tasks = {asyncio.ensure_future(ticket.next()): prompt for prompt, ticket in enumerate(self._tickets)}
+        tasks = {asyncio.ensure_future(ticket.next()): prompt for prompt, ticket in enumerate(self.tickets)}
         try:
             while tasks:
                 done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -154,7 +154,7 @@ class Generation:
                     events = task.result()
                     if not events:
                         continue
-                    tasks[asyncio.ensure_future(self._tickets[prompt].next())] = prompt
+                    tasks[asyncio.ensure_future(self.tickets[prompt].next())] = prompt
                     for item in merged([(prompt, event) for event in events]):
                         yield item
                 if self._interval:

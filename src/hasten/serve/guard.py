@@ -61,11 +61,11 @@ def is_loopback(host: str) -> bool:
 @dataclass(slots=True, eq=False)
 class Guard:
     """ASGI middleware. Gives every request an id, a tenant and a line in the log; puts safe headers on every answer; turns what
-    routes raise into errors of the right shape."""
+    routes raise into errors of the right shape. ``ended`` is told each request's status and when it began (monotonic seconds)."""
 
     app: ASGIApp
     policy: Policy
-    counted: Callable[[str, int], None] = lambda path, status: None
+    ended: Callable[[Scope, int, float], None] = lambda scope, status, began: None
     _connections: int = field(default=0)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -95,6 +95,7 @@ class Guard:
             await self._serve(scope, receive, answer, headers, lambda: status)
         finally:
             self._connections -= 1
+            self.ended(scope, status, began)
             self._record(scope, status, time.monotonic() - began, noted)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send, headers: Headers, status: Callable[[], int]) -> None:
@@ -140,7 +141,6 @@ class Guard:
 
     def _record(self, scope: Scope, status: int, seconds: float, noted: dict[str, Any]) -> None:
         state = scope["state"]
-        self.counted(scope["path"], status)
         line = {
             "request": state["request_id"],
             "tenant": state["tenant"],

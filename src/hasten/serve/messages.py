@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from hasten.core.results import StreamEvent
 from hasten.serve.account import account, provenance
@@ -16,9 +16,10 @@ from hasten.serve.body import validated
 from hasten.serve.chat import begin
 from hasten.serve.errors import ApiError, anthropic_body, invalid, unsupported
 from hasten.serve.generation import Collected, Generation
-from hasten.serve.server import identifier, note, server_of
-from hasten.serve.sse import named, while_connected
-from hasten.serve.tools import ToolCall, ToolReader, Toolset
+from hasten.serve.reply import reply
+from hasten.serve.server import identifier, server_of
+from hasten.serve.sse import named
+from hasten.serve.tools import ToolCall, ToolReader, Toolset, read_whole, reader_of
 from hasten.serve.wire import ChatRequest, Name, Speculation, Wire
 
 STOP_REASONS = {"stop": "end_turn", "length": "max_tokens"}
@@ -65,18 +66,8 @@ async def messages(request: Request) -> Response:
     server = server_of(request)
     wire = await server.read(request, MessagesRequest)
     generation, tools = await begin(server, request, as_chat(wire))
-    try:
-        answer = Answer(generation, wire, tools)
-        if wire.stream:
-            await while_connected(request, generation.begin(server.limits.keep_alive))
-            return server.stream(request, generation, answer.events(), error_event)
-        body = answer.whole(await while_connected(request, generation.collect()))
-    except BaseException:
-        generation.end()
-        raise
-    generation.end()
-    note(request, generation)
-    return JSONResponse(body, headers={"request-id": request.state.request_id})
+    headers = {"request-id": request.state.request_id}  # where Anthropic's clients look for it
+    return await reply(request, generation, Answer(generation, wire, tools), wire.stream, error_event, headers)
 
 
 def as_chat(wire: MessagesRequest) -> ChatRequest:
@@ -175,7 +166,7 @@ class Answer:
     def whole(self, answers: list[Collected]) -> dict[str, Any]:
         """The unstreamed answer."""
         one = answers[0]
-        text, calls = self._read_whole(one.text)
+        text, calls = read_whole(one.text, self._tools)
         content: list[dict[str, Any]] = [{"type": "text", "text": text}] if text or not calls else []
         content += [_use(call, json.loads(call.arguments)) for call in calls]
         own = account(self._generation.whole, self._wire.provenance)
@@ -194,7 +185,7 @@ class Answer:
         start["usage"] = {"input_tokens": self._generation.prompt_tokens, "output_tokens": 0}
         yield named("message_start", {"type": "message_start", "message": start})
         yield named("ping", {"type": "ping"})
-        reader = ToolReader(self._tools) if self._tools is not None and self._tools.reads else None
+        reader = reader_of(self._tools)
         reason = "stop"
         async for _, event in self._generation.events():
             for part in self._of_event(event, reader):
@@ -207,13 +198,7 @@ class Answer:
         yield named("message_stop", {"type": "message_stop"})
 
     def _of_event(self, event: StreamEvent, reader: ToolReader | None) -> list[bytes]:
-        text = event.text
-        calls: list[ToolCall] = []
-        if reader is not None:
-            text, calls = reader.feed(text)
-            if event.finish_reason is not None:
-                rest, more = reader.finish()
-                text, calls = text + rest, calls + more
+        text, calls = reader.take(event) if reader is not None else (event.text, [])
         out: list[bytes] = []
         if text or (self._wire.provenance and event.tokens):
             if self._open != "text":
@@ -244,14 +229,6 @@ class Answer:
         self._open = None
         return [named("content_block_stop", {"type": "content_block_stop", "index": self._block})]
 
-    def _read_whole(self, text: str) -> tuple[str, list[ToolCall]]:
-        if self._tools is None or not self._tools.reads:
-            return text, []
-        reader = ToolReader(self._tools)
-        words, calls = reader.feed(text)
-        rest, more = reader.finish()
-        return words + rest, calls + more
-
     def _frame(self, content: list[dict[str, Any]]) -> dict[str, Any]:
         return {"id": self._id, "type": "message", "role": "assistant", "model": self._generation.host.name, "content": content}
 
@@ -259,7 +236,7 @@ class Answer:
         if called and finish == "stop":
             return {"stop_reason": "tool_use", "stop_sequence": None}
         found = self._generation.stopped_at
-        if found is not None:
+        if found in (self._wire.stop_sequences or ()):
             return {"stop_reason": "stop_sequence", "stop_sequence": found}
         return {"stop_reason": STOP_REASONS.get(finish, "end_turn"), "stop_sequence": None}
 

@@ -8,15 +8,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from hasten.serve.account import account, provenance, usage
 from hasten.serve.body import validated
 from hasten.serve.chat import begin
 from hasten.serve.errors import ApiError, invalid, openai_body, unsupported
 from hasten.serve.generation import Collected, Generation
-from hasten.serve.server import identifier, note, server_of
-from hasten.serve.sse import named, while_connected
+from hasten.serve.reply import reply
+from hasten.serve.server import identifier, server_of
+from hasten.serve.sse import named
 from hasten.serve.wire import ChatRequest, Identifier, Name, Speculation, Wire
 
 
@@ -67,18 +68,7 @@ async def responses(request: Request) -> Response:
     server = server_of(request)
     wire = await server.read(request, ResponsesRequest)
     generation, _ = await begin(server, request, as_chat(wire))
-    try:
-        answer = Answer(generation, wire)
-        if wire.stream:
-            await while_connected(request, generation.begin(server.limits.keep_alive))
-            return server.stream(request, generation, answer.events(), error_event)
-        body = answer.whole(await while_connected(request, generation.collect()))
-    except BaseException:
-        generation.end()
-        raise
-    generation.end()
-    note(request, generation)
-    return JSONResponse(body)
+    return await reply(request, generation, Answer(generation, wire), wire.stream, error_event)
 
 
 def as_chat(wire: ResponsesRequest) -> ChatRequest:

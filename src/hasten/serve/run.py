@@ -27,6 +27,7 @@ from hasten.serve.logs import set_up_logging
 from hasten.serve.models import Models, hosts_of
 from hasten.serve.replica import Contents
 from hasten.serve.server import Server
+from hasten.serve.tracing import tracing_of
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,8 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True)
 class Settings:
     """``models``: names, or ALIAS=NAME; the first is loaded at once and the default. ``memory_budget``: bytes, of each replica;
-    0: no bound. ``replicas``: processes with an engine each; 1: this process is the only one."""
+    0: no bound. ``replicas``: processes with an engine each; 1: this process is the only one. ``trace_endpoint``: where traces go
+    by OTLP over HTTP; None leaves that to OpenTelemetry's variables."""
 
     models: tuple[str, ...]
     engine: EngineConfig
@@ -47,6 +49,7 @@ class Settings:
     memory_budget: int = 0
     log_format: str = "text"
     replicas: int = 1
+    trace_endpoint: str | None = None
 
 
 def policy_of(settings: Settings) -> Policy:
@@ -96,7 +99,7 @@ def serve(settings: Settings, load: Callable[[EngineConfig], LLM] = LLM) -> int:
 def _alone(settings: Settings, policy: Policy, load: Callable[[EngineConfig], LLM]) -> Iterator[Service]:
     """One engine a model, in this process."""
     models = Models(hosts_of(settings.models, settings.engine), settings.memory_budget, load, footprint)
-    server = Server(models, settings.limits)
+    server = Server(models, settings.limits, tracing=tracing_of(settings.trace_endpoint))
     yield Service(make_app(server, policy), server, models.preload, list(models.hosts))
 
 
@@ -105,6 +108,8 @@ def _several(settings: Settings, policy: Policy) -> Iterator[Service]:
     """The door in this process, the engines in others."""
     from hasten.serve.ray_replicas import ray_links
 
+    if tracing_of(settings.trace_endpoint) is not None:
+        raise ConfigError("Traces are taken where one process serves; leave --replicas out, or the trace endpoint.")
     hosts = hosts_of(settings.models, settings.engine)
     footprint(hosts[0].config)  # fetched once, before several replicas want it, and a wrong name is told here
     contents = Contents(settings.models, settings.engine, settings.limits, settings.memory_budget)

@@ -5,22 +5,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 from starlette.requests import Request
-from starlette.responses import Response
 
 from hasten.core.types import SamplingParams
 from hasten.engine.llm import LLM
 from hasten.sampling.constraint import Constraint
 from hasten.serve.body import Wire, parse_json, read_body, validated
-from hasten.serve.errors import ApiError, api_error
+from hasten.serve.errors import api_error
 from hasten.serve.generation import Generation
 from hasten.serve.limits import Limits
 from hasten.serve.models import Models
-from hasten.serve.sse import EventStream, openai_error
 from hasten.serve.tickets import Job
+from hasten.serve.tracing import Tracing
 from hasten.serve.wire import Sampled
 
 log = logging.getLogger(__name__)
@@ -34,6 +33,7 @@ class Server:
     models: Models
     limits: Limits
     draining: bool = False
+    tracing: Tracing | None = None
     requests: dict[tuple[str, int], int] = field(default_factory=dict)  # by path and status, for the metrics
 
     async def read(self, request: Request, kind: type[Wire]) -> Wire:
@@ -52,24 +52,27 @@ class Server:
         *,
         prediction: str | None = None,
         constraint: Callable[[LLM], Callable[[], Constraint] | None] = lambda llm: None,
+        stop: Callable[[], tuple[str, ...]] = tuple,
     ) -> Generation:
-        """Bring the model in, make the prompts (off the loop) and put them in the engine's queue."""
+        """Bring the model in, make the prompts (off the loop) and put them in the engine's queue. ``stop``, asked once the prompts
+        are made, gives further stop strings."""
         host = await self.models.acquire(wire.model)
         try:
             llm, _ = host.ready
 
-            def prepare() -> tuple[list[list[int]], list[int] | None, Callable[[], Constraint] | None]:
+            def prepare() -> tuple[list[list[int]], SamplingParams, list[int] | None, Callable[[], Constraint] | None]:
                 expected = llm.engine.tokenizer.encode(prediction, add_bos=False) if prediction else None
-                return prompts(llm), expected, constraint(llm)
+                made = prompts(llm)
+                return made, replace(params, stop=(*params.stop, *stop())), expected, constraint(llm)
 
-            made, expected, constrained = await asyncio.to_thread(prepare)
+            made, settled, expected, constrained = await asyncio.to_thread(prepare)
             state = request.state
             jobs = [
                 Job(
                     f"{state.request_id}-{at}" if len(made) > 1 else state.request_id,
                     state.tenant,
                     prompt,
-                    params,
+                    settled,
                     self.limits.request_timeout,
                     wire.speculation_params,
                     expected,
@@ -85,28 +88,11 @@ class Server:
             self.models.release(host)
             raise
 
-    def stream(
-        self,
-        request: Request,
-        generation: Generation,
-        parts: AsyncIterator[bytes],
-        describe: Callable[[ApiError], bytes] = openai_error,
-    ) -> Response:
-        """The streaming answer made of ``parts``; ends the generation with it."""
-
-        def end() -> None:
-            generation.end()
-            note(request, generation)
-
-        def report(problem: BaseException) -> None:
-            note_problem(request, problem)
-
-        return EventStream(parts, self.limits.keep_alive, end, describe, report, {})  # type: ignore[return-value]
-
 
 def note(request: Request, generation: Generation) -> None:
-    """Put what the log says of a generation where the guard finds it."""
+    """Put what the log and the traces say of a generation where the guard finds it."""
     whole = generation.whole
+    request.state.generation = generation
     request.state.log.update(
         model=generation.host.name,
         prompt_tokens=generation.prompt_tokens,

@@ -11,6 +11,7 @@ import secrets
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from hasten.core.results import StreamEvent
 from hasten.serve.errors import invalid, unsupported
 from hasten.serve.wire import ChatRequest, NamedTool, ToolFunction
 
@@ -46,6 +47,11 @@ class Toolset:
     def shown(self) -> list[dict[str, Any]] | None:
         """What the template gets."""
         return [_shown(function) for function in self.functions] if self.reads else None
+
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """What ends an answer that may hold one call only: the end of its first. A forced call ends by its grammar."""
+        return (CLOSE,) if self.reads and not (self.several or self.forced) and self.format == "hermes" else ()
 
     @property
     def callable(self) -> list[ToolFunction]:
@@ -128,6 +134,14 @@ class ToolReader:
                 self._calls += 1
             self._held = self._held[end + len(CLOSE) :]
 
+    def take(self, event: StreamEvent) -> tuple[str, list[ToolCall]]:
+        """(words, calls) of one event; all that is left, where it is the answer's last."""
+        words, calls = self.feed(event.text)
+        if event.finish_reason is None:
+            return words, calls
+        rest, more = self.finish()
+        return words + rest, calls + more
+
     def finish(self) -> tuple[str, list[ToolCall]]:
         """The rest, when no more text comes. A call that never closed is read if it is whole, else it is words."""
         held, self._held = self._held, ""
@@ -154,6 +168,21 @@ class ToolReader:
     def _after_calls(self, words: str) -> str:
         """Line breaks between calls are no content."""
         return words if not self._calls or words.strip() else ""
+
+
+def read_whole(text: str, tools: Toolset | None) -> tuple[str, list[ToolCall]]:
+    """(words, calls) of a whole answer."""
+    if tools is None or not tools.reads:
+        return text, []
+    reader = ToolReader(tools)
+    words, calls = reader.feed(text)
+    rest, more = reader.finish()
+    return words + rest, calls + more
+
+
+def reader_of(tools: Toolset | None) -> ToolReader | None:
+    """A reader of one streamed answer, None where no calls are to be read."""
+    return ToolReader(tools) if tools is not None and tools.reads else None
 
 
 def _shown(function: ToolFunction) -> dict[str, Any]:

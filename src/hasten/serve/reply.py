@@ -1,0 +1,59 @@
+"""From a generation to an answer over HTTP, whole or streamed: the frame that all generating routes share."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Protocol
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from hasten.serve.errors import ApiError
+from hasten.serve.generation import Collected, Generation
+from hasten.serve.server import note, note_problem, server_of
+from hasten.serve.sse import EventStream, openai_error, while_connected
+
+
+class Form(Protocol):
+    """An interface's objects, made of what a generation brings."""
+
+    def whole(self, answers: list[Collected]) -> dict[str, Any]:
+        """The unstreamed answer."""
+
+    def events(self) -> AsyncIterator[bytes]:
+        """The streamed answer, event by event."""
+
+
+async def reply(
+    request: Request,
+    generation: Generation,
+    form: Form,
+    stream: bool | None,
+    describe: Callable[[ApiError], bytes] = openai_error,
+    headers: dict[str, str] | None = None,
+) -> Response:
+    """The answer; the generation ends with it, with the client's leaving, or with what went wrong. ``describe`` writes an error
+    into a stream that has begun; before its first token an error is raised and can still become a status."""
+    server = server_of(request)
+
+    def end() -> None:
+        generation.end()
+        note(request, generation)
+
+    try:
+        if stream:
+            await while_connected(request, generation.begin(server.limits.keep_alive))
+            return EventStream(  # type: ignore[return-value]  # an ASGI application, as every response is
+                form.events(),
+                server.limits.keep_alive,
+                end,
+                describe,
+                lambda problem: note_problem(request, problem),
+                headers or {},
+            )
+        body = form.whole(await while_connected(request, generation.collect()))
+    except BaseException:
+        end()
+        raise
+    end()
+    return JSONResponse(body, headers=headers)
