@@ -19,7 +19,7 @@ from hasten.bench.peers.servers import LLAMA, Batches, Room, llama_recipe, serve
 from hasten.bench.served import Absent, ServedContestant, Server, total_positions
 from hasten.bench.session import ContestantFailed, ResultFile, Session, read_rows
 from hasten.bench.tables import Comparison
-from hasten.bench.words import notes, speed_table
+from hasten.bench.words import FAILED, notes, speed_table
 from hasten.bench.workloads import Load, Question
 from hasten.cli.bench import bench
 from hasten.cli.serve import serve
@@ -105,8 +105,9 @@ def test_a_whole_comparison_with_one_that_cannot(tmp_path: Path, stack: ExitStac
     assert Session([load], contestants, results, lambda: 1e10).run()
     found = Comparison(read_rows(results.path))
     rows = {row[1]: row for row in speed_table(found).rows}
-    assert set(rows) == {"plain", "peer"}
+    assert set(rows) == set(names) == {"plain", "peer", "short", "absent"}
     assert rows["peer"][-1] == "same"
+    assert rows["short"][2] == rows["absent"][2] == FAILED
     wall = [row["wall_s"] for row in results.rows if row["kind"] == "run" and row["mode"] == "plain"]
     low, high = 33 / max(wall), 33 / min(wall)
     assert low <= float(rows["plain"][2].split()[0]) * 1.01
