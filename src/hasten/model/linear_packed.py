@@ -49,8 +49,9 @@ def pack4(pieces: Iterator[Tensor], outputs: int) -> tuple[Tensor, Tensor]:
 def pack4_calibrated(pieces: Iterator[Tensor], moments: Tensor) -> tuple[Tensor, Tensor]:
     """As ``pack4``, rounded for inputs (rotated) whose mean of x x^T is ``moments`` [inputs, inputs]. See ``rounding``."""
     block = hadamard_block(moments.shape[0])
-    whole = round_with_feedback(torch.cat([rotate(piece, block) for piece in pieces]), moments)
-    return _packed(kernels(), whole), whole.scale
+    library = kernels()
+    whole = round_with_feedback(library, torch.cat([rotate(piece, block) for piece in pieces]), moments)
+    return _packed(library, whole), whole.scale
 
 
 def _packed(library: NativeLibrary, whole: Rounded) -> Tensor:
