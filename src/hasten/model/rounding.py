@@ -21,6 +21,7 @@ from hasten.native.loader import NativeLibrary
 
 DAMPING = 0.01  # share of the mean energy that is added to every input's, as in GPTQ
 SWEEPS = 2
+TOGETHER = 8  # groups whose moves reach the others in one product
 PASSES = 3  # over the codes of a group in a sweep
 
 
@@ -47,9 +48,7 @@ def round_with_feedback(library: NativeLibrary, weight: Tensor, moments: Tensor)
     ordered = damp(moments[order[:, None], order])
     grid = _Grid(library, weight[:, order], groups)
     grid.fit(ordered)
-    for _ in range(SWEEPS):
-        grid.sweep(ordered)
-        grid.rescale(ordered)
+    grid.sweep(ordered, SWEEPS)
     codes = torch.empty_like(grid.codes)
     codes[:, order] = grid.codes
     return Rounded(codes.to(torch.uint8), grid.group_scale.to(torch.uint8), grid.group_offset.to(torch.int8), grid.scale)
@@ -84,12 +83,22 @@ class _Grid:
             self.group_scale[:, group], self.group_offset[:, group] = fitted.scale, fitted.offset
             torch.sub(weight[:, here], self._values[:, here], out=lost[:, here])
 
-    def sweep(self, moments: Tensor) -> None:
-        """Group after group once more, with all others as they are."""
-        slopes = (self._weight / self.scale[:, None] - self._values) @ moments  # half the error's fall for each unit of each value
-        for group, here in self._groups:
-            moves = self._refit(group, here, moments[here, here], slopes[:, here])
-            slopes.addmm_(moves, moments[here], alpha=-1)
+    def sweep(self, moments: Tensor, times: int) -> None:
+        """Group after group once more, with all others as they are; then the float scale that serves the values best."""
+        wanted, along = self._weight @ moments, self._values @ moments
+        for _ in range(times):
+            for start in range(0, len(self._groups), TOGETHER):
+                some = self._groups[start : start + TOGETHER]
+                block = slice(some[0][1].start, some[-1][1].stop)
+                slopes = wanted[:, block] / self.scale[:, None] - along[:, block]  # half the error's fall for a unit of each value
+                moves = torch.empty_like(slopes)
+                for group, here in some:
+                    local = slice(here.start - block.start, here.stop - block.start)
+                    moves[:, local] = self._refit(group, here, moments[here, here], slopes[:, local])
+                    slopes.addmm_(moves[:, local], moments[here, block], alpha=-1)
+                along.addmm_(moves, moments[block])
+            gain = (self._values * wanted).sum(1) / (along * self._values).sum(1).clamp_min_(1e-30)
+            self.scale = torch.where(gain > 0, gain, self.scale)
 
     def _refit(self, group: int, here: slice, moments: Tensor, slopes: Tensor) -> Tensor:
         """A better grid near a group's own where there is one, and better codes; returns how its values moved."""
@@ -108,12 +117,6 @@ class _Grid:
         self.codes[:, here], self._values[:, here] = fitted.codes[:, :count], fitted.values[:, :count]
         self.group_scale[:, group], self.group_offset[:, group] = fitted.scale, fitted.offset
         return moves
-
-    def rescale(self, moments: Tensor) -> None:
-        """The float scale that serves the values best."""
-        along = self._values @ moments
-        gain = (along * self._weight).sum(1) / (along * self._values).sum(1).clamp_min_(1e-30)
-        self.scale = torch.where(gain > 0, gain, self.scale)
 
 
 def _orders(energy: Tensor) -> tuple[list[int], Tensor]:
