@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hasten.model.rounding import unit_factor
+from hasten.model.linear_rounding import unit_factor
 from hasten.native.feedback import FittedGroup, descend_group, fit_group
 from hasten.native.loader import NativeLibrary, load, status
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from hasten.model import rounding
-from hasten.model.rounding import Rounded, damp, round_with_feedback, unit_factor
+from hasten.model import linear_rounding as rounding
+from hasten.model.linear_rounding import Rounded, damp, round_with_feedback, unit_factor
 from hasten.native.feedback import fit_group
 from hasten.native.kernels import PackedLinear4, check_progressive, expand_progressive, round_progressive
 from hasten.native.loader import NativeLibrary, load, status

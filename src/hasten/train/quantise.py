@@ -1,8 +1,8 @@
 """Making four-bit weights that know what they will be given: ``hasten quantize``.
 
 The model is read layer by layer over a calibration text, and each projection is rounded for the rows that really arrive there, with
-everything before it rounded already (``model.calibration``, ``model.rounding``). The text is the model's own, sampled in int8 from
-beginnings of many kinds (data-free: LLM-QAT, 2305.17888, section 2.1), or files that the user gives.
+everything before it rounded already (``model.calibration``, ``model.linear_rounding``). The text is the model's own, sampled in
+int8 from beginnings of many kinds (data-free: LLM-QAT, 2305.17888, section 2.1), or files that the user gives.
 """
 
 from __future__ import annotations
