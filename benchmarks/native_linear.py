@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 
+from hasten.native.grouped import GroupedLinear
 from hasten.native.kernels import PackedLinear, PackedLinear4
 from hasten.native.loader import LEVELS, NativeLibrary, load, status
 from hasten.native.memory import aligned_bytes
@@ -24,6 +26,9 @@ ROWS = (1, 2, 4, 8, 16, 32, 64, 512)
 READ_KINDS = ("no prefetch", "2 KiB ahead", "4 KiB ahead", "8 KiB ahead")
 ROTATE_BYTES = 400 << 20
 REPEATS = 4
+
+Layer = PackedLinear | PackedLinear4 | GroupedLinear
+Calls = Callable[[Sequence[Layer], int], list[Callable[[], object]]]
 
 
 def quiet_seconds(calls: list[Callable[[], object]]) -> float:
@@ -59,31 +64,40 @@ def make(library: NativeLibrary, outputs: int, inputs: int, bits: int) -> Packed
     return PackedLinear4(library, codes, group_scale, group_offset, scale, None, 0)
 
 
-def measure(library: NativeLibrary, outputs: int, inputs: int, bits: int, rows: tuple[int, ...]) -> None:
-    copies = max(2, ROTATE_BYTES * 8 // bits // (outputs * inputs))
-    layers = [make(library, outputs, inputs, bits) for _ in range(copies)]
+def measure(library: NativeLibrary, name: str, layers: Sequence[Layer], rows: tuple[int, ...], calls: Calls) -> None:
+    """Print a line for each count of rows; ``calls`` are one call of every layer with that many rows."""
     ceiling = max(reading_speed(library).values())
+    outputs, inputs = layers[0].outputs, layers[0].inputs
     first = None
     for count in rows:
-        codes, row_scale = torch.randint(-127, 128, (count, inputs), dtype=torch.int8), torch.ones(count)
-        out = torch.empty(count, outputs)
-        seconds = quiet_seconds([partial(layer.from_codes, codes, row_scale, None, out) for layer in layers])
+        seconds = quiet_seconds(calls(layers, count))
         first = first or seconds
         speed = layers[0].bytes / seconds / 1e9
         against = f"{speed / ceiling:4.0%} of reading  {seconds / first:5.2f}x of {rows[0]} rows"
         operations = 2e-9 * outputs * inputs * count / seconds
-        name = f"int{bits} {outputs:6d} x {inputs:5d}  rows {count:4d}"
-        print(f"  {name}  {seconds * 1e3:7.3f} ms  {speed:5.1f} GB/s  {against}  {operations:7.0f} GOP/s")
+        size = f"{name} {outputs:6d} x {inputs:5d}  rows {count:4d}"
+        print(f"  {size}  {seconds * 1e3:7.3f} ms  {speed:5.1f} GB/s  {against}  {operations:7.0f} GOP/s")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def with_codes(layers: Sequence[Any], rows: int) -> list[Callable[[], object]]:
+    """Each layer on rows that are rounded already."""
+    codes = torch.randint(-127, 128, (rows, layers[0].inputs), dtype=torch.int8)
+    scale, out = torch.ones(rows), torch.empty(rows, layers[0].outputs)
+    return [partial(layer.from_codes, codes, scale, None, out) for layer in layers]
+
+
+def arguments(description: str | None) -> argparse.ArgumentParser:
+    """What both benchmarks of linear layers may be asked."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--isa", choices=LEVELS)
     parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--bits", type=int, choices=(8, 4), default=8)
     parser.add_argument("--rows", default=",".join(map(str, ROWS)))
     parser.add_argument("--shapes", default=",".join(SHAPES))
-    asked = parser.parse_args()
+    return parser
+
+
+def prepared(asked: argparse.Namespace) -> tuple[NativeLibrary, tuple[int, ...], list[tuple[int, int]]]:
+    """The library as it was asked for, row counts, and outputs and inputs of the shapes; says how fast memory is read."""
     library = load()
     if library is None:
         raise SystemExit(f"native kernels: {status()['reason']}")
@@ -91,12 +105,23 @@ def main() -> None:
         library.set_isa(asked.isa)
     if asked.threads:
         library.set_threads(asked.threads)
+    torch.set_num_threads(1)
     print(status())
     for name, speed in reading_speed(library).items():
         print(f"  reading, {name:12s} {speed:5.1f} GB/s")
-    for name in asked.shapes.split(","):
-        outputs, inputs = SHAPES.get(name) or map(int, name.split("x"))
-        measure(library, outputs, inputs, asked.bits, tuple(map(int, asked.rows.split(","))))
+    shapes = [SHAPES.get(name) or tuple(map(int, name.split("x"))) for name in asked.shapes.split(",")]
+    return library, tuple(map(int, asked.rows.split(","))), [(shape[0], shape[1]) for shape in shapes]
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--bits", type=int, choices=(8, 4), default=8)
+    asked = parser.parse_args()
+    library, rows, shapes = prepared(asked)
+    for outputs, inputs in shapes:
+        copies = max(2, ROTATE_BYTES * 8 // asked.bits // (outputs * inputs))
+        layers = [make(library, outputs, inputs, asked.bits) for _ in range(copies)]
+        measure(library, f"int{asked.bits}", layers, rows, with_codes)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from hasten.core.config import EngineConfig
 from hasten.core.progress import Progress
 from hasten.engine.engine import Engine
 from hasten.train import quantise
-from hasten.train.quantise import FEWEST_PIECES, LENGTH, TOKENS, Outcome, _alone, _pieces
+from hasten.train.quantise import FEWEST_PIECES, LENGTH, TOKENS, Outcome, _alone, _keep_text, _kept_text, _pieces
 from tiny import LetterTokenizer, tiny_engine
 
 
@@ -90,6 +90,17 @@ def test_the_model_writes_its_own_text(monkeypatch: pytest.MonkeyPatch) -> None:
     assert seen == sorted(seen)
     assert seen[-1] == (100, 100)
     assert texts == quantise.sample_text(EngineConfig(model="tiny"), lambda label, done, total: None)
+
+
+def test_text_is_kept_for_a_call_that_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "x.text"
+    assert _kept_text(path) == []
+    _keep_text(path, [[1, 2, 3], [4]])
+    assert _kept_text(path) == [[1, 2, 3], [4]]
+    path.write_text("[[1, 2")
+    assert _kept_text(path) == []
+    with pytest.raises(quantise.ModelError, match="cannot be written"):
+        _keep_text(tmp_path / "none" / "x.text", [[1]])
 
 
 class Led(LetterTokenizer):

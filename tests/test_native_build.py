@@ -77,7 +77,8 @@ def test_kernels_under_sanitizers(tmp_path: Path) -> None:
         "HASTEN_NATIVE_LIBRARY": str(library),
         "OMP_NUM_THREADS": "1",
     }
-    files = [str(TESTS / f"test_native_{name}.py") for name in ("linear", "top", "rows", "attention", "attention8")]
+    names = ("linear", "grouped", "feedback", "top", "rows", "attention", "attention8")
+    files = [str(TESTS / f"test_native_{name}.py") for name in names]
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-x", *files]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=TESTS.parent, timeout=1700, check=False)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]

@@ -1,4 +1,4 @@
-"""Promises on real models in int8: same text with and without drafts, quality near bf16, memory and load time within bounds."""
+"""Promises on real models: same text with and without drafts, quality near bf16, memory and load time within bounds."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from real import model_path, shared_data
 
 NEEDS_KERNELS = pytest.mark.skipif(load() is None, reason=f"native kernels: {status().get('reason')}")
 ALWAYS = SpeculationParams(mode="on")
+PRECISIONS = ["int8", *(pytest.param(precision, marks=NEEDS_KERNELS) for precision in ("int4", "file"))]
 MODELS = ["smollm2-135m", "qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b", "gemma-3-270m"]
 
 
@@ -69,7 +70,7 @@ def check_exact(name: str, step: int, tokens: int, batch: int, precision: str = 
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("precision", ["int8", pytest.param("int4", marks=NEEDS_KERNELS)])
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_real_model_is_exact(precision: str) -> None:
     check_exact("smollm2-135m", step=20, tokens=24, batch=1, precision=precision)
 
@@ -77,7 +78,7 @@ def test_a_real_model_is_exact(precision: str) -> None:
 @pytest.mark.slow
 @pytest.mark.real
 @pytest.mark.timeout(5400)
-@pytest.mark.parametrize("precision", ["int8", pytest.param("int4", marks=NEEDS_KERNELS)])
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("name", MODELS)
 def test_all_dev_prompts_are_exact(name: str, precision: str) -> None:
     check_exact(name, step=1, tokens=64, batch=4, precision=precision)

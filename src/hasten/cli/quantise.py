@@ -17,8 +17,8 @@ def quantize(model: str, texts: tuple[str, ...], threads: int) -> None:
     """Make the four-bit weights that --precision int4 of MODEL uses from then on.
 
     Every weight is rounded so that what it loses is made good by others, for inputs as they come in a text: the model's own,
-    unless --text gives others. That takes minutes for a small model and up to an hour for one of 1.5 billion weights. Ctrl-C keeps
-    what is done, and the same command goes on from there.
+    unless --text gives others. That takes minutes for a small model and much longer for a large one. Ctrl-C keeps what is done, and
+    the same command goes on from there.
     """
     contents = [read_text(name) for name in texts]
     config = EngineConfig(model=model, threads=threads)

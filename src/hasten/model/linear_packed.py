@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hasten.core.errors import ConfigError
 from hasten.model.hadamard import hadamard_block, rotate
-from hasten.model.rounding import Rounded, round_with_feedback
+from hasten.model.linear_rounding import Rounded, round_with_feedback
 from hasten.native.kernels import PackedLinear4, round_progressive
 from hasten.native.loader import NativeLibrary, load
 from hasten.native.memory import aligned_bytes
@@ -47,10 +47,11 @@ def pack4(pieces: Iterator[Tensor], outputs: int) -> tuple[Tensor, Tensor]:
 
 
 def pack4_calibrated(pieces: Iterator[Tensor], moments: Tensor) -> tuple[Tensor, Tensor]:
-    """As ``pack4``, rounded for inputs (rotated) whose mean of x x^T is ``moments`` [inputs, inputs]. See ``rounding``."""
+    """As ``pack4``, rounded for inputs (rotated) whose mean of x x^T is ``moments`` [inputs, inputs]. See ``linear_rounding``."""
     block = hadamard_block(moments.shape[0])
-    whole = round_with_feedback(torch.cat([rotate(piece, block) for piece in pieces]), moments)
-    return _packed(kernels(), whole), whole.scale
+    library = kernels()
+    whole = round_with_feedback(library, torch.cat([rotate(piece, block) for piece in pieces]), moments)
+    return _packed(library, whole), whole.scale
 
 
 def _packed(library: NativeLibrary, whole: Rounded) -> Tensor:

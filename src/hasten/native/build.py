@@ -57,8 +57,9 @@ class Unit:
 
 def units() -> list[Unit]:
     """What to compile for this processor family; the longest first."""
-    floats = ("attention_kernels.cpp", "attention8_kernels.cpp", "rows_kernels.cpp", "products8.cpp", "read_kernels.cpp")
-    shared = ("attention", "threads", "linear", "top", "progressive", "rows", "api", "isa")
+    kernels = ("attention_kernels", "attention8_kernels", "rows_kernels", "products8", "read_kernels", "feedback_kernels")
+    floats = [f"{name}.cpp" for name in kernels]
+    shared = ("attention", "threads", "linear", "top", "progressive", "feedback", "rows", "api", "isa")
     codes = ("grouped", "grouped_pack", "grouped_api")
     plain = [Unit(f"{name}.cpp") for name in (*shared, *codes)]
     generic = [Unit(name, (), "generic") for name in (*floats, "grouped_rows.cpp")]

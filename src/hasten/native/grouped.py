@@ -11,7 +11,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from hasten.native.kernels import _GATES, _NORM, _PLAIN, Activation, _maybe, _need
+from hasten.native.kernels import FromRows, _maybe, _need
 from hasten.native.loader import NativeLibrary, check
 from hasten.native.memory import aligned_bytes
 
@@ -86,7 +86,7 @@ class _LayerFields(ctypes.Structure):
     )
 
 
-class GroupedLinear:
+class GroupedLinear(FromRows):
     """y = x W^T + bias + residual with the outputs of one or more matrices, perhaps of several formats, one after the other.
 
     Rows are rounded to int8 with a float scale for every 32 inputs. Products are summed exactly within a group, then in float32 in
@@ -105,28 +105,8 @@ class GroupedLinear:
         biases = _maybe(bias, (self.outputs,))
         self._fields = _LayerFields(ctypes.addressof(self._parts), biases, len(parts), self.outputs, self.inputs)
         self._address = ctypes.addressof(self._fields)
-        self._linear = library.call["hst_grouped_linear"]
+        self._from_rows = library.call["hst_grouped_linear"]
 
     @property
     def bytes(self) -> int:
         return sum(part.packed.numel() for part in self.parts)
-
-    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """x [rows, inputs] to [rows, outputs]; ``residual`` [rows, outputs] is added."""
-        return self._run(x, self.inputs, None, 0.0, _PLAIN, residual)
-
-    def after_norm(self, x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> Tensor:
-        """The layer applied to x / rms(x) * weight; ``weight`` [inputs]."""
-        return self._run(x, self.inputs, _need(weight, torch.float32, (self.inputs,)), eps, _NORM, residual)
-
-    def after_gate(self, gate_up: Tensor, activation: Activation, residual: Tensor | None = None) -> Tensor:
-        """The layer applied to activation(gate) * up; ``gate_up`` [rows, 2 * inputs] holds gate and then up."""
-        return self._run(gate_up, 2 * self.inputs, None, 0.0, _GATES[activation], residual)
-
-    def _run(self, x: Tensor, width: int, weight: int | None, eps: float, source: int, residual: Tensor | None) -> Tensor:
-        rows = x.shape[0]
-        start = _need(x, torch.float32, (rows, width))
-        added = _maybe(residual, (rows, self.outputs))
-        out = torch.empty(rows, self.outputs)
-        check(self._linear(self._address, start, weight, eps, source, added, out.data_ptr(), rows))
-        return out

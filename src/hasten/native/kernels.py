@@ -8,6 +8,7 @@ Where sizes or types are wrong the constructors and calls raise ValueError; such
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -47,7 +48,35 @@ class _LinearFields(ctypes.Structure):
     )
 
 
-class _Linear:
+class FromRows:
+    """What every packed layer does with float rows; ``_from_rows`` is its kernel and ``_address`` its fields."""
+
+    outputs: int
+    inputs: int
+    _address: int
+    _from_rows: Callable[..., int]
+
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """x [rows, inputs] to [rows, outputs]; ``residual`` [rows, outputs] is added."""
+        return self._run(x, self.inputs, None, 0.0, _PLAIN, residual)
+
+    def after_norm(self, x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> Tensor:
+        """The layer applied to x / rms(x) * weight; ``weight`` [inputs]."""
+        return self._run(x, self.inputs, _need(weight, torch.float32, (self.inputs,)), eps, _NORM, residual)
+
+    def after_gate(self, gate_up: Tensor, activation: Activation, residual: Tensor | None = None) -> Tensor:
+        """The layer applied to activation(gate) * up; ``gate_up`` [rows, 2 * inputs] holds gate and then up."""
+        return self._run(gate_up, 2 * self.inputs, None, 0.0, _GATES[activation], residual)
+
+    def _run(self, x: Tensor, width: int, weight: int | None, eps: float, source: int, residual: Tensor | None) -> Tensor:
+        rows = x.shape[0]
+        start, added = _need(x, torch.float32, (rows, width)), _maybe(residual, (rows, self.outputs))
+        out = torch.empty(rows, self.outputs)
+        check(self._from_rows(self._address, start, weight, eps, source, added, out.data_ptr(), rows))
+        return out
+
+
+class _Linear(FromRows):
     """What layers of both widths share: calls over packed weights."""
 
     def __init__(
@@ -67,18 +96,6 @@ class _Linear:
     @property
     def bytes(self) -> int:
         return self._packed.numel()
-
-    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """x [rows, inputs] to [rows, outputs]; ``residual`` [rows, outputs] is added."""
-        return self._run(x, self.inputs, None, 0.0, _PLAIN, residual)
-
-    def after_norm(self, x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> Tensor:
-        """The layer applied to x / rms(x) * weight; ``weight`` [inputs]."""
-        return self._run(x, self.inputs, _need(weight, torch.float32, (self.inputs,)), eps, _NORM, residual)
-
-    def after_gate(self, gate_up: Tensor, activation: Activation, residual: Tensor | None = None) -> Tensor:
-        """The layer applied to activation(gate) * up; ``gate_up`` [rows, 2 * inputs] holds gate and then up."""
-        return self._run(gate_up, 2 * self.inputs, None, 0.0, _GATES[activation], residual)
 
     def top_k(self, x: Tensor, k: int, weight: Tensor | None = None, eps: float = 0.0) -> tuple[Tensor, Tensor]:
         """The ``k`` (1 to 16) largest outputs of each row, of ``after_norm`` where there is a ``weight``: ids int64 and values
@@ -104,14 +121,6 @@ class _Linear:
         _need(out, torch.float32, (rows, self.outputs))
         source, scales = _need(codes, torch.int8, (rows, self.inputs)), _need(scale, torch.float32, (rows,))
         check(self._from_codes(self._address, source, scales, _maybe(residual, (rows, self.outputs)), out.data_ptr(), rows))
-        return out
-
-    def _run(self, x: Tensor, width: int, weight: int | None, eps: float, source: int, residual: Tensor | None) -> Tensor:
-        rows = x.shape[0]
-        start = _need(x, torch.float32, (rows, width))
-        added = None if residual is None else _need(residual, torch.float32, (rows, self.outputs))
-        out = torch.empty(rows, self.outputs)
-        check(self._from_rows(self._address, start, weight, eps, source, added, out.data_ptr(), rows))
         return out
 
 

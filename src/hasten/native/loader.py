@@ -36,6 +36,8 @@ _PROTOTYPES: dict[str, tuple[type, tuple[type, ...]]] = {
     "hst_w4_packed_bytes": (_LONG, (_LONG, _LONG)),
     "hst_w4_pack": (_INT, (_POINTER, _POINTER, _POINTER, _LONG, _LONG, _POINTER)),
     "hst_w4_round": (_INT, (_POINTER, _LONG, _LONG, _POINTER, _POINTER, _POINTER, _POINTER)),
+    "hst_w4_fit_group": (_INT, (_POINTER,) * 4 + (_LONG, _LONG, _INT) + (_POINTER,) * 5),
+    "hst_w4_descend_group": (_INT, (_POINTER,) * 4 + (_LONG,) * 3 + (_POINTER,) * 2),
     "hst_w8_rows": (_INT, (_POINTER, _POINTER, _LONG, _POINTER, _LONG, _POINTER)),
     "hst_linear": (_INT, (_POINTER,) * 5 + (_LONG,)),
     "hst_rows": (_INT, (_POINTER, _POINTER, _FLOAT, _INT, _LONG, _LONG, _LONG, _POINTER, _POINTER, _POINTER)),

@@ -1,13 +1,14 @@
 """Making four-bit weights that know what they will be given: ``hasten quantize``.
 
 The model is read layer by layer over a calibration text, and each projection is rounded for the rows that really arrive there, with
-everything before it rounded already (``model.calibration``, ``model.rounding``). The text is the model's own, sampled in int8 from
-beginnings of many kinds (data-free: LLM-QAT, 2305.17888, section 2.1), or files that the user gives.
+everything before it rounded already (``model.calibration``, ``model.linear_rounding``). The text is the model's own, sampled in
+int8 from beginnings of many kinds (data-free: LLM-QAT, 2305.17888, section 2.1), or files that the user gives.
 """
 
 from __future__ import annotations
 
 import gc
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -94,9 +95,12 @@ def quantise(config: EngineConfig, texts: Sequence[str] = (), progress: Progress
     given = _pieces(tokenizer, texts) if texts else []
     path = storage.calibrated_path(source.fingerprint, INT4.name)
     with _alone(path, source.path):
-        pieces = given or sample_text(config, progress)
+        text = path.with_suffix(".text")
+        pieces = given or _kept_text(text) or sample_text(config, progress)
+        _keep_text(text, pieces)
         set_threads(config.threads, INT4)
         resumed = round_weights(source, path, pieces, progress)
+        text.unlink()
     return Outcome(resolved.name, path, path.stat().st_size, sum(map(len, pieces)), resumed)
 
 
@@ -118,6 +122,22 @@ def _alone(path: Path, model: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _kept_text(path: Path) -> list[list[int]]:
+    """The token ids that an interrupted call was given or had the model write; none where there are none, or not whole."""
+    try:
+        pieces = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    return [[int(token) for token in piece] for piece in pieces]
+
+
+def _keep_text(path: Path, pieces: list[list[int]]) -> None:
+    try:
+        path.write_text(json.dumps(pieces), encoding="utf-8")
+    except OSError as problem:
+        raise ModelError(f"{path} cannot be written ({problem.strerror}); free some space or check its permissions.") from problem
 
 
 def sample_text(config: EngineConfig, progress: Progress) -> list[list[int]]:
