@@ -121,7 +121,7 @@ def test_int8_keys_and_values_are_close_to_float_ones(kind: str) -> None:
 def test_a_real_model_is_exact_with_int8_keys_and_values() -> None:
     model_path("smollm2-135m")
     lines = shared_data("spec_bench_dev.jsonl").read_text().splitlines()
-    with LLM("smollm2-135m", kv_cache_dtype="int8") as llm:
+    with LLM("smollm2-135m", precision="int8", kv_cache_dtype="int8") as llm:
         prompts = [llm.encode(json.loads(line)["turns"][0])[:200] for line in lines[::30]]
         for params in (SamplingParams(max_tokens=16, ignore_eos=True), SamplingParams(max_tokens=16, temperature=0.8, seed=3)):
             drafted = llm.generate(prompts, params)

@@ -11,6 +11,7 @@ import torch
 from gguf.constants import GGMLQuantizationType
 
 from hasten import LLM, SamplingParams
+from hasten.core.config import SpeculationParams
 from hasten.core.errors import ConfigError, CorruptModel
 from hasten.model.linear_file import (
     FileEmbedding,
@@ -173,6 +174,6 @@ def test_drafts_change_no_token() -> None:
             llm.engine.drafting.drafters = []
             plain = [llm.generate([prompt], params)[0].tokens for prompt in prompts]
             llm.engine.drafting.drafters = drafters
-            drafted = llm.generate(prompts, params)
+            drafted = llm.generate(prompts, params, speculation=SpeculationParams(mode="on"))
             assert [completion.tokens for completion in drafted] == plain
             assert sum(completion.speculation.drafted for completion in drafted) > 0
