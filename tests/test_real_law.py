@@ -102,4 +102,4 @@ def test_a_draft_model_of_another_vocabulary_leaves_the_text_alone(match: str) -
         ):
             assert not differences(llm, prompts, params, batch=2)
         tally = llm.engine.drafting.statistics()["foreign"]
-        assert tally.accepted > 0.2 * tally.verified
+        assert tally.accepted > 0.1 * tally.verified  # a fifth here; by chance next to none
