@@ -12,16 +12,14 @@ and probe; the account of one request decides whether it goes on there.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from hasten.control import store
 
-EXPLORATION = 0.01  # of plain time, at most, for all drafters together
-FREE_EXPLORATION = 0.002  # at most so much of it for a drafter whose guesses cost only their rows: a try is cheap
+EXPLORATION = 0.01  # of plain time, shared by all drafters
 START_STEPS = 5.0  # plain steps that a model may lose before it has to have brought something
-FREE_START_STEPS = 1.0  # and a drafter whose guesses cost only their rows
+FREE_START_STEPS = 3.0  # and a drafter whose guesses cost only their rows
 MOST_STEPS = 24.0  # of credit that are remembered; more would be spent for too long when the text changes
 FIRST_PROBE = 16
 LONGEST_PROBE = 1024
@@ -30,12 +28,6 @@ OWN_FORGETTING = 0.92
 PRIOR_ACCEPTANCE, PRIOR_TRIALS = 0.6, 4.0
 SHRINKAGE = 5.0  # trials of a request that count as much as all that was seen before it
 PROVEN = 30.0  # trials
-
-
-def allowances(drafters: Mapping[str, bool]) -> dict[str, float]:
-    """The share of plain time that each drafter earns for trying; ``drafters`` says whether its levels cost a model's pass."""
-    each = EXPLORATION / max(1, len(drafters))
-    return {name: each if paid else min(each, FREE_EXPLORATION) for name, paid in drafters.items()}
 
 
 @dataclass(slots=True)
@@ -121,14 +113,17 @@ class Own:
         self.off += rounds
         return self.off >= self.interval
 
-    def settle(self, seconds: float) -> None:
+    def settle(self, seconds: float, tried: bool = True) -> None:
         """A round brought (or, negative, cost) that. A probe that paid opens the account again; one that did not doubles the
-        wait."""
+        wait; one that had nothing to guess, not ``tried``, goes on in the next round."""
         self.saved += seconds
         self.balance = min(self.balance + seconds, 2.0 * self.allowance)
         if not self.probing:
             return
-        self.probing, self.off = False, 0
+        self.probing = False
+        if not tried:
+            return
+        self.off = 0
         if seconds > 0.0:
             self.balance, self.interval = max(self.balance, self.allowance / 2), 1
         else:

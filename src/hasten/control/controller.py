@@ -11,12 +11,13 @@ N = 0 included (the goodput form of SmartSpec, 2406.14066, section 4, on calibra
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 from hasten.control import rules
 from hasten.control.accounts import (
+    EXPLORATION,
     FREE_START_STEPS,
     OWN_FORGETTING,
     STANDING_FORGETTING,
@@ -24,7 +25,6 @@ from hasten.control.accounts import (
     Own,
     Standing,
     Tally,
-    allowances,
 )
 from hasten.control.calibrator import ALL, Calibrator
 from hasten.control.cost import Average
@@ -320,11 +320,9 @@ class Controller:
         depths = [depth for depth, name in zip(round.verified.depths(), round.verified.drafters, strict=True) if name == drafter]
         return min(levels, max(depths, default=0))
 
-    def settle(
-        self, rounds: Sequence[Round], rows: int, forward: float, whole: float, drafters: Mapping[str, bool], pure: bool
-    ) -> None:
+    def settle(self, rounds: Sequence[Round], rows: int, forward: float, whole: float, drafters: Sequence[str], pure: bool) -> None:
         """A step is over: it took ``whole`` seconds, ``forward`` of them in the pass over ``rows`` rows. Teach the cost curve and
-        book gains and losses. ``drafters``: whether each is paid. ``pure``: nothing but the rounds' sequences was computed."""
+        book gains and losses. ``pure``: nothing but the rounds' sequences was computed."""
         asked = sum(sum(round.seconds.values()) for round in rounds)
         shapes = [(1 + len(round.verified), round.context) for round in rounds]
         if pure and shapes:
@@ -333,9 +331,9 @@ class Controller:
             return
         nodes = sum(len(round.verified) for round in rounds)
         extra = self.costs.verifying(shapes, rows, nodes, whole - asked if pure else None)
-        earned = {name: share * self.costs.unit for name, share in allowances(drafters).items()}
+        earned = EXPLORATION / max(1, len(drafters)) * self.costs.unit
         for round in rounds:
-            self._book(round, extra / nodes if nodes else 0.0, earned)
+            self._book(round, extra / nodes if nodes else 0.0, drafters, earned)
         brought = sum(len(round.accepted) for round in rounds)
         if nodes or asked:
             self._gain.observe((len(rounds) + brought) * self.costs.unit / (self.costs.plain + asked + extra))
@@ -344,27 +342,27 @@ class Controller:
             if pure:
                 self.costs.refer(whole)
 
-    def _book(self, round: Round, row_seconds: float, earned: Mapping[str, float]) -> None:
+    def _book(self, round: Round, row_seconds: float, drafters: Sequence[str], earned: float) -> None:
         brought = round.brought()
-        for drafter, allowed in earned.items():
+        for drafter in drafters:
             own = self._own.get((drafter, round.sequence))
             took = round.seconds.get(drafter)
             standing = self.standing(drafter, round.kind)
             if took is None:
-                standing.book(self._steps * allowed, self.costs.plain)
+                standing.book(self._steps * earned, self.costs.plain)
                 if own is not None and own.begun:
-                    own.balance = min(own.balance + self._steps * allowed, own.allowance)
+                    own.balance = min(own.balance + self._steps * earned, own.allowance)
                 continue
             rows = round.verified_origins.count(drafter)
             net = brought.get(drafter, 0) * self.costs.unit - took - rows * row_seconds
-            standing.book(net + allowed, self.costs.plain)
+            standing.book(net + earned, self.costs.plain)
             tally = self.tallies.setdefault(drafter, Tally())
             tally.seconds += took
             tally.saved += net
             if own is not None:
                 standing.reserved -= own.reserved
                 own.reserved = 0.0
-                own.settle(net + round.catching_up.get(drafter, 0.0))
+                own.settle(net + round.catching_up.get(drafter, 0.0), tried=rows > 0 or drafter in round.levels)
 
     # Requests
 

@@ -230,8 +230,7 @@ class Drafting:
         rounds = [self._rounds[item.sequence.id] for item in items if item.sequence.id in self._rounds]
         # Prompt chunks have other shapes than decoding steps and would distort the curve.
         pure = len(rounds) == len(items)
-        paid = {drafter.name: drafter.paid for drafter in self.drafters}
-        self.controller.settle(rounds, rows, forward, whole, paid, pure)
+        self.controller.settle(rounds, rows, forward, whole, [drafter.name for drafter in self.drafters], pure)
         self._settling.observe(self.clock() - began)
 
     def end(self, sequence: Sequence) -> None:
