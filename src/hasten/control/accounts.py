@@ -48,8 +48,8 @@ class Evidence:
 
 @dataclass(slots=True)
 class Standing:
-    """One drafter under one kind of sampling. ``balance`` in seconds, None before its first step; ``reserved`` is promised to
-    requests that have just begun."""
+    """One drafter under one kind of sampling, alone or in company. ``balance`` in seconds, None before its first step; ``reserved``
+    is promised to requests that have just begun."""
 
     balance: float | None = None
     reserved: float = 0.0
@@ -87,12 +87,13 @@ class Standing:
 
 @dataclass(slots=True)
 class Own:
-    """One drafter on one request. ``seen`` is how much of the text it had read when it was last asked; ``why`` is the last
-    decision in words."""
+    """One drafter on one request. ``reserved`` stands in ``standing``; ``seen`` is how much of the text it had read when last asked;
+    ``why`` is the last decision in words."""
 
     balance: float = 0.0
     allowance: float = 0.0
     reserved: float = 0.0
+    standing: Standing | None = None
     begun: bool = False
     evidence: Evidence = field(default_factory=Evidence)
     off: int = 0
@@ -104,6 +105,17 @@ class Own:
     rounds: int = 0
     asked: int = 0
     saved: float = 0.0
+
+    def reserve(self, seconds: float, standing: Standing) -> None:
+        """Promise that much of the standing's credit to this request."""
+        self.release()
+        self.reserved, self.standing = seconds, standing
+        standing.reserved += seconds
+
+    def release(self) -> None:
+        if self.standing is not None:
+            self.standing.reserved -= self.reserved
+        self.reserved, self.standing = 0.0, None
 
     def acceptance(self, standing: Standing) -> float:
         return self.evidence.acceptance(standing.acceptance, SHRINKAGE)

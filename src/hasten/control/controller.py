@@ -39,6 +39,8 @@ PROBE_DEPTH = 2
 REFERENCE_EVERY = 48  # plain steps are measured at least so often where drafting gains little
 THIN_GAIN = 1.25
 DEEPEST_ASKED = 12  # levels considered when it is decided whether a model should draft at all
+COMPANY = 4  # sequences of a step from which on drafters stand on accounts of their own
+IN_COMPANY = " in company"
 IN_THE_RED = "it has lately cost more than it brought; it earns another try while decoding is plain"
 
 
@@ -58,6 +60,7 @@ class Controller:
     _own: dict[tuple[str, int], Own] = field(default_factory=dict)
     _gain: Average = field(default_factory=lambda: Average(0.1))
     _planned: dict[str, tuple[int, int, float]] = field(default_factory=dict)  # a paid drafter's group, depth and gain
+    _company: str = ""
     _steps: int = 1  # since the last one that was looked at
 
     @property
@@ -69,6 +72,7 @@ class Controller:
         """A step begins, after ``rested`` plain ones that were not looked at. False when it should be plain: what plain decoding
         costs must be known from steps, not only from the curve, and the more often the less drafting gains."""
         self._steps = 1 + rested
+        self._company = IN_COMPANY if len(rounds) >= COMPANY else ""
         self.costs.open([round.context for round in rounds])
         if not self.measured or self.rule != "auto" or any(round.wish.mode == "on" for round in rounds):
             return True
@@ -171,7 +175,7 @@ class Controller:
         standing = self.standing(drafter, round.kind)
         if standing.balance is None:
             standing.start = steps
-            standing.book(0.0, self.costs.plain)
+            standing.book(0.0, self.costs.unit)
         return standing
 
     def _may_begin(self, round: Round, standing: Standing) -> bool:
@@ -192,16 +196,15 @@ class Controller:
             return False, f"reading {round.context} tokens takes {reading:.2f} s and would save {saved:.2f} s"
         allowance = self._allowance(round, standing)
         own.begun, own.balance, own.allowance = True, allowance, allowance
-        own.reserved = reading + allowance
-        standing.reserved += own.reserved
+        own.reserve(reading + allowance, standing)
         return True, "it begins"
 
     def _probe(self, own: Own, standing: Standing, due: bool, why: str) -> None:
         """Try a drafter that is off once more where it is ``due``."""
         own.on = due and standing.free > 0.0
         if own.on:
-            own.probing, own.reserved = True, self.costs.unit
-            standing.reserved += own.reserved
+            own.probing = True
+            own.reserve(self.costs.unit, standing)
             own.why = f"{why}; it is tried again"
         else:
             own.why = f"{why}; it is tried again in {max(1, own.interval - own.off)} rounds"
@@ -349,36 +352,36 @@ class Controller:
             took = round.seconds.get(drafter)
             standing = self.standing(drafter, round.kind)
             if took is None:
-                standing.book(self._steps * earned, self.costs.plain)
+                standing.book(self._steps * earned, self.costs.unit)
                 if own is not None and own.begun:
                     own.balance = min(own.balance + self._steps * earned, own.allowance)
                 continue
             rows = round.verified_origins.count(drafter)
             net = brought.get(drafter, 0) * self.costs.unit - took - rows * row_seconds
-            standing.book(net + earned, self.costs.plain)
+            standing.book(net + earned, self.costs.unit)
             tally = self.tallies.setdefault(drafter, Tally())
             tally.seconds += took
             tally.saved += net
             if own is not None:
-                standing.reserved -= own.reserved
-                own.reserved = 0.0
+                own.release()
                 own.settle(net + round.catching_up.get(drafter, 0.0), tried=rows > 0 or drafter in round.levels)
 
     # Requests
 
     def standing(self, drafter: str, kind: str) -> Standing:
-        return self.standings.setdefault((drafter, kind), Standing())
+        """The drafter's standing in a step like the present one: what pays for a sequence alone may not where many share a step."""
+        return self.standings.setdefault((drafter, kind + self._company), Standing())
 
     def own(self, drafter: str, sequence: int) -> Own | None:
         """The account of a drafter on a sequence, None where it was never asked for."""
         return self._own.get((drafter, sequence))
 
-    def finish(self, sequence: int, kind: str, length: int, complete: bool) -> None:
+    def finish(self, sequence: int, length: int, complete: bool) -> None:
         """A sequence is over after ``length`` tokens; an answer that was cut short says nothing about how long answers are."""
         if complete:
             self.answer_length.observe(float(length))
         for key in [key for key in self._own if key[1] == sequence]:
-            self.standing(key[0], kind).reserved -= self._own.pop(key).reserved
+            self._own.pop(key).release()
 
     def explain(self, drafter: str, sequence: int | None = None) -> str:
         """One line: whether the drafter is on, why, and what it has brought; of one request, or of the engine so far."""

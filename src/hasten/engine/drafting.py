@@ -19,7 +19,7 @@ from hasten.control.accounts import Tally
 from hasten.control.controller import Controller
 from hasten.control.cost import Average
 from hasten.control.memory import Memory
-from hasten.control.rounds import Round, kind_of
+from hasten.control.rounds import Round
 from hasten.core.config import SpeculationParams
 from hasten.core.types import ROOT, DraftTree, Sequence, Verdict
 from hasten.draft.base import DraftBudget, Drafter
@@ -235,7 +235,7 @@ class Drafting:
 
     def end(self, sequence: Sequence) -> None:
         complete = sequence.finish_reason in ("stop", "length") and sequence.output_length > 0
-        self.controller.finish(sequence.id, kind_of(sequence.params), sequence.output_length, complete)
+        self.controller.finish(sequence.id, sequence.output_length, complete)
         wish = self._wishes.pop(sequence.id, AUTO)
         for drafter in self.drafters if wish.mode != "off" else ():
             self._out.discard((drafter.name, sequence.id))
