@@ -87,8 +87,8 @@ class Standing:
 
 @dataclass(slots=True)
 class Own:
-    """One drafter on one request. ``reserved`` stands in ``standing``; ``seen`` is how much of the text it had read when last asked;
-    ``why`` is the last decision in words."""
+    """One drafter on one request. ``reserved`` stands in ``standing``; ``seen`` is how much of the text it had read when it was
+    last asked; ``why`` is the last decision in words."""
 
     balance: float = 0.0
     allowance: float = 0.0
