@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from hasten.control import rules, store
-from hasten.control.accounts import Standing
+from hasten.control.accounts import Own, Standing
 from hasten.control.calibrator import Calibrator, rising
 from hasten.control.controller import Controller
 from hasten.control.cost import CostCurve, Line
@@ -264,6 +264,22 @@ def test_a_standing_in_the_red_is_bounded_by_its_credit() -> None:
     for _ in range(1000):
         standing.book(1.0, 0.1)
     assert standing.balance == pytest.approx(2.4)
+
+
+def test_a_probe_goes_on_until_there_is_something_to_guess() -> None:
+    own, standing = Own(), Standing()
+    own.off = own.interval
+    for _ in range(3):
+        own.probing = True
+        own.reserve(0.1, standing)
+        own.release()
+        own.settle(-0.001, tried=False)
+        assert own.probe_due()
+    own.probing, before = True, own.interval
+    own.settle(-0.5)
+    assert own.interval == 2 * before
+    assert not own.probe_due()
+    assert standing.reserved == pytest.approx(0.0)
 
 
 def learnt() -> Controller:

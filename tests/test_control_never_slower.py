@@ -281,6 +281,32 @@ def test_text_that_repeats_is_used_at_once() -> None:
     assert Machine(only_text, {"text": often}, FLAT).run(2000) < 0.45
 
 
+@dataclass
+class Seldom(Scripted):
+    """Has something to guess in every fifth stretch of ten tokens only."""
+
+    def propose(self, sequences: list[Sequence], budgets: list[DraftBudget]) -> list[DraftTree]:
+        silent = [len(sequence.tokens) // 10 % 5 != 0 for sequence in sequences]
+        trees = Scripted.propose(self, sequences, budgets)
+        return [DraftTree() if quiet else tree for quiet, tree in zip(silent, trees, strict=True)]
+
+
+def test_a_bad_start_does_not_shut_out_a_drafter_that_seldom_guesses() -> None:
+    """Its first guesses are wrong, then all are right: what it cost comes back within a few thousand tokens."""
+    law: Accepts = lambda token, sequence: 0.0 if token < 4000 else 0.95  # noqa: E731
+    simulated = Machine(lambda clock: [Seldom(clock, "text", score=0.6, deepest=8)], {"text": law}, FLAT)
+    assert simulated.run(4000) <= 1.02
+    simulated.run(1000)
+    assert simulated.run(1500) < 0.9
+
+
+def test_what_one_sequence_earned_is_not_spent_on_many() -> None:
+    alone = Machine(only_text, {"text": often}, FLAT)
+    assert alone.run(1500) < 0.6
+    many = Machine(only_text, {"text": never}, FLAT, batch=16, controller=alone.controller)
+    assert many.run(500) <= 1.05  # some 30 steps
+
+
 def test_it_comes_back_when_it_pays_again() -> None:
     changing: Accepts = lambda token, sequence: 0.0 if token < 2500 else 0.95  # noqa: E731
     simulated = Machine(text_and_model(0.015, 0.0), {"text": never, "model": changing}, FLAT)

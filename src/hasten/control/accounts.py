@@ -6,8 +6,8 @@ red is not asked. Each plain step earns it a small allowance to try again with. 
 
     seconds <= (1 + EXPLORATION) x plain seconds + START + the largest single loss
 
-where START is in steps of one sequence. Two accounts: the *standing* of a drafter under a kind of sampling, alone or in company (kept
-over restarts), decides whether it may begin with a request and probe; the account of one request decides whether it goes on there.
+where START is in steps of one sequence. Two accounts: the *standing* of a drafter under a kind of sampling, alone or in company
+(kept over restarts), decides whether it may begin with a request and probe; the account of one request, whether it goes on there.
 """
 
 from __future__ import annotations
