@@ -19,10 +19,12 @@ import pytest
 from hasten.cli.main import run as command_line
 from hasten.core.config import EngineConfig
 from hasten.core.errors import ConfigError
+from hasten.serve.errors import ApiError
 from hasten.serve.guard import is_loopback
 from hasten.serve.keys import Keys, new_key
 from hasten.serve.limits import Limits
 from hasten.serve.run import Settings, policy_of
+from hasten.serve.wire import ChatRequest, sampling_params
 from serving import Running, running
 
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "one two " * 40}], "max_tokens": 3, "temperature": 0}
@@ -131,6 +133,15 @@ def test_limits_are_flags(guarded: Running, keys: dict[str, str], change: dict[s
     answer = guarded.post("/v1/chat/completions", CHAT | change, headers=bearer(keys["anna"]))
     assert answer.status_code == status
     assert named in answer.json()["error"]["message"]
+
+
+def test_an_output_limit_holds_where_none_is_asked() -> None:
+    wire = ChatRequest(messages=[{"role": "user", "content": "Hi."}])  # type: ignore[list-item]
+    assert sampling_params(wire, Limits(max_output_tokens=600), None, None).max_tokens == 600
+    assert sampling_params(wire, Limits(max_output_tokens=600), 7, None).max_tokens == 7
+    assert sampling_params(wire, Limits(max_output_tokens=0), None, None).max_tokens is None
+    with pytest.raises(ApiError, match="at most 600"):
+        sampling_params(wire, Limits(max_output_tokens=600), 601, None)
 
 
 def test_a_slow_body_is_given_up(guarded: Running, keys: dict[str, str]) -> None:
