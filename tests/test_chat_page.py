@@ -61,7 +61,7 @@ def verbatim(page: Page) -> None:
 
 
 def test_an_answer_streams_in_and_is_accounted_for(chat: FakeChat, visited: Visit) -> None:
-    chat.replies["Why?"] = Reply(words(SENTENCES), at_a_time=1, delay=0.04)
+    chat.replies["Why?"] = Reply(words(SENTENCES), at_a_time=1, delay=0.15)  # slow enough to be looked at on the way
     page = visited.page
     visited.ask("Why?", wait=False)
     visited.until("document.querySelector('.body')?.textContent.includes('scattered by')")
