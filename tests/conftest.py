@@ -12,7 +12,7 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from hasten.native.loader import load
+from hasten.native.loader import NativeLibrary, load, status
 from serving import Running, running, write_model
 
 if "PYTEST_XDIST_WORKER" in os.environ and (library := load()) is not None:
@@ -30,3 +30,15 @@ def server(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterat
     """A server over the tiny model, without keys, shared by all tests of a run."""
     with running(home=tmp_path_factory.mktemp("home"), models=(f"tiny={tiny_model}",)) as found:
         yield found
+
+
+@pytest.fixture(scope="module")
+def native() -> Iterator[NativeLibrary]:
+    """The kernels, put back as they were when a file is done."""
+    library = load()
+    if library is None:
+        pytest.skip(f"native kernels: {status()['reason']}")
+    best, threads = library.best_isa, library.threads
+    yield library
+    library.set_isa(best)
+    library.set_threads(threads)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
@@ -12,18 +11,7 @@ import pytest
 import torch
 
 from hasten.native.attention import PagedAttention
-from hasten.native.loader import NativeLibrary, load, status
-
-
-@pytest.fixture(scope="module")
-def native() -> Iterator[NativeLibrary]:
-    library = load()
-    if library is None:
-        pytest.skip(f"native kernels: {status()['reason']}")
-    best, threads = library.best_isa, library.threads
-    yield library
-    library.set_isa(best)
-    library.set_threads(threads)
+from hasten.native.loader import NativeLibrary
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
@@ -13,20 +12,9 @@ import torch
 
 from hasten.cache.pool import Int8Pool, bytes_per_block
 from hasten.native.attention8 import KeyBias, PagedAttention8, largest_pairs
-from hasten.native.loader import NativeLibrary, load, status
+from hasten.native.loader import NativeLibrary
 
 POSITIONS = 1024
-
-
-@pytest.fixture(scope="module")
-def native() -> Iterator[NativeLibrary]:
-    library = load()
-    if library is None:
-        pytest.skip(f"native kernels: {status()['reason']}")
-    best, threads = library.best_isa, library.threads
-    yield library
-    library.set_isa(best)
-    library.set_threads(threads)
 
 
 @dataclass(frozen=True)

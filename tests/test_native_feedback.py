@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
 
 from hasten.model.linear_rounding import unit_factor
 from hasten.native.feedback import FittedGroup, descend_group, fit_group
-from hasten.native.loader import NativeLibrary, load, status
-
-
-@pytest.fixture(scope="module")
-def native() -> Iterator[NativeLibrary]:
-    library = load()
-    if library is None:
-        pytest.skip(f"native kernels: {status()['reason']}")
-    best, threads = library.best_isa, library.threads
-    yield library
-    library.set_isa(best)
-    library.set_threads(threads)
+from hasten.native.loader import NativeLibrary
 
 
 def problem(outputs: int, count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
@@ -11,22 +9,11 @@ from gguf.constants import GGMLQuantizationType
 
 from hasten.model.loaders.dequantise import dequantise
 from hasten.native.grouped import KINDS, GroupedLinear, GroupedMatrix
-from hasten.native.loader import NativeLibrary, load, status
+from hasten.native.loader import NativeLibrary
 
 MINIMUMS = ("Q4_1", "Q5_1", "Q4_K", "Q5_K")
 SUPER_BLOCKS = ("Q4_K", "Q5_K", "Q6_K")
 U = 2.0**-24  # unit roundoff of float32
-
-
-@pytest.fixture(scope="module")
-def native() -> Iterator[NativeLibrary]:
-    library = load()
-    if library is None:
-        pytest.skip(f"native kernels: {status()['reason']}")
-    best, threads = library.best_isa, library.threads
-    yield library
-    library.set_isa(best)
-    library.set_threads(threads)
 
 
 def blocks(kind: str, outputs: int, inputs: int, seed: int = 0, byte: int | None = None) -> torch.Tensor:

@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
 
 from hasten.native.attention import PagedAttention
-from hasten.native.loader import NativeLibrary, load, status
+from hasten.native.loader import NativeLibrary
 from hasten.native.row_kernels import RowKernels
 
 WIDTHS = [1, 3, 15, 16, 17, 64, 100, 576, 896, 1536, 2049]
-
-
-@pytest.fixture(scope="module")
-def native() -> Iterator[NativeLibrary]:
-    library = load()
-    if library is None:
-        pytest.skip(f"native kernels: {status()['reason']}")
-    best, threads = library.best_isa, library.threads
-    yield library
-    library.set_isa(best)
-    library.set_threads(threads)
 
 
 def everywhere(native: NativeLibrary, function) -> torch.Tensor:  # type: ignore[no-untyped-def]

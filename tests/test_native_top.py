@@ -2,24 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
 from hasten.native.kernels import PackedLinear, PackedLinear4, round_progressive
-from hasten.native.loader import NativeLibrary, load, status
-
-
-@pytest.fixture(scope="module")
-def native() -> Iterator[NativeLibrary]:
-    library = load()
-    if library is None:
-        pytest.skip(f"native kernels: {status()['reason']}")
-    best, threads = library.best_isa, library.threads
-    yield library
-    library.set_isa(best)
-    library.set_threads(threads)
+from hasten.native.loader import NativeLibrary
 
 
 def wanted_top(outputs: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
