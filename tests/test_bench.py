@@ -14,7 +14,7 @@ import pytest
 
 from hasten.bench.contestants import ModeContestant, ModesInStep, ablation_modes, each_mode
 from hasten.bench.machine import Energy, read_bandwidth, step_bytes
-from hasten.bench.modes import PLAIN, Subject, parse_mode, run_in_step
+from hasten.bench.modes import OFF, PLAIN, Subject, fit_in_step, parse_mode, run_in_step
 from hasten.bench.page import write_page
 from hasten.bench.plots import THEMES, draw_all
 from hasten.bench.samples import Sample, first_difference
@@ -260,14 +260,24 @@ def test_modes_of_one_model_say_the_same_and_count(subject: Subject) -> None:
 
 def test_modes_in_step_say_what_they_say_alone(subject: Subject) -> None:
     """Each in its part of the pool: neither writes into the other's, however they take turns."""
-    modes = [PLAIN, parse_mode("auto", subject.loaded), parse_mode("suffix@fixed(3)", subject.loaded)]
+    modes = [PLAIN, parse_mode("off", subject.loaded), parse_mode("suffix@fixed(3)", subject.loaded)]
     prompts = [[5, 6, 7] * 6, [9, 8, 7, 6] * 5]
     params = [SamplingParams(max_tokens=30, ignore_eos=True)] * 2
     alone = [sample.tokens for sample in subject.run(PLAIN, prompts, params)]
     together = subject.run_in_step(modes, prompts, params)
     assert [[sample.tokens for sample in samples] for samples in together] == [alone] * 3
     assert sum(together[2][0].drafted.values()) > 0
+    assert sum(together[1][0].drafted.values()) == 0
     assert subject.run_in_step(modes, prompts, params, "again")[0][0].tokens == alone[0]
+
+
+def test_modes_that_fit_in_step() -> None:
+    loaded = ["suffix", "lm"]
+    auto, alone, suffix = (parse_mode(name, loaded) for name in ("auto", "lm", "suffix"))
+    assert fit_in_step([PLAIN, OFF, auto], loaded)
+    assert fit_in_step([PLAIN, auto, suffix], loaded)
+    assert not fit_in_step([PLAIN, auto, alone], loaded)
+    assert not fit_in_step([PLAIN, OFF, suffix, auto], loaded)
 
 
 @dataclass

@@ -1,7 +1,8 @@
 """One loaded model, several ways of decoding with it: the same weights and the same moment for all that are compared.
 
-A *mode* is written ``plain``, ``auto``, drafters (``suffix``, ``suffix+lm``), or any of the last two with a rule of drafting behind
-an at sign (``lm@fixed(4)``, see ``control`` in ``EngineConfig``). Modes share weights and pool, so they run one after another, and
+A *mode* is written ``plain`` (no drafters at all), ``off`` (all that are loaded, and requests that switch them off), ``auto``, drafters
+(``suffix``, ``suffix+lm``), or any of the last two with a rule of drafting behind an at sign (``lm@fixed(4)``, see ``control`` in
+``EngineConfig``). Modes share weights and pool, so they run one after another, and
 nothing that one learns reaches another: each has its own controller, and asks the drafters as a tenant of its own.
 """
 
@@ -30,6 +31,8 @@ from hasten.engine.scheduler import Scheduler
 
 NEEDS_MORE = ("prediction",)  # drafters that have nothing to say without what a benchmark does not give
 ALWAYS = SpeculationParams(mode="on")
+MODEL_DRAFTERS = ("lm", "foreign")  # drafters with caches of their own, which cannot be shared out
+MOST_IN_STEP = 3  # modes that still leave each a fair share of the pool
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,7 @@ class Mode:
 
 
 PLAIN = Mode("plain", ())
+OFF = Mode("off", wish=SpeculationParams(mode="off"))
 
 
 def parse_mode(text: str, loaded: Sequence[str]) -> Mode:
@@ -50,16 +54,28 @@ def parse_mode(text: str, loaded: Sequence[str]) -> Mode:
     names, _, control = text.partition("@")
     control = control or "auto"
     parse_control(control)
-    if names == "plain":
-        return PLAIN
+    for mode in (PLAIN, OFF):
+        if names == mode.name:
+            return mode
     if names == "auto":
         return Mode(text, None, control)
     chosen = tuple(names.split("+"))
     for name in chosen:
         if name not in loaded:
-            known = nearest(name, ["plain", "auto", *loaded])
+            known = nearest(name, ["plain", "off", "auto", *loaded])
             raise ConfigError(f"The mode '{text}' names '{name}', which is not loaded{known}")
     return Mode(text, chosen, control)
+
+
+def fit_in_step(modes: Sequence[Mode], loaded: Sequence[str]) -> bool:
+    """Whether these modes can take turns step by step (``Subject.run_in_step``)."""
+    with_model = [mode for mode in modes if mode.wish.mode != "off" and set(MODEL_DRAFTERS).intersection(names_of(mode, loaded))]
+    return len(modes) <= MOST_IN_STEP and len(with_model) <= 1
+
+
+def names_of(mode: Mode, loaded: Sequence[str]) -> Sequence[str]:
+    """Drafters of the mode."""
+    return loaded if mode.drafters is None else mode.drafters
 
 
 def single_drafters(loaded: Sequence[str]) -> list[str]:
@@ -138,7 +154,8 @@ class Subject:
         return replace(base, scheduler=scheduler, drafting=drafting, controller=drafting.controller, max_rows=rows, _requests={})
 
     def _drafting(self, mode: Mode) -> CountedDrafting:
-        drafters = [d for d in self.engine.drafting.drafters if mode.drafters is None or d.name in mode.drafters]
+        chosen = names_of(mode, self.loaded)
+        drafters = [drafter for drafter in self.engine.drafting.drafters if drafter.name in chosen]
         rule, depth = parse_control(mode.control)
         old = self.engine.controller
         controller = Controller(copy.deepcopy(old.costs), most_nodes=old.most_nodes, rule=rule, depth=depth)

@@ -139,7 +139,7 @@ def measure(llm: LLM, config: EngineConfig, folder: Path, items: list[Prompt] | 
     """Run what is missing in the folder's results. True when it was interrupted."""
     from hasten.bench.contestants import ModeContestant, ModesInStep
     from hasten.bench.machine import Energy, about_machine, peak_memory_bytes, read_bandwidth
-    from hasten.bench.modes import Subject, parse_mode
+    from hasten.bench.modes import Subject, fit_in_step, parse_mode
     from hasten.bench.peer_quality import add_perplexities
     from hasten.bench.session import ResultFile, Session
     from hasten.cli.screen import notes, progress_on
@@ -161,7 +161,7 @@ def measure(llm: LLM, config: EngineConfig, folder: Path, items: list[Prompt] | 
         results = ResultFile.open(folder / "results.jsonl", wanted, about_machine(), options["restart"])
         contestants = [*own, *foreign]
         seconds = options["seconds"] or float("inf")
-        in_step = ModesInStep(subject, modes) if options["never_slower"] and not foreign else None
+        in_step = ModesInStep(subject, modes) if not foreign and fit_in_step(modes, subject.loaded) else None
         session = Session(loads, contestants, results, read_bandwidth, energy.take, options["repeats"], seconds, together=in_step)
         with progress_on(notes(), "Measuring") as progress:
             try:
@@ -203,6 +203,8 @@ def mode_names(options: dict[str, Any], loaded: list[str]) -> list[str]:
 
     if options["ablation"]:
         return ablation_modes(loaded)
+    if options["never_slower"]:
+        return ["plain", "off", "auto"]
     asked = (options["modes"] or "plain,auto").split(",")
     names = [name.strip() for part in asked for name in (each_mode(loaded) if part.strip() == "each" else [part])]
     return list(dict.fromkeys(["plain", *names]))
