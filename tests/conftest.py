@@ -12,11 +12,27 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from hasten.model.storage import gguf_directory
 from hasten.native.loader import NativeLibrary, load, status
 from serving import Running, running, write_model
 
 if "PYTEST_XDIST_WORKER" in os.environ and (library := load()) is not None:
     library.set_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What tests keep goes to a folder of their own, and nothing that a user's runs have learnt reaches them: only the catalogue
+    models are the user's."""
+    models = gguf_directory()
+    if os.environ.get("HASTEN_TEST_FETCH") == "1":
+        models.mkdir(parents=True, exist_ok=True)
+    home = tmp_path_factory.mktemp("hasten-home")
+    if models.is_dir():
+        (home / models.name).symlink_to(models, target_is_directory=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HASTEN_HOME", str(home))
+        yield
 
 
 @pytest.fixture(scope="session")

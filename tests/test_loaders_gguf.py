@@ -19,6 +19,7 @@ from hasten.model.loaders import open_source
 from hasten.model.loaders.dequantise import BLOCKS, READABLE, dequantise
 from hasten.model.loaders.gguf_file import read_gguf
 from hasten.model.loaders.source import expected_shapes
+from hasten.model.storage import catalogue_path
 from loader_files import HEAD_DIM, HEADS, HIDDEN, KIND, VOCABULARY, bounded_memory, raw_rows, write_gguf
 
 
@@ -292,8 +293,7 @@ REAL = {
 
 
 def real(name: str) -> Path:
-    home = os.environ.get("HASTEN_HOME")
-    path = (Path(home) if home else Path.home() / ".cache" / "hasten") / "gguf" / f"{name}.gguf"
+    path = catalogue_path(name)
     if not path.is_file():
         pytest.skip(f"{name}.gguf is not on this machine")
     return path
