@@ -14,8 +14,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from hasten.cli import models
+from hasten.cli.draft_forget import forget
+from hasten.control import store
 from hasten.core.errors import HastenError, ModelError, ModelNotFound
 from hasten.core.progress import Progress
+from hasten.draft.kept import memory_path
 from hasten.model import catalogue, download, hub, storage
 from hasten.model.catalogue import CATALOGUE
 from hasten.model.description import ModelDescription
@@ -174,6 +177,27 @@ def test_rm_never_touches_models_that_lie_elsewhere(tmp_path: Path) -> None:
     for name in ("/etc/passwd", "..", "../..", "/", "some/model"):
         with pytest.raises(ModelNotFound):
             invoke(models.rm, name, "--yes")
+
+
+def test_forget_removes_what_was_learnt_and_no_model() -> None:
+    model = have("smollm2-135m")
+    with pytest.raises(ModelNotFound, match="nothing to forget"):
+        invoke(forget, "--yes")
+    kept = [
+        memory_path(),
+        storage.trim_path("abc", "def"),
+        store.folder() / "cost.json",
+        storage.drafts_directory() / "x-model.ngrams",
+    ]
+    for path in kept:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bytes(7))
+    result = invoke(forget, answer="n\n")
+    assert result.exit_code == 1
+    assert all(path.exists() and str(path) in result.stderr for path in kept)
+    assert invoke(forget, "--yes").stdout == "Freed 28 bytes.\n"
+    assert not any(path.exists() for path in kept)
+    assert model.exists()
 
 
 def test_rm_refuses_while_a_pull_runs() -> None:

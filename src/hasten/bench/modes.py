@@ -1,8 +1,8 @@
 """One loaded model, several ways of decoding with it: the same weights and the same moment for all that are compared.
 
-A *mode* is written ``plain`` (no drafters at all), ``off`` (all that are loaded, and requests that switch them off), ``auto``, drafters
-(``suffix``, ``suffix+lm``), or any of the last two with a rule of drafting behind an at sign (``lm@fixed(4)``, see ``control`` in
-``EngineConfig``). Modes share weights and pool, so they run one after another, and
+A *mode* is written ``plain`` (no drafters at all), ``off`` (all that are loaded, and requests that switch them off), ``auto``,
+drafters (``suffix``, ``suffix+lm``), or any of the last two with a rule of drafting behind an at sign (``lm@fixed(4)``, see
+``control`` in ``EngineConfig``). Modes share weights and pool, so they run one after another, and
 nothing that one learns reaches another: each has its own controller, and asks the drafters as a tenant of its own.
 """
 

@@ -105,8 +105,8 @@ def never_slower_table(found: Comparison) -> Table:
                 numbers = [f"{ratio.value:.3f}", f"{ratio.low:.3f}", f"{ratio.high:.3f}", str(ratio.count)]
                 rows.append([mode, load, *numbers, judge(ratio)])
     note = (
-        "Speed over plain decoding, paired by prompt: geometric mean and ends of the 95 % interval; 'off' is drafters that are loaded and "
-        f"switched off by the request. {SLOWER}: the whole interval lies below 1; 'undecided': it holds 1."
+        "Speed over plain decoding, paired by prompt: geometric mean and ends of the 95 % interval; 'off' is drafters that are "
+        f"loaded and switched off by the request. {SLOWER}: the whole interval lies below 1; 'undecided': it holds 1."
     )
     return Table("Never slower", ["mode", "load", "ratio", "low", "high", "tasks", "verdict"], rows, note, 2, (SLOWER,))
 

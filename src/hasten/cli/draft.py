@@ -6,6 +6,7 @@ from hasten.cli.main import LazyGroup, Row
 
 VERBS = {
     "build": Row("hasten.cli.draft_build:build", "Make draft databases from the model's answers and from text."),
+    "forget": Row("hasten.cli.draft_forget:forget", "Remove what was kept of past answers, and all else that was learnt."),
     "trim": Row("hasten.cli.draft_trim:trim", "Choose the ids that the draft model computes."),
 }
 

@@ -114,6 +114,11 @@ def rm(name: str, yes: bool) -> None:
 def _remove(name: str, what: storage.Removal, yes: bool) -> None:
     if not what.paths:
         raise ModelNotFound(f"Nothing of {name} is kept in {storage.home()}; a model that lies elsewhere is left alone.")
+    confirm_removal(what, yes)
+
+
+def confirm_removal(what: storage.Removal, yes: bool) -> None:
+    """Show what goes, ask unless ``yes``, remove it and say how much that freed."""
     for path in what.paths:
         _note(str(path))
     if not yes:

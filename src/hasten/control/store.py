@@ -18,7 +18,7 @@ LARGEST = 1 << 20
 
 def folder() -> Path:
     """Where the files lie; created when one is written."""
-    return storage.home() / "learnt"
+    return storage.learnt_directory()
 
 
 def file_name(*parts: str) -> str:

@@ -8,18 +8,17 @@ from pathlib import Path
 from hasten.model import storage
 
 
-def directory() -> Path:
-    return storage.home() / "drafts"
-
-
 def memory_path() -> Path:
     """The outputs of all models and tenants."""
-    return directory() / "memory.sqlite"
+    return storage.drafts_directory() / "memory.sqlite"
 
 
 def database_paths(vocabulary: str, model: str) -> tuple[Path, Path]:
     """The databases of a model's own generations and of any text. Models of one vocabulary share the second."""
-    return directory() / f"{_short(f'{vocabulary} {model}')}-model.ngrams", directory() / f"{_short(vocabulary)}-statistics.ngrams"
+    return (
+        storage.drafts_directory() / f"{_short(f'{vocabulary} {model}')}-model.ngrams",
+        storage.drafts_directory() / f"{_short(vocabulary)}-statistics.ngrams",
+    )
 
 
 def arguments_of(drafter: str, model: str, vocabulary: str) -> dict[str, object]:

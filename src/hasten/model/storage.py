@@ -7,6 +7,7 @@
     ├── converted/FINGERPRINT-PRECISION.weights weights converted for this engine, with a .json that names their source;
     │                                           -calibrated before the dot: made by `hasten quantize`
     ├── drafts/                                 past outputs, and what `hasten draft build` made (``draft.kept``)
+    ├── learnt/                                 costs of rows, and which drafters were worth it (``control.store``)
     └── trimmed/DRAFT-VOCABULARY.json           which ids a draft model computes (``hasten draft trim``)
 
 Files of hub repositories lie in huggingface_hub's own cache, shared with every program that uses it; Hasten never removes them.
@@ -91,9 +92,21 @@ def calibrated_path(fingerprint: str, precision: str) -> Path:
     return converted_directory() / f"{_safe(fingerprint)}-{_safe(precision)}-calibrated.weights"
 
 
+def learnt_directory() -> Path:
+    return home() / "learnt"
+
+
+def drafts_directory() -> Path:
+    return home() / "drafts"
+
+
+def trimmed_directory() -> Path:
+    return home() / "trimmed"
+
+
 def trim_path(draft: str, vocabulary: str) -> Path:
     """Where the choice of ids lies that the draft model with this fingerprint computes of the vocabulary with that one."""
-    return home() / "trimmed" / f"{_safe(draft)[:32]}-{_safe(vocabulary)[:32]}.json"
+    return trimmed_directory() / f"{_safe(draft)[:32]}-{_safe(vocabulary)[:32]}.json"
 
 
 def record_conversion(path: Path, source: Path) -> None:
@@ -138,10 +151,18 @@ def removal(name: str | None, source: Path) -> Removal:
     return Removal(tuple(paths), sum(_size(path) for path in paths))
 
 
+def learnings() -> Removal:
+    """All that drafting keeps: texts and databases of drafters, chosen vocabularies, and what the controller learnt."""
+    kept = (drafts_directory(), trimmed_directory(), learnt_directory())
+    paths = [path for folder in kept if folder.is_dir() for path in sorted(folder.iterdir())]
+    return Removal(tuple(paths), sum(_size(path) for path in paths))
+
+
 def remove(what: Removal) -> None:
     """Delete it. Raises ModelError when a path is not directly in Hasten's own directories or cannot be deleted; links are
     deleted, never what they point at."""
-    own = {gguf_directory().resolve(), converted_directory().resolve()}
+    folders = (gguf_directory(), converted_directory(), drafts_directory(), trimmed_directory(), learnt_directory())
+    own = {folder.resolve() for folder in folders}
     for path in what.paths:
         if path.parent.resolve() not in own or path.name in ("", ".", ".."):
             raise ModelError(f"{path} is outside {home()} and is left alone; remove it yourself if you want it gone.")
