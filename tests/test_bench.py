@@ -14,7 +14,7 @@ import pytest
 
 from hasten.bench.contestants import ModeContestant, ModesInStep, ablation_modes, each_mode
 from hasten.bench.machine import Energy, read_bandwidth, step_bytes
-from hasten.bench.modes import OFF, PLAIN, Subject, fit_in_step, parse_mode, run_in_step
+from hasten.bench.modes import PLAIN, Subject, parse_mode, run_in_step
 from hasten.bench.page import write_page
 from hasten.bench.plots import THEMES, draw_all
 from hasten.bench.samples import Sample, first_difference
@@ -23,11 +23,13 @@ from hasten.bench.statistics import geometric_mean, median
 from hasten.bench.tables import ALL, Comparison
 from hasten.bench.words import DIFFERS, SLOWER, all_tables, judge, mode_by_load_table, never_slower_table, notes, speed_table
 from hasten.bench.workloads import Load, Question, from_prompts, loads
+from hasten.cache.blocks import BlockManager
 from hasten.core.errors import ConfigError
-from hasten.core.types import SamplingParams
+from hasten.core.types import BLOCK_SIZE, SamplingParams
+from hasten.draft.lm import LanguageModelDrafter
 from hasten.draft.recycling import RecyclingDrafter
 from hasten.draft.suffix import SuffixDrafter
-from tiny import tiny_engine
+from tiny import VOCABULARY, tiny_engine, tiny_executor
 
 TOKENS = 11
 PARAMS = SamplingParams(max_tokens=TOKENS, ignore_eos=True)
@@ -271,13 +273,28 @@ def test_modes_in_step_say_what_they_say_alone(subject: Subject) -> None:
     assert subject.run_in_step(modes, prompts, params, "again")[0][0].tokens == alone[0]
 
 
-def test_modes_that_fit_in_step() -> None:
-    loaded = ["suffix", "lm"]
-    auto, alone, suffix = (parse_mode(name, loaded) for name in ("auto", "lm", "suffix"))
-    assert fit_in_step([PLAIN, OFF, auto], loaded)
-    assert fit_in_step([PLAIN, auto, suffix], loaded)
-    assert not fit_in_step([PLAIN, auto, alone], loaded)
-    assert not fit_in_step([PLAIN, OFF, suffix, auto], loaded)
+def test_room_of_modes_in_step(subject: Subject) -> None:
+    """Prompt, answer and tree of every sequence in whole blocks, against an equal share of the pool's blocks."""
+    pool, nodes = subject.engine.scheduler.blocks.num_blocks, subject.engine.controller.most_nodes
+    load = Load("one", [Question("a", [5] * 7), Question("b", [5] * 40)], SamplingParams(max_tokens=30), 2)
+    room, needed = subject.room_in_step(3, [load])
+    assert room == pool // 3 * BLOCK_SIZE
+    assert needed == 2 * -(-(40 + 30 + nodes) // BLOCK_SIZE) * BLOCK_SIZE
+
+
+def test_modes_with_a_draft_model_in_step() -> None:
+    """Each mode's sequences have blocks of their own in the draft's pool, too."""
+    executor = tiny_executor("llama", num_blocks=64, perturbed=0.1)
+    draft = LanguageModelDrafter(executor.forward, BlockManager(64, prefix_cache=False), VOCABULARY, 512)
+    subject = Subject(tiny_engine("llama", [draft], num_blocks=64))
+    modes = [PLAIN, *(parse_mode(f"lm@fixed({depth})", subject.loaded) for depth in (1, 2, 4))]
+    prompts = [[5, 6, 7] * 6, [9, 8, 7, 6] * 5]
+    params = [SamplingParams(max_tokens=30, ignore_eos=True)] * 2
+    alone = [subject.run(mode, prompts, params) for mode in modes]
+    together = subject.run_in_step(modes, prompts, params, "in step")
+    for one, other in zip(alone, together, strict=True):
+        assert [(sample.tokens, sample.drafted) for sample in one] == [(sample.tokens, sample.drafted) for sample in other]
+    assert sum(together[3][0].drafted.values()) > 0
 
 
 @dataclass

@@ -36,7 +36,7 @@ class ModeContestant:
 @dataclass(frozen=True, slots=True)
 class ModesInStep:
     """Modes of one model that take turns step by step: what disturbs the machine disturbs all of them alike, so that small
-    differences show. At most one of them may draft with a model."""
+    differences show."""
 
     subject: Subject
     modes: Sequence[Mode]

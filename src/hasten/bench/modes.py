@@ -2,8 +2,8 @@
 
 A *mode* is written ``plain`` (no drafters at all), ``off`` (all that are loaded, and requests that switch them off), ``auto``,
 drafters (``suffix``, ``suffix+lm``), or any of the last two with a rule of drafting behind an at sign (``lm@fixed(4)``, see
-``control`` in ``EngineConfig``). Modes share weights and pool, so they run one after another, and
-nothing that one learns reaches another: each has its own controller, and asks the drafters as a tenant of its own.
+``control`` in ``EngineConfig``). Modes share weights and pool: they run one after another, or step in turns with a part of the
+pool each. Nothing that one learns reaches another: each has its own controller, and asks the drafters as a tenant of its own.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from hasten.bench.samples import Sample
+from hasten.bench.workloads import Load
 from hasten.cache.blocks import BlockManager
 from hasten.control.controller import Controller
 from hasten.core.config import SpeculationParams, parse_control
@@ -31,8 +32,6 @@ from hasten.engine.scheduler import Scheduler
 
 NEEDS_MORE = ("prediction",)  # drafters that have nothing to say without what a benchmark does not give
 ALWAYS = SpeculationParams(mode="on")
-MODEL_DRAFTERS = ("lm", "foreign")  # drafters with caches of their own, which cannot be shared out
-MOST_IN_STEP = 3  # modes that still leave each a fair share of the pool
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +64,6 @@ def parse_mode(text: str, loaded: Sequence[str]) -> Mode:
             known = nearest(name, ["plain", "off", "auto", *loaded])
             raise ConfigError(f"The mode '{text}' names '{name}', which is not loaded{known}")
     return Mode(text, chosen, control)
-
-
-def fit_in_step(modes: Sequence[Mode], loaded: Sequence[str]) -> bool:
-    """Whether these modes can take turns step by step (``Subject.run_in_step``)."""
-    with_model = [mode for mode in modes if mode.wish.mode != "off" and set(MODEL_DRAFTERS).intersection(names_of(mode, loaded))]
-    return len(modes) <= MOST_IN_STEP and len(with_model) <= 1
 
 
 def names_of(mode: Mode, loaded: Sequence[str]) -> Sequence[str]:
@@ -123,8 +116,7 @@ class Subject:
     def run_in_step(
         self, modes: Sequence[Mode], prompts: Sequence[list[int]], params: Sequence[SamplingParams], tenant: str = ""
     ) -> list[list[Sample]]:
-        """Like ``run``, in all these modes at once, which take turns step by step. Each has its own share of the pool, and at most
-        one of them may draft with a model, for drafts' caches are not shared out."""
+        """Like ``run``, in all these modes at once, which take turns step by step. Each has its own share of the pool."""
         shares = len(modes)
         for place, mode in enumerate(modes):
             if (mode, place, shares) not in self._sharing:
@@ -136,6 +128,16 @@ class Subject:
                 for engine, mode in zip(engines, modes, strict=True)
             ]
         )
+
+    def room_in_step(self, modes: int, loads: Sequence[Load]) -> tuple[int, int]:
+        """Positions of a mode's share of the pool where so many step in turns, and the most that it will need."""
+        blocks = self.engine.scheduler.blocks.num_blocks
+        return blocks // modes * BLOCK_SIZE, max((load.batch * self._most_positions(load) for load in loads), default=0)
+
+    def _most_positions(self, load: Load) -> int:
+        longest = max((len(question.tokens) for question in load.questions), default=0)
+        whole = longest + (load.params.max_tokens or self.engine.scheduler.capacity) + self.engine.controller.most_nodes
+        return -(-whole // BLOCK_SIZE) * BLOCK_SIZE
 
     def variant(
         self, mode: Mode, max_rows: int | None = None, prefix_cache: bool = False, share: tuple[int, int] = (0, 1)

@@ -19,6 +19,7 @@ from hasten.core.types import SamplingParams
 
 if TYPE_CHECKING:
     from hasten import LLM
+    from hasten.bench.modes import Subject
     from hasten.bench.peers.process import Peer
     from hasten.bench.session import Contestant
     from hasten.bench.words import Table
@@ -41,7 +42,7 @@ NEVER_SLOWER_WORKLOADS = ("spec-bench", "humaneval", "hostile")
     "--compare",
     "modes",
     metavar="LIST",
-    help="plain, auto, each, drafters such as suffix+lm; @RULE may follow.",
+    help="plain, off, auto, each, drafters such as suffix+lm; @RULE may follow.",
 )
 @click.option("--batches", metavar="LIST", default="1", show_default=True, help="How many requests run at once.")
 @click.option("--temperatures", metavar="LIST", default="0", show_default=True, help="Temperatures to measure at.")
@@ -139,7 +140,7 @@ def measure(llm: LLM, config: EngineConfig, folder: Path, items: list[Prompt] | 
     """Run what is missing in the folder's results. True when it was interrupted."""
     from hasten.bench.contestants import ModeContestant, ModesInStep
     from hasten.bench.machine import Energy, about_machine, peak_memory_bytes, read_bandwidth
-    from hasten.bench.modes import Subject, fit_in_step, parse_mode
+    from hasten.bench.modes import Subject, parse_mode
     from hasten.bench.peer_quality import add_perplexities
     from hasten.bench.session import ResultFile, Session
     from hasten.cli.screen import notes, progress_on
@@ -161,7 +162,7 @@ def measure(llm: LLM, config: EngineConfig, folder: Path, items: list[Prompt] | 
         results = ResultFile.open(folder / "results.jsonl", wanted, about_machine(), options["restart"])
         contestants = [*own, *foreign]
         seconds = options["seconds"] or float("inf")
-        in_step = ModesInStep(subject, modes) if not foreign and fit_in_step(modes, subject.loaded) else None
+        in_step = ModesInStep(subject, modes) if not foreign and step_in_turns(subject, len(modes), loads) else None
         session = Session(loads, contestants, results, read_bandwidth, energy.take, options["repeats"], seconds, together=in_step)
         with progress_on(notes(), "Measuring") as progress:
             try:
@@ -173,6 +174,19 @@ def measure(llm: LLM, config: EngineConfig, folder: Path, items: list[Prompt] | 
             finally:
                 results.add({"kind": "memory", "peak_bytes": peak_memory_bytes()})
     return False
+
+
+def step_in_turns(subject: Subject, modes: int, loads: list[Load]) -> bool:
+    """Whether the pool holds all modes at once; where it does not, what to do about it is said."""
+    room, needed = subject.room_in_step(modes, loads)
+    if room < needed:
+        say_notes(
+            [
+                f"{modes} modes do not fit the key-value pool together, so they take turns question by question, which is less "
+                f"exact; --cache-tokens {modes * needed} lets them take turns step by step."
+            ]
+        )
+    return room >= needed
 
 
 def other_engines(llm: LLM, config: EngineConfig, options: dict[str, Any], loads: list[Load], stack: ExitStack) -> list[Peer]:
