@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from hasten.cli.options import without_past
 from hasten.core.config import EngineConfig
 from hasten.core.errors import ConfigError
 from hasten.core.registry import Spec, parse_specs
@@ -17,6 +18,25 @@ def test_specs_are_read() -> None:
         Spec("lm", {"tree": "top-k", "branching": (3, 2, 1), "trim": False, "model": None})
     ]
     assert parse_specs("foreign(match=tokens, width=-1)") == [Spec("foreign", {"match": "tokens", "width": -1})]
+
+
+@pytest.mark.parametrize("text", ["suffix", "lm(tree=rsd-s, branching=(3, 2), trim=None)+memory(path='/a b/c.sqlite')"])
+def test_specs_are_written_as_they_are_read(text: str) -> None:
+    specs = parse_specs(text)
+    assert parse_specs("+".join(map(str, specs))) == specs
+
+
+@pytest.mark.parametrize(
+    ("draft", "measured"),
+    [
+        ("auto", "auto"),
+        ("suffix+memory(tenants=4)", "suffix+memory(path=None, tenants=4)"),
+        ("memory(path=None)", "memory(path=None)"),
+        ("memory(path='/tmp/mine')", "memory(path='/tmp/mine')"),
+    ],
+)
+def test_what_is_measured_knows_no_earlier_run(draft: str, measured: str) -> None:
+    assert without_past(EngineConfig(draft=draft)).draft == measured
 
 
 @pytest.mark.parametrize(

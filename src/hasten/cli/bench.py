@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hasten.cli.generate import load
-from hasten.cli.options import Verb, engine_config, engine_options
+from hasten.cli.options import Verb, engine_config, engine_options, without_past
 from hasten.cli.prompts import Prompt, collect
 from hasten.core.config import EngineConfig
 from hasten.core.errors import ConfigError
@@ -76,7 +76,7 @@ def bench(ctx: click.Context, /, out: str, plots: bool, **options: Any) -> None:
     measured; the same command goes on with it. Works offline once models and other engines are there.
     """
     check(options)
-    config = engine_config(options)
+    config = without_past(engine_config(options))
     folder = Path(out)
     from hasten.bench.plots import check_matplotlib, draw_all
     from hasten.bench.tables import Comparison

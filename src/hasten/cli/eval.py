@@ -11,7 +11,7 @@ import click
 
 from hasten.cli.bench import say_notes, show
 from hasten.cli.generate import load
-from hasten.cli.options import Verb, engine_config, engine_options
+from hasten.cli.options import Verb, engine_config, engine_options, without_past
 from hasten.core.errors import ConfigError
 from hasten.core.types import SamplingParams
 
@@ -58,7 +58,7 @@ def evaluate(ctx: click.Context, /, tasks: str, problems: int | None, chunks: in
     for name in names:
         if name not in TASKS:
             raise ConfigError(f"There is no task called '{name}'; give {' or '.join(TASKS)}, or both with a comma between.")
-    config = engine_config(options)
+    config = without_past(engine_config(options))
     if config.draft == "none":
         raise ConfigError("This compares with and without drafts; give --draft auto or another choice than none.")
     from hasten.bench.sandbox import check_sandbox

@@ -8,7 +8,7 @@ from __future__ import annotations
 import types
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, Field, fields, replace
 from typing import Any, TypeVar
 
 import click
@@ -22,6 +22,7 @@ from hasten.core.config import (
     EngineConfig,
     SpeculationParams,
 )
+from hasten.core.registry import parse_specs
 from hasten.core.types import MAX_TOP_LOGPROBS, SamplingParams
 from hasten.serve.limits import Limits
 
@@ -164,6 +165,15 @@ def speculation_options(function: Function) -> Function:
 def speculation_params(options: Mapping[str, Any]) -> SpeculationParams:
     """The SpeculationParams that a verb's options ask for. Raises InvalidRequest when a value is out of range."""
     return SpeculationParams(options["speculation"], options["draft_nodes"])
+
+
+def without_past(config: EngineConfig) -> EngineConfig:
+    """The same, but that no drafter knows what earlier runs said, or keeps what this one says: for measuring."""
+    if config.draft == "auto":
+        return config
+    specs = [replace(spec, arguments={"path": None} | spec.arguments) if spec.name == "memory" else spec
+             for spec in parse_specs(config.draft)]  # fmt: skip
+    return replace(config, draft="+".join(map(str, specs)))
 
 
 def engine_config(options: Mapping[str, Any]) -> EngineConfig:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hasten.cli.generate import load
-from hasten.cli.options import Verb, engine_config, engine_options
+from hasten.cli.options import Verb, engine_config, engine_options, without_past
 from hasten.cli.prompts import collect
 from hasten.core.errors import ConfigError
 from hasten.core.types import SamplingParams
@@ -32,7 +32,7 @@ def prove(ctx: click.Context, /, prompts: str | None, max_tokens: int, seed: int
     Every prompt is decoded in the plainest way: no drafts, alone, in one piece, nothing cached. Then with drafts, in a batch, in
     chunks and out of the prefix cache, greedy and sampled; every token is compared. The exit status is 1 when one differs.
     """
-    config = engine_config(options)
+    config = without_past(engine_config(options))
     if config.draft == "none":
         raise ConfigError("Without drafters there is no promise to prove; give --draft auto or another choice than none.")
     params = SamplingParams(max_tokens=max_tokens, seed=seed)

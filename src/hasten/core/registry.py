@@ -23,6 +23,11 @@ class Spec:
     name: str
     arguments: dict[str, Any] = field(default_factory=dict)
 
+    def __str__(self) -> str:
+        """As ``parse_specs`` reads it."""
+        given = ", ".join(f"{name}={value!r}" for name, value in self.arguments.items())
+        return f"{self.name}({given})" if given else self.name
+
 
 @dataclass(frozen=True)
 class Registry:
