@@ -81,7 +81,7 @@ def test_every_verb_loads_under_its_own_name() -> None:
         (["generate", "--modle", "x"], ["--modle", "--model", "hasten generate --help"]),
         (["generate", "--max-tokens", "many"], ["--max-tokens", "many"]),
         (["generate", "--prompt"], ["--prompt"]),
-        (["generate", "stray"], ["stray", "hasten generate --help"]),
+        (["generate", "one", "stray"], ["stray", "hasten generate --help"]),
         (["--nonsense"], ["--nonsense"]),
     ],
 )

@@ -43,6 +43,15 @@ def test_one_prompt_streams_and_accounts(command_line: CommandLine) -> None:
     assert llm.params == [SamplingParams(max_tokens=5, temperature=0.5, seed=9)]
 
 
+def test_the_prompt_needs_no_name(command_line: CommandLine) -> None:
+    command_line("generate", "Why?")
+    assert command_line.made.asked == ["<user>Why?"]
+    for other in (["-p", "x"], ["--prompts", "x.jsonl"]):
+        done = command_line("generate", "Why?", *other)
+        assert done.status == 1
+        assert done.err.startswith("hasten: Give")
+
+
 def test_no_colour_codes_when_not_a_terminal(command_line: CommandLine) -> None:
     done = command_line("generate", "-p", "x")
     assert "\x1b" not in done.out + done.err

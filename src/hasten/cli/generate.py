@@ -21,6 +21,7 @@ from hasten.cli.options import (
 )
 from hasten.cli.prompts import Prompt, collect
 from hasten.core.config import EngineConfig, SpeculationParams
+from hasten.core.errors import InvalidRequest
 from hasten.core.results import Completion
 
 if TYPE_CHECKING:
@@ -28,22 +29,25 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=Verb)
-@click.option("-p", "--prompt", metavar="TEXT", help="What to answer.")
+@click.argument("text", required=False)
+@click.option("-p", "--prompt", metavar="TEXT", help="What to answer; the same as TEXT without a name.")
 @click.option("--prompts", metavar="FILE", help="JSON lines with prompt, messages or turns; '-' is standard input.")
 @click.option("--raw", is_flag=True, default=False, help="Continue the text as it stands: no chat template.")
 @click.option("--json", "as_json", is_flag=True, default=False, help="Print one JSON object a prompt.")
 @sampling_options()
 @engine_options
 @speculation_options
-def generate(prompt: str | None, prompts: str | None, raw: bool, as_json: bool, **options: Any) -> None:
-    """Answer a prompt, or each prompt of a file, or what comes on standard input.
+def generate(text: str | None, prompt: str | None, prompts: str | None, raw: bool, as_json: bool, **options: Any) -> None:
+    """Answer TEXT, or each prompt of a file, or what comes on standard input.
 
     The prompt is a message to a chat model: its chat template is applied where it has one, unless --raw is given.
     The answer goes to standard output; a line on speed and guesses goes to standard error.
     """
+    if text is not None and prompt is not None:
+        raise InvalidRequest("Give the prompt once: as TEXT or by --prompt.")
     config = engine_config(options)
     speculation = speculation_params(options)
-    items = collect(prompt, prompts, sampling_params(options), raw)
+    items = collect(text if prompt is None else prompt, prompts, sampling_params(options), raw)
     with closing(load(config)) as llm:
         if len(items) == 1 and items[0].params.n == 1 and not as_json:
             _stream_one(llm, items[0], raw, speculation)

@@ -54,12 +54,12 @@ class Prompt:
 def collect(prompt: str | None, file: str | None, params: SamplingParams, raw: bool) -> list[Prompt]:
     """The prompts that the options name; standard input as one prompt when they name none. Raises InvalidRequest."""
     if prompt is not None and file is not None:
-        raise InvalidRequest("Give --prompt or --prompts, not both.")
+        raise InvalidRequest("Give a prompt or --prompts, not both.")
     if file is not None:
         return _from_file(file, params)
     text = _standard_input(raw) if prompt is None else prompt
     if not text.strip():
-        raise InvalidRequest("The prompt is empty; give --prompt TEXT, --prompts FILE, or text on standard input.")
+        raise InvalidRequest("The prompt is empty; give TEXT, --prompts FILE, or text on standard input.")
     return [Prompt(params, text=text)]
 
 

@@ -199,13 +199,17 @@ def _model_drafter(
     spec: Spec, config: EngineConfig, target: LoadedModel, device: torch.device, progress: Progress
 ) -> LanguageModelDrafter:
     """The drafter of the model that ``spec`` names: "lm" where the two vocabularies are one, "foreign" where they are not."""
-    resolved = catalogue.resolve(str(spec.arguments["model"]), fetch=True, progress=progress)
+
+    def of_draft(label: str, done: int, total: int) -> None:
+        progress(f"draft model, {label}", done, total)
+
+    resolved = catalogue.resolve(str(spec.arguments["model"]), fetch=True, progress=of_draft)
     arguments = {name: value for name, value in spec.arguments.items() if name not in ("model", "trim")}
     tokenizer = load_tokenizer(resolved.path)
     try:
         if spec.name == "lm" and tokenizer.vocabulary_fingerprint == target.tokenizer.vocabulary_fingerprint:
-            return _lm_drafter(resolved, arguments, bool(spec.arguments.get("trim", True)), config, target, device, progress)
-        return _foreign_drafter(resolved, tokenizer, arguments, config, target, device, progress)
+            return _lm_drafter(resolved, arguments, bool(spec.arguments.get("trim", True)), config, target, device, of_draft)
+        return _foreign_drafter(resolved, tokenizer, arguments, config, target, device, of_draft)
     except TypeError as problem:
         raise ConfigError(f"The {spec.name} drafter does not take these arguments ({problem}).") from problem
 
