@@ -35,6 +35,13 @@ def test_help_lists_every_verb(command_line: CommandLine) -> None:
     assert command_line("-h").out == done.out
 
 
+@pytest.mark.parametrize("group", [[], ["draft"]])
+def test_a_group_without_a_verb_lists_its_verbs(command_line: CommandLine, group: list[str]) -> None:
+    done = command_line(*group)
+    assert done.status == 0
+    assert done.out == command_line(*group, "--help").out
+
+
 def test_version(command_line: CommandLine) -> None:
     assert command_line("--version").out == f"hasten {__version__}\n"
 

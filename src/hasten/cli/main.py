@@ -50,8 +50,15 @@ class LazyGroup(click.Group):
     """A group whose commands are rows of a table, imported one at a time."""
 
     def __init__(self, *arguments: Any, rows: dict[str, Row], **settings: Any) -> None:
-        super().__init__(*arguments, **settings)
+        super().__init__(*arguments, no_args_is_help=False, **settings)
         self.rows = rows
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Without any argument: print the help."""
+        if not args:
+            click.echo(ctx.get_help())
+            ctx.exit()
+        return super().parse_args(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.rows)
@@ -79,7 +86,6 @@ class LazyGroup(click.Group):
     cls=LazyGroup,
     rows=VERBS,
     epilog=EPILOG,
-    no_args_is_help=False,
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
@@ -89,7 +95,7 @@ class LazyGroup(click.Group):
 def cli(ctx: click.Context) -> None:
     """Run a language model on this machine: exactly the text it would have given, several times sooner.
 
-    Start with 'hasten generate --prompt "Why is the sky blue?"' or 'hasten chat'.
+    Start with 'hasten generate "Why is the sky blue?"' or 'hasten chat'.
     """
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
