@@ -50,7 +50,8 @@ class LazyGroup(click.Group):
     """A group whose commands are rows of a table, imported one at a time."""
 
     def __init__(self, *arguments: Any, rows: dict[str, Row], **settings: Any) -> None:
-        super().__init__(*arguments, no_args_is_help=False, **settings)
+        super().__init__(*arguments, **settings)
+        self.no_args_is_help = False
         self.rows = rows
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
