@@ -1,13 +1,10 @@
-"""A draft model that computes part of the vocabulary: the same logits, the same noise, never another text; and hostile files."""
+"""A draft model that computes part of the vocabulary: the same logits, the same noise, never another text."""
 
 from __future__ import annotations
 
 import gc
-import json
-import logging
 import random
 import weakref
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,35 +12,19 @@ import pytest
 import torch
 
 from hasten.cache.blocks import BlockManager
-from hasten.cli.main import run
-from hasten.core.config import EngineConfig
-from hasten.core.errors import ConfigError, InvalidRequest
 from hasten.core.types import Batch, DraftTree, SamplingParams, Segment, Sequence, Verdict
 from hasten.draft import shortlist
 from hasten.draft.base import DraftBudget
 from hasten.draft.lm import LanguageModelDrafter
 from hasten.draft.shortlist import Shortlists
-from hasten.draft.trim import (
-    DEFAULT_SIZE,
-    FORMAT,
-    TrimmedVocabulary,
-    choose_trim,
-    count_tokens,
-    load,
-    save,
-    trim_head,
-    trimmed,
-)
 from hasten.model.decoder import Decoder
 from hasten.model.executor import Executor
 from hasten.model.head import DenseRows, TrimmedHead, head_rows
 from hasten.model.precision import FP32, FP64, INT8, Precision
 from hasten.model.weights import load_decoder
 from hasten.native.loader import load as native
-from hasten.train import trim as find
-from hasten.train.trim import Answer, Tally, replay
 from test_exact import SETTINGS, prompt_of
-from tiny import CPU, DESCRIPTIONS, VOCABULARY, LetterTokenizer, RandomSource, naive_text, run_all, tiny_engine
+from tiny import CPU, DESCRIPTIONS, VOCABULARY, RandomSource, naive_text, run_all, tiny_engine
 
 KINDS = ("llama", "llama3", "gemma3")  # a head of its own, a tied one, one with softcap
 SOME = np.array([0, 3, 4, 17, 30, 31, 55, 60])
@@ -122,126 +103,6 @@ def test_int8_weights_that_are_nowhere_cannot_be_trimmed(tmp_path: Path) -> None
     assert head_rows(source, decoder, tmp_path / "none") is None
     (tmp_path / "bad").write_bytes(b"x" * 5000)
     assert head_rows(source, decoder, tmp_path / "bad") is None
-
-
-# ---- which ids
-
-
-def test_the_most_counted_are_kept_then_the_lowest() -> None:
-    rng = np.random.default_rng(0)
-    for size in (1, 7, 50, 99, 100, 5000):
-        counts = rng.integers(0, 4, 100) * (rng.random(100) < 0.3)
-        found = trimmed(Words(100, special=(98,), eos=(97, 500)), size, counts).ids
-        order = sorted(range(100), key=lambda token: (-counts[token], token))
-        assert found.tolist() == sorted({*order[:size], 97, 98})
-        assert found.dtype == np.int64
-
-
-def test_letters_of_a_sentencepiece_vocabulary_rank_before_words() -> None:
-    words = Words(100, byte_level=False)
-    letters = {token for token in range(90, 100) if token % 3 != 2}  # the snowman has three bytes
-    assert {*trimmed(words, 20).ids.tolist()} == letters | {*range(20 - len(letters))}
-    assert trimmed(Words(100), 20).ids.tolist() == list(range(20))
-
-
-def test_counting() -> None:
-    assert count_tokens([[1, 1, 4], [], [4, 9, -1, 10**9]], 5).tolist() == [0, 2, 0, 0, 2]
-
-
-def test_the_default_keeps_the_lowest_of_a_large_vocabulary(tmp_path: Path) -> None:
-    assert choose_trim("d", Words(2 * DEFAULT_SIZE - 1), tmp_path / "none") is None
-    found = choose_trim("d", Words(2 * DEFAULT_SIZE, special=(40000,)), tmp_path / "none")
-    assert found is not None
-    assert found.ids.tolist() == [*range(DEFAULT_SIZE), 40000]
-
-
-# ---- the file
-
-
-def test_a_choice_comes_back(tmp_path: Path) -> None:
-    path, words = tmp_path / "deep" / "trim.json", Words(100, special=(3,))
-    assert load(path, "draft", words) is None
-    save(trimmed(words, 10, counted="a test"), path, "draft", words)
-    found = load(path, "draft", words)
-    assert found is not None
-    assert (found.ids.tolist(), found.counted) == (list(range(10)), "a test")
-    assert [entry.name for entry in path.parent.iterdir()] == ["trim.json"]
-
-
-def test_a_choice_of_everything_is_no_trim(tmp_path: Path) -> None:
-    words = Words(3 * DEFAULT_SIZE)
-    save(trimmed(words, words.vocabulary_size), tmp_path / "trim.json", "draft", words)
-    assert choose_trim("draft", words, tmp_path / "trim.json") is None
-
-
-def content(**changes: object) -> bytes:
-    good = {"format": FORMAT, "draft": "draft", "vocabulary": "words", "counted": "x", "size": 3, "ids": [1, 5, 7]}
-    return json.dumps({**good, **changes}).encode()
-
-
-HOSTILE: dict[str, bytes] = {
-    "empty": b"",
-    "not json": b"{",
-    "not utf-8": b"\xff\xfe\x00",
-    "a list": b"[1, 2]",
-    "deep": b"[" * 100_000,
-    "format": content(format="hasten-trim-0"),
-    "draft": content(draft="other"),
-    "vocabulary": content(vocabulary=None),
-    "counted": content(counted=7),
-    "no ids": content(ids=[], size=0),
-    "size": content(size=4),
-    "text ids": content(ids=["1", "5", "7"]),
-    "true": content(ids=[True, 5, 7]),
-    "fractions": content(ids=[1.0, 5, 7]),
-    "nested": content(ids=[[1], [5], [7]]),
-    "negative": content(ids=[-1, 5, 7]),
-    "beyond": content(ids=[1, 5, 100]),
-    "huge": content(ids=[1, 5, 10**400]),
-    "repeated": content(ids=[1, 5, 5]),
-    "descending": content(ids=[7, 5, 1]),
-    "a hidden large one": content(ids=[1, 10**9, 7]),
-}
-
-
-@pytest.mark.parametrize("data", HOSTILE.values(), ids=HOSTILE.keys())
-def test_a_hostile_file_is_set_aside_with_one_warning(data: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    path = tmp_path / "trim.json"
-    path.write_bytes(data)
-    assert choose_trim("draft", Words(100), path) is None
-    assert [record.levelno for record in caplog.records] == [logging.WARNING]
-    assert not path.exists()
-    assert path.with_suffix(".damaged").read_bytes() == data
-    assert load(path, "draft", Words(100)) is None
-    assert len(caplog.records) == 1
-
-
-def test_a_file_without_special_ids_gets_them(tmp_path: Path) -> None:
-    (tmp_path / "trim.json").write_bytes(content())
-    found = load(tmp_path / "trim.json", "draft", Words(100, special=(50,), eos=(2,)))
-    assert found is not None
-    assert found.ids.tolist() == [1, 2, 5, 7, 50]
-
-
-def test_a_file_that_is_a_folder_is_left_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / "trim.json").mkdir()
-    assert load(tmp_path / "trim.json", "draft", Words(100)) is None
-    assert len(caplog.records) == 1
-
-
-def test_the_head_of_a_draft_follows_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HASTEN_HOME", str(tmp_path))
-    source, letters = RandomSource(DESCRIPTIONS["llama3"]), LetterTokenizer()
-    letters.byte_level = True  # type: ignore[attr-defined]
-    decoder = load_decoder(source, FP64, CPU, None)
-    assert trim_head(source, decoder, None, letters) is None  # type: ignore[arg-type]
-    from hasten.model import storage
-
-    path = storage.trim_path(source.fingerprint, letters.vocabulary_fingerprint)
-    save(TrimmedVocabulary(SOME, "a test"), path, source.fingerprint, letters)  # type: ignore[arg-type]
-    head = trim_head(source, decoder, None, letters)  # type: ignore[arg-type]
-    assert head is not None
-    assert head.ids.tolist() == SOME.tolist()
 
 
 # ---- what a text adds
@@ -374,79 +235,3 @@ def test_the_text_is_that_of_plain_decoding(name: str) -> None:
     done = run_all(engine, [engine.submit(list(prompt), SETTINGS[name]) for prompt in prompts])
     assert done == [naive_text("llama", tuple(prompt), SETTINGS[name]) for prompt in prompts]
     assert not engine.drafting.drafters[0]._shortlists._own  # type: ignore[attr-defined]
-
-
-# ---- measuring
-
-
-def constant(seconds: float) -> Callable[[int], float]:
-    return lambda rows: seconds
-
-
-def test_replay_accepts_what_the_target_said() -> None:
-    """The draft is the target: every draft of the whole head is right, and a trimmed one is wrong where ids are missing."""
-    prompt = list(prompt_of(12, 3))
-    output = naive_text("llama", tuple(prompt), SamplingParams(temperature=0.0, max_tokens=60, ignore_eos=True))
-    answer = Answer(prompt, output, [[token] for token in output])
-    right, part = Tally(), Tally()
-    replay(whole_drafter(), answer, right, constant(1e9))
-    replay(trimmed_drafter(SOME), answer, part, constant(1e9))
-    assert right.timed(VOCABULARY, constant(1.0)).tokens_per_round > 6
-    assert part.timed(8, constant(1.0)).tokens_per_round < right.timed(VOCABULARY, constant(1.0)).tokens_per_round
-    assert right.tokens < len(output)
-
-
-def test_a_rate_is_tokens_over_drafting_and_verifying() -> None:
-    tally = Tally(tokens=30, rows=[4, 4, 9], drafting=[0.2, 0.2, 50.0], levels=[2, 2, 4])
-    found = tally.timed(7, lambda rows: rows / 10)
-    assert found.level_seconds == pytest.approx(0.1)
-    assert found.tokens_per_second == pytest.approx(30 / (0.8 + 1.7))
-    assert found.tokens_per_round == 10
-
-
-# ---- the command
-
-
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        (["--sizes", "1,x"], "--sizes takes whole numbers"),
-        (["--text", "/nowhere/text"], "cannot be read"),
-        (["--prompts", "/nowhere/prompts"], "cannot be read"),
-        (["--precision", "int3"], "precision must be one of"),
-    ],
-)
-def test_wrong_use_is_told_before_a_model_is_loaded(
-    arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    assert run(["draft", "trim", *arguments]) == 1
-    assert sentence in capsys.readouterr().err
-
-
-def test_the_command_shows_what_was_measured(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    asked: list[object] = []
-
-    def found(config: EngineConfig, asks: list[object], texts: list[str], sizes: list[int], progress: object) -> find.Outcome:
-        asked.extend((config.model, len(asks), texts, sizes))
-        rows = [find.Timed(10, 1.5, 2.0, 0.01), find.Timed(20, 2.5, 3.0, 0.02)]
-        return find.Outcome(rows, rows[1], 1234, tmp_path / "trim.json")
-
-    monkeypatch.setattr(find, "find_trim", found)
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    (tmp_path / "text").write_text("Häuser", encoding="utf-8")
-    assert run(["draft", "trim", "-m", "m", "--sizes", "10,20", "--text", str(tmp_path / "text")]) == 0
-    assert asked == ["m", 12, ["Häuser"], [10, 20]]
-    shown = capsys.readouterr().out
-    assert [line.split() for line in shown.splitlines() if line.endswith("kept")] == [["20", "2.50", "3.00", "20.0", "kept"]]
-    assert "1,234 tokens" in shown
-
-
-def test_too_little_to_measure_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(find.catalogue, "resolve", lambda name, **_: type("R", (), {"name": name, "draft": None, "path": Path()})())
-    with pytest.raises(ConfigError, match="No draft model is known"):
-        find.find_trim(EngineConfig(model="m"), [], [])
-    with pytest.raises(InvalidRequest, match="three prompts"):
-        find.find_trim(EngineConfig(model="m", draft_model="d"), [], [])

@@ -1,0 +1,162 @@
+"""Modes of one loaded model: the same text, counted, one after another and step by step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from hasten.bench.contestants import ModeContestant, ModesInStep
+from hasten.bench.machine import read_bandwidth, step_bytes
+from hasten.bench.modes import PLAIN, Subject, parse_mode, run_in_step
+from hasten.bench.samples import Sample
+from hasten.bench.session import ResultFile, Session, read_rows
+from hasten.bench.tables import Comparison
+from hasten.bench.workloads import Load, Question
+from hasten.cache.blocks import BlockManager
+from hasten.core.errors import ConfigError
+from hasten.core.types import BLOCK_SIZE, SamplingParams
+from hasten.draft.lm import LanguageModelDrafter
+from hasten.draft.recycling import RecyclingDrafter
+from hasten.draft.suffix import SuffixDrafter
+from tiny import VOCABULARY, tiny_engine, tiny_executor
+
+PARAMS = SamplingParams(max_tokens=11, ignore_eos=True)
+MACHINE = {"commit": "abc"}
+
+
+@pytest.fixture
+def subject() -> Subject:
+    return Subject(tiny_engine(drafters=[SuffixDrafter(), RecyclingDrafter()]))
+
+
+def test_modes_of_one_model_say_the_same_and_count(subject: Subject) -> None:
+    prompt = [at % 7 for at in range(40)]
+    params = replace(PARAMS, max_tokens=32)
+    samples = {}
+    for name in ("plain", "auto", "suffix", "recycling", "suffix@fixed(3)"):
+        contestant = ModeContestant(subject, parse_mode(name, subject.loaded))
+        (samples[name],) = contestant.answer([prompt], params, 0)
+    assert len({tuple(sample.tokens) for sample in samples.values()}) == 1
+    assert samples["plain"].rounds == 31
+    assert not samples["plain"].drafted
+    assert set(samples["suffix"].drafted) == {"suffix"}
+    fixed = samples["suffix@fixed(3)"]
+    assert len(fixed.by_position) <= 3
+    assert sum(right for _, right in fixed.by_position) == sum(fixed.accepted.values())
+    assert all(early >= late for (_, early), (_, late) in zip(fixed.by_position, fixed.by_position[1:], strict=False))
+
+
+def test_modes_in_step_say_what_they_say_alone(subject: Subject) -> None:
+    """Each in its part of the pool: neither writes into the other's, however they take turns."""
+    modes = [PLAIN, parse_mode("off", subject.loaded), parse_mode("suffix@fixed(3)", subject.loaded)]
+    prompts = [[5, 6, 7] * 6, [9, 8, 7, 6] * 5]
+    params = [SamplingParams(max_tokens=30, ignore_eos=True)] * 2
+    alone = [sample.tokens for sample in subject.run(PLAIN, prompts, params)]
+    together = subject.run_in_step(modes, prompts, params)
+    assert [[sample.tokens for sample in samples] for samples in together] == [alone] * 3
+    assert sum(together[2][0].drafted.values()) > 0
+    assert sum(together[1][0].drafted.values()) == 0
+    assert subject.run_in_step(modes, prompts, params, "again")[0][0].tokens == alone[0]
+
+
+def test_room_of_modes_in_step(subject: Subject) -> None:
+    """Prompt, answer and tree of every sequence in whole blocks, against an equal share of the pool's blocks."""
+    pool, nodes = subject.engine.scheduler.blocks.num_blocks, subject.engine.controller.most_nodes
+    load = Load("one", [Question("a", [5] * 7), Question("b", [5] * 40)], SamplingParams(max_tokens=30), 2)
+    room, needed = subject.room_in_step(3, [load])
+    assert room == pool // 3 * BLOCK_SIZE
+    assert needed == 2 * -(-(40 + 30 + nodes) // BLOCK_SIZE) * BLOCK_SIZE
+
+
+def test_modes_with_a_draft_model_in_step() -> None:
+    """Each mode's sequences have blocks of their own in the draft's pool, too."""
+    executor = tiny_executor("llama", num_blocks=64, perturbed=0.1)
+    draft = LanguageModelDrafter(executor.forward, BlockManager(64, prefix_cache=False), VOCABULARY, 512)
+    subject = Subject(tiny_engine("llama", [draft], num_blocks=64))
+    modes = [PLAIN, *(parse_mode(f"lm@fixed({depth})", subject.loaded) for depth in (1, 2, 4))]
+    prompts = [[5, 6, 7] * 6, [9, 8, 7, 6] * 5]
+    params = [SamplingParams(max_tokens=30, ignore_eos=True)] * 2
+    alone = [subject.run(mode, prompts, params) for mode in modes]
+    together = subject.run_in_step(modes, prompts, params, "in step")
+    for one, other in zip(alone, together, strict=True):
+        assert [(sample.tokens, sample.drafted) for sample in one] == [(sample.tokens, sample.drafted) for sample in other]
+    assert sum(together[3][0].drafted.values()) > 0
+
+
+@dataclass
+class SteppedStub:
+    """Takes 40 steps of one second each; four seconds each between the 30th and the 60th second of ``now``, a clock for all."""
+
+    now: list[float]
+    left: int = 40
+    seconds: float = 0.0
+
+    @property
+    def going(self) -> bool:
+        return self.left > 0
+
+    def step(self) -> None:
+        took = 4.0 if 30.0 <= self.now[0] < 60.0 else 1.0
+        self.now[0] += took
+        self.seconds += took
+        self.left -= 1
+
+    def samples(self) -> list[Sample]:
+        return [Sample([], 0, 0.0, self.seconds)]
+
+    def end(self) -> None:
+        self.left = 0
+
+
+def test_what_disturbs_the_machine_disturbs_all_that_run_in_step() -> None:
+    now = [0.0]
+    alone = [run_in_step([SteppedStub(now)])[0][0].decode_s for _ in range(2)]  # type: ignore[list-item]
+    assert max(alone) / min(alone) > 1.1
+    now[0] = 0.0
+    one, other = (samples[0].decode_s for samples in run_in_step([SteppedStub(now), SteppedStub(now)]))  # type: ignore[list-item]
+    assert one + other > 90.0
+    assert one == pytest.approx(other, rel=0.05)
+
+
+def test_a_comparison_in_step_is_one_row_a_mode_and_goes_on(tmp_path: Path, subject: Subject) -> None:
+    modes = [PLAIN, parse_mode("auto", subject.loaded)]
+    load = Load("one", [Question(str(at), [at, 7, 9]) for at in range(3)], PARAMS)
+    settings = {"modes": ["plain", "auto"], "step_bytes": 10**9, "model": "stub"}
+    contestants = [ModeContestant(subject, mode) for mode in modes]
+    for seconds in (0.0, float("inf")):
+        results = ResultFile.open(tmp_path / "results.jsonl", settings, MACHINE)
+        in_step = ModesInStep(subject, modes)
+        done = Session([load], contestants, results, lambda: 20e9, seconds=seconds, together=in_step).run()
+        assert done == (seconds > 0.0)
+    found = Comparison(read_rows(tmp_path / "results.jsonl"))
+    assert {mode: len(units) for mode, units in found.by_mode.items()} == {"plain": 3, "auto": 3}
+    assert found.differing("one", "auto") == 0
+
+
+def test_a_repetition_remembers_nothing_of_the_one_before(subject: Subject) -> None:
+    mode = ModeContestant(subject, parse_mode("recycling@fixed(3)", subject.loaded))
+    prompt = [3, 1, 4, 1, 5]
+    first, again = (mode.answer([prompt], PARAMS, repeat)[0] for repeat in (0, 1))
+    assert first.accepted == again.accepted
+    repeated = mode.answer([prompt], PARAMS, 1)[0]
+    assert sum(repeated.accepted.values()) > sum(first.accepted.values()), "the same tenant would remember"
+
+
+def test_modes_that_are_none_are_refused(subject: Subject) -> None:
+    assert parse_mode("plain", subject.loaded) == PLAIN
+    for text, sentence in (("sufix", "did you mean 'suffix'"), ("lm", "not loaded"), ("auto@fixed(99)", "control must be")):
+        with pytest.raises(ConfigError, match=sentence.replace("(", r"\(")):
+            parse_mode(text, subject.loaded)
+
+
+def test_bytes_of_a_step(subject: Subject) -> None:
+    decoder = subject.engine.executor.decoder
+    # 2 layers of 48 wide: q, k, v (96 rows), output 48 x 64, gate and up 2 x 64, down 48 x 64; head 61 x 48; 8 bytes each
+    linear = 2 * ((4 + 2 + 2) * 16 * 48 + 48 * 64 + 2 * 64 * 48 + 48 * 64) + 61 * 48
+    assert step_bytes(decoder.weights, 8) == 8 * linear
+    assert read_bandwidth(8, 1) > 1e8
+
+
+# Workloads and machine
