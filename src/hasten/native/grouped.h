@@ -85,7 +85,7 @@ void grouped_generic(const GroupedCall& call, const GroupedPart& part, std::int6
 void grouped_avx2(const GroupedCall& call, const GroupedPart& part, std::int64_t offset, std::int64_t first, std::int64_t last,
                   std::int64_t row, std::int64_t count);
 
-// What grouped_avx2 does with many rows.
+// What grouped_avx2 does with more than a few rows.
 void grouped_avx2_panel(const GroupedCall& call, const GroupedPart& part, std::int64_t offset, std::int64_t first, std::int64_t last,
                         std::int64_t row, std::int64_t count);
 

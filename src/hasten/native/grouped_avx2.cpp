@@ -1,4 +1,4 @@
-// AVX2, up to eight rows: unpacked codes stay in registers while the rows pass over them.
+// AVX2, a few rows: unpacked codes stay in registers while the rows pass over them, one strip after the other as they lie in memory.
 #if defined(__x86_64__)
 #include "grouped_avx2.h"
 
@@ -37,8 +37,12 @@ INLINE __m256i products(const __m256i* codes, const std::int8_t* x, const std::i
     return _mm256_madd_epi16(_mm256_add_epi16(one, two), factors.first);
 }
 
-const std::int64_t MOST_FEW = 8;
-const std::int64_t NEAR_BYTES = 32768;  // of rows that stay in the first-level cache while strip after strip passes over them
+const std::int64_t AHEAD_BYTES = 4096;  // that prefetching runs ahead
+
+// Rows up to here wait for memory as much as for the processor, and memory likes one stream; more rows do better in tiles.
+constexpr int most_few(int kind) { return code_bits(kind) == 4 ? 6 : code_bits(kind) == 5 ? 8 : code_bits(kind) == 6 ? 4 : 3; }
+constexpr int few(int kind, int rows) { return rows < most_few(kind) ? rows : most_few(kind); }
+const std::int64_t NEAR_BYTES = 32768;  // of more than four rows that stay in the first-level cache while strip after strip passes over them
 
 // Sums of the rows; `part` and `low` are those of the super-block at hand.
 template <int ROWS>
@@ -74,7 +78,7 @@ INLINE void add_chunk(const GroupedRows& x, std::int64_t row, std::int64_t first
     for (std::int64_t r = 0; r < ROWS && has_super_blocks(KIND); ++r) sums.part[r] = sums.low[r] = _mm256_setzero_ps();
     for (int group = 0; group < block_inputs(KIND) / GROUP_INPUTS; ++group) {
         const std::uint8_t* at = chunk + header_bytes(KIND) + group * group_bytes(KIND);
-        prefetch(at, group_bytes(KIND));
+        prefetch(at + AHEAD_BYTES, group_bytes(KIND));
         __m256i codes[VECTORS];
         unpack<KIND>(at, codes);
         const __m256 minimum = has_super_blocks(KIND) && lowered ? minimum_of(integers, group) : low;
@@ -105,8 +109,10 @@ template <int KIND>
 void some_strips(const GroupedCall& call, const GroupedPart& part, std::int64_t offset, std::int64_t first, std::int64_t last, std::int64_t row,
                  std::int64_t count) {
     using Strips = void (*)(const GroupedCall&, const GroupedPart&, std::int64_t, std::int64_t, std::int64_t, std::int64_t);
-    const Strips few[] = {strips<KIND, 1>, strips<KIND, 2>, strips<KIND, 3>, strips<KIND, 4>, strips<KIND, 5>, strips<KIND, 6>, strips<KIND, 7>, strips<KIND, 8>};
-    if (count <= 4 || (count <= MOST_FEW && count * call.x.inputs <= NEAR_BYTES)) return few[count - 1](call, part, offset, first, last, row);
+    const Strips for_rows[] = {strips<KIND, few(KIND, 1)>, strips<KIND, few(KIND, 2)>, strips<KIND, few(KIND, 3)>, strips<KIND, few(KIND, 4)>,
+                               strips<KIND, few(KIND, 5)>, strips<KIND, few(KIND, 6)>, strips<KIND, few(KIND, 7)>, strips<KIND, few(KIND, 8)>};
+    const bool near = count <= 4 || count * call.x.inputs <= NEAR_BYTES;
+    if (count <= most_few(KIND) && near) return for_rows[count - 1](call, part, offset, first, last, row);
     return grouped_avx2_panel(call, part, offset, first, last, row, count);
 }
 

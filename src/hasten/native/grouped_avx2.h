@@ -13,7 +13,6 @@ namespace {
 #define INLINE inline __attribute__((always_inline))
 
 const int VECTORS = 8;         // of a group: eight outputs by four inputs each
-const int AHEAD = 4096;        // bytes that prefetching runs ahead
 
 INLINE __m256i bytes_at(const std::uint8_t* from) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)); }
 
@@ -31,47 +30,27 @@ INLINE __m256i in_order(__m256i sum) {
     return sum;
 }
 
-// Bits that stand at BIT of each byte, moved to position 4 and masked.
-template <int BIT>
-INLINE __m256i to_fifth(__m256i bits, __m256i mask) {
-    return _mm256_and_si256(BIT < 4 ? _mm256_slli_epi16(bits, BIT < 4 ? 4 - BIT : 0) : _mm256_srli_epi16(bits, BIT < 4 ? 0 : BIT - 4), mask);
+// Bits that stand at `bit` of each byte, moved to position 4 and masked.
+INLINE __m256i to_fifth(__m256i bits, int bit, __m256i mask) {
+    return _mm256_and_si256(bit < 4 ? _mm256_slli_epi16(bits, 4 - bit) : _mm256_srli_epi16(bits, bit - 4), mask);
+}
+
+// Vector `i` of a group's codes. It must be known when this is compiled.
+template <int KIND>
+INLINE __m256i codes_at(const std::uint8_t* group, int i) {
+    if (code_bits(KIND) == 8) return bytes_at(group + i * 32);
+    const __m256i both = bytes_at(group + (code_bits(KIND) - 4 + i % 4) * 32), nibble = _mm256_set1_epi8(15);
+    const __m256i low = _mm256_and_si256(i < 4 ? both : _mm256_srli_epi16(both, 4), nibble);
+    if (code_bits(KIND) == 5) return _mm256_or_si256(low, to_fifth(bytes_at(group), i, _mm256_set1_epi8(16)));
+    if (code_bits(KIND) == 6) return _mm256_or_si256(low, to_fifth(bytes_at(group + i / 4 * 32), i % 4 * 2, _mm256_set1_epi8(48)));
+    return low;
 }
 
 // The codes of one group.
 template <int KIND>
 INLINE void unpack(const std::uint8_t* group, __m256i* codes) {
-    if (code_bits(KIND) == 8) {
-        for (int i = 0; i < VECTORS; ++i) codes[i] = bytes_at(group + i * 32);
-        return;
-    }
-    const __m256i nibble = _mm256_set1_epi8(15);
-    const std::uint8_t* low = group + (code_bits(KIND) - 4) * 32;
-    for (int i = 0; i < 4; ++i) {
-        const __m256i both = bytes_at(low + i * 32);
-        codes[i] = _mm256_and_si256(both, nibble);
-        codes[4 + i] = _mm256_and_si256(_mm256_srli_epi16(both, 4), nibble);
-    }
-    if (code_bits(KIND) == 5) {
-        const __m256i bits = bytes_at(group), mask = _mm256_set1_epi8(16);
-        codes[0] = _mm256_or_si256(codes[0], to_fifth<0>(bits, mask));
-        codes[1] = _mm256_or_si256(codes[1], to_fifth<1>(bits, mask));
-        codes[2] = _mm256_or_si256(codes[2], to_fifth<2>(bits, mask));
-        codes[3] = _mm256_or_si256(codes[3], to_fifth<3>(bits, mask));
-        codes[4] = _mm256_or_si256(codes[4], to_fifth<4>(bits, mask));
-        codes[5] = _mm256_or_si256(codes[5], to_fifth<5>(bits, mask));
-        codes[6] = _mm256_or_si256(codes[6], to_fifth<6>(bits, mask));
-        codes[7] = _mm256_or_si256(codes[7], to_fifth<7>(bits, mask));
-    }
-    if (code_bits(KIND) == 6) {
-        const __m256i mask = _mm256_set1_epi8(48);
-        for (int half = 0; half < 2; ++half) {
-            const __m256i bits = bytes_at(group + half * 32);
-            codes[4 * half] = _mm256_or_si256(codes[4 * half], to_fifth<0>(bits, mask));
-            codes[4 * half + 1] = _mm256_or_si256(codes[4 * half + 1], to_fifth<2>(bits, mask));
-            codes[4 * half + 2] = _mm256_or_si256(codes[4 * half + 2], to_fifth<4>(bits, mask));
-            codes[4 * half + 3] = _mm256_or_si256(codes[4 * half + 3], to_fifth<6>(bits, mask));
-        }
-    }
+#pragma GCC unroll 8
+    for (int i = 0; i < VECTORS; ++i) codes[i] = codes_at<KIND>(group, i);
 }
 
 // What the sums of a group's products are multiplied by: 1, or the integer scale of the group (Q6_K: of each half).
@@ -124,7 +103,7 @@ INLINE __m256 minimum_of(const Integers& integers, int group) {
 }
 
 INLINE void prefetch(const std::uint8_t* from, std::int64_t bytes) {
-    for (int line = 0; line < bytes; line += 64) _mm_prefetch(reinterpret_cast<const char*>(from + AHEAD + line), _MM_HINT_T0);
+    for (int line = 0; line < bytes; line += 64) _mm_prefetch(reinterpret_cast<const char*>(from + line), _MM_HINT_T0);
 }
 
 inline void finish(const GroupedCall& call, std::int64_t row, std::int64_t output, std::int64_t left, __m256 sum) {

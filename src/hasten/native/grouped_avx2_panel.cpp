@@ -1,12 +1,14 @@
-// AVX2, a panel of rows: two strips are unpacked 256 inputs at a time into the first-level cache, then tiles of rows by strips pass over
-// them with their sums in registers, so that a load of a row's codes serves sixteen outputs and one of weights all rows of a tile.
+// AVX2, a panel of rows: tiles of rows by two strips pass over 256 inputs at a time with their sums in registers, so that a load of a
+// row's codes serves sixteen outputs and one of weights all rows of a tile. Many tiles take codes that were unpacked once into the
+// first-level cache; few tiles unpack them in passing, which costs less than storing them, and byte codes need no unpacking at all.
 #if defined(__x86_64__)
 #include "grouped_avx2.h"
 
 namespace hasten {
 namespace {
 
-const int GROUPS = 8;  // that are unpacked together: a super-block, or as many blocks of a flat format
+const int GROUPS = 8;        // that are unpacked together: a super-block, or as many blocks of a flat format
+const int CHUNKS_AHEAD = 2;  // of so many groups that memory is asked for before they are needed
 
 // Up to eight groups of one strip.
 struct Unpacked {
@@ -14,7 +16,15 @@ struct Unpacked {
     Factors factors[GROUPS];
     __m256 d[GROUPS], low[GROUPS];  // of super-blocks: `low` are the groups' minimums
     __m256 block_d, block_low;
+    const std::uint8_t* packed;     // the first group's codes
 };
+
+// Bytes from one group's codes to the next one's.
+constexpr std::int64_t group_stride(int kind) { return has_super_blocks(kind) ? group_bytes(kind) : block_bytes(kind) * STRIP_OUTPUTS; }
+
+// Bytes of GROUPS groups of a strip.
+template <int KIND>
+constexpr std::int64_t CHUNK_BYTES = block_bytes(KIND) * STRIP_OUTPUTS * (GROUPS * GROUP_INPUTS / block_inputs(KIND));
 
 // One sum for each row and strip of a tile.
 template <int ROWS, int STRIPS, class Lanes>
@@ -22,19 +32,19 @@ struct Tile {
     Lanes at[ROWS][STRIPS];
 };
 
-// Groups [0, count) from `chunk` on.
-template <int KIND>
+// Groups [0, count) from `chunk` on; their codes stay where they are if they are read DIRECTly.
+template <int KIND, bool DIRECT>
 INLINE void unpack_strip(const std::uint8_t* chunk, int count, Unpacked& out) {
     Integers integers;
+    out.packed = chunk + header_bytes(KIND);
     if (has_super_blocks(KIND)) {
         out.block_d = halves_at(chunk);
         out.block_low = low_of<KIND>(chunk, out.block_d);
         if (KIND != Q6_K) six_bits(chunk, integers);
     }
     for (int group = 0; group < count; ++group) {
-        const std::uint8_t* at = chunk + header_bytes(KIND) + group * (has_super_blocks(KIND) ? group_bytes(KIND) : block_bytes(KIND) * STRIP_OUTPUTS);
-        prefetch(at, group_bytes(KIND));
-        unpack<KIND>(at, out.codes[group]);
+        const std::uint8_t* at = out.packed + group * group_stride(KIND);
+        if (!DIRECT) unpack<KIND>(at, out.codes[group]);
         if (has_super_blocks(KIND)) {
             out.factors[group] = factors_of<KIND>(chunk, integers, group);
             if (is_lowered(KIND)) out.low[group] = minimum_of(integers, group);
@@ -46,7 +56,7 @@ INLINE void unpack_strip(const std::uint8_t* chunk, int count, Unpacked& out) {
 }
 
 // Exact int32 sums of a tile's products with one group, times the integer scales.
-template <int KIND, int ROWS, int STRIPS>
+template <int KIND, int ROWS, int STRIPS, bool DIRECT>
 INLINE Tile<ROWS, STRIPS, __m256i> tile_products(const Unpacked* strips, int group, const std::int8_t* x, std::int64_t stride,
                                                  const std::int16_t* half_sums) {
     // Products that fit into 16 bits before they are widened.
@@ -57,19 +67,24 @@ INLINE Tile<ROWS, STRIPS, __m256i> tile_products(const Unpacked* strips, int gro
         Tile<ROWS, STRIPS, __m256i> some;
 #pragma GCC unroll 8
         for (int i = first; i < first + together; ++i) {
-#pragma GCC unroll 4
+            __m256i vectors[STRIPS];
+#pragma GCC unroll 2
+            for (int s = 0; s < STRIPS; ++s) {
+                if (DIRECT) vectors[s] = codes_at<KIND>(strips[s].packed + group * group_stride(KIND), i);
+            }
+#pragma GCC unroll 5
             for (int r = 0; r < ROWS; ++r) {
                 const __m256i four = four_inputs(x + r * stride + 4 * i);
 #pragma GCC unroll 2
                 for (int s = 0; s < STRIPS; ++s) {
-                    const __m256i codes = strips[s].codes[group][i];
+                    const __m256i codes = DIRECT ? vectors[s] : strips[s].codes[group][i];
                     const __m256i product = code_bits(KIND) == 8 ? _mm256_maddubs_epi16(_mm256_abs_epi8(codes), _mm256_sign_epi8(four, codes))
                                                                  : _mm256_maddubs_epi16(codes, four);
                     some.at[r][s] = i == first ? product : in_order(_mm256_add_epi16(some.at[r][s], product));
                 }
             }
         }
-#pragma GCC unroll 4
+#pragma GCC unroll 5
         for (int r = 0; r < ROWS; ++r) {
 #pragma GCC unroll 2
             for (int s = 0; s < STRIPS; ++s) {
@@ -81,7 +96,7 @@ INLINE Tile<ROWS, STRIPS, __m256i> tile_products(const Unpacked* strips, int gro
         }
     }
     if (KIND != Q6_K) return total;
-#pragma GCC unroll 4
+#pragma GCC unroll 5
     for (int r = 0; r < ROWS; ++r) {
         std::int32_t both;
         __builtin_memcpy(&both, half_sums + r * (stride / GROUP_INPUTS) * 2, 4);
@@ -94,17 +109,25 @@ INLINE Tile<ROWS, STRIPS, __m256i> tile_products(const Unpacked* strips, int gro
     return total;
 }
 
+// What is fetched from memory while a tile is worked on: `bytes` with each group, of each strip.
+struct Ahead {
+    const std::uint8_t* from;
+    std::int64_t bytes, apart;
+};
+
 // A tile's rows from `row` on, groups [first, first + count), added to `sums` [row][strip].
-template <int KIND, int ROWS, int STRIPS>
-INLINE void add_tile(const GroupedRows& x, std::int64_t row, std::int64_t first, int count, const Unpacked* strips, __m256 (*sums)[2]) {
+template <int KIND, int ROWS, int STRIPS, bool DIRECT>
+INLINE void add_tile(const GroupedRows& x, std::int64_t row, std::int64_t first, int count, const Unpacked* strips, const Ahead& ahead,
+                     __m256 (*sums)[2]) {
     const std::int64_t groups = x.groups(), start = row * groups + first;
     Tile<ROWS, STRIPS, __m256> part, low;
     for (auto& row_parts : part.at)
         for (auto& each : row_parts) each = _mm256_setzero_ps();
     for (int group = 0; group < count; ++group) {
+        for (int s = 0; s < STRIPS; ++s) prefetch(ahead.from + s * ahead.apart + group * ahead.bytes, ahead.bytes);
         const std::int64_t at = start + group;
-        const auto dots = tile_products<KIND, ROWS, STRIPS>(strips, group, x.codes + at * GROUP_INPUTS, x.inputs, x.half_sums + 2 * at);
-#pragma GCC unroll 4
+        const auto dots = tile_products<KIND, ROWS, STRIPS, DIRECT>(strips, group, x.codes + at * GROUP_INPUTS, x.inputs, x.half_sums + 2 * at);
+#pragma GCC unroll 5
         for (int r = 0; r < ROWS; ++r) {
             const __m256 scale = _mm256_set1_ps(x.scale[at + r * groups]);
 #pragma GCC unroll 2
@@ -123,7 +146,7 @@ INLINE void add_tile(const GroupedRows& x, std::int64_t row, std::int64_t first,
     for (auto& row_lows : low.at)
         for (auto& each : row_lows) each = _mm256_setzero_ps();
     for (int group = 0; group < count && is_lowered(KIND); ++group) {
-#pragma GCC unroll 4
+#pragma GCC unroll 5
         for (int r = 0; r < ROWS; ++r) {
             const __m256 scaled_sum = _mm256_set1_ps(x.scaled_sum[start + group + r * groups]);
 #pragma GCC unroll 2
@@ -139,27 +162,45 @@ INLINE void add_tile(const GroupedRows& x, std::int64_t row, std::int64_t first,
 }
 
 // More rows a tile need more registers for sums; wider codes have two kinds of sums at once.
-constexpr int tile_rows(int kind) { return code_bits(kind) == 4 ? 4 : 2; }
+constexpr int tile_rows(int kind, bool direct) { return (direct ? 4 : 3) + (code_bits(kind) == 4 ? 1 : 0); }
 
-template <int KIND, int STRIPS>
+// Rows that are worth no unpacking to memory.
+constexpr std::int64_t most_direct(int kind) { return code_bits(kind) == 8 ? MOST_PANEL : tile_rows(kind, true) * (code_bits(kind) == 4 ? 2 : 1); }
+
+// A panel's rows over groups [first, first + count), in tiles that are as equal as they can be.
+template <int KIND, int STRIPS, bool DIRECT>
+INLINE void add_panel(const GroupedRows& x, std::int64_t row, std::int64_t rows, std::int64_t first, int count, const Unpacked* strips,
+                      const std::uint8_t* ahead, std::int64_t apart, __m256 (*sums)[2]) {
+    const int most = tile_rows(KIND, DIRECT);
+    const std::int64_t tiles = (rows + most - 1) / most, share = (CHUNK_BYTES<KIND> / GROUPS + tiles - 1) / tiles;
+    for (std::int64_t tile = 0; tile < tiles; ++tile) {
+        const std::int64_t r = rows * tile / tiles;
+        const Ahead part{ahead + tile * GROUPS * share, share, apart};
+        switch (rows * (tile + 1) / tiles - r) {
+            case 1: add_tile<KIND, 1, STRIPS, DIRECT>(x, row + r, first, count, strips, part, sums + r); break;
+            case 2: add_tile<KIND, 2, STRIPS, DIRECT>(x, row + r, first, count, strips, part, sums + r); break;
+            case 3: add_tile<KIND, 3, STRIPS, DIRECT>(x, row + r, first, count, strips, part, sums + r); break;
+            case 4: add_tile<KIND, most < 4 ? 3 : 4, STRIPS, DIRECT>(x, row + r, first, count, strips, part, sums + r); break;
+            default: add_tile<KIND, most, STRIPS, DIRECT>(x, row + r, first, count, strips, part, sums + r);
+        }
+    }
+}
+
+template <int KIND, int STRIPS, bool DIRECT>
 void panel(const GroupedCall& call, const GroupedPart& part, std::int64_t offset, std::int64_t strip, std::int64_t row, std::int64_t count) {
     const std::int64_t inputs = call.x.inputs, groups = call.x.groups(), bytes = strip_bytes(KIND, inputs);
-    const std::int64_t chunk_bytes = block_bytes(KIND) * STRIP_OUTPUTS * (256 / block_inputs(KIND));
-    const int most = tile_rows(KIND);
+    const std::int64_t chunk_bytes = CHUNK_BYTES<KIND>, length = (groups + GROUPS - 1) / GROUPS;
     alignas(32) Unpacked strips[STRIPS];
     __m256 sums[MOST_PANEL][2];
     for (std::int64_t r = 0; r < count; ++r) sums[r][0] = sums[r][1] = _mm256_setzero_ps();
     for (std::int64_t first = 0; first < groups; first += GROUPS) {
         const int some = groups - first < GROUPS ? static_cast<int>(groups - first) : GROUPS;
-        const std::uint8_t* chunk = part.packed + strip * bytes + first / GROUPS * chunk_bytes;
-        for (int s = 0; s < STRIPS; ++s) unpack_strip<KIND>(chunk + s * bytes, some, strips[s]);
-        std::int64_t r = 0;
-        for (; r + most <= count; r += most) add_tile<KIND, most, STRIPS>(call.x, row + r, first, some, strips, sums + r);
-        if (most > 2 && r + 2 <= count) {
-            add_tile<KIND, 2, STRIPS>(call.x, row + r, first, some, strips, sums + r);
-            r += 2;
-        }
-        if (r < count) add_tile<KIND, 1, STRIPS>(call.x, row + r, first, some, strips, sums + r);
+        const std::uint8_t* start = part.packed + strip * bytes;
+        const std::uint8_t* chunk = start + first / GROUPS * chunk_bytes;
+        const std::int64_t later = first / GROUPS + CHUNKS_AHEAD, beyond = later < length ? 0 : STRIPS * bytes - length * chunk_bytes;
+        const std::uint8_t* ahead = start + later * chunk_bytes + beyond;  // perhaps of the strips that follow these
+        for (int s = 0; s < STRIPS; ++s) unpack_strip<KIND, DIRECT>(chunk + s * bytes, some, strips[s]);
+        add_panel<KIND, STRIPS, DIRECT>(call.x, row, count, first, some, strips, ahead, bytes, sums);
     }
     for (std::int64_t r = 0; r < count; ++r) {
         for (int s = 0; s < STRIPS; ++s) {
@@ -172,9 +213,10 @@ void panel(const GroupedCall& call, const GroupedPart& part, std::int64_t offset
 template <int KIND>
 void panels(const GroupedCall& call, const GroupedPart& part, std::int64_t offset, std::int64_t first, std::int64_t last, std::int64_t row,
             std::int64_t count) {
+    const bool direct = count <= most_direct(KIND);
     std::int64_t strip = first;
-    for (; strip + 2 <= last; strip += 2) panel<KIND, 2>(call, part, offset, strip, row, count);
-    if (strip < last) panel<KIND, 1>(call, part, offset, strip, row, count);
+    for (; strip + 2 <= last; strip += 2) (direct ? panel<KIND, 2, true> : panel<KIND, 2, false>)(call, part, offset, strip, row, count);
+    if (strip < last) (direct ? panel<KIND, 1, true> : panel<KIND, 1, false>)(call, part, offset, strip, row, count);
 }
 
 }  // namespace
