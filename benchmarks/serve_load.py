@@ -135,12 +135,14 @@ async def load(options: argparse.Namespace) -> dict[str, Any]:
                 except Exception as problem:
                     problems.append(f"{kinds[at]} request {at}: {problem!r}")
 
+        written = await metric(client, "hasten:generation_tokens_total")
         began = time.monotonic()
         await asyncio.gather(*(work() for _ in range(options.parallel)))
         seconds = time.monotonic() - began
         problems += await left_behind(client)
+        written = await metric(client, "hasten:generation_tokens_total") - written
         compared, differing = await compare(client, {at: (bodies[at], text) for at, text in answers.items()}, options.distinct)
-    return report(counts, problems + differing, memory, seconds, compared)
+    return {"tokens": int(written), **report(counts, problems + differing, memory, seconds, compared)}
 
 
 async def left_behind(client: httpx.AsyncClient) -> list[str]:

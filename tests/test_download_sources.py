@@ -230,6 +230,32 @@ def test_hub_download_resumes(at_hub: FakeServer, monkeypatch: pytest.MonkeyPatc
     assert ranges == [None, "bytes=200000-"]
 
 
+@pytest.mark.parametrize("way", ["redirect", "challenge"])
+def test_the_hubs_token_goes_to_the_hub_only(at_hub: FakeServer, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    """Neither a redirect nor a challenge that names another place to get a token from takes it to another host."""
+    monkeypatch.setenv("HF_TOKEN", "hf_hush")
+    at_hub.add_repository("some/repository", {"model.gguf": WHOLE})
+    elsewhere = f"http://localhost:{at_hub.port}"
+    if way == "redirect":
+        at_hub.routes["/elsewhere/model.gguf"] = Route(WHOLE)
+        route = at_hub.routes["/some/repository/resolve/main/model.gguf"]
+        route.faults.extend([Fault(location=f"{elsewhere}/elsewhere/model.gguf")] * 8)
+    else:
+        at_hub.routes["/api/models/some/repository"].headers["WWW-Authenticate"] = f'Bearer realm="{elsewhere}/token",service="x"'
+        route = at_hub.routes["/some/repository/resolve/main/model.gguf"]
+        route.headers["WWW-Authenticate"] = f'Bearer realm="{elsewhere}/token",service="x"'
+        route.faults.extend([Fault(status=401)] * 8)
+    said: list[str] = []
+    download.pull(HUB_ENTRY, say=said.append)
+    check_whole()
+    asked_elsewhere = [asked for asked in at_hub.asked if asked.host.startswith("localhost")]
+    asked_hub = [asked for asked in at_hub.asked if asked.host.startswith("127.0.0.1") and "/some/repository" in asked.path]
+    assert "Bearer hf_hush" in {asked.authorization for asked in asked_hub}
+    assert bool(asked_elsewhere) == (way == "redirect")
+    assert {asked.authorization for asked in asked_elsewhere} <= {None}
+    assert not [text for text in said if "hf_hush" in text]
+
+
 def test_catalogue_error_when_only_the_hub_is_left(at_hub: FakeServer) -> None:
     with pytest.raises(ModelNotFound):
         download.pull(make_entry(HubFile("some/absent", "model.gguf")))

@@ -137,6 +137,27 @@ def test_no_path_leads_out_of_the_page(server: Running, path: str) -> None:
     assert b"import" not in answer
 
 
+def test_nobody_saves_or_brings_the_state_of_a_cache(server: Running) -> None:
+    """Keys and values, and what drafters remember, are neither read from clients nor from files that they name."""
+    for path in (
+        "/slots",
+        "/slots/0?action=restore",
+        "/slots/0?action=save",
+        "/v1/cache",
+        "/load",
+        "/save",
+        "/api/pull",
+        "/v1/files",
+    ):
+        for method in ("GET", "POST", "PUT"):
+            body = {"filename": "../../state.bin"} if method != "GET" else None
+            assert httpx.request(method, server.url + path, json=body, timeout=20).status_code == 404, (method, path)
+    for name in ("filename", "slot_id", "id_slot", "kv_cache", "kv_transfer_params", "cache_salt", "prompt_embeds", "lora_request"):
+        answer = raw(server, json.dumps({**CHAT, name: "../../state.bin"}).encode())
+        assert answer.status_code == 400, name
+        assert name in answer.json()["error"]["message"]
+
+
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("after", [0.0, 0.3])
 def test_a_client_that_vanishes_frees_its_blocks(server: Running, stream: bool, after: float) -> None:

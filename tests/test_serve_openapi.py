@@ -7,14 +7,27 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
+from hasten.serve.app import engine_routes
 from serving import Running
 
 schemathesis = pytest.importorskip("schemathesis")
 
 
-def test_the_document_names_every_route_that_takes_a_body(server: Running) -> None:
+def test_the_document_names_every_route(server: Running) -> None:
     paths = server.get("/openapi.json").json()["paths"]
-    assert set(paths) >= {"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/v1/embeddings", "/tokenize"}
+    routes = {
+        (route.path.replace(":path}", "}"), method.lower())
+        for route in engine_routes()
+        for method in route.methods or ()
+        if method != "HEAD"
+    }
+    others = {(path, "get") for path in ("/health", "/health/live", "/health/ready", "/metrics", "/version")}
+    assert {(path, method) for path, methods in paths.items() for method in methods} == routes | others
+    for path, _ in others | {("/v1/models", "get"), ("/v1/models/tiny", "get")}:
+        answer = server.get(path)
+        assert answer.status_code == 200
+        known = paths["/v1/models/{name}" if path == "/v1/models/tiny" else path]["get"]["responses"]["200"]["content"]
+        assert answer.headers["content-type"].split(";")[0] in known
 
 
 @pytest.mark.parametrize("examples", [6, pytest.param(150, marks=pytest.mark.slow)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from typing import Any
 
@@ -27,10 +28,12 @@ BODIES: dict[str, tuple[type[BaseModel], str]] = {
 }
 GETS = {
     "/v1/models": "The models served",
+    "/v1/models/{name}": "One model",
     "/health": "Whether requests can be served",
     "/health/live": "Whether the process answers",
     "/health/ready": "Whether requests can be served",
     "/version": "The version",
+    "/metrics": "Numbers in Prometheus' text form",
 }
 STATUSES = {
     "400": "The request cannot be served as it is; the message says why",
@@ -80,8 +83,12 @@ def document() -> dict[str, Any]:
             }
         }
     for path, summary in GETS.items():
-        answer = {"200": {"description": "Done", "content": {"application/json": {}}}}
-        paths[path] = {"get": {"summary": summary, "responses": {**answer, **errors}}}
+        kind = "text/plain" if path == "/metrics" else "application/json"
+        answer = {"200": {"description": "Done", "content": {kind: {}}}}
+        named = [
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in re.findall(r"{(\w+)}", path)
+        ]
+        paths[path] = {"get": {"summary": summary, "parameters": named, "responses": {**answer, **errors}}}
     return {
         "openapi": "3.1.0",
         "info": {"title": "Hasten", "version": __version__},
