@@ -9,6 +9,7 @@ or with the input that found a fault, in a file crash-*.
 from __future__ import annotations
 
 import hashlib
+import random
 import sys
 from pathlib import Path
 
@@ -16,6 +17,16 @@ import atheris
 
 with atheris.instrument_imports(include=["hasten", "jinja2"]):
     from targets import SEEDS, TARGETS
+from mutate import mutated_json
+
+
+def mutated_body(data: bytes, max_size: int, seed: int) -> bytes:
+    """Half of the cases are changed as JSON, the others byte by byte as libFuzzer does."""
+    dice = random.Random(seed)
+    changed = mutated_json(data, dice) if dice.random() < 0.5 else data
+    if changed == data or len(changed) > max_size:
+        return bytes(atheris.Mutate(data, max_size))
+    return changed
 
 
 def main(arguments: list[str]) -> None:
@@ -23,7 +34,8 @@ def main(arguments: list[str]) -> None:
     corpus.mkdir(parents=True, exist_ok=True)
     for seed in SEEDS[name]():
         (corpus / hashlib.sha256(seed).hexdigest()[:16]).write_bytes(seed)
-    atheris.Setup([sys.argv[0], *arguments[2:], str(corpus)], TARGETS[name])
+    options = {"custom_mutator": mutated_body} if name == "body" else {}
+    atheris.Setup([sys.argv[0], *arguments[2:], str(corpus)], TARGETS[name], **options)
     atheris.Fuzz()
 
 

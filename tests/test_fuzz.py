@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "fuzz"))
 
 import targets
+from mutate import mutated_json
 
 FOUND: dict[str, list[bytes]] = {"body": [], "weights": [], "template": []}
 
@@ -44,6 +46,19 @@ def test_seeds_and_mutations(name: str, cases: int) -> None:
     seeds = targets.SEEDS[name]()
     for case in [*seeds, *FOUND[name], *(mutated(dice.choice(seeds), dice) for _ in range(cases))]:
         targets.TARGETS[name](case)
+
+
+def test_bodies_that_stay_json() -> None:
+    dice = random.Random(11)
+    case, kept = targets.SEEDS["body"]()[0], 0
+    for number in range(3000):
+        if number % 20 == 0:
+            case = dice.choice(targets.SEEDS["body"]())
+        before, case = case, mutated_json(case, dice)
+        kept += case == before
+        json.loads(case[1:])
+        targets.body(case)
+    assert kept < 300
 
 
 def test_a_target_sees_what_it_watches_for(monkeypatch: pytest.MonkeyPatch) -> None:

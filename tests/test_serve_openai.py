@@ -282,7 +282,17 @@ def test_tokenize_and_back(server: Running) -> None:
     assert "assistant" in server.post("/detokenize", {"tokens": chat_tokens}).json()["prompt"]
     assert server.post("/tokenize", {"prompt": "x", "messages": HELLO}).status_code == 400
     assert server.post("/detokenize", {"tokens": [-1]}).status_code == 400
-    assert server.post("/detokenize", {"tokens": [2**31 - 1]}).json() == {"prompt": ""}
+    unknown = server.post("/detokenize", {"tokens": [tokens["tokens"][0], 2**31 - 1]})
+    assert unknown.status_code == 400
+    assert str(2**31 - 1) in unknown.json()["error"]["message"]
+
+
+def test_a_forgotten_version_is_told(server: Running) -> None:
+    """Clients that are given an address without /v1 ask for /chat/completions."""
+    answer = server.post("/chat/completions", {})
+    assert answer.status_code == 404
+    assert answer.json()["error"]["message"].endswith("; did you mean /v1/chat/completions?")
+    assert server.post("/nothing", {}).json()["error"]["message"].endswith("POST /nothing.")
 
 
 def test_request_ids_are_echoed_or_made(server: Running) -> None:

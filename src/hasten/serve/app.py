@@ -55,6 +55,9 @@ def engine_routes() -> list[Route]:
     ]
 
 
+_VERSIONED = frozenset(route.path for route in engine_routes() if route.path.startswith("/v1/"))
+
+
 def engine_app(server: Server) -> Starlette:
     """The models' routes without the door before them: for a replica, whose callers have passed it."""
     app = Starlette(routes=engine_routes(), exception_handlers=HANDLERS)
@@ -130,7 +133,9 @@ async def _http_error(request: Request, problem: Exception) -> Response:
     """What the router says, in our shape."""
     assert isinstance(problem, HTTPException)
     if problem.status_code == 404:
-        sentence = f"There is nothing at {request.method} {request.url.path[:200]}."
+        meant = f"/v1{request.url.path}"
+        hint = f"; did you mean {meant}?" if meant in _VERSIONED else "."
+        sentence = f"There is nothing at {request.method} {request.url.path[:200]}{hint}"
     elif problem.status_code == 405:
         sentence = f"{request.url.path[:200]} does not take {request.method}."
     else:

@@ -116,6 +116,10 @@ async def detokenize(request: Request) -> Response:
     host = await server.models.acquire(wire.model)
     try:
         llm, _ = host.ready
+        known = llm.engine.vocabulary
+        unknown = next((token for token in wire.tokens if token >= known), None)
+        if unknown is not None:
+            raise invalid(f"tokens holds {unknown}, which is no token of this model; its ids go from 0 to {known - 1}.", "tokens")
         text = await asyncio.to_thread(llm.engine.tokenizer.decode, wire.tokens, False)
         return JSONResponse({"prompt": text})
     finally:
