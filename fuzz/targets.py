@@ -3,14 +3,17 @@ begin from."""
 
 from __future__ import annotations
 
+import encodings
+import importlib
 import json
 import os
+import pkgutil
 import signal
 import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +130,8 @@ _touched: list[str] = []
 
 
 def _watch(event: str, arguments: Any) -> None:
-    if _watching and event.startswith(FORBIDDEN):
+    codec = event == "import" and str(arguments[0]).startswith("encodings.")  # text's own: nothing but Python's codecs is looked up
+    if _watching and event.startswith(FORBIDDEN) and not codec:
         _touched.append(f"{event} {arguments!r}"[:200])
 
 
@@ -136,6 +140,9 @@ def _touching_nothing() -> Iterator[None]:
     """An audit hook notes each file, process, socket and import; there must be none."""
     global _watching
     if not _hooked:
+        for module in pkgutil.iter_modules(encodings.__path__):  # so that the first use of one opens no file
+            with suppress(ImportError):
+                importlib.import_module(f"encodings.{module.name}")
         sys.addaudithook(_watch)
         _hooked.append(True)
     _touched.clear()
@@ -165,7 +172,7 @@ def _bounded() -> Iterator[None]:
         return
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL if before is None else before)  # None: a handler that is not Python's
 
 
 def _folder() -> Path:

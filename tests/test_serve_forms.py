@@ -165,12 +165,55 @@ def read(text: str, tools: Toolset, size: int) -> tuple[str, list[tuple[str, str
 CALL = '<tool_call>\n{"name": "f", "arguments": {"x": "<tool"}}\n</tool_call>'
 
 
+BARE = '{"name": "f", "arguments": {"x": "}\\"{"}}'
+READ = [("f", '{"x": "}\\"{"}')]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
+@pytest.mark.parametrize(
+    ("text", "words", "calls"),
+    [
+        (BARE, "", READ),
+        ("\n" + BARE + "\n", "", READ),
+        (f"```json\n{BARE}\n```", "", READ),
+        (f"```\n{BARE}\n```\n", "", READ),
+        (f"```json\n{BARE}", "", READ),
+        (f"{BARE}\n{BARE}", "", READ * 2),
+        (f"{BARE}\n{CALL}", "", [*READ, ("f", '{"x": "<tool"}')]),
+        (f"{BARE}\nIt is done.", "\nIt is done.", READ),
+        (f"I call {BARE}", f"I call {BARE}", []),
+        (f"<b>{BARE}", f"<b>{BARE}", []),
+        (BARE.replace('"f"', '"unknown"'), BARE.replace('"f"', '"unknown"'), []),
+        ('{"name": "f"}', '{"name": "f"}', []),
+        ('{"name": "f", "arguments": {}, "more": 1}', '{"name": "f", "arguments": {}, "more": 1}', []),
+        ('{"name": "f", "arguments": "x"}', '{"name": "f", "arguments": "x"}', []),
+        ('{"name": "f", "arg', '{"name": "f", "arg', []),
+        ('{"name": "f", "arguments"' + "[" * 5000, '{"name": "f", "arguments"' + "[" * 5000, []),
+        ("```json\n{}\n```", "```json\n{}\n```", []),
+        ("```python\nprint()\n```", "```python\nprint()\n```", []),
+        ("", "", []),
+        ("  \n", "  \n", []),
+    ],
+)
+def test_calls_without_tags_are_read_at_the_beginning_only(text: str, words: str, calls: list[Any], size: int) -> None:
+    if len(text) > 1000 and size < 7:
+        pytest.skip("only slower")
+    assert read(text, toolset(), size) == (words, calls)
+
+
+def test_words_are_not_held_back_longer_than_they_may_be_a_call() -> None:
+    for text in ('{"city": ', "```python", "Hello", '{"name": 1', "{}"):
+        reader = ToolReader(toolset())
+        assert "".join(reader.feed(letter)[0] for letter in text).strip() == text.strip()
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
 @pytest.mark.parametrize(
     ("text", "words", "calls"),
     [
         ("no call < here <tool_", "no call < here <tool_", []),
         ("Let me see. " + CALL, "Let me see. ", [("f", '{"x": "<tool"}')]),
+        (CALL + "\n\nIt is done.  Well.\n", "\n\nIt is done.  Well.\n", [("f", '{"x": "<tool"}')]),
         (CALL + "\n" + CALL.replace('"f"', '"g"'), "", [("f", '{"x": "<tool"}'), ("g", '{"x": "<tool"}')]),
         (CALL.removesuffix("</tool_call>"), "", [("f", '{"x": "<tool"}')]),
         (CALL.replace('"f"', '"unknown"'), CALL.replace('"f"', '"unknown"'), []),

@@ -1,7 +1,8 @@
 """Functions that a model may call: shown through its template, and its calls read from what it writes.
 
 Only formats that a template itself announces are read: Hermes' (``<tool_call>{...}</tool_call>``, also Qwen's) and Llama 3's (the
-whole answer is one JSON object). A model whose template knows no tools is not given any.
+whole answer is one JSON object). Of Hermes' the tags may be missing, with or without a code fence in their place, where the answer
+begins with the call: Qwen2.5-Coder answers so. A model whose template knows no tools is not given any.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from hasten.serve.wire import ChatRequest, NamedTool, ToolFunction
 
 Format = Literal["hermes", "llama3"]
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
+FENCE = "```"
+UNTAGGED = ('{"name":"', FENCE + 'json{"name":"', FENCE + '{"name":"')  # how a call without its tags begins, blanks left out
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +105,8 @@ class ToolReader:
         self._tools = tools
         self._held = ""
         self._calls = 0
+        self._begins = tools.format == "hermes"  # nothing but calls so far
+        self._blanks: str | None = None  # behind a call, until words follow them; None among words
 
     def feed(self, text: str) -> tuple[str, list[ToolCall]]:
         """(words, calls) that are certain now."""
@@ -111,6 +116,15 @@ class ToolReader:
                 words, self._held = self._held, ""
                 return words, []
             return "", []
+        calls = self._untagged(whole=False)
+        if self._begins and _may_begin_untagged(self._held):
+            return "", calls
+        words, more = self._tagged()
+        self._begins = self._begins and not words.strip()
+        return words, calls + more
+
+    def _tagged(self) -> tuple[str, list[ToolCall]]:
+        """(words, calls) between tags and around them, as far as they are certain."""
         words = ""
         calls: list[ToolCall] = []
         while True:
@@ -119,19 +133,18 @@ class ToolReader:
                 keep = _overlap(self._held, OPEN)
                 words += self._held[: len(self._held) - keep]
                 self._held = self._held[len(self._held) - keep :]
-                return self._after_calls(words), calls
+                return self._between(words), calls
             end = self._held.find(CLOSE, begin)
             if end < 0:
                 words += self._held[:begin]
                 self._held = self._held[begin:]
-                return self._after_calls(words), calls
+                return self._between(words), calls
             words += self._held[:begin]
             found = self._call(self._held[begin + len(OPEN) : end])
             if found is None:
                 words += self._held[begin : end + len(CLOSE)]
             elif self._tools.several or not self._calls:
-                calls.append(found)
-                self._calls += 1
+                calls.append(self._counted(found))
             self._held = self._held[end + len(CLOSE) :]
 
     def take(self, event: StreamEvent) -> tuple[str, list[ToolCall]]:
@@ -144,11 +157,36 @@ class ToolReader:
 
     def finish(self) -> tuple[str, list[ToolCall]]:
         """The rest, when no more text comes. A call that never closed is read if it is whole, else it is words."""
+        calls = self._untagged(whole=True)
         held, self._held = self._held, ""
+        if calls:
+            return self._between(held), calls
         inner = held.removeprefix(OPEN) if self._tools.format == "hermes" else held.strip().removeprefix("<|python_tag|>")
         looks = held.startswith(OPEN) if self._tools.format == "hermes" else inner.startswith("{")
         found = self._call(inner) if looks and (self._tools.several or not self._calls) else None
-        return (held, []) if found is None else ("", [found])
+        return (self._between(held), []) if found is None else ("", [found])
+
+    def _untagged(self, whole: bool) -> list[ToolCall]:
+        """Take the calls without tags that the answer begins with; ``whole``: no more text comes. What is no call stays held, and
+        is no beginning any more."""
+        calls: list[ToolCall] = []
+        while self._begins and _may_begin_untagged(self._held) and (begin := self._held.find("{")) >= 0:
+            try:
+                value, end = json.JSONDecoder().raw_decode(self._held, begin)
+            except (ValueError, RecursionError):
+                return calls  # not all of it is there
+            fenced = self._held.lstrip().startswith(FENCE)
+            rest = self._held[end:].lstrip() if fenced else self._held[end:]
+            if fenced and not whole and len(rest) < len(FENCE):
+                return calls
+            found = self._call(self._held[begin:end]) if set(value) == {"name", "arguments"} else None
+            if found is None:
+                self._begins = False
+                return calls
+            if self._tools.several or not self._calls:
+                calls.append(self._counted(found))
+            self._held = rest.removeprefix(FENCE) if fenced else rest
+        return calls
 
     def _call(self, text: str) -> ToolCall | None:
         """A call of one of the tools, or None: what is no such call stays text."""
@@ -165,9 +203,18 @@ class ToolReader:
             return None
         return ToolCall("call_" + secrets.token_hex(12), name, json.dumps(arguments, ensure_ascii=False))
 
-    def _after_calls(self, words: str) -> str:
-        """Line breaks between calls are no content."""
-        return words if not self._calls or words.strip() else ""
+    def _counted(self, call: ToolCall) -> ToolCall:
+        self._calls += 1
+        self._blanks = ""
+        return call
+
+    def _between(self, words: str) -> str:
+        """``words`` without the blanks that part one call from the next, or from the end; those before words are content."""
+        if self._blanks is None:
+            return words
+        words = self._blanks + words
+        self._blanks = None if words.strip() else words
+        return words if words.strip() else ""
 
 
 def read_whole(text: str, tools: Toolset | None) -> tuple[str, list[ToolCall]]:
@@ -192,6 +239,12 @@ def _shown(function: ToolFunction) -> dict[str, Any]:
         "parameters": function.parameters or {"type": "object", "properties": {}},
     }
     return {"type": "function", "function": inner}
+
+
+def _may_begin_untagged(text: str) -> bool:
+    """Whether ``text`` is the beginning of a call without tags, or may become one."""
+    begins = "".join(text[:200].split())
+    return any(begins.startswith(mark) or mark.startswith(begins) for mark in UNTAGGED)
 
 
 def _overlap(text: str, mark: str) -> int:
