@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from copy import deepcopy
 from typing import Any
 
 from targets import KINDS
@@ -39,7 +40,7 @@ def mutated_json(data: bytes, dice: random.Random) -> bytes:
 def _change(value: dict[str, Any], dice: random.Random) -> None:
     places = _places(value)
     if not places or dice.random() < 0.2:
-        value[dice.choice(NAMES)] = dice.choice(VALUES)
+        value[dice.choice(NAMES)] = deepcopy(dice.choice(VALUES))
         return
     holder, at = dice.choice(places)
     match dice.randrange(5):
@@ -49,11 +50,11 @@ def _change(value: dict[str, Any], dice: random.Random) -> None:
             holder[at] = [holder[at]]
         case 2:
             other, there = dice.choice(places)
-            holder[at] = json.loads(json.dumps(other[there]))
+            holder[at] = deepcopy(other[there])
         case 3 if isinstance(holder, dict):
             holder[dice.choice(NAMES)] = holder.pop(at)
         case _:
-            holder[at] = dice.choice(VALUES)
+            holder[at] = deepcopy(dice.choice(VALUES))
 
 
 def _places(value: Any) -> list[Place]:
