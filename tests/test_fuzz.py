@@ -14,7 +14,13 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "fuzz"))
 import targets
 from mutate import mutated_json
 
-FOUND: dict[str, list[bytes]] = {"body": [], "weights": [], "template": []}
+FOUND: dict[str, list[bytes]] = {
+    "body": [
+        b'\x03{"model": "m", "max_tokens": 3, "messages": [{"role": "user", "content": [{"type": "tool_result", "content": 1}]}]}',
+    ],
+    "weights": [],
+    "template": [],
+}
 
 
 def mutated(seed: bytes, dice: random.Random) -> bytes:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from serving import Running
+from real import model_path
+from serving import Running, running
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "serve_load.py"
 
@@ -25,3 +26,22 @@ def test_parallel_requests_with_cancels_and_malformed_ones(server: Running, tmp_
     assert found["requests"]["cancelled"] > 3
     assert found["compared_alone"] > 20
     server.wait_idle()
+
+
+@pytest.mark.slow
+@pytest.mark.real
+@pytest.mark.timeout(5400)
+def test_two_thousand_requests_to_a_real_model(tmp_path: Path) -> None:
+    models = (f"smol={model_path('smollm2-135m')}",)
+    # No limit that a pause of a busy machine could reach: what is shown here is answers, blocks and memory.
+    with running("--request-timeout", "3000", "--body-timeout", "900", home=tmp_path / "home", models=models) as server:
+        arguments = ["--url", server.url, "--requests", "2000", "--parallel", "32", "--distinct", "64", "--longest", "16"]
+        arguments += ["--pid", str(server.process.pid), "--out", str(tmp_path / "load.json")]
+        done = subprocess.run([sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, timeout=5000, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        found = json.loads((tmp_path / "load.json").read_text())
+        assert sum(found["requests"].values()) == 2000
+        assert found["compared_alone"] == 64
+        assert found["memory_growth"] is not None
+        assert found["tokens"] > 10_000
+        server.wait_idle()

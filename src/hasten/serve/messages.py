@@ -125,10 +125,13 @@ def _turns(at: int, message: dict[str, Any]) -> list[dict[str, Any]]:
         if kind == "text":
             texts.append(_text([block], f"messages[{at}]"))
         elif kind == "tool_use" and role == "assistant":
-            function = {"name": block.get("name"), "arguments": json.dumps(block.get("input") or {})}
+            arguments = block.get("input")
+            if arguments is not None and not isinstance(arguments, dict):
+                raise invalid(f"messages[{at}] has a tool_use whose input is no object.", f"messages.{at}")
+            function = {"name": block.get("name"), "arguments": json.dumps(arguments or {})}
             calls.append({"id": block.get("id"), "type": "function", "function": function})
         elif kind == "tool_result" and role == "user":
-            text = _text(block.get("content") or "", f"messages[{at}]")
+            text = "" if block.get("content") is None else _text(block["content"], f"messages[{at}]")
             results.append({"role": "tool", "content": text, "tool_call_id": block.get("tool_use_id")})
         else:
             raise invalid(
@@ -145,7 +148,8 @@ def _text(value: Any, where: str) -> str:
     """The text of a string or of text blocks."""
     if isinstance(value, str):
         return value
-    texts = [block.get("text") if isinstance(block, dict) and block.get("type") == "text" else None for block in value or []]
+    blocks = value if isinstance(value, list) else [value]
+    texts = [block.get("text") if isinstance(block, dict) and block.get("type") == "text" else None for block in blocks]
     if not isinstance(value, list) or not all(isinstance(text, str) for text in texts):
         raise invalid(f"{where} must be text, or a list of text blocks.", where)
     return "\n".join(text for text in texts if text is not None)
