@@ -17,6 +17,7 @@ from mutate import mutated_json
 FOUND: dict[str, list[bytes]] = {
     "body": [
         b'\x03{"model": "m", "max_tokens": 3, "messages": [{"role": "user", "content": [{"type": "tool_result", "content": 1}]}]}',
+        b'\x01{"prompt": [], "prov\\nance": []}',
     ],
     "weights": [],
     "template": [],

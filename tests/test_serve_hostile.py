@@ -70,6 +70,17 @@ def test_malformed_bodies_get_a_clear_status(server: Running, body: bytes, statu
     assert len(error["message"]) < 500
 
 
+def test_a_refusal_is_one_line_whatever_names_it_repeats(server: Running) -> None:
+    refused = [
+        raw(server, json.dumps({**CHAT, "a\nb\u202e": 1}).encode()),
+        raw(server, json.dumps({**CHAT, "model": "a\nb"}).encode()),
+        server.post("/v1/no\u2028where%0A", {}),
+    ]
+    for answer in refused:
+        assert 400 <= answer.status_code < 500
+        assert answer.json()["error"]["message"].isprintable()
+
+
 def test_no_path_of_the_machine_is_told(server: Running) -> None:
     shown = [server.get("/v1/models").text, raw(server, b'{"messages": []}').text, server.get("/version").text]
     assert not [text for text in shown if "/tmp" in text or ".gguf" in text]

@@ -38,7 +38,8 @@ INTERNAL = "Something broke inside the server; the request was not served. The o
 
 
 class ApiError(Exception):
-    """What a request is refused with. ``message`` is one sentence; ``param`` names the field that is to blame."""
+    """What a request is refused with. ``message`` is one sentence, in which line breaks and marks that turn the way of reading
+    are escaped: parts of it are a client's words. ``param`` names the field that is to blame."""
 
     def __init__(
         self,
@@ -50,14 +51,20 @@ class ApiError(Exception):
         retry_after: float | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(message)
+        self.message = _printable(message)
+        super().__init__(self.message)
         self.status = status
-        self.message = message
         self.param = param
         self.code = code
         self.headers = dict(headers or {})
         if retry_after is not None:
             self.headers["Retry-After"] = str(max(1, round(retry_after)))
+
+
+def _printable(text: str) -> str:
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in text)
 
 
 def invalid(message: str, param: str | None = None, code: str | None = None) -> ApiError:
