@@ -131,7 +131,8 @@ _touched: list[str] = []
 
 def _watch(event: str, arguments: Any) -> None:
     codec = event == "import" and str(arguments[0]).startswith("encodings.")  # text's own: nothing but Python's codecs is looked up
-    if _watching and event.startswith(FORBIDDEN) and not codec:
+    nowhere = event == "open" and arguments[0] == chat_worker.NO_FILE
+    if _watching and event.startswith(FORBIDDEN) and not (codec or nowhere):
         _touched.append(f"{event} {arguments!r}"[:200])
 
 

@@ -20,7 +20,7 @@ FOUND: dict[str, list[bytes]] = {
         b'\x01{"prompt": [], "prov\\nance": []}',
     ],
     "weights": [],
-    "template": [],
+    "template": [b"{% break %}"],
 }
 
 
