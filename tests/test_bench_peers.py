@@ -125,10 +125,12 @@ def test_perplexity_stands_beside_and_says_where_it_is_unknown(
     peers = [peer("plain", "peer")]
     for each in peers:
         closing.callback(each.close)
+        each.worker.started()
     results = ResultFile.open(tmp_path / "results.jsonl", {"modes": []}, {})
     broken = Peer("broken", "plain", Worker(None, WORKER, {"name": "broken"}, "it could not be installed"))
     add_perplexities(engine, ["plain", "auto"], [peers[0], broken], results, 2)
     found = Comparison(results.rows).perplexities
+    assert peers[0].worker.process is None, "processes that are not needed hold no memory"
     assert found["plain"] == found["auto"]
     assert found["peer"] == pytest.approx(math.exp(0.5))
     assert found["broken"] is None

@@ -16,7 +16,10 @@ CHUNK = 512
 def add_perplexities(engine: Engine, own: Sequence[str], peers: Sequence[Peer], results: ResultFile, chunks: int) -> None:
     """One ``perplexity`` row for Hasten's modes ``own`` together and one for each plain mode of another engine, with the modes that
     share its weights. What is in the file already is not computed again; an engine that cannot tell has a row that says why.
+    Every engine's process is ended, and one at a time is started again: whole texts take more memory than answers do.
     """
+    for peer in peers:
+        peer.close()
     known = {mode for row in results.rows if row["kind"] == "perplexity" for mode in row["modes"]}
     failed = {row["mode"] for row in results.rows if row["kind"] == "failed"}
     pieces = chunks_of(engine.tokenizer, data_file("wikitext2_test_part.txt").read_text(encoding="utf-8"), CHUNK, chunks)
@@ -32,3 +35,5 @@ def add_perplexities(engine: Engine, own: Sequence[str], peers: Sequence[Peer], 
             results.add({"kind": "perplexity", "modes": modes, "value": peer.perplexity(pieces), "tokens": tokens})
         except ContestantFailed as problem:
             results.add({"kind": "perplexity", "modes": modes, "value": None, "why": str(problem)})
+        finally:
+            peer.close()
