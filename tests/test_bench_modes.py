@@ -65,9 +65,11 @@ def test_room_of_modes_in_step(subject: Subject) -> None:
     """Prompt, answer and tree of every sequence in whole blocks, against an equal share of the pool's blocks."""
     pool, nodes = subject.engine.scheduler.blocks.num_blocks, subject.engine.controller.most_nodes
     load = Load("one", [Question("a", [5] * 7), Question("b", [5] * 40)], SamplingParams(max_tokens=30), 2)
-    room, needed = subject.room_in_step(3, [load])
+    room, needed = subject.room_in_step(3, load)
     assert room == pool // 3 * BLOCK_SIZE
     assert needed == 2 * -(-(40 + 30 + nodes) // BLOCK_SIZE) * BLOCK_SIZE
+    for count in (1, 2, 8, 64):
+        assert ModesInStep(subject, [PLAIN] * count).fits(load) == (pool // count * BLOCK_SIZE >= needed)
 
 
 def test_modes_with_a_draft_model_in_step() -> None:

@@ -9,6 +9,7 @@ from itertools import combinations
 from hasten.bench.modes import Mode, Subject, single_drafters
 from hasten.bench.samples import Sample
 from hasten.bench.session import ContestantFailed
+from hasten.bench.workloads import Load
 from hasten.core.errors import InvalidRequest
 from hasten.core.types import SamplingParams
 
@@ -40,6 +41,10 @@ class ModesInStep:
 
     subject: Subject
     modes: Sequence[Mode]
+
+    def fits(self, load: Load) -> bool:
+        room, needed = self.subject.room_in_step(len(self.modes), load)
+        return room >= needed
 
     def answer(self, prompts: list[list[int]], params: SamplingParams, repeat: int) -> dict[str, list[Sample]]:
         try:

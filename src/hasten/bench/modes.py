@@ -129,15 +129,12 @@ class Subject:
             ]
         )
 
-    def room_in_step(self, modes: int, loads: Sequence[Load]) -> tuple[int, int]:
-        """Positions of a mode's share of the pool where so many step in turns, and the most that it will need."""
-        blocks = self.engine.scheduler.blocks.num_blocks
-        return blocks // modes * BLOCK_SIZE, max((load.batch * self._most_positions(load) for load in loads), default=0)
-
-    def _most_positions(self, load: Load) -> int:
+    def room_in_step(self, modes: int, load: Load) -> tuple[int, int]:
+        """Positions of a mode's share of the pool where so many step in turns, and the most that the load needs of it."""
+        room = self.engine.scheduler.blocks.num_blocks // modes * BLOCK_SIZE
         longest = max((len(question.tokens) for question in load.questions), default=0)
         whole = longest + (load.params.max_tokens or self.engine.scheduler.capacity) + self.engine.controller.most_nodes
-        return -(-whole // BLOCK_SIZE) * BLOCK_SIZE
+        return room, load.batch * -(-whole // BLOCK_SIZE) * BLOCK_SIZE
 
     def variant(
         self, mode: Mode, max_rows: int | None = None, prefix_cache: bool = False, share: tuple[int, int] = (0, 1)
@@ -231,12 +228,13 @@ def run(
 
 def run_in_step(runs: Sequence[Run]) -> list[list[Sample]]:
     """Step all runs in turns, one step each, until they are done; the samples of each. What disturbs the machine for longer than a
-    step disturbs all of them alike."""
+    step disturbs all of them alike; another one begins each turn, so that each follows every other equally often."""
     try:
         turns = 0
         while any(each.going for each in runs):
+            first = turns % len(runs)
             turns += 1
-            for each in runs if turns % 2 else reversed(runs):
+            for each in (*runs[first:], *runs[:first]):
                 if each.going:
                     each.step()
         return [each.samples() for each in runs]

@@ -42,6 +42,10 @@ class Contestant(Protocol):
 class Together(Protocol):
     """Contestants that share an engine's weights and can step in turns, so that they see the same machine."""
 
+    def fits(self, load: Load) -> bool:
+        """Whether all of them have room for the load's questions at once; where not, they take turns question by question."""
+        ...
+
     def answer(self, prompts: list[list[int]], params: SamplingParams, repeat: int) -> dict[str, list[Sample]]:
         """All of them answer all prompts; samples by name of the contestant. Times are of each one's own steps."""
         ...

@@ -19,7 +19,7 @@ from hasten.core.types import SamplingParams
 
 if TYPE_CHECKING:
     from hasten import LLM
-    from hasten.bench.modes import Subject
+    from hasten.bench.contestants import ModesInStep
     from hasten.bench.peers.process import Peer
     from hasten.bench.session import Contestant
     from hasten.bench.words import Table
@@ -162,7 +162,9 @@ def measure(llm: LLM, config: EngineConfig, folder: Path, items: list[Prompt] | 
         results = ResultFile.open(folder / "results.jsonl", wanted, about_machine(), options["restart"])
         contestants = [*own, *foreign]
         seconds = options["seconds"] or float("inf")
-        in_step = ModesInStep(subject, modes) if not foreign and step_in_turns(subject, len(modes), loads) else None
+        in_step = None if foreign else ModesInStep(subject, modes)
+        if in_step is not None:
+            say_who_does_not_fit(in_step, loads)
         session = Session(loads, contestants, results, read_bandwidth, energy.take, options["repeats"], seconds, together=in_step)
         with progress_on(notes(), "Measuring") as progress:
             try:
@@ -176,17 +178,18 @@ def measure(llm: LLM, config: EngineConfig, folder: Path, items: list[Prompt] | 
     return False
 
 
-def step_in_turns(subject: Subject, modes: int, loads: list[Load]) -> bool:
-    """Whether the pool holds all modes at once; where it does not, what to do about it is said."""
-    room, needed = subject.room_in_step(modes, loads)
-    if room < needed:
-        say_notes(
-            [
-                f"{modes} modes do not fit the key-value pool together, so they take turns question by question, which is less "
-                f"exact; --cache-tokens {modes * needed} lets them take turns step by step."
-            ]
-        )
-    return room >= needed
+def say_who_does_not_fit(in_step: ModesInStep, loads: list[Load]) -> None:
+    """Which loads are compared less exactly, and what to do about it."""
+    for each in loads:
+        if not in_step.fits(each):
+            modes = len(in_step.modes)
+            needed = modes * in_step.subject.room_in_step(modes, each)[1]
+            say_notes(
+                [
+                    f"{modes} modes of {each.name} do not fit the key-value pool together and take turns question by question, "
+                    f"which is less exact; --cache-tokens {needed} lets them take turns step by step."
+                ]
+            )
 
 
 def other_engines(llm: LLM, config: EngineConfig, options: dict[str, Any], loads: list[Load], stack: ExitStack) -> list[Peer]:
