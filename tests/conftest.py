@@ -5,6 +5,7 @@ one only where the tests themselves are shared among processes."""
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from hasten.model.storage import gguf_directory
 from hasten.native.loader import NativeLibrary, load, status
 from serving import Running, running, write_model
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # begun in the background of a shell: children would inherit deaf ears
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if "PYTEST_XDIST_WORKER" in os.environ and (library := load()) is not None:
     library.set_threads(1)
