@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from drafters import Right
+from hasten.core.config import SpeculationParams
 from hasten.core.errors import InvalidRequest, PromptTooLong
 from hasten.core.results import Completion, StreamEvent
 from hasten.core.types import MODEL_SOURCE, SamplingParams
@@ -210,7 +211,20 @@ def test_letters_cover_the_vocabulary() -> None:
 def test_answers_of_a_request_share_plain_steps() -> None:
     """Plain decoding makes one token of each of the n answers a step, so the plain speed of the request is n tokens a step."""
     curve = FrozenCurve.measured({1: 0.010, 64: 0.010})
-    engine = tiny_engine(curve=curve)
-    request = engine.submit(list(PROMPT), replace(GREEDY, n=4, max_tokens=10, ignore_eos=True))
+    engine = tiny_engine(drafters=[SuffixDrafter()], curve=curve)
+    params = replace(GREEDY, n=4, max_tokens=10, ignore_eos=True)
+    request = engine.submit(list(PROMPT), params, speculation=SpeculationParams(mode="on"))
     run_all(engine, [request])
     assert 300.0 < request.plain_tokens / request.plain_seconds <= 400.0  # the answers begin and end a step apart
+
+
+@pytest.mark.parametrize("answers", [1, 3])
+def test_steps_without_drafts_count_with_the_time_they_took(answers: int) -> None:
+    """However wrong the prediction is: an answer that nobody guessed at was made at plain speed."""
+    engine = tiny_engine(drafters=[SuffixDrafter()], curve=FrozenCurve.measured({1: 9.0, 64: 9.0}))
+    params = replace(GREEDY, n=answers, max_tokens=10, ignore_eos=True)
+    request = engine.submit(list(PROMPT), params, speculation=SpeculationParams(mode="off"))
+    run_all(engine, [request])
+    assert request.last_token is not None
+    assert request.first_token is not None
+    assert request.plain_seconds == pytest.approx(request.last_token - request.first_token)

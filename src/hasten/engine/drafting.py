@@ -112,6 +112,11 @@ class Drafting:
             item.tree = round.verified
         _share_deciding(rounds, self.clock() - began + (self._settling.value or 0.0))
 
+    @property
+    def spent(self) -> bool:
+        """Whether any time went into drafting in the step in progress."""
+        return any(round.seconds for round in self._rounds.values())
+
     def rule_for(self, wish: SpeculationParams) -> str:
         """The rule for a request; where nothing is ever drafted, text is that of plain decoding under every rule."""
         return "coupled" if not self.drafters or wish.mode == "off" else self.rule

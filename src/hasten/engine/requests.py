@@ -57,12 +57,15 @@ class Request:
             reached[depth] += 1
             self.speculation.by_drafter[tree.drafters[node]].accepted += 1
 
-    def clock(self, emitted: int, plain: float | None) -> None:
+    def clock(self, emitted: int, plain: float | None, drafted: bool = True) -> None:
         """Tokens arrived now. ``plain`` is what plain decoding takes for one of this request's tokens, whose answers share steps;
-        None where it is not measured."""
+        None where it is not measured. A step that was not ``drafted`` was plain itself, and counts with the time it took."""
         now = time.perf_counter()
-        if self.first_token is None:
+        if self.first_token is None or self.last_token is None:
             self.first_token = now
+        elif not drafted:
+            self.plain_seconds += now - self.last_token
+            self.plain_tokens += emitted
         elif plain is not None:
             self.plain_seconds += emitted * plain
             self.plain_tokens += emitted
