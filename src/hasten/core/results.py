@@ -30,7 +30,8 @@ class Timing:
 @dataclass(frozen=True, slots=True)
 class Speed:
     """Decoding speed of the request, and the speed that plain decoding would have had on this machine at this context,
-    from measured one-row steps; steps without drafts count with the time they took. ``speedup`` is their ratio. None where nothing was decoded or measured."""
+    from measured one-row steps; steps without drafts count with the time they took. ``speedup`` is their ratio. None where nothing
+    was decoded or measured."""
 
     tokens_per_second: float | None
     plain_tokens_per_second: float | None
