@@ -31,19 +31,6 @@ SOME = np.array([0, 3, 4, 17, 30, 31, 55, 60])
 HALF = np.arange(0, VOCABULARY, 2)
 
 
-class Words:
-    """A vocabulary of numbered words."""
-
-    vocabulary_fingerprint = "words"
-
-    def __init__(self, size: int, byte_level: bool = True, special: tuple[int, ...] = (), eos: tuple[int, ...] = ()) -> None:
-        self.vocabulary_size, self.byte_level = size, byte_level
-        self.special_ids, self.eos_token_ids = frozenset(special), eos
-
-    def token_bytes(self, token: int) -> bytes:
-        return f"word{token}".encode() if token < self.vocabulary_size - 10 else "aé☃"[token % 3].encode()
-
-
 def whole_and_part(kind: str, precision: Precision, folder: Path, fixed: np.ndarray) -> tuple[Decoder, Decoder, TrimmedHead]:
     """One model with its whole head and with part of it."""
     source = RandomSource(DESCRIPTIONS[kind])

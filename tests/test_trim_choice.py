@@ -22,9 +22,8 @@ from hasten.draft.trim import (
 )
 from hasten.model.precision import FP64
 from hasten.model.weights import load_decoder
+from test_trim import SOME
 from tiny import CPU, DESCRIPTIONS, LetterTokenizer, RandomSource
-
-SOME = np.array([0, 3, 4, 17, 30, 31, 55, 60])
 
 
 class Words:
