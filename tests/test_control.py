@@ -192,6 +192,32 @@ def test_the_best_count_is_the_best_of_all(seed: int) -> None:
     assert rate(best_count(ranked, contexts, 2, drafting, curve, Line())) == pytest.approx(max(map(rate, range(13))))
 
 
+@pytest.mark.parametrize("seed", range(100))
+def test_floors_leave_out_only_what_is_never_verified(seed: int) -> None:
+    """Nodes behind the first that survives less often than its floor: with them and without, the best choice is the same."""
+    rng = random.Random(seed)
+    curve = CostCurve.measured({1: 1.0, **{rows: 1 + rng.random() * rows / 4 for rows in rng.sample(range(2, 20), 4)}})
+    sequences = rng.choice((1, 1, 3))
+    costs = StepCosts(curve)
+    costs.open([0] * sequences)
+    floors = costs.floors(12)
+    ranked = sorted(((rng.random() ** 2, 0, at) for at in range(12)), reverse=True)
+    proposed = next((at for at, entry in enumerate(ranked) if entry[0] < floors[at]), 12)
+    every = best_count(ranked, [0] * sequences, sequences, 0.0, curve, Line())
+    assert best_count(ranked[:proposed], [0] * sequences, sequences, 0.0, curve, Line()) == every
+
+
+def test_floors_follow_a_curve_that_changes() -> None:
+    costs = StepCosts(CostCurve.measured({1: 1.0, 2: 1.1, 8: 1.7}))
+    costs.open([0])
+    assert costs.floors(4) == pytest.approx([0.1] * 4)
+    costs.curve = CostCurve.measured({1: 1.0, 2: 1.5, 8: 4.5})
+    for _ in range(200):
+        costs.open([0])
+    assert costs.floors(4) == pytest.approx([0.5] * 4)
+    assert StepCosts(CostCurve()).floors(4) == []
+
+
 def test_expected_tokens() -> None:
     assert 1 + rules.expected_tokens(4, 0.8) == pytest.approx(3.3616)
     assert 1 + rules.expected_tokens(3, 0.6) == pytest.approx(2.176)

@@ -135,7 +135,7 @@ def paths_of(tree: DraftTree) -> list[tuple[int, ...]]:
 @settings(max_examples=300, deadline=None)
 @given(texts(MOST_MATCHES), st.integers(0, 24), st.integers(0, 12))
 def test_the_tree_is_the_likeliest_one(tokens: list[int], nodes: int, depth: int) -> None:
-    tree = grow(memory_of(tokens), nodes, depth)
+    tree = grow(memory_of(tokens), DraftBudget(nodes, depth))
     truth = brute_survivals(tokens, depth)
     best = sorted(truth.values(), reverse=True)[:nodes]
     assert sorted(tree.survivals(), reverse=True) == pytest.approx(best)
@@ -145,7 +145,7 @@ def test_the_tree_is_the_likeliest_one(tokens: list[int], nodes: int, depth: int
 @settings(max_examples=300, deadline=None)
 @given(texts(), st.integers(0, 24), st.integers(0, 24))
 def test_every_path_followed_the_texts_end_before(tokens: list[int], nodes: int, depth: int) -> None:
-    tree = grow(memory_of(tokens), nodes, depth)
+    tree = grow(memory_of(tokens), DraftBudget(nodes, depth))
     assert len(tree) <= nodes
     assert all(level <= depth for level in tree.depths())
     assert all(parent == ROOT or parent < node for node, parent in enumerate(tree.parents))
@@ -171,12 +171,12 @@ def test_growing_step_by_step_equals_starting_over(tokens: list[int], data: st.D
         sequence.tokens.extend(tokens[known : known + step])
         known += step
         tree = drafter.propose([sequence], [budget])[0]
-        assert tree == grow(memory_of(sequence.tokens), 16, 16)
+        assert tree == grow(memory_of(sequence.tokens), DraftBudget(16, 16))
 
 
 def test_a_long_match_gives_a_long_chain() -> None:
     text = list(range(100, 160))
-    tree = grow(memory_of([*text, 1, 2, 3, *text[:20]]), 24, 24)
+    tree = grow(memory_of([*text, 1, 2, 3, *text[:20]]), DraftBudget(24, 24))
     assert tree.tokens == text[20:44]
     assert tree.parents == list(range(-1, 23))
     assert min(tree.scores) > 0.9
@@ -184,7 +184,7 @@ def test_a_long_match_gives_a_long_chain() -> None:
 
 
 def test_short_matches_that_disagree_give_a_small_bush() -> None:
-    tree = grow(memory_of([7, 1, 20, 21, 7, 2, 22, 23, 7, 3, 24, 25, 7]), 24, 24)
+    tree = grow(memory_of([7, 1, 20, 21, 7, 2, 22, 23, 7, 3, 24, 25, 7]), DraftBudget(24, 24))
     assert {tree.tokens[node] for node, parent in enumerate(tree.parents) if parent == ROOT} == {1, 2, 3}
     assert len(tree) < 12
     assert max(tree.scores[node] for node, parent in enumerate(tree.parents) if parent == ROOT) < 0.3
@@ -192,22 +192,22 @@ def test_short_matches_that_disagree_give_a_small_bush() -> None:
 
 @pytest.mark.parametrize("tokens", [[], [5], [1, 2, 3, 4], list(range(1000))])
 def test_no_match_gives_nothing(tokens: list[int]) -> None:
-    assert len(grow(memory_of(tokens), 24, 24)) == 0
+    assert len(grow(memory_of(tokens), DraftBudget(24, 24))) == 0
 
 
 def test_of_equal_matches_the_latest_is_likelier() -> None:
-    tree = grow(memory_of([1, 2, 3, 50, 9, 9, 1, 2, 3, 60, 8, 8, 1, 2, 3]), 2, 1)
+    tree = grow(memory_of([1, 2, 3, 50, 9, 9, 1, 2, 3, 60, 8, 8, 1, 2, 3]), DraftBudget(2, 1))
     assert tree.tokens == [60, 50]
 
 
 def test_a_longer_match_beats_a_later_one() -> None:
-    tree = grow(memory_of([1, 2, 3, 4, 50, 9, 9, 4, 60, 8, 8, 1, 2, 3, 4]), 2, 1)
+    tree = grow(memory_of([1, 2, 3, 4, 50, 9, 9, 4, 60, 8, 8, 1, 2, 3, 4]), DraftBudget(2, 1))
     assert tree.tokens == [50, 60]
 
 
 def test_agreement_makes_surer() -> None:
     once, twice = [1, 2, 3, 50, 9], [1, 2, 3, 50, 9, 1, 2, 3, 50, 8]
-    assert grow(memory_of([*twice, 1, 2, 3]), 1, 1).scores > grow(memory_of([*once, 1, 2, 3]), 1, 1).scores
+    assert grow(memory_of([*twice, 1, 2, 3]), DraftBudget(1, 1)).scores > grow(memory_of([*once, 1, 2, 3]), DraftBudget(1, 1)).scores
 
 
 def test_a_loop_is_drafted_to_the_full() -> None:
@@ -216,7 +216,7 @@ def test_a_loop_is_drafted_to_the_full() -> None:
     truth = period * 12
     memory, known, rounds = memory_of(truth[:34]), 34, 0
     while known < len(truth):
-        tree = grow(memory, 16, 16)
+        tree = grow(memory, DraftBudget(16, 16))
         accepted = max((len(path) for path in paths_of(tree) if tuple(truth[known : known + len(path)]) == path), default=0)
         memory.extend(truth[known : known + accepted + 1])
         known += accepted + 1
@@ -273,7 +273,7 @@ def test_it_is_quick(kind: str) -> None:
     memory = memory_of(WORST[kind])
     assert best(lambda: memory_of(WORST[kind]), 3) < 60e-3
     assert best(lambda: memory.extend([1]), 50) < 30e-6
-    assert best(lambda: grow(memory, 24, 24), 20) < 0.5e-3
+    assert best(lambda: grow(memory, DraftBudget(24, 24)), 20) < 0.5e-3
 
 
 @pytest.mark.parametrize("kind", ["text", "all different"])

@@ -35,6 +35,7 @@ from hasten.core.types import ROOT, DraftTree
 
 LEAST_SURVIVAL = 0.01  # less likely nodes are not worth a row anywhere
 FIRST_LENGTH = 128.0  # tokens of an answer before any has ended
+DOUBTED_FLOOR = 0.5  # scores are calibrated later, so a node goes in with half of what would make it worth its row
 PROBE_DEPTH = 2
 REFERENCE_EVERY = 48  # plain steps are measured at least so often where drafting gains little
 THIN_GAIN = 1.25
@@ -255,6 +256,12 @@ class Controller:
             return planned, min(0.95, row / worth), free
         acceptance = own.acceptance(self.standing(drafter, round.kind))
         return deepest, min(0.95, (level + row) / (worth * max(acceptance, 0.1))), free
+
+    def floors(self, round: Round, most: int) -> list[float]:
+        """What each next one of at most so many nodes that cost nothing must survive with to be worth proposing."""
+        if self.rule != "auto" or not self.measured or round.wish.mode == "on":
+            return []
+        return [DOUBTED_FLOOR * floor for floor in self.costs.floors(most)]
 
     def calibrated(self, drafter: str, kind: str) -> Callable[[float], float]:
         """P(accepted | parent accepted) by raw score, for drafters that stop by it."""

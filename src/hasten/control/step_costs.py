@@ -12,6 +12,7 @@ from hasten.core.types import BLOCK_SIZE
 FIRST_REFERENCE = 4  # rounds until a plain step is measured; doubled each time
 RARE_REFERENCE = 192  # at most
 REMEMBERED_STEPS = 9
+FLOORS_FOR = 64  # steps that floors are used before they follow the curve
 
 
 @dataclass(slots=True)
@@ -31,9 +32,12 @@ class StepCosts:
     _reference: int = FIRST_REFERENCE
     _ratios: deque[float] = field(default_factory=lambda: deque([1.0], REMEMBERED_STEPS))
     _bias: float = 1.0
+    _floors: dict[tuple[int, int], tuple[int, list[float]]] = field(default_factory=dict)
+    _opened: int = 0
 
     def open(self, contexts: list[int]) -> None:
         """A step of sequences with these contexts begins."""
+        self._opened += 1
         self.shapes = [(1, context) for context in contexts]
         if self.curve.known:
             self.plain = self.plain_seconds(contexts)
@@ -79,6 +83,20 @@ class StepCosts:
         first = len(self.shapes) + drafted
         added = self.curve.base(first + more) - self.curve.base(first)
         return max(0.0, added + self.overhead.predict(first + more) - self.overhead.predict(first))
+
+    def floors(self, most: int) -> list[float]:
+        """For each number of nodes below ``most``: the least chance that the next one must have to be worth verifying, and all that
+        may come behind it, none likelier. The slopes of the lower hull of cost by rows, in tokens."""
+        sequences = len(self.shapes)
+        until, floors = self._floors.get((sequences, most), (0, []))
+        if self._opened >= until and self.unit > 0.0:
+            costs = [self.rows(count) for count in range(most + 1)]
+            floors = [
+                min((costs[end] - costs[begin]) / (end - begin) for end in range(begin + 1, most + 1)) / self.unit
+                for begin in range(most)
+            ]
+            self._floors[sequences, most] = self._opened + FLOORS_FOR, floors
+        return floors
 
     def charge(self, drafter: str, level: float | None, reading: float, tokens: int, askers: int) -> None:
         """A paid drafter took ``level`` seconds a level for ``askers`` sequences, and ``reading`` to read ``tokens``."""

@@ -140,21 +140,33 @@ class DraftTree:
         """Append a node, or find the equal sibling and keep the higher score; returns the node's index."""
         found = self.child(parent, token)
         if found is not None:
-            if score > self.scores[found]:
-                self.scores[found], self.drafters[found] = score, drafter
+            self._raise(found, score, drafter)
             return found
+        self._append(parent, token, score, drafter)
+        return len(self.tokens) - 1
+
+    def _append(self, parent: int, token: int, score: float, drafter: str) -> None:
         self.tokens.append(token)
         self.parents.append(parent)
         self.scores.append(score)
         self.drafters.append(drafter)
-        return len(self.tokens) - 1
+
+    def _raise(self, node: int, score: float, drafter: str) -> None:
+        if score > self.scores[node]:
+            self.scores[node], self.drafters[node] = score, drafter
 
     def merge(self, other: DraftTree) -> None:
         """Add every node of ``other``; equal paths become one."""
+        places = {key: node for node, key in enumerate(zip(self.parents, self.tokens, strict=True))}
         placed: list[int] = []
         for token, parent, score, drafter in zip(other.tokens, other.parents, other.scores, other.drafters, strict=True):
             at = ROOT if parent == ROOT else placed[parent]
-            placed.append(self.add(at, token, score, drafter))
+            node = places.setdefault((at, token), len(self))
+            if node == len(self):
+                self._append(at, token, score, drafter)
+            else:
+                self._raise(node, score, drafter)
+            placed.append(node)
 
     def depths(self) -> list[int]:
         """Depth of each node; a child of the root has depth 1."""

@@ -6,7 +6,7 @@ raises, the engine stops asking it for that request.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence as Row
 from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING
@@ -29,8 +29,10 @@ class DraftBudget:
     ``nodes`` bounds the size of its tree and ``depth`` the depth of its nodes, so that no draft runs past max_tokens or the
     context. ``minimum_survival`` is for drafters that pay for every level: they stop when the most likely node of their
     frontier survives with less, a node's survival being the product of ``calibrated`` scores along its path. ``most_entropy``
-    (nats) stops them before a level that they are less sure of (AdaEDL, 2410.18351); a first level is always drafted. Drafters
-    whose nodes cost nothing leave these choices to the controller.
+    (nats) stops them before a level that they are less sure of (AdaEDL, 2410.18351); a first level is always drafted.
+
+    Drafters whose nodes cost nothing leave these choices to the controller, and stop at the first of their nodes, the likeliest
+    first, that would never be verified: the one behind ``n`` others that survives with less than ``floors[n]``.
     """
 
     nodes: int
@@ -38,6 +40,7 @@ class DraftBudget:
     minimum_survival: float = 0.0
     calibrated: Callable[[float], float] = believed
     most_entropy: float = inf
+    floors: Row[float] = ()
 
 
 class Drafter:

@@ -64,7 +64,7 @@ class HierarchyDrafter(Drafter):
             memory = self._memories[sequence.id]
             memory.extend(sequence.tokens[len(memory.tokens) :])
             start = self._matches(memory) if budget.nodes > 0 and budget.depth > 0 else []
-            trees.append(best_first(start, lambda found: vote(found, ESCAPE, DOUBT), budget.nodes, budget.depth, self.name))
+            trees.append(best_first(start, lambda found: vote(found, ESCAPE, DOUBT), budget, self.name))
         return trees
 
     def end(self, sequence: Sequence) -> None:

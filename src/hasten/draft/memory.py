@@ -77,7 +77,7 @@ class MemoryDrafter(Drafter):
                 trees.append(DraftTree())
                 continue
             start = self._of(sequence.tenant).matches(sequence.tokens[-LONGEST_MATCH:])
-            trees.append(best_first(start, lambda found: vote(found, ESCAPE, DOUBT), budget.nodes, budget.depth, self.name))
+            trees.append(best_first(start, lambda found: vote(found, ESCAPE, DOUBT), budget, self.name))
         return trees
 
     def end(self, sequence: Sequence) -> None:

@@ -98,7 +98,7 @@ def _follow(matches: list[Match]) -> list[tuple[int, float, list[Match]]]:
 class PredictionDrafter(Drafter):
     """One ``Follower`` for each sequence that has a ``prediction``; the others get empty trees. Nothing is shared.
 
-    ``budget.minimum_survival`` is not used: the nodes cost nothing until they are verified. Memory: some 300 bytes a predicted
+    The nodes cost nothing until they are verified, so only ``budget.floors`` ends a tree early. Memory: some 300 bytes a predicted
     token, freed with its sequence.
     """
 
@@ -125,7 +125,7 @@ class PredictionDrafter(Drafter):
                 trees.append(DraftTree())
                 continue
             follower.extend(sequence.tokens[sequence.prompt_length + follower.answered :])
-            trees.append(best_first(follower.matches(), _follow, budget.nodes, budget.depth, self.name))
+            trees.append(best_first(follower.matches(), _follow, budget, self.name))
         return trees
 
     def end(self, sequence: Sequence) -> None:

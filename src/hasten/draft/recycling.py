@@ -134,7 +134,7 @@ class RecyclingDrafter(Drafter):
     """One ``TenantRows`` a tenant. ``most_rows`` bounds each of its three tables (at most some 250 bytes a row), ``most_tenants``
     how many are kept; the one that wrote longest ago goes. Raises ConfigError for values out of range.
 
-    ``budget.minimum_survival`` is not used: the nodes cost nothing until they are verified.
+    The nodes cost nothing until they are verified, so only ``budget.floors`` ends a tree early.
     """
 
     name = "recycling"
@@ -161,7 +161,7 @@ class RecyclingDrafter(Drafter):
         for sequence, budget in zip(sequences, budgets, strict=True):
             rows = self._tenants.get(sequence.tenant) or TenantRows(self._most_rows, self._seeded)
             place = tuple(sequence.tokens[-LONGEST_KEY:])
-            trees.append(best_first(place, rows.follow, budget.nodes, budget.depth, self.name))
+            trees.append(best_first(place, rows.follow, budget, self.name))
         return trees
 
     def observe(self, sequence: Sequence, tree: DraftTree, verdict: Verdict) -> None:

@@ -123,16 +123,16 @@ def vote(tokens: list[int], matches: list[Match]) -> list[tuple[int, float, list
     return [(token, weight / total, agreeing[token]) for token, weight in weights.items()]
 
 
-def grow(memory: SuffixMemory, nodes: int, depth: int) -> DraftTree:
-    """The likeliest ``nodes`` continuations, none deeper than ``depth``; fewer where nothing likely is left."""
+def grow(memory: SuffixMemory, budget: DraftBudget) -> DraftTree:
+    """The likeliest continuations within ``budget``; fewer where nothing likely is left."""
     follow = partial(vote, memory.tokens)
-    return best_first(memory.matches(), follow, nodes, depth, SuffixDrafter.name, LEAST_SURVIVAL)
+    return best_first(memory.matches(), follow, budget, SuffixDrafter.name, LEAST_SURVIVAL)
 
 
 class SuffixDrafter(Drafter):
     """One ``SuffixMemory`` a sequence, over its prompt and output; nothing is shared between sequences.
 
-    ``budget.minimum_survival`` is not used: the nodes cost nothing until they are verified.
+    The nodes cost nothing until they are verified, so only ``budget.floors`` ends a tree early.
     """
 
     name = "suffix"
@@ -151,7 +151,7 @@ class SuffixDrafter(Drafter):
         for sequence, budget in zip(sequences, budgets, strict=True):
             memory = self._memories[sequence.id]
             memory.extend(sequence.tokens[len(memory.tokens) :])
-            trees.append(grow(memory, budget.nodes, budget.depth))
+            trees.append(grow(memory, budget))
         return trees
 
     def end(self, sequence: Sequence) -> None:

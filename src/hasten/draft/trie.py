@@ -105,7 +105,7 @@ class TrieDrafter(Drafter):
 
     ``most_counts`` bounds what is kept of a tenant (some 100 bytes each) and ``most_tenants`` how many tenants; the one
     whose last answer is oldest goes. Raises ConfigError for values out of range. A sequence's own counts are freed with it: at most
-    three a token. ``budget.minimum_survival`` is not used: the nodes cost nothing until they are verified.
+    three a token. The nodes cost nothing until they are verified, so only ``budget.floors`` ends a tree early.
     """
 
     name = "trie"
@@ -141,7 +141,7 @@ class TrieDrafter(Drafter):
                         yield token, chance, (*branch, token)[-LONGEST_BRANCH:]
 
             branch = tuple(sequence.tokens[-LONGEST_BRANCH:])
-            trees.append(best_first(branch, follow, budget.nodes, budget.depth, self.name))
+            trees.append(best_first(branch, follow, budget, self.name))
         return trees
 
     def end(self, sequence: Sequence) -> None:

@@ -172,7 +172,8 @@ class Drafting:
         depth, floor, entropy = self.controller.limits(drafter.name, drafter.paid, round, askers)
         nodes = self._most_nodes(round, share) - (len(round.tree) if round.sequence in self._laws else 0)
         calibrated = self.controller.calibrated(drafter.name, round.kind)
-        return DraftBudget(nodes, min(DEEPEST, depth, _depth_left(sequence)), floor, calibrated, entropy)
+        floors = [] if drafter.paid else self.controller.floors(round, max(0, nodes))
+        return DraftBudget(nodes, min(DEEPEST, depth, _depth_left(sequence)), floor, calibrated, entropy, floors)
 
     def _charge(self, drafter: Drafter, sequences: list[Sequence], rounds: list[Round], spent: float) -> None:
         """Share out what a drafter took: its levels evenly, its reading by how much each sequence had grown since."""
@@ -295,6 +296,8 @@ def _sound(tree: DraftTree, budget: DraftBudget, vocabulary: int) -> DraftTree:
     count = len(tree.tokens)
     if not count == len(tree.parents) == len(tree.scores) == len(tree.drafters):
         raise ValueError("a draft tree's lists differ in length")
+    if count <= budget.nodes and _obeys(tree, budget.depth, vocabulary):
+        return tree
     out = DraftTree()
     placed: dict[int, int] = {ROOT: ROOT}
     depths: dict[int, int] = {ROOT: 0}
@@ -308,3 +311,13 @@ def _sound(tree: DraftTree, budget: DraftBudget, vocabulary: int) -> DraftTree:
         placed[node] = out.add(placed[parent], token, score, tree.drafters[node])
         depths[node] = depths[parent] + 1
     return out
+
+
+def _obeys(tree: DraftTree, depth: int, vocabulary: int) -> bool:
+    """Whether nothing of a bid must be left out or mended, which is the rule."""
+    depths: list[int] = []
+    for node, (token, parent, score) in enumerate(zip(tree.tokens, tree.parents, tree.scores, strict=True)):
+        if not (ROOT <= parent < node and 0 <= token < vocabulary and 0.0 <= score <= 1.0):
+            return False
+        depths.append(1 if parent == ROOT else depths[parent] + 1)
+    return max(depths, default=0) <= depth and len({*zip(tree.parents, tree.tokens, strict=True)}) == len(tree)
