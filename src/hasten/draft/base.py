@@ -6,7 +6,8 @@ raises, the engine stops asking it for that request.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence as Row
+from collections.abc import Callable
+from collections.abc import Sequence as Row
 from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING
