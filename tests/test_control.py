@@ -18,7 +18,7 @@ from hasten.control.cost import CostCurve, Line
 from hasten.control.memory import Memory
 from hasten.control.profile import NEAR, Setting, checked, curve_of, floor_and_knee, load, measure, save
 from hasten.control.selection import best_count, survivals
-from hasten.control.step_costs import StepCosts
+from hasten.control.step_costs import DOUBT, StepCosts
 from hasten.core.config import EngineConfig, SpeculationParams, parse_control
 from hasten.core.errors import ConfigError, InvalidRequest
 from hasten.core.types import ROOT, DraftTree
@@ -200,7 +200,7 @@ def test_floors_leave_out_only_what_is_never_verified(seed: int) -> None:
     sequences = rng.choice((1, 1, 3))
     costs = StepCosts(curve)
     costs.open([0] * sequences)
-    floors = costs.floors(12)
+    floors = [floor / DOUBT for floor in costs.floors(12)]
     ranked = sorted(((rng.random() ** 2, 0, at) for at in range(12)), reverse=True)
     proposed = next((at for at, entry in enumerate(ranked) if entry[0] < floors[at]), 12)
     every = best_count(ranked, [0] * sequences, sequences, 0.0, curve, Line())
@@ -210,11 +210,11 @@ def test_floors_leave_out_only_what_is_never_verified(seed: int) -> None:
 def test_floors_follow_a_curve_that_changes() -> None:
     costs = StepCosts(CostCurve.measured({1: 1.0, 2: 1.1, 8: 1.7}))
     costs.open([0])
-    assert costs.floors(4) == pytest.approx([0.1] * 4)
+    assert costs.floors(4) == pytest.approx([0.1 * DOUBT] * 4)
     costs.curve = CostCurve.measured({1: 1.0, 2: 1.5, 8: 4.5})
     for _ in range(200):
         costs.open([0])
-    assert costs.floors(4) == pytest.approx([0.5] * 4)
+    assert costs.floors(4) == pytest.approx([0.5 * DOUBT] * 4)
     assert StepCosts(CostCurve()).floors(4) == []
 
 

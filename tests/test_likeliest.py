@@ -10,7 +10,7 @@ from hasten.sampling.likeliest import likeliest
 
 
 @pytest.mark.parametrize("spread", [0.0, 0.01, 1.0, 30.0])
-@pytest.mark.parametrize("size", [1, 5, 1000])
+@pytest.mark.parametrize("size", [1, 5, 1000, 1024, 3000])
 @pytest.mark.parametrize("count", [1, 4, 8])
 def test_equals_a_full_sort(spread: float, size: int, count: int) -> None:
     rows = (torch.randn(7, size, generator=torch.Generator().manual_seed(size + count)) * spread).round(decimals=2)

@@ -11,6 +11,7 @@ N = 0 included (the goodput form of SmartSpec, 2406.14066, section 4, on calibra
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -35,7 +36,6 @@ from hasten.core.types import ROOT, DraftTree
 
 LEAST_SURVIVAL = 0.01  # less likely nodes are not worth a row anywhere
 FIRST_LENGTH = 128.0  # tokens of an answer before any has ended
-DOUBTED_FLOOR = 0.5  # scores are calibrated later, so a node goes in with half of what would make it worth its row
 PROBE_DEPTH = 2
 REFERENCE_EVERY = 48  # plain steps are measured at least so often where drafting gains little
 THIN_GAIN = 1.25
@@ -54,11 +54,11 @@ class Controller:
     rule: str = "auto"
     depth: int = 0
     calibrator: Calibrator = field(default_factory=Calibrator)
-    standings: dict[tuple[str, str], Standing] = field(default_factory=dict)
+    standings: defaultdict[tuple[str, str], Standing] = field(default_factory=lambda: defaultdict(Standing))
     answer_length: Average = field(default_factory=lambda: Average(0.05, FIRST_LENGTH))
-    tallies: dict[str, Tally] = field(default_factory=dict)
+    tallies: defaultdict[str, Tally] = field(default_factory=lambda: defaultdict(Tally))
     entropy: rules.EntropyThreshold = field(default_factory=rules.EntropyThreshold)
-    _own: dict[tuple[str, int], Own] = field(default_factory=dict)
+    _own: defaultdict[tuple[str, int], Own] = field(default_factory=lambda: defaultdict(Own))
     _gain: Average = field(default_factory=lambda: Average(0.1))
     _planned: dict[str, tuple[int, int, float]] = field(default_factory=dict)  # a paid drafter's group, depth and gain
     _company: str = ""
@@ -83,7 +83,7 @@ class Controller:
 
     def ask(self, drafter: str, paid: bool, rounds: Sequence[Round]) -> list[bool]:
         """For which sequences the drafter should draft this round, given what is in the rounds' trees already."""
-        owns = [self._own.setdefault((drafter, round.sequence), Own()) for round in rounds]
+        owns = [self._own[drafter, round.sequence] for round in rounds]
         for own, round in zip(owns, rounds, strict=True):
             own.rounds += 1
             own.on, own.why = self._wished(round)
@@ -97,7 +97,7 @@ class Controller:
         elif self.rule != "auto":
             for at in open_ones:
                 owns[at].on, owns[at].why = self._by_rule(drafter, paid, rounds[at], len(rounds))
-        tally = self.tallies.setdefault(drafter, Tally())
+        tally = self.tallies[drafter]
         for own in owns:
             own.asked += own.on
             tally.state, tally.reason = ("on" if own.on else "off"), own.why
@@ -244,7 +244,7 @@ class Controller:
             return rules.DEEPEST, 1.0 - rules.MOST_REJECTED, free
         if self.rule == "entropy":
             return rules.DEEPEST, 0.0, rules.entropy_limit(self.entropy.threshold)
-        own = self._own.setdefault((drafter, round.sequence), Own())
+        own = self._own[drafter, round.sequence]
         members, planned, _ = self._planned.get(drafter, (0, 0, 1.0))
         deepest = max(1, min(PROBE_DEPTH, planned)) if own.probing else rules.DEEPEST
         if level is None or not self.measured:
@@ -261,7 +261,7 @@ class Controller:
         """What each next one of at most so many nodes that cost nothing must survive with to be worth proposing."""
         if self.rule != "auto" or not self.measured or round.wish.mode == "on":
             return []
-        return [DOUBTED_FLOOR * floor for floor in self.costs.floors(most)]
+        return self.costs.floors(most)
 
     def calibrated(self, drafter: str, kind: str) -> Callable[[float], float]:
         """P(accepted | parent accepted) by raw score, for drafters that stop by it."""
@@ -315,12 +315,12 @@ class Controller:
             if verified:
                 standing = self.standing(drafter, round.kind)
                 standing.evidence.observe(len(accepted), verified, STANDING_FORGETTING)
-                own = self._own.setdefault((drafter, round.sequence), Own())
+                own = self._own[drafter, round.sequence]
                 own.evidence.observe(len(accepted), verified, OWN_FORGETTING)
                 if self.rule == "entropy":
                     self.entropy.observe(min(len(accepted), verified), verified)
         for drafter in {*round.origins}:
-            tally = self.tallies.setdefault(drafter, Tally())
+            tally = self.tallies[drafter]
             tally.proposed += round.origins.count(drafter)
             tally.verified += round.verified_origins.count(drafter)
             tally.accepted += brought.get(drafter, 0)
@@ -366,7 +366,7 @@ class Controller:
             rows = round.verified_origins.count(drafter)
             net = brought.get(drafter, 0) * self.costs.unit - took - rows * row_seconds
             standing.book(net + earned, self.costs.unit)
-            tally = self.tallies.setdefault(drafter, Tally())
+            tally = self.tallies[drafter]
             tally.seconds += took
             tally.saved += net
             if own is not None:
@@ -377,7 +377,7 @@ class Controller:
 
     def standing(self, drafter: str, kind: str) -> Standing:
         """The drafter's standing in a step like the present one: what pays for a sequence alone may not where many share a step."""
-        return self.standings.setdefault((drafter, kind + self._company), Standing())
+        return self.standings[drafter, kind + self._company]
 
     def own(self, drafter: str, sequence: int) -> Own | None:
         """The account of a drafter on a sequence, None where it was never asked for."""

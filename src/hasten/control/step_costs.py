@@ -13,6 +13,7 @@ FIRST_REFERENCE = 4  # rounds until a plain step is measured; doubled each time
 RARE_REFERENCE = 192  # at most
 REMEMBERED_STEPS = 9
 FLOORS_FOR = 64  # steps that floors are used before they follow the curve
+DOUBT = 0.5  # scores are calibrated later, so a node may be proposed with half of what makes it worth its row
 
 
 @dataclass(slots=True)
@@ -85,16 +86,14 @@ class StepCosts:
         return max(0.0, added + self.overhead.predict(first + more) - self.overhead.predict(first))
 
     def floors(self, most: int) -> list[float]:
-        """For each number of nodes below ``most``: the least chance that the next one must have to be worth verifying, and all that
-        may come behind it, none likelier. The slopes of the lower hull of cost by rows, in tokens."""
+        """For each number of nodes below ``most``: the least chance that the next one must have to be worth proposing, and all that
+        may come behind it, none likelier: ``DOUBT`` times the slopes of the lower hull of cost by rows, in tokens."""
         sequences = len(self.shapes)
         until, floors = self._floors.get((sequences, most), (0, []))
         if self._opened >= until and self.unit > 0.0:
-            costs = [self.rows(count) for count in range(most + 1)]
-            floors = [
-                min((costs[end] - costs[begin]) / (end - begin) for end in range(begin + 1, most + 1)) / self.unit
-                for begin in range(most)
-            ]
+            costs = [DOUBT * self.rows(count) / self.unit for count in range(most + 1)]
+            ends = range(1, most + 1)
+            floors = [min((costs[end] - costs[begin]) / (end - begin) for end in ends[begin:]) for begin in range(most)]
             self._floors[sequences, most] = self._opened + FLOORS_FOR, floors
         return floors
 

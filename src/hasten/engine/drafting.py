@@ -199,6 +199,8 @@ class Drafting:
         if not self.drafters or self._wishes.get(sequence.id, AUTO).mode == "off":
             return
         round = self._rounds.get(sequence.id)
+        if round is None and sequence.output_length > 1:
+            return
         if round is not None:
             if len(tree) != len(round.verified):
                 round.keep(set())

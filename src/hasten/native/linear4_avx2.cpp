@@ -11,6 +11,7 @@ namespace {
 
 const int MOST_ROWS = 4;             // of one block, where nibbles are unpacked in passing
 const int HALF_STEPS = 8;            // steps of four inputs whose products fit 16 bits
+const std::int64_t HALF_ROOM = 2 * NIBBLES_BYTES + 128;  // a tile's sixteen outputs unpacked: nibbles as bytes, then Scales
 
 // Eight scales, each in both halves of its 32 bits; eight offsets in the low halves.
 INLINE __m256i twice(const void* from) {
@@ -34,22 +35,20 @@ INLINE __m256i nibbles_of(const std::int8_t* packed, std::int8_t* room, int step
     return some;
 }
 
-// COUNT rows times the sixteen outputs of one tile, added to (or with `add` false, put into) their sums.
+// What a tile's sixteen outputs are multiplied by, and what is added for each unit of a row's sum.
+struct Scales {
+    __m256i scale[2], offset[2];
+};
+
+INLINE Scales scales_of(const std::int8_t* scales) {
+    const std::int8_t* offsets = scales + OFFSETS_AT - SCALES_AT;
+    return {{twice(scales), twice(scales + 8)}, {low_halves(offsets), low_halves(offsets + 8)}};
+}
+
+// COUNT rows times the sixteen outputs of one tile, added to their sums.
 template <int COUNT, Source SOURCE>
 INLINE void tile_products(const std::int8_t* x, std::int64_t stride, const std::int32_t* x_sums, std::int64_t sums_stride,
-                          const std::int8_t* packed, const std::int8_t* scales, std::int8_t* room, std::int32_t* sums, bool add) {
-    const __m256i scale[2] = {twice(scales), twice(scales + 8)};
-    const __m256i offset[2] = {low_halves(scales + OFFSETS_AT - SCALES_AT), low_halves(scales + OFFSETS_AT - SCALES_AT + 8)};
-#pragma GCC unroll 6
-    for (int r = 0; r < COUNT; ++r) {
-        const __m256i total = repeat_int(x_sums + r * sums_stride);
-#pragma GCC unroll 2
-        for (int v = 0; v < 2; ++v) {
-            std::int32_t* to = sums + r * PAIR_OUTPUTS + v * 8;
-            const __m256i more = _mm256_madd_epi16(offset[v], total);
-            store32(to, add ? _mm256_add_epi32(load32(to), more) : more);
-        }
-    }
+                          const std::int8_t* packed, const Scales& scales, std::int8_t* room, std::int32_t* sums) {
 #pragma GCC unroll 1
     for (int half = 0; half < 2; ++half, x += 4 * HALF_STEPS, packed += NIBBLES_BYTES / 2, room += NIBBLES_BYTES) {
         __m256i part[COUNT][2];
@@ -71,10 +70,17 @@ INLINE void tile_products(const std::int8_t* x, std::int64_t stride, const std::
 #pragma GCC unroll 2
             for (int v = 0; v < 2; ++v) {
                 std::int32_t* to = sums + r * PAIR_OUTPUTS + v * 8;
-                store32(to, _mm256_add_epi32(load32(to), _mm256_madd_epi16(part[r][v], scale[v])));
+                __m256i sum = _mm256_add_epi32(load32(to), _mm256_madd_epi16(part[r][v], scales.scale[v]));
+                if (half == 1) sum = _mm256_add_epi32(sum, _mm256_madd_epi16(scales.offset[v], repeat_int(x_sums + r * sums_stride)));
+                store32(to, sum);
             }
         }
     }
+}
+
+template <int COUNT>
+INLINE void clear(std::int32_t* sums) {
+    for (int i = 0; i < COUNT * 4; ++i) store32(sums + i * 8, _mm256_setzero_si256());
 }
 
 // COUNT rows times a chunk of a pair's tiles.
@@ -84,18 +90,20 @@ void chunk_products(const Linear8& call, std::int64_t row, std::int64_t tile, st
     const std::int64_t every = call.stride / TILE_INPUTS;
     const std::int8_t* x = call.x + row * call.stride;
     const std::int32_t* totals = call.x_sums + row * every;
+    if (tile == 0) clear<COUNT>(sums);
     for (int half = 0; half < 2; ++half, sums += TILE_OUTPUTS) {
-        for (std::int64_t at = tile; at < tile + tiles; ++at, room += 2 * NIBBLES_BYTES) {
+        for (std::int64_t at = tile; at < tile + tiles; ++at, room += HALF_ROOM) {
             const std::int8_t* packed = weights + (at - tile) * PAIR_BYTES_4;
+            auto* scales = reinterpret_cast<Scales*>(room + 2 * NIBBLES_BYTES);
+            if (SOURCE == TILES_TO_ROOM) *scales = scales_of(packed + SCALES_AT + half * 16);
             ahead.fetch();
-            tile_products<COUNT, SOURCE>(x + at * TILE_INPUTS, call.stride, totals + at, every, packed + half * NIBBLES_BYTES,
-                                         packed + SCALES_AT + half * 16, room, sums, at != 0);
+            tile_products<COUNT, SOURCE>(x + at * TILE_INPUTS, call.stride, totals + at, every, packed + half * NIBBLES_BYTES, *scales, room, sums);
         }
     }
 }
 
 struct Nibbles {
-    static const std::int64_t CHUNK_TILES = 6, TILE_SIZE = PAIR_BYTES_4, ROOM_BYTES = 4 * NIBBLES_BYTES, COLUMNS = 2, ROW_SUMS = PAIR_OUTPUTS, MOST_ROWS = hasten::MOST_ROWS;
+    static const std::int64_t CHUNK_TILES = 6, TILE_SIZE = PAIR_BYTES_4, ROOM_BYTES = 2 * HALF_ROOM, COLUMNS = 2, ROW_SUMS = PAIR_OUTPUTS, MOST_ROWS = hasten::MOST_ROWS;
 
     template <Source SOURCE>
     static void multiply_from(const Linear8& call, std::int64_t row, std::int64_t count, std::int64_t tile, std::int64_t tiles,
@@ -124,12 +132,13 @@ void few_rows(const Linear8& call, std::int64_t pair) {
     alignas(32) std::int32_t sums[COUNT * PAIR_OUTPUTS];
     const std::int64_t tiles = tiles_of(call.inputs);
     const std::int8_t* weights = call.tiles + pair * tiles * PAIR_BYTES_4;
+    clear<COUNT>(sums);
     for (std::int64_t tile = 0; tile < tiles; ++tile, weights += PAIR_BYTES_4) {
         fetch_kilobyte(weights);
         _mm_prefetch(reinterpret_cast<const char*>(weights + SCALES_AT + AHEAD_BYTES), _MM_HINT_NTA);
         for (int half = 0; half < 2; ++half) {
             tile_products<COUNT, TILES>(call.x + tile * TILE_INPUTS, call.stride, call.x_sums + tile, tiles, weights + half * NIBBLES_BYTES,
-                                        weights + SCALES_AT + half * 16, nullptr, sums + half * TILE_OUTPUTS, tile != 0);
+                                        scales_of(weights + SCALES_AT + half * 16), nullptr, sums + half * TILE_OUTPUTS);
         }
     }
     for (int r = 0; r < COUNT; ++r) Nibbles::finish(call, r, pair * PAIR_OUTPUTS, sums + r * PAIR_OUTPUTS);
