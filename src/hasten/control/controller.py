@@ -30,7 +30,7 @@ from hasten.control.accounts import (
 from hasten.control.calibrator import ALL, Calibrator
 from hasten.control.cost import Average
 from hasten.control.rounds import Round
-from hasten.control.selection import best_count, survivals
+from hasten.control.selection import best_count, likeliest_first, survivals
 from hasten.control.step_costs import RARE_REFERENCE, StepCosts
 from hasten.core.types import ROOT, DraftTree
 
@@ -282,13 +282,8 @@ class Controller:
         if self.rule != "auto":
             depth = self.depth or rules.DEEPEST
             return [round.keep(rules.chain_of(round.tree, min(depth, round.wish.nodes))) for round in rounds]
-        ranked = [
-            (survival, index, node)
-            for index, round in enumerate(rounds)
-            for node, survival in enumerate(self.survivals(round.tree, round.kind))
-            if survival >= LEAST_SURVIVAL or not self.measured
-        ]
-        ranked.sort(key=lambda entry: (-entry[0], entry[2], entry[1]))
+        least = LEAST_SURVIVAL if self.measured else 0.0
+        ranked = likeliest_first([self.survivals(round.tree, round.kind) for round in rounds], least)
         most = self.most_nodes * max(1, len(rounds))
         contexts = [round.context for round in rounds]
         keep = min(len(ranked), most)

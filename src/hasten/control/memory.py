@@ -40,7 +40,8 @@ class Memory:
         except ValueError as problem:
             store.set_aside(self.path, str(problem))
             return False
-        controller.calibrator, controller.standings, controller.answer_length.value = calibrator, standings, length
+        controller.calibrator, controller.answer_length.value = calibrator, length
+        controller.standings.update(standings)
         return True
 
     def save(self, controller: Controller) -> None:

@@ -21,6 +21,13 @@ def survivals(tree: DraftTree, conditional: Sequence[float]) -> list[float]:
     return out
 
 
+def likeliest_first(survivals: Sequence[Sequence[float]], least: float) -> list[tuple[float, int, int]]:
+    """(survival, sequence, node) of the nodes of all sequences' trees that survive with at least that chance."""
+    found = [(value, index, node) for index, tree in enumerate(survivals) for node, value in enumerate(tree) if value >= least]
+    found.sort(key=lambda entry: (-entry[0], entry[2], entry[1]))
+    return found
+
+
 def best_count(
     ranked: Sequence[tuple[float, int, int]],
     contexts: Sequence[int],
