@@ -228,3 +228,27 @@ def test_steps_without_drafts_count_with_the_time_they_took(answers: int) -> Non
     assert request.last_token is not None
     assert request.first_token is not None
     assert request.plain_seconds == pytest.approx(request.last_token - request.first_token)
+
+
+def test_a_long_prompt_does_not_hold_up_those_who_decode() -> None:
+    engine = tiny_engine(max_rows=64, num_blocks=32)
+    first = engine.submit(list(prompt_of(5, 1)), replace(GREEDY, max_tokens=40))
+    engine.step()
+    second = engine.submit(list(prompt_of(150, 1)), replace(GREEDY, max_tokens=4))
+    grown = []
+    while second.answers[0].sequence.output_length == 0:
+        before = second.answers[0].sequence.computed, first.answers[0].sequence.output_length
+        engine.step()
+        grown.append((second.answers[0].sequence.computed - before[0], first.answers[0].sequence.output_length - before[1]))
+    assert grown == [(16, 1)] * 9 + [(6, 1)], "a quarter of a step's rows for the prompt, a token a step for who decodes"
+    run_all(engine, [first, second])
+
+
+def test_prompts_alone_take_all_rows_of_a_step() -> None:
+    engine = tiny_engine(max_rows=64, num_blocks=32)
+    requests = [engine.submit(list(prompt_of(100, seed)), replace(GREEDY, max_tokens=4)) for seed in range(2)]
+    engine.step()
+    assert [request.answers[0].sequence.computed for request in requests] == [64, 0]
+    engine.step()
+    assert [request.answers[0].sequence.computed for request in requests] == [100, 28]
+    run_all(engine, requests)
