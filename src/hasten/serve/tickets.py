@@ -6,7 +6,9 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from hasten.core.config import SpeculationParams
 from hasten.core.results import StreamEvent
@@ -65,10 +67,7 @@ class Ticket:
 
     def post(self, events: list[StreamEvent], problem: BaseException | None = None) -> None:
         """Hand over events, and what ended the request where something did."""
-        try:
-            self._loop.call_soon_threadsafe(self._take, events, problem)
-        except RuntimeError:  # the loop is closed: nobody listens any more
-            return
+        post_all([(self, events, problem)])
 
     async def next(self) -> list[StreamEvent]:
         """All that has come since the last call, at least one event; empty once the request is over. Raises what ended it."""
@@ -90,3 +89,19 @@ class Ticket:
         if any(event.completion is not None for event in events):
             self._over = True
         self._news.set()
+
+
+def post_all(news: list[News]) -> None:
+    """Hand over what one step brought to several tickets of one loop, which is woken once."""
+    if not news:
+        return
+
+    def take() -> None:
+        for ticket, events, problem in news:
+            ticket._take(events, problem)
+
+    with suppress(RuntimeError):  # the loop is closed: nobody listens any more
+        news[0][0]._loop.call_soon_threadsafe(take)
+
+
+News: TypeAlias = tuple[Ticket, list[StreamEvent], BaseException | None]

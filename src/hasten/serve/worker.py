@@ -19,7 +19,7 @@ from hasten.core.errors import HastenError
 from hasten.engine.llm import LLM
 from hasten.engine.requests import Request
 from hasten.serve.errors import ApiError
-from hasten.serve.tickets import BATCH, INTERACTIVE, Ticket
+from hasten.serve.tickets import BATCH, INTERACTIVE, News, Ticket, post_all
 from hasten.serve.totals import Totals
 
 log = logging.getLogger(__name__)
@@ -150,6 +150,7 @@ class Worker(threading.Thread):
 
     def _deliver(self, told: list[Request]) -> None:
         now = time.monotonic()
+        news: list[News] = []
         for request in dict.fromkeys(map(id, told)):
             ticket = self._running.get(request)
             if ticket is None or ticket.request is None:
@@ -162,7 +163,8 @@ class Worker(threading.Thread):
             problem = ticket.request.problem
             if ticket.request.finished:
                 self._retire(ticket, "error" if problem else events[-1].finish_reason or "stop")
-            ticket.post(events, problem)
+            news.append((ticket, events, problem))
+        post_all(news)
 
     def _drop(self, ticket: Ticket, problem: BaseException | None) -> None:
         """Take a request out, wherever it is, and say why where somebody listens."""
