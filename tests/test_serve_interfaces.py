@@ -81,6 +81,127 @@ def test_messages_errors_have_anthropics_shape(claude: Any, change: dict[str, An
     assert named in caught.value.body["error"]["message"]
 
 
+CHAT = {"model": "tiny", "messages": ASK, "max_tokens": 2}
+OTHERS: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": CHAT,
+    "/v1/completions": {"prompt": "x", "max_tokens": 2},
+    "/v1/responses": {"input": "x", "max_output_tokens": 2},
+    "/v1/messages": CHAT,
+}
+
+
+@pytest.mark.parametrize(
+    ("path", "change", "sentence"),
+    [
+        *((path, {"temperature": 2.01}, "temperature must be a number from 0 to 2, not 2.01.") for path in list(OTHERS)[:3]),
+        ("/v1/messages", {"temperature": 1.01}, "temperature must be a number from 0 to 1, not 1.01."),
+        *((path, {"temperature": -0.01}, ", not -0.01.") for path in OTHERS),
+        *((path, {"top_p": 0}, "top_p must be a number above 0 and at most 1, not 0.") for path in OTHERS),
+        ("/v1/messages", {"top_k": -2}, "top_k must be a whole number of at least 1, or 0 for no limit, not -2."),
+        ("/v1/chat/completions", {"top_k": 1.5}, "Invalid value for 'top_k': Input should be a valid integer."),
+        ("/v1/completions", {"min_p": 1.1}, "min_p must be a number from 0 to 1, not 1.1."),
+        ("/v1/completions", {"presence_penalty": -2.1}, "presence_penalty must be a number from -2 to 2, not -2.1."),
+        ("/v1/completions", {"frequency_penalty": 3}, "frequency_penalty must be a number from -2 to 2, not 3.0."),
+        ("/v1/completions", {"repetition_penalty": 0}, "repetition_penalty must be a number from 0.01 to 100, not 0.0."),
+        ("/v1/completions", {"n": 9}, "n must be a whole number from 1 to 8 here, not 9."),
+        ("/v1/completions", {"n": 0}, "n must be a whole number from 1 to 8 here, not 0."),
+        ("/v1/completions", {"logprobs": 21}, "logprobs must be a whole number from 0 to 20 here, not 21."),
+        ("/v1/chat/completions", {"logprobs": True, "top_logprobs": -1}, "top_logprobs must be a whole number from 0 to 20 here"),
+        ("/v1/chat/completions", {"max_tokens": 0}, "max_tokens must be a whole number from 1 to 2147483647, not 0."),
+        ("/v1/chat/completions", {"max_completion_tokens": 2**31}, "max_completion_tokens must be a whole number from 1 to 2147"),
+        ("/v1/responses", {"max_output_tokens": 0}, "max_output_tokens must be a whole number from 1 to 2147483647, not 0."),
+        ("/v1/messages", {"max_tokens": -1}, "max_tokens must be a whole number from 1 to 2147483647, not -1."),
+        ("/v1/chat/completions", {"stop": ["a"] * 17}, "A request takes at most 16 stop strings here, not 17."),
+        ("/v1/messages", {"stop_sequences": ["x" * 257]}, "A stop string has at most 256 characters here."),
+        ("/v1/messages", {"stop_sequences": [""]}, "each stop string must have at least one character, not ''."),
+        ("/v1/chat/completions", {"stop": [1]}, "Invalid value for 'stop.0': Input should be a valid string."),
+        ("/v1/chat/completions", {"logit_bias": {"5": 101}}, "each logit_bias value must be a number from -100 to 100"),
+        ("/v1/chat/completions", {"speculation": {"nodes": -1}}, "Invalid value for 'speculation.nodes': "),
+        ("/v1/completions", {"prompt": ["a", 1]}, "Invalid value for 'prompt.1': Input should be a valid string."),
+        ("/v1/responses", {"input": []}, "Invalid value for 'input': List should have at least 1 item"),
+        ("/v1/responses", {"instructions": "x", "input": [{"role": "x", "content": "y"}]}, "input[0] has the role 'x'; it must"),
+    ],
+)
+def test_what_is_out_of_range_is_refused_under_its_own_name(
+    server: Running, path: str, change: dict[str, Any], sentence: str
+) -> None:
+    answer = server.post(path, {**OTHERS[path], **change})
+    assert answer.status_code == 400
+    assert sentence in answer.json()["error"]["message"]
+    param = answer.json()["error"].get("param")
+    assert path == "/v1/messages" or param.split(".")[0] in change
+
+
+@pytest.mark.parametrize("path", OTHERS)
+def test_the_ends_of_ranges_are_inside(server: Running, path: str) -> None:
+    ends = [{"temperature": 0}, {"temperature": 1 if path == "/v1/messages" else 2}, {"top_p": 1}]
+    if path != "/v1/responses":
+        ends += [{"top_k": top_k} for top_k in (-1, 0, 1)]
+    answers = [server.post(path, {**OTHERS[path], **end}) for end in ends]
+    assert [answer.status_code for answer in answers] == [200] * len(ends), [answer.text for answer in answers]
+
+
+TOOL: dict[str, Any] = {
+    "name": "weather",
+    "description": "The weather of a place.",
+    "input_schema": {"type": "object", "properties": {"city": {"type": "string"}}},
+}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"system": "Answer in verse."},
+        {"tools": [TOOL]},
+        {"tools": [TOOL], "tool_choice": {"type": "none"}},
+        {
+            "messages": [
+                *ASK,
+                {"role": "assistant", "content": "So"},
+                {"role": "user", "content": [{"type": "text", "text": "Ä ö"}]},
+            ]
+        },
+    ],
+)
+def test_counted_tokens_are_those_of_the_answer(claude: Any, more: dict[str, Any]) -> None:
+    asked = {"model": "tiny", "messages": ASK, **more}
+    usage = claude.messages.create(max_tokens=2, **asked).usage
+    assert claude.messages.count_tokens(**asked).input_tokens == usage.input_tokens + usage.cache_read_input_tokens
+
+
+def test_a_conversation_is_counted_that_no_context_holds(claude: Any, server: Running) -> None:
+    long = [{"role": "user", "content": "word " * 3000}]
+    counted = claude.messages.with_raw_response.count_tokens(model="tiny", messages=long)
+    assert counted.parse().input_tokens > 3000
+    assert counted.headers["request-id"] == counted.headers["x-request-id"]
+    with pytest.raises(anthropic.BadRequestError, match="context"):
+        claude.messages.create(model="tiny", messages=long, max_tokens=2)
+    server.wait_idle()
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "named"),
+    [
+        ({"model": "tiny"}, 400, "messages"),
+        ({"messages": ASK}, 400, "model"),
+        ({"model": "other", "messages": ASK}, 404, "other"),
+        ({"model": "tiny", "messages": []}, 400, "messages"),
+        ({"model": "tiny", "messages": ASK, "max_tokens": 2}, 400, "max_tokens"),
+        ({"model": "tiny", "messages": ASK, "tools": [TOOL, TOOL]}, 400, "same name"),
+        ({"model": "tiny", "messages": ASK, "tools": [{**TOOL, "name": "two words"}]}, 400, "tools.0.name"),
+        ({"model": "tiny", "messages": ASK, "tools": [{**TOOL, "name": f"t{at}"} for at in range(65)]}, 400, "64"),
+        ({"model": "tiny", "messages": ASK, "tool_choice": {"type": "tool", "name": "x"}, "tools": [TOOL]}, 400, "tool_choice"),
+        ({"model": "tiny", "messages": ASK, "thinking": {"type": "enabled", "budget_tokens": 1024}}, 400, "thinking"),
+    ],
+)
+def test_what_cannot_be_counted_is_said_in_anthropics_shape(server: Running, body: dict[str, Any], status: int, named: str) -> None:
+    answer = server.post("/v1/messages/count_tokens", body)
+    assert answer.status_code == status
+    assert answer.json()["type"] == "error"
+    assert named in answer.json()["error"]["message"]
+
+
 def test_responses_whole_and_streamed(client: Any) -> None:
     options: dict[str, Any] = {"model": "tiny", "input": "one two one", "instructions": "Be short.", "temperature": 0.0}
     whole = client.responses.create(max_output_tokens=30, **options)

@@ -123,8 +123,8 @@ def test_the_log_is_json_and_names_tenants_not_keys(guarded: Running, keys: dict
 @pytest.mark.parametrize(
     ("change", "status", "named"),
     [
-        ({"n": 3}, 400, "n is at most 2"),
-        ({"max_tokens": 2001}, 400, "max_tokens is at most 2000"),
+        ({"n": 3}, 400, "n must be a whole number from 1 to 2 here, not 3."),
+        ({"max_tokens": 2001}, 400, "An answer has at most 2000 tokens here"),
         ({"messages": [{"role": "user", "content": "x" * 30000}]}, 413, "20000 bytes"),
         ({"messages": [{"role": "user", "content": "one " * 700}]}, 400, "at most 500"),
     ],

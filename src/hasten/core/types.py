@@ -34,12 +34,12 @@ def _require(ok: bool, sentence: str) -> None:
 
 def _number(name: str, value: object, low: float, high: float, allowed: str) -> None:
     ok = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and low <= value <= high
-    _require(ok, f"{name} must be {allowed}, not {value!r}.")
+    _require(ok, f"{name} must be {allowed}, not {repr(value)[:40]}.")
 
 
 def _integer(name: str, value: object, low: int, high: int, allowed: str) -> None:
     ok = isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
-    _require(ok, f"{name} must be {allowed}, not {value!r}.")
+    _require(ok, f"{name} must be {allowed}, not {repr(value)[:40]}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         _number("temperature", self.temperature, 0.0, 100.0, "a number from 0 to 100")
-        _integer("top_k", self.top_k, 0, 2**31 - 1, "a whole number, 0 for no limit")
+        _integer("top_k", self.top_k, 0, 2**31 - 1, "a whole number of at least 1, or 0 for no limit")
         _number("top_p", self.top_p, 0.0, 1.0, "a number above 0 and at most 1")
         _require(self.top_p > 0.0, "top_p must be a number above 0 and at most 1, not 0.")
         _number("min_p", self.min_p, 0.0, 1.0, "a number from 0 to 1")
@@ -80,7 +80,7 @@ class SamplingParams:
         _number("presence_penalty", self.presence_penalty, -2.0, 2.0, "a number from -2 to 2")
         _number("frequency_penalty", self.frequency_penalty, -2.0, 2.0, "a number from -2 to 2")
         if self.max_tokens is not None:
-            _integer("max_tokens", self.max_tokens, 1, 2**31 - 1, "a whole number of at least 1")
+            _integer("max_tokens", self.max_tokens, 1, 2**31 - 1, "a whole number from 1 to 2147483647")
         if self.seed is not None:
             _integer("seed", self.seed, 0, 2**64 - 1, "a whole number from 0 to 2^64 - 1")
         if self.logprobs is not None:
@@ -93,7 +93,7 @@ class SamplingParams:
         stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         _require(len(stops) <= MAX_STOP_STRINGS, f"stop takes at most {MAX_STOP_STRINGS} strings, not {len(stops)}.")
         for text in stops:
-            _require(isinstance(text, str) and text != "", f"each stop must be a non-empty string, not {text!r}.")
+            _require(isinstance(text, str) and text != "", f"each stop string must have at least one character, not {text!r}.")
         object.__setattr__(self, "stop", stops)
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
         for token in self.stop_token_ids:

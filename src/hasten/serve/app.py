@@ -24,7 +24,7 @@ from hasten.serve.completions import completions
 from hasten.serve.embeddings import embeddings
 from hasten.serve.errors import ApiError, api_error, error_response, status_phrase
 from hasten.serve.guard import Guard, Policy
-from hasten.serve.messages import messages
+from hasten.serve.messages import count_tokens, messages
 from hasten.serve.metrics import metrics
 from hasten.serve.openapi import openapi
 from hasten.serve.page_files import PageFiles
@@ -47,6 +47,7 @@ def engine_routes() -> list[Route]:
         Route("/v1/completions", completions, methods=["POST"]),
         Route("/v1/responses", responses, methods=["POST"]),
         Route("/v1/messages", messages, methods=["POST"]),
+        Route("/v1/messages/count_tokens", count_tokens, methods=["POST"]),
         Route("/v1/embeddings", embeddings, methods=["POST"]),
         Route("/v1/models", basics.models),
         Route("/v1/models/{name:path}", basics.one_model),

@@ -61,21 +61,39 @@ def validated(kind: type[Wire], value: dict[str, Any]) -> Wire:
     try:
         return kind.model_validate(value)
     except ValidationError as problem:
-        raise field_error(problem) from None
+        raise field_error(problem, value) from None
 
 
-def field_error(problem: ValidationError) -> ApiError:
-    """The first mistake, in one sentence. A field that does not exist is named as such."""
-    found = problem.errors(include_url=False, include_context=False, include_input=False)[0]
-    # A union's branches and function-call markers are no part of what the client wrote.
-    path = [str(part) for part in found["loc"] if isinstance(part, int) or "[" not in part]
-    name = ".".join(path)[:200]
-    if found["type"] == "extra_forbidden":
+def field_error(problem: ValidationError, value: Any) -> ApiError:
+    """The first mistake in ``value``, in one sentence. A field that does not exist is named as such."""
+    found = problem.errors(include_url=False, include_context=False, include_input=False)
+    # Where a field may be several things, each of them complains. The client meant the one that got deepest into what was sent, or
+    # that had another complaint than its type.
+    paths = [_path(each["loc"], value, each["type"] == "missing") for each in found]
+    same = [at for at, path in enumerate(paths) if path[:1] == paths[0][:1]]
+    at = max(same, key=lambda at: (len(paths[at]), not found[at]["type"].endswith("_type")))
+    return _sentence(found[at]["type"], ".".join(paths[at])[:200], found[at]["msg"])
+
+
+def _path(loc: tuple[int | str, ...], value: Any, missing: bool) -> list[str]:
+    """The steps of a place that are in what the client wrote, without the names of a union's branches."""
+    path: list[str] = []
+    for part in loc:
+        inside = (isinstance(value, dict) and part in value) or (isinstance(value, list) and isinstance(part, int))
+        if inside:
+            value = value[part]
+            path.append(str(part))
+    return [*path, str(loc[-1])] if missing else path
+
+
+def _sentence(kind: str, name: str, said: str) -> ApiError:
+    if kind == "extra_forbidden":
         return ApiError(400, f"Unrecognized request argument supplied: {name}.", param=name, code="unknown_parameter")
-    if found["type"] == "missing":
+    if kind == "missing":
         return ApiError(400, f"Missing required parameter: '{name}'.", param=name, code="missing_required_parameter")
-    said = found["msg"].removeprefix("Value error, ")
-    return invalid(f"Invalid value for '{name}': {said.rstrip('.')}.", param=name)
+    if kind == "range":
+        return invalid(f"{name} {said}.", param=name)
+    return invalid(f"Invalid value for '{name}': {said.removeprefix('Value error, ').rstrip('.')}.", param=name)
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -11,18 +11,20 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from hasten.core.results import StreamEvent
+from hasten.engine.llm import LLM
 from hasten.model.tokenizer import Tokenizer
 from hasten.serve.account import account, provenance, usage
 from hasten.serve.constraints import constraint_of
 from hasten.serve.errors import invalid
 from hasten.serve.generation import Collected, Generation
+from hasten.serve.limits import Limits
 from hasten.serve.logprobs import chat_logprobs
 from hasten.serve.messages_in import for_template
 from hasten.serve.reply import reply
 from hasten.serve.server import Server, identifier, server_of
 from hasten.serve.sse import DONE, data
 from hasten.serve.tools import ToolReader, Toolset, read_whole, reader_of, toolset_of
-from hasten.serve.wire import ChatRequest, sampling_params
+from hasten.serve.wire import ChatRequest, check_range, sampling_params
 
 
 async def chat_completions(request: Request) -> Response:
@@ -37,21 +39,16 @@ async def chat_completions(request: Request) -> Response:
 async def begin(server: Server, request: Request, wire: ChatRequest) -> tuple[Generation, Toolset | None]:
     """Check the request and queue it. Raises ApiError or InvalidRequest."""
     asked = wire.max_tokens if wire.max_completion_tokens is None else wire.max_completion_tokens
-    top = _top_logprobs(wire)
-    messages = for_template(wire.messages)
-    if wire.tools is not None and len(wire.tools) > server.limits.max_tools:
-        raise invalid(f"tools takes at most {server.limits.max_tools} entries here, not {len(wire.tools)}.", "tools")
+    top = _top_logprobs(wire, server.limits.max_logprobs)
+    messages = checked(wire, server.limits)
     tools: list[Toolset | None] = [None]
     params = sampling_params(wire, server.limits, asked, top)
     if wire.stream_options is not None and not wire.stream:
         raise invalid("stream_options is only for streams; send stream as true or leave it out.", "stream_options")
 
-    def prompts(llm: Any) -> list[list[int]]:
-        if not llm.has_chat_template:
-            raise invalid("This model has no chat template and cannot chat; use /v1/completions.", "model")
-        tools[0] = toolset_of(wire, llm.chat_template)
-        shown = tools[0].shown if tools[0] is not None else None
-        return [llm.render_chat(messages, tools=shown, extra=wire.chat_template_kwargs)]
+    def prompts(llm: LLM) -> list[list[int]]:
+        prompt, tools[0] = prompt_of(llm, wire, messages)
+        return [prompt]
 
     generation = await server.generate(
         request,
@@ -65,11 +62,29 @@ async def begin(server: Server, request: Request, wire: ChatRequest) -> tuple[Ge
     return generation, tools[0]
 
 
-def _top_logprobs(wire: ChatRequest) -> int | None:
+def checked(wire: ChatRequest, limits: Limits) -> list[dict[str, Any]]:
+    """The messages as templates expect them. Raises ApiError (400)."""
+    if wire.tools is not None and len(wire.tools) > limits.max_tools:
+        raise invalid(f"tools takes at most {limits.max_tools} entries here, not {len(wire.tools)}.", "tools")
+    return for_template(wire.messages)
+
+
+def prompt_of(llm: LLM, wire: ChatRequest, messages: list[dict[str, Any]]) -> tuple[list[int], Toolset | None]:
+    """The tokens of a conversation, and the tools that the model is shown in it. Not for the event loop: a template and a long text
+    take their time. Raises ApiError or InvalidRequest (400)."""
+    if not llm.has_chat_template:
+        raise invalid("This model has no chat template and cannot chat; use /v1/completions.", "model")
+    tools = toolset_of(wire, llm.chat_template)
+    shown = tools.shown if tools is not None else None
+    return llm.render_chat(messages, tools=shown, extra=wire.chat_template_kwargs), tools
+
+
+def _top_logprobs(wire: ChatRequest, most: int) -> int | None:
     if not wire.logprobs:
         if wire.top_logprobs:
             raise invalid("top_logprobs needs logprobs to be true.", "top_logprobs")
         return None
+    check_range("top_logprobs", wire.top_logprobs, 0, most)
     return wire.top_logprobs or 0
 
 

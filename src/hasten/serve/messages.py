@@ -1,64 +1,27 @@
-"""``POST /v1/messages``: Anthropic's interface over the same answers."""
+"""``POST /v1/messages``: Anthropic's interface over the same answers, and ``/v1/messages/count_tokens``."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import Field
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 
 from hasten.core.results import StreamEvent
 from hasten.serve.account import account, provenance
-from hasten.serve.body import validated
-from hasten.serve.chat import begin
-from hasten.serve.errors import ApiError, anthropic_body, invalid, unsupported
+from hasten.serve.anthropic_in import CountTokensRequest, MessagesRequest, as_chat
+from hasten.serve.chat import begin, checked, prompt_of
+from hasten.serve.errors import ApiError, anthropic_body
 from hasten.serve.generation import Collected, Generation
 from hasten.serve.reply import reply
 from hasten.serve.server import identifier, server_of
 from hasten.serve.sse import named
 from hasten.serve.tools import ToolCall, ToolReader, Toolset, read_whole, reader_of
-from hasten.serve.wire import ChatRequest, Name, Speculation, Wire
 
 STOP_REASONS = {"stop": "end_turn", "length": "max_tokens"}
-
-
-class AnthropicTool(Wire):
-    name: str
-    description: str | None = None
-    input_schema: dict[str, Any]
-    type: Literal["custom"] | None = None
-
-
-class ToolChoice(Wire):
-    type: Literal["auto", "any", "tool", "none"]
-    name: str | None = None
-    disable_parallel_tool_use: bool | None = None
-
-
-class MessagesRequest(Wire):
-    """``/v1/messages``."""
-
-    model: Name
-    max_tokens: int
-    messages: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=4096)]
-    system: str | list[dict[str, Any]] | None = None
-    temperature: Annotated[float, Field(ge=0, le=1)] | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    stop_sequences: list[str] | None = None
-    stream: bool | None = None
-    tools: list[AnthropicTool] | None = None
-    tool_choice: ToolChoice | None = None
-    metadata: dict[str, Any] | None = None
-    thinking: dict[str, Any] | None = None
-    service_tier: Literal["auto", "standard_only"] | None = None
-    speculation: Literal["auto", "off", "on"] | Speculation | None = None
-    provenance: bool = False
-    priority: Literal["interactive", "batch"] = "interactive"
-    deadline: Annotated[float, Field(gt=0, le=86400)] | None = None
 
 
 async def messages(request: Request) -> Response:
@@ -70,89 +33,17 @@ async def messages(request: Request) -> Response:
     return await reply(request, generation, Answer(generation, wire, tools), wire.stream, error_event, headers)
 
 
-def as_chat(wire: MessagesRequest) -> ChatRequest:
-    """The same request in the other interface's words. Raises ApiError (400)."""
-    if wire.thinking is not None and wire.thinking.get("type") != "disabled":
-        raise unsupported("thinking")
-    turns: list[dict[str, Any]] = []
-    if wire.system is not None:
-        turns.append({"role": "system", "content": _text(wire.system, "system")})
-    for at, message in enumerate(wire.messages):
-        turns += _turns(at, message)
-    choice = wire.tool_choice
-    chosen: Any = None
-    if choice is not None:
-        chosen = {"auto": "auto", "any": "required", "none": "none"}.get(choice.type)
-        if choice.type == "tool":
-            chosen = {"type": "function", "function": {"name": choice.name or ""}}
-    fields: dict[str, Any] = {
-        "model": wire.model,
-        "messages": turns,
-        "max_tokens": wire.max_tokens,
-        "temperature": wire.temperature,
-        "top_p": wire.top_p,
-        "top_k": wire.top_k,
-        "stop": wire.stop_sequences,
-        "tool_choice": chosen,
-        "parallel_tool_calls": False if choice is not None and choice.disable_parallel_tool_use else None,
-        "provenance": wire.provenance,
-        "priority": wire.priority,
-        "deadline": wire.deadline,
-        "speculation": wire.speculation,
-    }
-    if wire.tools:
-        fields["tools"] = [
-            {"type": "function", "function": {"name": t.name, "description": t.description, "parameters": t.input_schema}}
-            for t in wire.tools
-        ]
-    return validated(ChatRequest, fields)
-
-
-def _turns(at: int, message: dict[str, Any]) -> list[dict[str, Any]]:
-    """One of Anthropic's messages; results of tools become messages of their own."""
-    role, content = message.get("role"), message.get("content")
-    if role not in ("user", "assistant") or set(message) - {"role", "content"}:
-        raise invalid(f"messages[{at}] must have the role user or assistant, and a content, and nothing else.", f"messages.{at}")
-    if isinstance(content, str):
-        return [{"role": role, "content": content}]
-    if not isinstance(content, list):
-        raise invalid(f"messages[{at}].content must be text or a list of blocks.", f"messages.{at}.content")
-    texts: list[str] = []
-    calls: list[dict[str, Any]] = []
-    results: list[dict[str, Any]] = []
-    for block in content:
-        kind = block.get("type") if isinstance(block, dict) else None
-        if kind == "text":
-            texts.append(_text([block], f"messages[{at}]"))
-        elif kind == "tool_use" and role == "assistant":
-            arguments = block.get("input")
-            if arguments is not None and not isinstance(arguments, dict):
-                raise invalid(f"messages[{at}] has a tool_use whose input is no object.", f"messages.{at}")
-            function = {"name": block.get("name"), "arguments": json.dumps(arguments or {})}
-            calls.append({"id": block.get("id"), "type": "function", "function": function})
-        elif kind == "tool_result" and role == "user":
-            text = "" if block.get("content") is None else _text(block["content"], f"messages[{at}]")
-            results.append({"role": "tool", "content": text, "tool_call_id": block.get("tool_use_id")})
-        else:
-            raise invalid(
-                f"messages[{at}] has a block of type {str(kind)[:40]!r}; this server reads text and tools.", f"messages.{at}"
-            )
-    out = results
-    if texts or calls:
-        turn: dict[str, Any] = {"role": role, "content": "\n".join(texts)}
-        out = [*results, turn | ({"tool_calls": calls} if calls else {})]
-    return out
-
-
-def _text(value: Any, where: str) -> str:
-    """The text of a string or of text blocks."""
-    if isinstance(value, str):
-        return value
-    blocks = value if isinstance(value, list) else [value]
-    texts = [block.get("text") if isinstance(block, dict) and block.get("type") == "text" else None for block in blocks]
-    if not isinstance(value, list) or not all(isinstance(text, str) for text in texts):
-        raise invalid(f"{where} must be text, or a list of text blocks.", where)
-    return "\n".join(text for text in texts if text is not None)
+async def count_tokens(request: Request) -> Response:
+    """How many tokens a conversation is in the model's own template, also where the context could not hold them."""
+    server = server_of(request)
+    chat = as_chat(await server.read(request, CountTokensRequest))
+    conversation = checked(chat, server.limits)
+    host = await server.models.acquire(chat.model)
+    try:
+        prompt, _ = await asyncio.to_thread(prompt_of, host.ready[0], chat, conversation)
+    finally:
+        server.models.release(host)
+    return JSONResponse({"input_tokens": len(prompt)}, headers={"request-id": request.state.request_id})
 
 
 class Answer:

@@ -11,9 +11,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from hasten import __version__
+from hasten.serve.anthropic_in import CountTokensRequest, MessagesRequest
 from hasten.serve.basics import DetokenizeRequest, TokenizeRequest
 from hasten.serve.embeddings import EmbeddingRequest
-from hasten.serve.messages import MessagesRequest
 from hasten.serve.responses import ResponsesRequest
 from hasten.serve.wire import ChatRequest, CompletionRequest
 
@@ -22,6 +22,7 @@ BODIES: dict[str, tuple[type[BaseModel], str]] = {
     "/v1/completions": (CompletionRequest, "Go on with a text"),
     "/v1/responses": (ResponsesRequest, "Answer an input (text)"),
     "/v1/messages": (MessagesRequest, "Answer a conversation, in Anthropic's form"),
+    "/v1/messages/count_tokens": (CountTokensRequest, "How many tokens a conversation is, in Anthropic's form"),
     "/v1/embeddings": (EmbeddingRequest, "Vectors of texts"),
     "/tokenize": (TokenizeRequest, "Text to tokens"),
     "/detokenize": (DetokenizeRequest, "Tokens to text"),

@@ -18,7 +18,9 @@ from hasten.serve.generation import Collected, Generation
 from hasten.serve.reply import reply
 from hasten.serve.server import identifier, server_of
 from hasten.serve.sse import named
-from hasten.serve.wire import ChatRequest, Identifier, Name, Speculation, Wire
+from hasten.serve.wire import ChatRequest, Identifier, Length, Name, Speculation, Temperature, Wire
+
+ROLES = ("user", "assistant", "system", "developer")
 
 
 class TextFormat(Wire):
@@ -37,10 +39,10 @@ class ResponsesRequest(Wire):
     """``/v1/responses``."""
 
     model: Name | None = None
-    input: str | list[dict[str, Any]]
+    input: str | Annotated[list[dict[str, Any]], Field(min_length=1, max_length=4096)]
     instructions: str | None = None
-    max_output_tokens: int | None = None
-    temperature: float | None = None
+    max_output_tokens: Length | None = None
+    temperature: Temperature | None = None
     top_p: float | None = None
     text: TextOptions | None = None
     stream: bool | None = None
@@ -109,7 +111,9 @@ def _format(format: TextFormat) -> dict[str, Any]:
 def _turn(at: int, item: dict[str, Any]) -> dict[str, Any]:
     if item.get("type", "message") != "message" or "role" not in item:
         raise invalid(f"input[{at}] must be a message with role and content.", f"input.{at}")
-    content = item.get("content")
+    role, content = item["role"], item.get("content")
+    if role not in ROLES:
+        raise invalid(f"input[{at}] has the role {str(role)[:40]!r}; it must be one of {', '.join(ROLES)}.", f"input.{at}.role")
     if isinstance(content, list):
         parts = [
             part.get("text") if isinstance(part, dict) and part.get("type") in ("input_text", "output_text") else None
@@ -120,7 +124,7 @@ def _turn(at: int, item: dict[str, Any]) -> dict[str, Any]:
                 f"input[{at}] has a part that is no text; this server reads input_text and output_text.", f"input.{at}.content"
             )
         content = "\n".join(part for part in parts if part is not None)
-    return {"role": item["role"], "content": content}
+    return {"role": role, "content": content}
 
 
 class Answer:

@@ -2,14 +2,16 @@
 
 The names and meanings are OpenAI's where it has them, vLLM's for further sampling parameters and structured
 outputs, and Hasten's own for ``speculation``, ``provenance``, ``priority`` and ``deadline``. Ranges of sampling parameters are
-checked by ``SamplingParams``.
+checked by ``SamplingParams``; here are those that belong to an interface, under its own names.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 from hasten.core.config import MOST_NODES, SpeculationParams
 from hasten.core.errors import InvalidRequest
@@ -17,8 +19,27 @@ from hasten.core.types import SamplingParams
 from hasten.serve.errors import invalid, unsupported
 from hasten.serve.limits import Limits
 
+MOST_TOKENS = 2**31 - 1
+
+
+def _between(low: float, high: float, number: str) -> Any:
+    """A range whose refusal names both its ends."""
+
+    def check(value: float) -> float:
+        if not low <= value <= high:
+            said = {"number": number, "low": f"{low:g}", "high": str(high), "given": repr(value)[:40]}
+            raise PydanticCustomError("range", "must be a {number} from {low} to {high}, not {given}", said)
+        return value
+
+    return AfterValidator(check)
+
+
 Name = Annotated[str, Field(min_length=1, max_length=256)]
 Identifier = Annotated[str, Field(max_length=512)]
+FunctionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+Temperature = Annotated[float, _between(0, 2, "number"), Field(json_schema_extra={"minimum": 0, "maximum": 2})]
+AnthropicTemperature = Annotated[float, _between(0, 1, "number"), Field(json_schema_extra={"minimum": 0, "maximum": 1})]
+Length = Annotated[int, _between(1, MOST_TOKENS, "whole number"), Field(json_schema_extra={"minimum": 1, "maximum": MOST_TOKENS})]
 
 
 class Wire(BaseModel):
@@ -80,7 +101,7 @@ class Sampled(Wire):
     """Fields that every way of generating shares."""
 
     model: Name | None = None
-    temperature: float | None = None
+    temperature: Temperature | None = None
     top_p: float | None = None
     top_k: int | None = None
     min_p: float | None = None
@@ -113,7 +134,7 @@ class Sampled(Wire):
 
 
 class ToolFunction(Wire):
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+    name: FunctionName
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
@@ -137,8 +158,8 @@ class ChatRequest(Sampled):
     """``/v1/chat/completions``."""
 
     messages: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=4096)]
-    max_tokens: int | None = None
-    max_completion_tokens: int | None = None
+    max_tokens: Length | None = None
+    max_completion_tokens: Length | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
     response_format: ResponseFormat | None = None
@@ -169,7 +190,7 @@ class CompletionRequest(Sampled):
     """``/v1/completions``."""
 
     prompt: str | list[str] | list[int] | list[list[int]]
-    max_tokens: int | None = 16
+    max_tokens: Length | None = 16
     logprobs: int | None = None
     echo: bool | None = None
     best_of: int | None = None
@@ -197,11 +218,11 @@ class CompletionRequest(Sampled):
 
 def sampling_params(wire: Sampled, limits: Limits, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
     """The engine's parameters; those left out are as OpenAI has them, temperature 1 among them. Raises ApiError (400)."""
-    _within("n", wire.n, limits.max_n)
-    _within("logprobs", logprobs, limits.max_logprobs)
+    check_range("n", wire.n, 1, limits.max_n)
+    check_range("logprobs", logprobs, 0, limits.max_logprobs)
     stop = [wire.stop] if isinstance(wire.stop, str) else wire.stop or []
     if len(stop) > limits.max_stop:
-        raise invalid(f"stop takes at most {limits.max_stop} strings here, not {len(stop)}.", "stop")
+        raise invalid(f"A request takes at most {limits.max_stop} stop strings here, not {len(stop)}.", "stop")
     if any(len(text) > limits.max_stop_length for text in stop):
         raise invalid(f"A stop string has at most {limits.max_stop_length} characters here.", "stop")
     if len(wire.stop_token_ids or []) > 1024:
@@ -209,7 +230,7 @@ def sampling_params(wire: Sampled, limits: Limits, max_tokens: int | None, logpr
     named = {
         "temperature": 1.0 if wire.temperature is None else wire.temperature,
         "top_p": wire.top_p,
-        "top_k": wire.top_k,
+        "top_k": 0 if wire.top_k == -1 else wire.top_k,  # vLLM's way of saying "no limit"
         "min_p": wire.min_p,
         "repetition_penalty": wire.repetition_penalty,
         "presence_penalty": wire.presence_penalty,
@@ -228,21 +249,23 @@ def sampling_params(wire: Sampled, limits: Limits, max_tokens: int | None, logpr
             logprobs=logprobs,
         )
     except InvalidRequest as problem:
-        first = str(problem).split(" ", 1)[0]
-        raise invalid(str(problem), first if first in {*named, "max_tokens", "logprobs"} else None) from None
+        blamed = set(re.findall(r"\w+", str(problem).split(" must be ")[0])) & {*named, "max_tokens", "logprobs"}
+        raise invalid(str(problem), min(blamed, default=None)) from None
 
 
 def _output_limit(asked: int | None, limits: Limits) -> int | None:
     most = limits.max_output_tokens
     if asked is None or not most:
         return asked if asked is not None else most or None
-    _within("max_tokens", asked, most)
+    if asked > most:
+        raise invalid(f"An answer has at most {most} tokens here, not {asked}.", "max_tokens")
     return asked
 
 
-def _within(name: str, value: int | None, most: int) -> None:
-    if value is not None and value > most:
-        raise invalid(f"{name} is at most {most} here, not {value}.", name)
+def check_range(name: str, value: int | None, low: int, high: int) -> None:
+    """Raise ApiError (400) where a whole number is out of what this server allows."""
+    if value is not None and not low <= value <= high:
+        raise invalid(f"{name} must be a whole number from {low} to {high} here, not {repr(value)[:40]}.", name)
 
 
 def _logit_bias(bias: dict[str, float], limits: Limits) -> dict[int, float]:

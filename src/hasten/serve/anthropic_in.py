@@ -1,0 +1,138 @@
+"""What Anthropic's clients send, and the same in the other interface's words."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from hasten.serve.body import validated
+from hasten.serve.errors import invalid, unsupported
+from hasten.serve.wire import AnthropicTemperature, ChatRequest, FunctionName, Length, Name, Speculation, Wire
+
+
+class AnthropicTool(Wire):
+    name: FunctionName
+    description: str | None = None
+    input_schema: dict[str, Any]
+    type: Literal["custom"] | None = None
+
+
+class ToolChoice(Wire):
+    type: Literal["auto", "any", "tool", "none"]
+    name: str | None = None
+    disable_parallel_tool_use: bool | None = None
+
+
+class Conversation(Wire):
+    """What the model is shown."""
+
+    model: Name
+    messages: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=4096)]
+    system: str | list[dict[str, Any]] | None = None
+    tools: list[AnthropicTool] | None = None
+    tool_choice: ToolChoice | None = None
+    thinking: dict[str, Any] | None = None
+
+
+class CountTokensRequest(Conversation):
+    """``/v1/messages/count_tokens``."""
+
+
+class MessagesRequest(Conversation):
+    """``/v1/messages``."""
+
+    max_tokens: Length
+    temperature: AnthropicTemperature | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    stop_sequences: list[str] | None = None
+    stream: bool | None = None
+    metadata: dict[str, Any] | None = None
+    service_tier: Literal["auto", "standard_only"] | None = None
+    speculation: Literal["auto", "off", "on"] | Speculation | None = None
+    provenance: bool = False
+    priority: Literal["interactive", "batch"] = "interactive"
+    deadline: Annotated[float, Field(gt=0, le=86400)] | None = None
+
+
+def as_chat(wire: Conversation) -> ChatRequest:
+    """The same request in the other interface's words. Raises ApiError (400)."""
+    if wire.thinking is not None and wire.thinking.get("type") != "disabled":
+        raise unsupported("thinking")
+    turns: list[dict[str, Any]] = []
+    if wire.system is not None:
+        turns.append({"role": "system", "content": _text(wire.system, "system")})
+    for at, message in enumerate(wire.messages):
+        turns += _turns(at, message)
+    choice = wire.tool_choice
+    chosen: Any = None
+    if choice is not None:
+        chosen = {"auto": "auto", "any": "required", "none": "none"}.get(choice.type)
+        if choice.type == "tool":
+            chosen = {"type": "function", "function": {"name": choice.name or ""}}
+    fields: dict[str, Any] = {
+        "model": wire.model,
+        "messages": turns,
+        "tool_choice": chosen,
+        "parallel_tool_calls": False if choice is not None and choice.disable_parallel_tool_use else None,
+    }
+    if wire.tools:
+        fields["tools"] = [
+            {"type": "function", "function": {"name": t.name, "description": t.description, "parameters": t.input_schema}}
+            for t in wire.tools
+        ]
+    return validated(ChatRequest, fields | (_sampling(wire) if isinstance(wire, MessagesRequest) else {}))
+
+
+def _sampling(wire: MessagesRequest) -> dict[str, Any]:
+    same = ("max_tokens", "temperature", "top_p", "top_k", "provenance", "priority", "deadline", "speculation")
+    return {"stop": wire.stop_sequences, **{name: getattr(wire, name) for name in same}}
+
+
+def _turns(at: int, message: dict[str, Any]) -> list[dict[str, Any]]:
+    """One of Anthropic's messages; results of tools become messages of their own."""
+    role, content = message.get("role"), message.get("content")
+    if role not in ("user", "assistant") or set(message) - {"role", "content"}:
+        raise invalid(f"messages[{at}] must have the role user or assistant, and a content, and nothing else.", f"messages.{at}")
+    if isinstance(content, str):
+        return [{"role": role, "content": content}]
+    if not isinstance(content, list):
+        raise invalid(f"messages[{at}].content must be text or a list of blocks.", f"messages.{at}.content")
+    texts: list[str] = []
+    calls: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
+    for block in content:
+        kind = block.get("type") if isinstance(block, dict) else None
+        if kind == "text":
+            texts.append(_text([block], f"messages[{at}]"))
+        elif kind == "tool_use" and role == "assistant":
+            arguments = block.get("input")
+            if arguments is not None and not isinstance(arguments, dict):
+                raise invalid(f"messages[{at}] has a tool_use whose input is no object.", f"messages.{at}")
+            function = {"name": block.get("name"), "arguments": json.dumps(arguments or {})}
+            calls.append({"id": block.get("id"), "type": "function", "function": function})
+        elif kind == "tool_result" and role == "user":
+            text = "" if block.get("content") is None else _text(block["content"], f"messages[{at}]")
+            results.append({"role": "tool", "content": text, "tool_call_id": block.get("tool_use_id")})
+        else:
+            raise invalid(
+                f"messages[{at}] has a block of type {str(kind)[:40]!r}; this server reads text and tools.", f"messages.{at}"
+            )
+    out = results
+    if texts or calls:
+        turn: dict[str, Any] = {"role": role, "content": "\n".join(texts)}
+        out = [*results, turn | ({"tool_calls": calls} if calls else {})]
+    return out
+
+
+def _text(value: Any, where: str) -> str:
+    """The text of a string or of text blocks."""
+    if isinstance(value, str):
+        return value
+    blocks = value if isinstance(value, list) else [value]
+    texts = [block.get("text") if isinstance(block, dict) and block.get("type") == "text" else None for block in blocks]
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in texts):
+        raise invalid(f"{where} must be text, or a list of text blocks.", where)
+    return "\n".join(text for text in texts if text is not None)
