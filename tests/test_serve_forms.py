@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from hasten.serve.errors import ApiError
-from hasten.serve.tools import ToolReader, Toolset, format_of, toolset_of
+from hasten.serve.tools import ToolReader, Toolset, _ObjectEnd, format_of, toolset_of
 from hasten.serve.wire import ChatRequest, ToolFunction
 from serving import TEMPLATE, Running
 
@@ -196,9 +196,33 @@ READ = [("f", '{"x": "}\\"{"}')]
     ],
 )
 def test_calls_without_tags_are_read_at_the_beginning_only(text: str, words: str, calls: list[Any], size: int) -> None:
-    if len(text) > 1000 and size < 7:
-        pytest.skip("only slower")
     assert read(text, toolset(), size) == (words, calls)
+
+
+def test_a_call_that_comes_in_pieces_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = {"characters": 0, "parsed": 0}
+    take, call = _ObjectEnd._take, ToolReader._call
+
+    def counted_take(self: _ObjectEnd, character: str) -> None:
+        seen["characters"] += 1
+        take(self, character)
+
+    def counted_call(self: ToolReader, *arguments: Any) -> Any:
+        seen["parsed"] += 1
+        return call(self, *arguments)
+
+    monkeypatch.setattr(_ObjectEnd, "_take", counted_take)
+    monkeypatch.setattr(ToolReader, "_call", counted_call)
+    arguments = json.dumps({"x": "{}" * 500, "y": [{"z": {}}] * 500})
+    text = '{"name": "f", "arguments": ' + arguments + "}"
+    assert read(text, toolset(), 1) == ("", [("f", arguments)])
+    assert seen == {"characters": len(text), "parsed": 1}
+
+
+def test_what_cannot_become_a_call_any_more_is_not_held_back() -> None:
+    reader = ToolReader(toolset())
+    said = '{"name": "f", "arguments": {"x": wrong}}'
+    assert "".join(reader.feed(letter)[0] for letter in said) == said
 
 
 def test_words_are_not_held_back_longer_than_they_may_be_a_call() -> None:

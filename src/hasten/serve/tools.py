@@ -107,6 +107,7 @@ class ToolReader:
         self._calls = 0
         self._begins = tools.format == "hermes"  # nothing but calls so far
         self._blanks: str | None = None  # behind a call, until words follow them; None among words
+        self._object = _ObjectEnd()  # of the call without tags that may have begun
 
     def feed(self, text: str) -> tuple[str, list[ToolCall]]:
         """(words, calls) that are certain now."""
@@ -171,30 +172,30 @@ class ToolReader:
         is no beginning any more."""
         calls: list[ToolCall] = []
         while self._begins and _may_begin_untagged(self._held) and (begin := self._held.find("{")) >= 0:
-            try:
-                value, end = json.JSONDecoder().raw_decode(self._held, begin)
-            except (ValueError, RecursionError):
+            end = self._object.find(self._held, begin)
+            if end is None:
                 return calls  # not all of it is there
             fenced = self._held.lstrip().startswith(FENCE)
             rest = self._held[end:].lstrip() if fenced else self._held[end:]
             if fenced and not whole and len(rest) < len(FENCE):
                 return calls
-            found = self._call(self._held[begin:end]) if set(value) == {"name", "arguments"} else None
+            found = self._call(self._held[begin:end], frozenset({"name", "arguments"}))
             if found is None:
                 self._begins = False
                 return calls
             if self._tools.several or not self._calls:
                 calls.append(self._counted(found))
             self._held = rest.removeprefix(FENCE) if fenced else rest
+            self._object = _ObjectEnd()
         return calls
 
-    def _call(self, text: str) -> ToolCall | None:
-        """A call of one of the tools, or None: what is no such call stays text."""
+    def _call(self, text: str, fields: frozenset[str] | None = None) -> ToolCall | None:
+        """A call of one of the tools, or None: what is no such call, or has not exactly these ``fields``, stays text."""
         try:
             value = json.loads(text)
         except (ValueError, RecursionError):
             return None
-        if not isinstance(value, dict):
+        if not isinstance(value, dict) or (fields is not None and value.keys() != fields):
             return None
         name = value.get("name")
         arguments = value.get("arguments", value.get("parameters", {}))
@@ -215,6 +216,36 @@ class ToolReader:
         words = self._blanks + words
         self._blanks = None if words.strip() else words
         return words if words.strip() else ""
+
+
+class _ObjectEnd:
+    """Finds where a JSON object ends whose text comes in pieces; looks at each character once."""
+
+    def __init__(self) -> None:
+        self._read = 0
+        self._depth = 0
+        self._quoted = self._escaped = False
+
+    def find(self, text: str, begin: int) -> int | None:
+        """The place behind the brace that closes the one at ``begin``; None where it has not come. ``text`` begins with that of the
+        last call."""
+        at = max(self._read, begin)
+        while at < len(text) and (at == begin or self._depth):
+            self._take(text[at])
+            at += 1
+        self._read = at
+        return at if at > begin and not self._depth else None
+
+    def _take(self, character: str) -> None:
+        if self._escaped:
+            self._escaped = False
+        elif self._quoted:
+            self._escaped = character == "\\"
+            self._quoted = character != '"'
+        elif character == '"':
+            self._quoted = True
+        else:
+            self._depth += (character == "{") - (character == "}")
 
 
 def read_whole(text: str, tools: Toolset | None) -> tuple[str, list[ToolCall]]:
