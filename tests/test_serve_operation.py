@@ -6,12 +6,14 @@ import hashlib
 import json
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -157,6 +159,59 @@ def test_a_slow_body_is_given_up(guarded: Running, keys: dict[str, str]) -> None
     while '"status": 408' not in "".join(guarded.log) and time.monotonic() < end:
         time.sleep(0.05)
     assert '"status": 408' in "".join(guarded.log)
+
+
+def closed_after(server: Running, first: bytes, drip: bytes) -> tuple[float, bytes]:
+    """Seconds until the server closes a connection that sends ``first`` and then ``drip`` again and again; and what it said."""
+    parts = urlsplit(server.url)
+    with socket.create_connection(("127.0.0.1", parts.port or 0), timeout=0.1) as connection:
+        began, said = time.monotonic(), b""
+        connection.sendall(first)
+        while time.monotonic() - began < 20:
+            try:
+                connection.sendall(drip)
+                part = connection.recv(4096)
+            except TimeoutError:
+                continue
+            except OSError:
+                break
+            if not part:
+                break
+            said += part
+        return time.monotonic() - began, said
+
+
+HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: "
+
+
+@pytest.mark.parametrize(
+    ("first", "drip", "said"),
+    [
+        (b"", b"", b""),
+        (b"GET /health HTTP/1.1\r\nX: ", b"a", b""),
+        (HEAD + b"10000\r\nAuthorization: Bearer KEY\r\n\r\n{", b" ", b" 408 "),
+        (HEAD + b"1000000\r\nAuthorization: Bearer KEY\r\n\r\n{", b" ", b" 413 "),
+        (HEAD + b"10000\r\n\r\n{", b" ", b" 401 "),
+    ],
+    ids=["nothing", "half a head", "a slow body", "a body too long", "no key"],
+)
+def test_a_connection_that_never_gets_to_the_point_is_closed(
+    guarded: Running, keys: dict[str, str], first: bytes, drip: bytes, said: bytes
+) -> None:
+    seconds, answer = closed_after(guarded, first.replace(b"KEY", keys["anna"].encode()), drip)
+    assert said in answer
+    assert 0.9 < seconds < 15
+
+
+def test_a_connection_may_rest_between_two_requests(guarded: Running) -> None:
+    with httpx.Client(timeout=20, limits=httpx.Limits(max_connections=1, keepalive_expiry=60)) as client:
+        ports = set()
+        for _ in range(2):
+            answer = client.get(guarded.url + "/health/live")
+            assert answer.status_code == 200
+            ports.add(answer.extensions["network_stream"].get_extra_info("client_addr")[1])
+            time.sleep(2.0)
+    assert len(ports) == 1, "the connection was not kept"
 
 
 class Turns:

@@ -82,7 +82,7 @@ LIMIT_HELP = {
     "max_queue": "Most requests that wait or run, a model.",
     "max_connections": "Most connections at once.",
     "request_timeout": "Seconds from a request to its last token.",
-    "body_timeout": "Seconds that a body may take to arrive.",
+    "body_timeout": "Seconds that a head or a body may take to arrive.",
     "keep_alive": "Seconds of silence before a stream gets a comment.",
     "stream_interval": "Least seconds between two pieces of a stream.",
     "drain_timeout": "Seconds that running requests get when the server stops.",

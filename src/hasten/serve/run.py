@@ -18,6 +18,7 @@ from hasten.core.errors import ConfigError
 from hasten.engine.footprint import footprint
 from hasten.engine.llm import LLM
 from hasten.serve.app import make_app
+from hasten.serve.connection import connection_of
 from hasten.serve.fleet import Fleet
 from hasten.serve.front import Front, make_front
 from hasten.serve.guard import LOOPBACK_NAMES, Guard, Policy, is_loopback
@@ -132,7 +133,7 @@ async def _serve(service: Service, policy: Policy, settings: Settings, listener:
         timeout_keep_alive=30,
         timeout_graceful_shutdown=round(settings.limits.drain_timeout),
         h11_max_incomplete_event_size=64 << 10,
-        http="h11",
+        http=connection_of(settings.limits),
         ws="none",
         lifespan="on",
     )
