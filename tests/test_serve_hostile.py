@@ -70,6 +70,22 @@ def test_malformed_bodies_get_a_clear_status(server: Running, body: bytes, statu
     assert len(error["message"]) < 500
 
 
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"", "The body is empty; send a JSON object."),
+        (b'{"n": ' + b"1" * 5000 + b"}", "The body is not valid JSON (a number has thousands of digits)."),
+        (b'{"temperature": 1e999, "messages": [{"role": "user", "content": "x"}]}', "from 0 to 2, not inf."),
+        (b'{"top_k": ' + b"9" * 4000 + b', "messages": [{"role": "user", "content": "x"}]}', "not " + "9" * 40 + "."),
+    ],
+    ids=["empty", "digits", "infinite", "long number"],
+)
+def test_what_is_wrong_with_a_body_is_said_in_a_users_words(server: Running, body: bytes, said: str) -> None:
+    answer = raw(server, body)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"].endswith(said)
+
+
 def test_a_refusal_is_one_line_whatever_names_it_repeats(server: Running) -> None:
     refused = [
         raw(server, json.dumps({**CHAT, "a\nb\u202e": 1}).encode()),

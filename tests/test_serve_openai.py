@@ -287,9 +287,10 @@ def test_tokenize_and_back(server: Running) -> None:
     assert str(2**31 - 1) in unknown.json()["error"]["message"]
 
 
-def test_a_forgotten_version_is_told(server: Running) -> None:
-    """Clients that are given an address without /v1 ask for /chat/completions."""
-    answer = server.post("/chat/completions", {})
+@pytest.mark.parametrize("path", ["/chat/completions", "/v1/v1/chat/completions", "/v1/chat/completions/", "/v1//chat/completions"])
+def test_a_route_that_is_one_slip_away_is_told(server: Running, path: str) -> None:
+    """Clients that are given an address without /v1 ask for /chat/completions; nobody is redirected, perhaps out of TLS."""
+    answer = server.post(path, {})
     assert answer.status_code == 404
     assert answer.json()["error"]["message"].endswith("; did you mean /v1/chat/completions?")
     assert server.post("/nothing", {}).json()["error"]["message"].endswith("POST /nothing.")

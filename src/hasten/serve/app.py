@@ -106,6 +106,8 @@ def guarded(
     page_files = PageFiles(directory=page, html=True)
     routes += [Route(path, page_files) for path in sorted({"/", *files})] if files else [Route("/", _no_page)]
     app = Starlette(routes=routes, lifespan=lifespan, exception_handlers=HANDLERS)
+    # Behind a proxy a redirect would lead from https to http, with the key and the words of whoever follows it.
+    app.router.redirect_slashes = False
     app.state.server = server
 
     known = frozenset(route.path for route in routes)
@@ -134,14 +136,23 @@ async def _http_error(request: Request, problem: Exception) -> Response:
     """What the router says, in our shape."""
     assert isinstance(problem, HTTPException)
     if problem.status_code == 404:
-        meant = f"/v1{request.url.path}"
-        hint = f"; did you mean {meant}?" if meant in _VERSIONED else "."
+        meant = _meant(request.url.path)
+        hint = f"; did you mean {meant}?" if meant is not None else "."
         sentence = f"There is nothing at {request.method} {request.url.path[:200]}{hint}"
     elif problem.status_code == 405:
         sentence = f"{request.url.path[:200]} does not take {request.method}."
     else:
         sentence = f"The request cannot be served ({status_phrase(problem.status_code)})."
     return error_response(ApiError(problem.status_code, sentence, headers=problem.headers), request.url.path)
+
+
+def _meant(path: str) -> str | None:
+    """The route that is one slip away: without its /v1, with two of them, or with a slash too many."""
+    parts = [part for part in path.split("/") if part]
+    while parts[:1] == ["v1"]:
+        parts = parts[1:]
+    found = "/".join(["", "v1", *parts])
+    return found if found in _VERSIONED and found != path else None
 
 
 async def _told(request: Request, problem: Exception) -> Response:

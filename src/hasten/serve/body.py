@@ -43,13 +43,16 @@ async def read_body(request: Request, limits: Limits) -> bytes:
 
 
 def parse_json(body: bytes, limits: Limits) -> dict[str, Any]:
-    """The body's object. Raises ApiError (400): not JSON, not an object, nested too deep, not valid Unicode, NaN or Infinity."""
+    """The body's object. Raises ApiError (400): empty, no JSON, no object, nested too deep, no valid Unicode, NaN or Infinity."""
+    if not body:
+        raise invalid("The body is empty; send a JSON object.", code="invalid_json")
     try:
         value = json.loads(body, parse_constant=_refuse_constant, object_pairs_hook=_object)
     except RecursionError:
         raise _too_deep(limits) from None
     except ValueError as problem:  # also UnicodeDecodeError, and whole numbers of thousands of digits
-        raise invalid(f"The body is not valid JSON ({str(problem)[:120]}).", code="invalid_json") from None
+        said = "a number has thousands of digits" if "max_str_digits" in str(problem) else str(problem)[:120]
+        raise invalid(f"The body is not valid JSON ({said}).", code="invalid_json") from None
     if not isinstance(value, dict):
         raise invalid("The body must be a JSON object.", code="invalid_json")
     _check_shape(value, limits)

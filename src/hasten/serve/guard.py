@@ -118,6 +118,8 @@ class Guard:
         if self._connections > self.policy.max_connections:
             raise ApiError(503, "The server has as many connections as it takes; try again soon.", code="busy", retry_after=1)
         host = headers.get("host", "")
+        if self.policy.hosts is not None and not host:
+            raise ApiError(403, "The request does not say whom it is for; send the header Host with this server's address.")
         if self.policy.hosts is not None and _name_of(host) not in self.policy.hosts:
             raise ApiError(
                 403, f"This server is not called {host[:80]!r}; use its own address, or allow the name with --allow-host."
