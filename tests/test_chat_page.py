@@ -337,11 +337,17 @@ def test_a_full_storage_is_told_and_the_chat_goes_on(chat: FakeChat, visited: Vi
 # Settings
 
 
+def test_who_sets_nothing_asks_at_a_moderate_temperature(chat: FakeChat, visited: Visit) -> None:
+    visited.ask("Sing?")
+    assert chat.requests[-1]["temperature"] == 0.7
+    assert not {"max_tokens", "seed"} & chat.requests[-1].keys()
+
+
 def test_settings_reach_the_request_and_wrong_ones_do_not(chat: FakeChat, visited: Visit) -> None:
     page = visited.page
     page.keyboard.press("Alt+Shift+S")
     page.fill("#system", "Answer in rhymes.")
-    page.fill("#temperature", "0.7")
+    page.fill("#temperature", "0.4")
     page.fill("#max-tokens", "64")
     page.fill("#seed", "-3")
     assert page.get_attribute("#seed", "aria-invalid") == "true"
@@ -350,10 +356,10 @@ def test_settings_reach_the_request_and_wrong_ones_do_not(chat: FakeChat, visite
     visited.ask("Sing?")
     sent = chat.requests[-1]
     assert sent["messages"][0] == {"role": "system", "content": "Answer in rhymes."}
-    assert (sent["model"], sent["temperature"], sent["max_tokens"]) == ("qwen2.5-coder-1.5b", 0.7, 64)
+    assert (sent["model"], sent["temperature"], sent["max_tokens"]) == ("qwen2.5-coder-1.5b", 0.4, 64)
     assert "seed" not in sent
     visited.open()
-    assert page.input_value("#temperature") == "0.7"
+    assert page.input_value("#temperature") == "0.4"
     assert page.input_value("#model") == "qwen2.5-coder-1.5b"
     page.click("#new")
     page.click("#open-settings")

@@ -8,14 +8,14 @@ const CONVERSATION = "hasten.conversation.";
 const KEY = "hasten.key";
 const TITLE_LENGTH = 60;
 
-/** Numbers are kept as typed; "" leaves the choice to the server. */
+/** Numbers are kept as typed; "" leaves the choice to the server, whose temperature of 1 makes small models ramble. */
 export const DEFAULTS = {
   theme: "system",
   marks: true,
   formatted: true,
   model: "",
   system: "",
-  temperature: "",
+  temperature: "0.7",
   maxTokens: "",
   seed: "",
 };
