@@ -100,7 +100,7 @@ class Scheduler:
         items = [Scheduled(s, 1) for s in self._running if len(s.tokens) - s.computed == 1][: self._max_rows]
         left = self._max_rows - len(items)
         if items:
-            left = min(left, self._max_rows // MIXED_SHARE)
+            left = min(left, max(1, self._max_rows // MIXED_SHARE))
         for sequence in self._running:
             todo = len(sequence.tokens) - sequence.computed
             if todo > 1 and left > 0:
