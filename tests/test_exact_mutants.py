@@ -13,7 +13,7 @@ import hasten.model.attention as attention_module
 import hasten.model.layout as layout_module
 import hasten.sampling.rules as rules_module
 from drafters import RightThenWrong
-from hasten.core.types import Segment
+from hasten.core.types import SamplingParams, Segment
 from hasten.engine.scheduler import Scheduler
 from hasten.model.executor import Executor
 from hasten.sampling.filters import History
@@ -98,16 +98,24 @@ MUTANTS: list[Patch] = [
 ]
 
 
+KIND = "qwen3"
+PROMPTS = [prompt_of(length, length) for length in (20, 60, 100)] + [(0,) * 70, (1,) + (0,) * 69 + prompt_of(30, 1)]
+
+
 def outputs_are_exact() -> bool:
     """A compact form of the tests in test_exact: trees, penalties, noise, and a prompt of the token that a mutant looks for."""
-    kind = "qwen3"
-    prompts = [prompt_of(length, length) for length in (20, 60, 100)] + [(0,) * 70, (1,) + (0,) * 69 + prompt_of(30, 1)]
-    for params in (GREEDY, SAMPLED, PENALISED):
-        engine = tiny_engine(kind, [RightThenWrong(answers(kind))], max_sequences=2)
-        outputs = run_all(engine, [engine.submit(list(prompt), params) for prompt in prompts])
-        if outputs != [naive_text(kind, prompt, replace(params, seed=params.seed or 0)) for prompt in prompts]:
+    for params, expected in reference_texts():
+        engine = tiny_engine(KIND, [RightThenWrong(answers(KIND))], max_sequences=2)
+        if run_all(engine, [engine.submit(list(prompt), params) for prompt in PROMPTS]) != expected:
             return False
     return True
+
+
+def reference_texts() -> list[tuple[SamplingParams, list[list[int]]]]:
+    settings = (GREEDY, SAMPLED, PENALISED)
+    return [
+        (params, [naive_text(KIND, prompt, replace(params, seed=params.seed or 0)) for prompt in PROMPTS]) for params in settings
+    ]
 
 
 def test_the_unbroken_engine_passes() -> None:
@@ -116,6 +124,6 @@ def test_the_unbroken_engine_passes() -> None:
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
 def test_a_broken_engine_is_caught(mutant: Patch, monkeypatch: pytest.MonkeyPatch) -> None:
-    outputs_are_exact()  # the reference texts are computed before anything is broken
+    reference_texts()  # computed before anything is broken, and remembered
     mutant(monkeypatch)
     assert not outputs_are_exact()
