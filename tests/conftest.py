@@ -24,6 +24,13 @@ if "PYTEST_XDIST_WORKER" in os.environ and (library := load()) is not None:
     library.set_threads(1)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One process more than there are processors, as some tests wait: for a browser, for a server, for a clock."""
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return processors + 1
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What tests keep goes to a folder of their own, and nothing that a user's runs have learnt reaches them: only the catalogue
