@@ -179,3 +179,19 @@ def test_the_verb(spoilt: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
 def test_unknown_tasks_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["eval", "--tasks", "mmlu"]) == 1
     assert "There is no task called 'mmlu'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--problems", "--chunks", "--max-tokens"])
+@pytest.mark.parametrize("value", ["0", "-5", "two"])
+def test_numbers_of_nothing_are_refused_before_any_file_is_read(
+    option: str, value: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HASTEN_SHARED_DATA", str(tmp_path))
+    assert run(["eval", option, value]) == 2
+    assert f"'{option}'" in capsys.readouterr().err
+
+
+def test_missing_data_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("HASTEN_SHARED_DATA", str(tmp_path))
+    assert run(["eval", "--tasks", "perplexity"]) == 1
+    assert f"wikitext2_test_part.txt is not in '{tmp_path}'; set HASTEN_SHARED_DATA" in capsys.readouterr().err

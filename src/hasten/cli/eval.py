@@ -42,9 +42,13 @@ class Found:
 
 @click.command("eval", cls=Verb)
 @click.option("--tasks", metavar="LIST", default="humaneval,perplexity", show_default=True, help="What to measure.")
-@click.option("--problems", type=click.INT, metavar="N", help="HumanEval problems, the first N; default all that are there.")
-@click.option("--chunks", type=click.INT, metavar="N", default=8, show_default=True, help=f"Pieces of {CHUNK} tokens of text.")
-@click.option("--max-tokens", type=click.INT, metavar="N", default=384, show_default=True, help="Tokens of an answer.")
+@click.option(
+    "--problems", type=click.IntRange(1), metavar="N", help="HumanEval problems, the first N; default all that are there."
+)
+@click.option(
+    "--chunks", type=click.IntRange(1), metavar="N", default=8, show_default=True, help=f"Pieces of {CHUNK} tokens of text."
+)
+@click.option("--max-tokens", type=click.IntRange(1), metavar="N", default=384, show_default=True, help="Tokens of an answer.")
 @click.option("--json", "as_json", is_flag=True, default=False, help="Print one JSON object.")
 @engine_options
 @click.pass_context
