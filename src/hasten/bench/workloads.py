@@ -76,8 +76,8 @@ def data_file(name: str) -> Path:
     path = Path(folder or beside) / name
     if not path.is_file():
         raise ConfigError(
-            f"{name} is not in '{path.parent}'; set HASTEN_SHARED_DATA to the folder that holds it ('hasten bench' and 'hasten prove' "
-            "also take prompts of your own, --prompts FILE)."
+            f"{name} is not in '{path.parent}'; set HASTEN_SHARED_DATA to the folder that holds it ('hasten bench' and "
+            "'hasten prove' also take prompts of your own, --prompts FILE)."
         )
     return path
 
