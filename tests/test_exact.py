@@ -133,7 +133,7 @@ SHAPES = list(itertools.product(KINDS, ROWS, SEQUENCES))
 
 
 def form_of(kind: str, max_rows: int, max_sequences: int) -> int:
-    """Every kind, budget and batch together once, in one of the two forms; any two of them in both."""
+    """Every kind, budget and batch together once, in one of the two forms; any two of them in both. The slow tests have the rest."""
     return (KINDS.index(kind) + ROWS.index(max_rows) + SEQUENCES.index(max_sequences)) % 2
 
 
@@ -145,7 +145,11 @@ def test_budgets_and_batches_meet_both_forms() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "max_rows", "max_sequences", "form"),
-    [pytest.param(*shape, *FORMS[form_of(*shape)].values, marks=FORMS[form_of(*shape)].marks) for shape in SHAPES],
+    [
+        pytest.param(*shape, *form.values, marks=[*form.marks, *([] if at == form_of(*shape) else [pytest.mark.slow])])
+        for shape in SHAPES
+        for at, form in enumerate(FORMS)
+    ],
 )
 def test_budgets_batches_and_chunks(kind: str, max_rows: int, max_sequences: int, form: Form) -> None:
     prompts = [prompt_of(length, 50 + length) for length in (3, 40, 90, 130)]
