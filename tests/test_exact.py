@@ -133,7 +133,7 @@ SHAPES = list(itertools.product(KINDS, ROWS, SEQUENCES))
 
 
 def form_of(kind: str, max_rows: int, max_sequences: int) -> int:
-    """Every kind, budget and batch together once, in one of the two forms; any two of them in both. The slow tests have the rest."""
+    """Every kind, budget and batch together once, in one of the two forms; any two of them in both. The rest is slow."""
     return (KINDS.index(kind) + ROWS.index(max_rows) + SEQUENCES.index(max_sequences)) % 2
 
 
