@@ -79,6 +79,7 @@ def test_an_answer_streams_in_and_is_accounted_for(chat: FakeChat, visited: Visi
         "model": "smollm2-135m",
         "messages": [{"role": "user", "content": "Why?"}],
         "stream": True,
+        "temperature": 0.7,
         "stream_options": {"include_usage": True},
         "provenance": True,
     }

@@ -173,7 +173,7 @@ def test_prompts_from_standard_input_as_lines(command_line: CommandLine) -> None
         ('{"prompt": "x", "temperature": NaN}', "temperature"),
         ({"prompt": "x", "max_tokens": 1.5}, "max_tokens"),
         ({"prompt": "x", "stop": 3}, "stop must be a list"),
-        ({"prompt": "x", "stop": [""]}, "non-empty"),
+        ({"prompt": "x", "stop": [""]}, "at least one character"),
         ({"prompt": "x", "stop": [3]}, "stop"),
         ({"prompt": "x", "stop_token_ids": ["a"]}, "stop_token_ids"),
         ({"prompt": "x", "logit_bias": {"a": 1}}, "logit_bias"),
