@@ -319,7 +319,7 @@ def _obeys(tree: DraftTree, depth: int, vocabulary: int) -> bool:
     """Whether nothing of a bid must be left out or mended, which is the rule."""
     depths: list[int] = []
     for node, (token, parent, score) in enumerate(zip(tree.tokens, tree.parents, tree.scores, strict=True)):
-        if not (ROOT <= parent < node and 0 <= token < vocabulary and 0.0 <= score <= 1.0):
+        if not (ROOT <= parent < node and 0 <= token < vocabulary and isinstance(score, float) and 0.0 <= score <= 1.0):
             return False
         depths.append(1 if parent == ROOT else depths[parent] + 1)
     return max(depths, default=0) <= depth and len({*zip(tree.parents, tree.tokens, strict=True)}) == len(tree)

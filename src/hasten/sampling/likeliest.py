@@ -11,8 +11,8 @@ COLUMNS = 1024
 def likeliest(logits: torch.Tensor, count: int) -> list[list[int]]:
     """Ids of the ``count`` largest logits of each row of [rows, vocabulary], the largest first, equal ones by id.
 
-    As many columns of the row, laid out in lines, hold as many different logits at least as large as the least of their largest
-    maxima: only what reaches that bound needs sorting.
+    With the row laid out in lines of ``COLUMNS``, each column's maximum is a logit of its own, so ``count`` logits reach the
+    ``count``-th largest of these maxima: only what reaches that bound needs sorting.
     """
     out: list[list[int]] = []
     for row in logits.float().cpu().numpy():
