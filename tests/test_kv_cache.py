@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hasten import LLM, SamplingParams
-from hasten.cache.pool import Int8Pool, Pool, bytes_per_block, make_pool
+from hasten.cache.pool import FloatPool, Int8Pool, Pool, bytes_per_block, make_pool
 from hasten.core.config import EngineConfig
 from hasten.core.errors import ConfigError
 from hasten.core.progress import silent
@@ -31,6 +31,7 @@ def test_auto_is_what_the_precision_says() -> None:
     for precision in (INT8, BF16, FP64):
         assert choose_cache("auto", precision, BASE, CPU) is precision.cache
     assert choose_cache("bf16", INT8, BASE, CPU) is torch.bfloat16
+    assert INT8.cache is torch.float16
     assert choose_cache("fp32", BF16, BASE, CPU) is torch.float32
 
 
@@ -51,7 +52,7 @@ def test_int8_where_its_kernels_take_the_model(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_wrong_name_is_one_sentence() -> None:
-    with pytest.raises(ConfigError, match="kv_cache_dtype must be one of auto, fp32, bf16, int8, not 'fp8'"):
+    with pytest.raises(ConfigError, match="kv_cache_dtype must be one of auto, fp32, fp16, bf16, int8, not 'fp8'"):
         EngineConfig(kv_cache_dtype="fp8")
 
 
@@ -82,6 +83,15 @@ def slots(pool: Pool) -> torch.Tensor:
             place = 3 + inside.index(BLOCK_SIZE)
         lines.append(tensor.movedim(place, 2).transpose(0, 1).transpose(1, 2).reshape(pool.num_blocks * BLOCK_SIZE, -1).float())
     return torch.cat(lines, 1)
+
+
+def test_half_keys_and_values_end_at_the_largest_half() -> None:
+    pool = make_pool(1, 1, 16, 1, torch.float16, CPU)
+    assert isinstance(pool, FloatPool)
+    rows = torch.tensor([7e4, -1e9, 65504.0, 1.0]).repeat(4).view(1, 1, 16)
+    pool.write(0, torch.tensor([5]), rows, rows)
+    for kept in (pool.keys[0, 0, 0, :, 5], pool.values[0, 0, 0, 5]):
+        assert kept.float().tolist() == [65504.0, -65504.0, 65504.0, 1.0] * 4
 
 
 @pytest.mark.parametrize("dtype", CACHE_TYPES.values(), ids=CACHE_TYPES)

@@ -67,6 +67,7 @@ def run(native: NativeLibrary, shape: Shape, pieces: list[Piece], seed: int = 0,
     generator = np.random.default_rng(seed)
     needs = [-(-(len(p.context) + len(p.rows)) // 64) for p in pieces]
     order = generator.permutation(sum(needs) + 2).tolist()
+    filler = max(min(filler, torch.finfo(shape.dtype).max), torch.finfo(shape.dtype).min)
     keys = torch.full((1, len(order), shape.kv_heads, shape.dim, 64), filler, dtype=shape.dtype)
     values = torch.full((1, len(order), shape.kv_heads, 64, shape.dim), filler, dtype=shape.dtype)
     tables, slots, queries, depths, paths = [], [], [], [], []
@@ -131,6 +132,9 @@ SHAPES = [
     Shape(5, 5, 80, window=100, softcap=20.0),
     Shape(16, 2, 96, window=1),
     Shape(12, 2, 128, dtype=torch.bfloat16),
+    Shape(9, 3, 64, dtype=torch.float16),
+    Shape(14, 2, 80, window=100, softcap=20.0, dtype=torch.float16),
+    Shape(4, 1, 256, window=40, dtype=torch.float16),
 ]
 
 
@@ -276,6 +280,34 @@ def test_huge_scores_do_not_overflow(native: NativeLibrary) -> None:
             assert (out[1].double() - wanted).abs().max() < 1e-2
     finally:
         Row.tensors = original  # type: ignore[method-assign]
+
+
+def write_and_read(native: NativeLibrary, numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Values [rows, 16] as a float16 pool keeps them, and as rows read them that see nothing but themselves: each has its block."""
+    rows = numbers.shape[0]
+    keys, values = torch.zeros(1, rows, 1, 16, 64).half(), torch.zeros(1, rows, 1, 64, 16).half()
+    attention = PagedAttention(native, keys, values, 1, 0.25, 0.0, 1e-6)
+    each, none = torch.arange(rows + 1, dtype=torch.int32), torch.zeros(rows, dtype=torch.int32)
+    attention.begin(each, none, none + 1, each[:rows, None], none, none[:, None], torch.arange(rows) * 64)
+    qkv = torch.cat([torch.zeros(rows, 32), numbers], 1)
+    read = attention(0, qkv, None, None, torch.ones(rows, 8), torch.zeros(rows, 8))
+    return values[0, :, 0, 0], read
+
+
+def test_every_half_is_kept_and_read_as_it_is(native: NativeLibrary) -> None:
+    """All finite 16-bit floats, the numbers halfway between neighbours, and what is too large, subnormal or zero."""
+    halves = torch.arange(0, 0x7C00, dtype=torch.int16).view(torch.float16).float()
+    between = (halves[1:] + halves[:-1]) / 2
+    odd = torch.tensor([65519.9, 65520.0, 7e4, 3e38, float("inf"), 1e-45, 2.0**-25, 2.0**-25 * 1.0001, 2.0**-24 * 1.5])
+    numbers = torch.cat([halves, between, torch.nextafter(between, halves[1:]), odd])
+    numbers = torch.cat([numbers, -numbers])
+    numbers = torch.cat([numbers, torch.zeros(-len(numbers) % 16)]).view(-1, 16)
+    wanted = numbers.clamp(-65504.0, 65504.0).half()
+    for isa in native.available_isas():
+        native.set_isa(isa)
+        kept, read = write_and_read(native, numbers)
+        assert torch.equal(kept.view(torch.int16), wanted.view(torch.int16)), isa
+        assert torch.equal(read, wanted.float()), isa
 
 
 def test_no_segments_and_bad_pools(native: NativeLibrary) -> None:

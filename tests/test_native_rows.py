@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from hasten.native.attention import PagedAttention
+from hasten.native.attention import ELEMENTS, PagedAttention
 from hasten.native.loader import NativeLibrary
 from hasten.native.row_kernels import RowKernels
 
@@ -105,7 +105,7 @@ def test_subnormal_and_huge_rows_stay_finite(native: NativeLibrary) -> None:
     assert codes[1].tolist() == [127, -127]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", ELEMENTS)
 @pytest.mark.parametrize("normed", [False, True])
 @pytest.mark.parametrize("dim", [16, 32, 64, 80, 96, 128, 256])
 def test_rope_write(native: NativeLibrary, dim: int, normed: bool, dtype: torch.dtype) -> None:
@@ -143,7 +143,7 @@ def test_rope_write(native: NativeLibrary, dim: int, normed: bool, dtype: torch.
         return torch.cat([first * c - second * s, second * c + first * s], -1)
 
     assert (query.double() - turned(q, weights[0])).abs().max() < 3e-6
-    step = 2.0**-8 if dtype is torch.bfloat16 else 1e-6
+    step = {torch.float32: 1e-6, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}[dtype]
     got_keys = torch.stack([keys[s // 64, :, :, s % 64] for s in slots.tolist()])
     got_values = torch.stack([values[s // 64, :, s % 64] for s in slots.tolist()])
     wanted = turned(k, weights[1])

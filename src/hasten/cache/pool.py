@@ -72,8 +72,12 @@ class FloatPool(Pool):
         return self.tensors[1]
 
     def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> None:
-        """Put rows [rows, kv_heads, head_dim] of one layer at ``slots`` int64 [rows]."""
+        """Put rows [rows, kv_heads, head_dim] of one layer at ``slots`` int64 [rows]. What float16 has no number for becomes its
+        largest one, for an infinite key would make a row NaN."""
         blocks, offsets = _split(slots)
+        if self.keys.dtype is torch.float16:
+            most = torch.finfo(torch.float16).max
+            keys, values = keys.clamp(-most, most), values.clamp(-most, most)
         self.keys[layer][blocks, :, :, offsets] = keys.to(self.keys.dtype)
         self.values[layer][blocks, :, offsets] = values.to(self.values.dtype)
 

@@ -11,7 +11,7 @@ from hasten.core.errors import ConfigError, InvalidRequest
 from hasten.core.registry import nearest
 
 PRECISIONS = ("auto", "int8", "int4", "file", "bf16", "fp32", "fp64")
-KV_CACHE_DTYPES = ("auto", "fp32", "bf16", "int8")
+KV_CACHE_DTYPES = ("auto", "fp32", "fp16", "bf16", "int8")
 VERIFY_RULES = ("coupled", "rejection", "block")
 CONTROLS = ("auto", "fixed", "goodput", "threshold", "entropy")
 SPECULATION_MODES = ("auto", "off", "on")

@@ -20,7 +20,7 @@ from hasten.model.layout import Layout, visibility
 from hasten.model.linear import rms_norm
 from hasten.model.precision import CACHE_TYPES, Precision
 from hasten.model.rope import RotaryTable, apply_rotary, rotary_tables
-from hasten.native.attention import PagedAttention
+from hasten.native.attention import ELEMENTS, PagedAttention
 from hasten.native.attention8 import PagedAttention8, largest_pairs
 from hasten.native.loader import NativeLibrary, load
 
@@ -73,7 +73,7 @@ def make_attention(
         assert library is not None, "choose_cache says so before anything is allocated"
         return NativeAttention(_int8_kernel(library, description, pool, key_biases), description, stream, device)
     assert isinstance(pool, FloatPool)
-    fits = device.type == "cpu" and stream is torch.float32 and pool.keys.dtype in (torch.float32, torch.bfloat16)
+    fits = device.type == "cpu" and stream is torch.float32 and pool.keys.dtype in ELEMENTS
     if library is None or not fits or description.head_dim % 16:
         return TorchAttention(description, pool, stream, device)
     kernel = PagedAttention(

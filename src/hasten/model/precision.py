@@ -27,13 +27,13 @@ class Precision:
         return self.weights is torch.int8
 
 
-INT8 = Precision("int8", torch.int8, torch.float32, torch.float32, torch.bfloat16)
-INT4 = Precision("int4", torch.int8, torch.float32, torch.float32, torch.bfloat16)
-FILE = Precision("file", torch.int8, torch.float32, torch.float32, torch.float32)
+INT8 = Precision("int8", torch.int8, torch.float32, torch.float16, torch.bfloat16)
+INT4 = Precision("int4", torch.int8, torch.float32, torch.float16, torch.bfloat16)
+FILE = Precision("file", torch.int8, torch.float32, torch.float16, torch.float32)
 BF16 = Precision("bf16", torch.bfloat16, torch.float32, torch.bfloat16, torch.bfloat16)
 FP32 = Precision("fp32", torch.float32, torch.float32, torch.float32, torch.float32)
 FP64 = Precision("fp64", torch.float64, torch.float64, torch.float64, torch.float64)
-CACHE_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
+CACHE_TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.int8}
 _BY_NAME = {precision.name: precision for precision in (INT8, INT4, FILE, BF16, FP32, FP64)}
 
 

@@ -36,7 +36,7 @@ struct HastenStep {
     const std::int64_t* slots;
     std::int64_t table_stride, path_stride, segments, rows, heads, kv_heads, head_dim;
     float scale, softcap, eps;
-    std::int32_t brain_float;
+    std::int32_t element;  // a PoolElement
 };
 
 namespace {
@@ -70,6 +70,7 @@ Linear8 linear_call(const HastenLinear& layer, const std::int8_t* codes, const f
 
 bool bad_step(const HastenStep& step) {
     if (step.segments < 0 || step.rows < 0 || step.kv_heads < 1 || step.heads < step.kv_heads || step.heads % step.kv_heads != 0) return true;
+    if (step.element < FLOAT32 || step.element > FLOAT16) return true;
     return step.head_dim < 16 || step.head_dim > 512 || step.head_dim % 16 != 0;
 }
 
@@ -198,7 +199,7 @@ EXPORT int hst_rope_write(const HastenStep* step, const float* qkv, const float*
                           const float* sine, void* keys, void* values, float* query) {
     if (bad_step(*step)) return BAD_SIZE;
     const RotaryWork work = {qkv,        query_norm,  key_norm,       step->eps,      cosine, sine, step->slots, step->rows,
-                             step->heads, step->kv_heads, step->head_dim, query,      keys,   values, step->brain_float != 0};
+                             step->heads, step->kv_heads, step->head_dim, query,      keys,   values, static_cast<PoolElement>(step->element)};
     return rotate_and_write(work) ? OK : NO_MEMORY;
 }
 
@@ -208,7 +209,7 @@ EXPORT int hst_paged_attention(const HastenStep* step, const float* query, const
     const AttentionWork work = {query,         keys,           values,      step->starts,   step->contexts,
                                 step->chains,  step->tables,   step->depths, step->paths,   step->table_stride,
                                 step->path_stride, step->segments, step->heads, step->kv_heads, step->head_dim,
-                                window,        step->scale,    step->softcap, step->brain_float != 0, out, nullptr, nullptr, nullptr};
+                                window,        step->scale,    step->softcap, static_cast<PoolElement>(step->element), out, nullptr, nullptr, nullptr};
     try {
         return attend(work) ? OK : NO_MEMORY;
     } catch (const std::bad_alloc&) {
@@ -244,7 +245,7 @@ EXPORT int hst_attention8(const HastenStep* step, const Cache8* cache, const flo
     const AttentionWork call = {nullptr,       nullptr,        nullptr,     step->starts,   step->contexts,
                                 step->chains,  step->tables,   step->depths, step->paths,   step->table_stride,
                                 step->path_stride, step->segments, step->heads, step->kv_heads, step->head_dim,
-                                window,        step->scale,    step->softcap, false,        out, cache, &made, nullptr};
+                                window,        step->scale,    step->softcap, FLOAT32,      out, cache, &made, nullptr};
     try {
         return attend(call) ? OK : NO_MEMORY;
     } catch (const std::bad_alloc&) {

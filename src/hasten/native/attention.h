@@ -14,6 +14,7 @@
 #include <cstdint>
 
 #include "isa.h"
+#include "pool.h"
 
 namespace hasten {
 
@@ -36,7 +37,7 @@ struct AttentionWork {
     std::int64_t table_stride, path_stride, segments, heads, kv_heads, head_dim;
     std::int64_t window;       // a row at p sees positions > p - window; 0: all
     float scale, softcap;      // scores are q.k * scale, then softcap * tanh(score / softcap) unless softcap is 0
-    bool brain_float;          // pool elements: bf16 instead of float
+    PoolElement element;       // of the pool
     float* out;                // [rows][heads * head_dim]
     const Cache8* cache;       // an int8 pool with its queries (attention8.h) instead of `query`, `keys` and `values`; or null
     const Queries8* queries;

@@ -12,13 +12,15 @@ from torch import Tensor
 from hasten.native.kernels import BLOCK_SIZE, _maybe, _need
 from hasten.native.loader import NativeLibrary, check
 
+ELEMENTS = (torch.float32, torch.bfloat16, torch.float16)  # of float pools, in the order of pool.h
+
 
 class _StepFields(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("starts", "contexts", "chains", "tables", "depths", "paths", "slots")),
         *((name, ctypes.c_int64) for name in ("table_stride", "path_stride", "segments", "rows", "heads", "kv_heads", "head_dim")),
         *((name, ctypes.c_float) for name in ("scale", "softcap", "eps")),
-        ("brain_float", ctypes.c_int32),
+        ("element", ctypes.c_int32),
     )
 
 
@@ -27,7 +29,7 @@ class StepAttention:
     none; ``eps`` is that of the norms of queries and keys."""
 
     def __init__(
-        self, heads: int, kv_heads: int, head_dim: int, scale: float, softcap: float, eps: float, brain_float: bool = False
+        self, heads: int, kv_heads: int, head_dim: int, scale: float, softcap: float, eps: float, element: int = 0
     ) -> None:
         self._heads, self._kv_heads, self._head_dim, self._rows = heads, kv_heads, head_dim, 0
         self._fields = _StepFields(
@@ -37,7 +39,7 @@ class StepAttention:
             scale=scale,
             softcap=softcap,
             eps=eps,
-            brain_float=int(brain_float),
+            element=element,
         )
         self._address = ctypes.addressof(self._fields)
         self._step: tuple[Tensor, ...] = ()
@@ -91,17 +93,17 @@ class StepAttention:
 class PagedAttention(StepAttention):
     """Attention over a pool: ``begin`` once a step, then ``__call__`` once a layer.
 
-    ``keys`` [layers, blocks, kv_heads, head_dim, 64] and ``values`` [layers, blocks, kv_heads, 64, head_dim], float32 or bfloat16,
-    are written in place. head_dim is a multiple of 16 up to 512.
+    ``keys`` [layers, blocks, kv_heads, head_dim, 64] and ``values`` [layers, blocks, kv_heads, 64, head_dim], float32, bfloat16
+    or float16, are written in place. head_dim is a multiple of 16 up to 512.
     """
 
     def __init__(
         self, library: NativeLibrary, keys: Tensor, values: Tensor, heads: int, scale: float, softcap: float, eps: float
     ) -> None:
         layers, blocks, kv_heads, head_dim, _ = keys.shape
-        if keys.dtype not in (torch.float32, torch.bfloat16) or heads % kv_heads or head_dim % 16 or not 16 <= head_dim <= 512:
+        if keys.dtype not in ELEMENTS or heads % kv_heads or head_dim % 16 or not 16 <= head_dim <= 512:
             raise ValueError(f"cannot attend with {heads} heads over a pool {list(keys.shape)} of {keys.dtype}")
-        super().__init__(heads, kv_heads, head_dim, scale, softcap, eps, keys.dtype is torch.bfloat16)
+        super().__init__(heads, kv_heads, head_dim, scale, softcap, eps, ELEMENTS.index(keys.dtype))
         key_start = _need(keys, keys.dtype, (layers, blocks, kv_heads, head_dim, BLOCK_SIZE))
         value_start = _need(values, keys.dtype, (layers, blocks, kv_heads, BLOCK_SIZE, head_dim))
         size = keys[0].numel() * keys.element_size()

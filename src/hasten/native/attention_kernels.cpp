@@ -6,8 +6,36 @@ namespace hasten {
 namespace HASTEN_LEVEL {
 namespace {
 
-const int BLOCK = 6;                        // queries that share each load of a key or value
-const int VECTORS = WIDTH == 16 ? 4 : 2;    // parts of a key tile or value row held at once; BLOCK * VECTORS sums fit the registers
+const int BLOCK = 6;  // queries that share each load of a key or value
+
+// Parts of a key tile or value row held at once, so that COUNT times as many sums fit the registers.
+template <int COUNT>
+constexpr int VECTORS = WIDTH == 16 || COUNT <= 2 ? 4 : 2;
+
+// Memory that will be read next, asked for a line at a time while something else is computed. Tiles of one sequence lie apart, and
+// inside a tile the kernels go in strides, so the processor does not foresee them.
+struct Ahead {
+    const char* at = nullptr;
+    const char* end = nullptr;
+
+    template <class Element>
+    Ahead(const Element* tile, std::int64_t dim) : at(reinterpret_cast<const char*>(tile)), end(at + dim * TILE_KEYS * sizeof(Element)) {}
+    Ahead() = default;
+
+    template <int LINES>
+    INLINE void ask() {
+        if (at >= end) return;
+#pragma GCC unroll 4
+        for (int line = 0; line < LINES; ++line) __builtin_prefetch(at + line * 64);
+        at += LINES * 64;
+    }
+};
+
+// Lines to ask for where so many elements are read, to be through with a tile when the present one is.
+template <class Element>
+constexpr int LINES(int elements) {
+    return elements * sizeof(Element) > 64 ? static_cast<int>(elements * sizeof(Element) / 64) : 1;
+}
 
 // Everything about one unit's segment that the inner functions need.
 template <class Element>
@@ -22,32 +50,36 @@ struct View : Whereabouts {
 
 // scores[q][64] of COUNT queries ([dim][COUNT], side by side) and one tile of keys.
 template <int COUNT, class Element>
-void tile_scores(const float* queries, const Element* keys, std::int64_t dim, float* scores, std::int64_t stride) {
-    for (std::int64_t from = 0; from < TILE_KEYS; from += VECTORS * WIDTH) {
-        Part sums[COUNT][VECTORS] = {};
+void tile_scores(const float* queries, const Element* keys, std::int64_t dim, float* scores, std::int64_t stride, Ahead ahead) {
+    constexpr int SOME = VECTORS<COUNT>;
+    for (std::int64_t from = 0; from < TILE_KEYS; from += SOME * WIDTH) {
+        Part sums[COUNT][SOME] = {};
         for (std::int64_t d = 0; d < dim; ++d) {
-            Part key[VECTORS];
+            ahead.ask<LINES<Element>(SOME * WIDTH)>();
+            Part key[SOME];
 #pragma GCC unroll 4
-            for (int v = 0; v < VECTORS; ++v) key[v] = part_load(keys + d * TILE_KEYS + from + v * WIDTH);
+            for (int v = 0; v < SOME; ++v) key[v] = part_load(keys + d * TILE_KEYS + from + v * WIDTH);
 #pragma GCC unroll 6
             for (int q = 0; q < COUNT; ++q) {
                 const Part one = part_all(queries[d * COUNT + q]);
 #pragma GCC unroll 4
-                for (int v = 0; v < VECTORS; ++v) sums[q][v] = part_fused(one, key[v], sums[q][v]);
+                for (int v = 0; v < SOME; ++v) sums[q][v] = part_fused(one, key[v], sums[q][v]);
             }
         }
         for (int q = 0; q < COUNT; ++q)
-            for (int v = 0; v < VECTORS; ++v) part_store(scores + q * stride + from + v * WIDTH, sums[q][v]);
+            for (int v = 0; v < SOME; ++v) part_store(scores + q * stride + from + v * WIDTH, sums[q][v]);
     }
 }
 
 // values[q][dim] += weights of `count` keys times their value rows, key after key.
 template <int COUNT, int SOME, class Element>
-INLINE void add_columns(const float* weights, std::int64_t stride, const Element* rows, std::int64_t count, std::int64_t dim, float* values) {
+INLINE void add_columns(const float* weights, std::int64_t stride, const Element* rows, std::int64_t count, std::int64_t dim, float* values,
+                        Ahead& ahead) {
     Part sums[COUNT][SOME];
     for (int q = 0; q < COUNT; ++q)
         for (int v = 0; v < SOME; ++v) sums[q][v] = part_load(values + q * dim + v * WIDTH);
     for (std::int64_t key = 0; key < count; ++key) {
+        ahead.ask<LINES<Element>(SOME * WIDTH)>();
         Part value[SOME];
 #pragma GCC unroll 4
         for (int v = 0; v < SOME; ++v) value[v] = part_load(rows + key * dim + v * WIDTH);
@@ -63,12 +95,14 @@ INLINE void add_columns(const float* weights, std::int64_t stride, const Element
 }
 
 template <int COUNT, class Element>
-void add_values(const float* weights, std::int64_t stride, const Element* rows, std::int64_t count, std::int64_t dim, float* values) {
+void add_values(const float* weights, std::int64_t stride, const Element* rows, std::int64_t count, std::int64_t dim, float* values,
+                Ahead ahead = {}) {
+    constexpr int SOME = VECTORS<COUNT>;
     std::int64_t d = 0;
-    for (; d + VECTORS * WIDTH <= dim; d += VECTORS * WIDTH) {
-        add_columns<COUNT, VECTORS>(weights, stride, rows + d, count, dim, values + d);
+    for (; d + SOME * WIDTH <= dim; d += SOME * WIDTH) {
+        add_columns<COUNT, SOME>(weights, stride, rows + d, count, dim, values + d, ahead);
     }
-    for (; d < dim; d += WIDTH) add_columns<COUNT, 1>(weights, stride, rows + d, count, dim, values + d);
+    for (; d < dim; d += WIDTH) add_columns<COUNT, 1>(weights, stride, rows + d, count, dim, values + d, ahead);
 }
 
 // Scores of tree positions: computed where the nodes lie, then put in order of position.
@@ -77,7 +111,7 @@ void tree_scores(const View<Element>& view, const Seen* seen, const float* queri
     const std::int64_t first = view.shared / TILE_KEYS, last = (view.context + view.rows - 1) / TILE_KEYS;
     const std::int64_t stride = (last - first + 1) * TILE_KEYS;
     for (std::int64_t tile = first; tile <= last; ++tile) {
-        tile_scores<COUNT>(queries, view.key_tile(tile), view.work.head_dim, room + (tile - first) * TILE_KEYS, stride);
+        tile_scores<COUNT>(queries, view.key_tile(tile), view.work.head_dim, room + (tile - first) * TILE_KEYS, stride, {});
     }
     for (int q = 0; q < COUNT; ++q) {
         const std::int32_t* path = view.work.paths + (view.start + seen[q].row) * view.work.path_stride;
@@ -124,7 +158,9 @@ void attend_block(const View<Element>& view, std::int64_t first, std::int64_t sp
     for (int q = 0; q < COUNT; ++q) part.top[first + q] = NOTHING, part.total[first + q] = 0.0f;
     if (high < low) return;
     for (std::int64_t tile = low / TILE_KEYS; tile * TILE_KEYS <= shared_high; ++tile) {
-        tile_scores<COUNT>(queries, view.key_tile(tile), dim, scores + tile * TILE_KEYS - base, SPLIT_KEYS);
+        const bool last = (tile + 1) * TILE_KEYS > shared_high;
+        const Ahead ahead(last ? view.value_tile(low / TILE_KEYS) : view.key_tile(tile + 1), dim);
+        tile_scores<COUNT>(queries, view.key_tile(tile), dim, scores + tile * TILE_KEYS - base, SPLIT_KEYS, first == 0 ? ahead : Ahead());
     }
     if (tree) tree_scores<COUNT>(view, seen, queries, base, scores, tree_room);
     const std::int64_t begin = low / TILE_KEYS * TILE_KEYS, end = (high / TILE_KEYS + 1) * TILE_KEYS;
@@ -134,8 +170,9 @@ void attend_block(const View<Element>& view, std::int64_t first, std::int64_t sp
     for (std::int64_t position = low; position <= shared_high;) {
         const std::int64_t tile = position / TILE_KEYS, next = (tile + 1) * TILE_KEYS;
         const std::int64_t stop = next <= shared_high ? next : shared_high + 1;
+        const bool more = first == 0 && next <= shared_high;
         add_values<COUNT>(scores + position - base, SPLIT_KEYS, view.value_tile(tile) + position % TILE_KEYS * dim, stop - position, dim,
-                          values);
+                          values, more ? Ahead(view.value_tile(tile + 1), dim) : Ahead());
         position = stop;
     }
     for (int q = 0; tree && q < COUNT; ++q) {
@@ -163,7 +200,8 @@ void attend_blocks(const AttentionWork& work, const AttentionUnit& unit, std::in
 }  // namespace
 
 void attend_split(const AttentionWork& work, const AttentionUnit& unit, std::int64_t split, AttentionPart part, float* room) {
-    if (work.brain_float) return attend_blocks<std::uint16_t>(work, unit, split, part, room);
+    if (work.element == FLOAT16) return attend_blocks<Half>(work, unit, split, part, room);
+    if (work.element == BFLOAT16) return attend_blocks<std::uint16_t>(work, unit, split, part, room);
     return attend_blocks<float>(work, unit, split, part, room);
 }
 

@@ -73,6 +73,25 @@ INLINE Part part_load(const std::uint16_t* from) {
 #endif
 }
 
+// A 16-bit IEEE float. Not finite is what it was: the largest numbers are no more than 65504, see to_half.
+struct Half {
+    std::uint16_t bits;
+};
+
+INLINE Part part_load(const Half* from) {
+#if defined(__AVX512F__)
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+#elif defined(__AVX2__)
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+#else
+    // The bits in a float's places are the number divided by 2^112, subnormal ones too; infinities and NaN get their exponent back.
+    const IntPart wide = {from[0].bits, from[1].bits, from[2].bits, from[3].bits};
+    const IntPart size = (wide & 0x7fff) << 13, endless = (size >= (0x7c00 << 13)) & 0x7f800000;
+    const IntPart scaled = reinterpret_cast<IntPart>(reinterpret_cast<Part>(size) * part_all(0x1p112f));
+    return reinterpret_cast<Part>(scaled | endless | ((wide & 0x8000) << 16));
+#endif
+}
+
 struct Floats {
     Part part[PARTS];
 };
@@ -235,6 +254,28 @@ INLINE std::uint16_t to_bf16(float value) {
     __builtin_memcpy(&word, &value, 4);
     if ((word & 0x7fffffffu) > 0x7f800000u) return static_cast<std::uint16_t>((word >> 16) | 0x40u);
     return static_cast<std::uint16_t>((word + 0x7fffu + ((word >> 16) & 1u)) >> 16);
+}
+
+// The nearest Half, ties to even; what is larger than the largest one becomes that; a NaN stays one.
+INLINE Half to_half(float value) {
+    const float bounded = value > 65504.0f ? 65504.0f : value < -65504.0f ? -65504.0f : value;
+#if defined(__AVX2__)
+    return {static_cast<std::uint16_t>(_mm_cvtsi128_si32(_mm_cvtps_ph(_mm_set_ss(bounded), _MM_FROUND_TO_NEAREST_INT)))};
+#else
+    std::uint32_t word;
+    __builtin_memcpy(&word, &bounded, 4);
+    const std::uint32_t sign = (word >> 16) & 0x8000u, size = word & 0x7fffffffu;
+    if (size > 0x7f800000u) return {static_cast<std::uint16_t>(sign | 0x7e00u | ((size >> 13) & 0x3ffu))};
+    if (size < 0x38800000u) {  // below 2^-14 a Half counts in steps of 2^-24, as a float does from 1/2 to 1
+        float small;
+        __builtin_memcpy(&small, &size, 4);
+        small += 0.5f;
+        std::uint32_t steps;
+        __builtin_memcpy(&steps, &small, 4);
+        return {static_cast<std::uint16_t>(sign | (steps - 0x3f000000u))};
+    }
+    return {static_cast<std::uint16_t>(sign | ((size + 0xfffu + ((size >> 13) & 1u) - 0x38000000u) >> 13))};
+#endif
 }
 
 }  // namespace

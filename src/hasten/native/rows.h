@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "isa.h"
+#include "pool.h"
 
 namespace hasten {
 
@@ -36,7 +37,7 @@ struct RotaryWork {
     float* query;             // [rows][heads * head_dim]
     void* keys;               // [blocks][kv_heads][head_dim][64]
     void* values;             // [blocks][kv_heads][64][head_dim]
-    bool brain_float;         // pool elements: bf16 instead of float
+    PoolElement element;      // of the pool
 };
 
 // `room` holds inputs + 16 floats.

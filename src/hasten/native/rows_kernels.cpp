@@ -35,6 +35,7 @@ void make_row(const RowWork& work, std::int64_t row, float* to) {
 
 INLINE void put(float* to, float value) { *to = value; }
 INLINE void put(std::uint16_t* to, float value) { *to = to_bf16(value); }
+INLINE void put(Half* to, float value) { *to = to_half(value); }
 
 template <class Element>
 void rotary(const RotaryWork& work, std::int64_t first, std::int64_t last) {
@@ -79,7 +80,8 @@ void some_rows(const RowWork& work, std::int64_t first, std::int64_t last, float
 }
 
 void rotary_rows(const RotaryWork& work, std::int64_t first, std::int64_t last) {
-    return work.brain_float ? rotary<std::uint16_t>(work, first, last) : rotary<float>(work, first, last);
+    if (work.element == FLOAT16) return rotary<Half>(work, first, last);
+    return work.element == BFLOAT16 ? rotary<std::uint16_t>(work, first, last) : rotary<float>(work, first, last);
 }
 
 }  // namespace HASTEN_LEVEL
