@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from hasten.native import memory
-from hasten.native.memory import ARENA, aligned_bytes
+from hasten.native.memory import ARENA, aligned_bytes, zeros
 
 
 def test_pieces_are_aligned_as_long_as_asked_for_and_disjoint() -> None:
@@ -35,6 +35,21 @@ def test_small_pieces_share_an_arena_and_large_ones_begin_a_huge_page() -> None:
     same = first.untyped_storage().data_ptr() == second.untyped_storage().data_ptr()
     assert same or second.data_ptr() % memory.HUGE_PAGE == 0  # unless the arena was full
     assert aligned_bytes(ARENA).data_ptr() % 64 == 0
+
+
+def test_zeros_are_zero_however_large() -> None:
+    for shape, dtype in (
+        ((3, 5), torch.float16),
+        ((2, memory.HUGE_PAGE), torch.int8),
+        ((3, 1 << 20), torch.float32),
+        ((0, 4), torch.int8),
+    ):
+        for _ in range(2):  # memory that was given back comes again
+            found = zeros(shape, dtype)
+            assert (found.shape, found.dtype) == (shape, dtype)
+            assert not found.any()
+            assert found.is_contiguous()
+            found.fill_(1)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hasten.core.types import BLOCK_SIZE
+from hasten.native.memory import zeros
 
 
 class Pool(ABC):
@@ -59,9 +60,11 @@ class FloatPool(Pool):
         self, layers: int, kv_heads: int, head_dim: int, num_blocks: int, dtype: torch.dtype, device: torch.device
     ) -> None:
         outer = layers, num_blocks, kv_heads
-        keys = torch.zeros(*outer, head_dim, BLOCK_SIZE, dtype=dtype, device=device)
-        values = torch.zeros(*outer, BLOCK_SIZE, head_dim, dtype=dtype, device=device)
-        super().__init__(num_blocks, (keys, values))
+        shapes = (*outer, head_dim, BLOCK_SIZE), (*outer, BLOCK_SIZE, head_dim)
+        on_cpu = device.type == "cpu"
+        super().__init__(
+            num_blocks, tuple(zeros(s, dtype) if on_cpu else torch.zeros(s, dtype=dtype, device=device) for s in shapes)
+        )
 
     @property
     def keys(self) -> Tensor:
@@ -96,9 +99,9 @@ class Int8Pool(Pool):
 
     def __init__(self, layers: int, kv_heads: int, head_dim: int, num_blocks: int) -> None:
         outer = layers, num_blocks, kv_heads
-        keys = torch.zeros(*outer, head_dim // 4, BLOCK_SIZE, 4, dtype=torch.int8)
-        values = torch.zeros(*outer, BLOCK_SIZE // 4, head_dim, 4, dtype=torch.int8)
-        scales = (torch.zeros(*outer, BLOCK_SIZE, dtype=torch.bfloat16) for _ in range(2))
+        keys = zeros((*outer, head_dim // 4, BLOCK_SIZE, 4), torch.int8)
+        values = zeros((*outer, BLOCK_SIZE // 4, head_dim, 4), torch.int8)
+        scales = (zeros((*outer, BLOCK_SIZE), torch.bfloat16) for _ in range(2))
         super().__init__(num_blocks, (keys, values, *scales))
 
     def _move(self, source: tuple[Tensor, Tensor], destination: tuple[Tensor, Tensor]) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from hasten.core.errors import ConfigError
 from hasten.native.build import LIBRARY, SOURCES, cache_folder
 
-INTERFACE_VERSION = 2
+INTERFACE_VERSION = 3
 LEVELS = ("generic", "avx2", "vnni", "amx")
 MODES = ("auto", "off")
 
