@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from hasten.bench.contestants import ModeContestant, ModesInStep
 from hasten.bench.machine import read_bandwidth, step_bytes
@@ -15,6 +16,7 @@ from hasten.bench.session import ResultFile, Session, read_rows
 from hasten.bench.tables import Comparison
 from hasten.bench.workloads import Load, Question
 from hasten.cache.blocks import BlockManager
+from hasten.cli.bench import bench
 from hasten.core.errors import ConfigError
 from hasten.core.types import BLOCK_SIZE, SamplingParams
 from hasten.draft.lm import LanguageModelDrafter
@@ -162,3 +164,30 @@ def test_bytes_of_a_step(subject: Subject) -> None:
 
 
 # Workloads and machine
+
+
+def test_other_precisions_stand_beside_and_each_is_compared_with_itself(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "wikitext2_test_part.txt").write_text("the quick brown fox jumps over the lazy dog. " * 60)
+    monkeypatch.setenv("HASTEN_SHARED_DATA", str(tmp_path))
+    shapes = ["--workload", "synthetic:8x6", "--compare", "plain,auto", "--draft", "suffix", "--no-plots"]
+    asked = [*shapes, "-m", str(tiny_model), "--precision", "fp32", "--also", "int8,fp64", "--out", str(tmp_path)]
+    done = CliRunner().invoke(bench, asked, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    found = Comparison(read_rows(tmp_path / "results.jsonl"))
+    assert found.modes == ["plain", "auto", "int8 plain", "int8 auto", "fp64 plain", "fp64 auto"]
+    load = found.loads[0]
+    assert [found.differing(load, mode) for mode in found.modes] == [None, 0, None, 0, None, 0]
+    quality = found.perplexities
+    assert set(quality) == set(found.modes)
+    assert quality["plain"] == quality["auto"] == pytest.approx(quality["fp64 plain"], rel=1e-4)
+    assert quality["plain"] != quality["int8 plain"] == quality["int8 auto"] == pytest.approx(quality["plain"], rel=0.2)
+    floors = {mode: cell.of_floor is not None for mode in found.modes if (cell := found.cell(load, mode)) is not None}
+    assert floors == {mode: mode in ("plain", "auto") for mode in found.modes}, "others read other bytes"
+
+
+@pytest.mark.parametrize("also", ["fp32", "int8,int8", ""])
+def test_precisions_are_named_once(tiny_model: Path, also: str) -> None:
+    with pytest.raises(ConfigError, match=r"precision"):
+        CliRunner().invoke(bench, ["-m", str(tiny_model), "--precision", "fp32", "--also", also], catch_exceptions=False)

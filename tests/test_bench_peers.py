@@ -23,6 +23,7 @@ from hasten.bench.words import notes, speed_table
 from hasten.bench.workloads import Load, Question
 from hasten.core.errors import ConfigError
 from hasten.core.types import Batch, SamplingParams, Segment
+from hasten.model.precision import INT8
 from test_bench import Stub
 from tiny import tiny_engine
 
@@ -128,15 +129,17 @@ def test_perplexity_stands_beside_and_says_where_it_is_unknown(
         each.worker.started()
     results = ResultFile.open(tmp_path / "results.jsonl", {"modes": []}, {})
     broken = Peer("broken", "plain", Worker(None, WORKER, {"name": "broken"}, "it could not be installed"))
-    add_perplexities(engine, ["plain", "auto"], [peers[0], broken], results, 2)
+    add_perplexities({"plain": engine, "auto": engine, "int8 plain": tiny_engine(precision=INT8)}, [peers[0], broken], results, 2)
     found = Comparison(results.rows).perplexities
     assert peers[0].worker.process is None, "processes that are not needed hold no memory"
     assert found["plain"] == found["auto"]
+    assert found["int8 plain"] == pytest.approx(found["plain"], rel=0.2)
+    assert found["int8 plain"] != found["plain"]
     assert found["peer"] == pytest.approx(math.exp(0.5))
     assert found["broken"] is None
     assert any("No perplexity of broken: it could not be installed" in line for line in notes(Comparison(results.rows)))
     count = len(results.rows)
-    add_perplexities(engine, ["plain", "auto"], [peers[0]], results, 2)
+    add_perplexities({"plain": engine, "auto": engine}, [peers[0]], results, 2)
     assert len(results.rows) == count
 
 

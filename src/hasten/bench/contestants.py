@@ -18,14 +18,16 @@ FIXED_DEPTHS = range(1, 9)
 
 @dataclass(frozen=True, slots=True)
 class ModeContestant:
-    """Hasten in one mode. Each repetition asks the drafters as another tenant, so that none has seen the answer before."""
+    """Hasten in one mode, of another ``precision`` than the comparison's own where one is named. Each repetition asks the drafters
+    as another tenant, so that none has seen the answer before."""
 
     subject: Subject
     mode: Mode
+    precision: str = ""
 
     @property
     def name(self) -> str:
-        return self.mode.name
+        return f"{self.precision} {self.mode.name}".strip()
 
     def answer(self, prompts: list[list[int]], params: SamplingParams, repeat: int) -> list[Sample]:
         try:

@@ -69,6 +69,11 @@ class Comparison:
         return list(self.about["settings"].get("other_engines", []))
 
     @property
+    def plain_of(self) -> dict[str, str]:
+        """Hasten's modes in other precisions than the first, and the plain one of the same, whose text theirs must be."""
+        return dict(self.about["settings"].get("plain_of", {}))
+
+    @property
     def finished(self) -> bool:
         return any(row["kind"] == "end" for row in self.rows)
 
@@ -116,7 +121,7 @@ class Comparison:
             return None
         samples = [sample for row in rows for sample in row["samples"]]
         estimate = median(list(speeds.values()))
-        floor = None if mode in self.other_engines else self.floor_speed  # they read other bytes
+        floor = None if mode in self.other_engines or mode in self.plain_of else self.floor_speed  # they read other bytes
         return Cell(
             load=load,
             mode=mode,
@@ -142,10 +147,11 @@ class Comparison:
         return geometric_mean(ratios) if ratios else None
 
     def differing(self, load: str, mode: str) -> int | None:
-        """Answers that are not the baseline's, token for token; None for the baseline itself."""
-        if mode == self.baseline:
+        """Answers that are not the baseline's (of the same precision), token for token; None for a baseline itself."""
+        baseline = self.plain_of.get(mode, self.baseline)
+        if mode == baseline:
             return None
-        against, found = self._units(load, self.baseline), 0
+        against, found = self._units(load, baseline), 0
         for unit, group in self._units(load, mode).items():
             for row in group:
                 for other in against.get(unit, [])[:1]:

@@ -52,6 +52,7 @@ NEVER_SLOWER_WORKLOADS = ("spec-bench", "humaneval", "hostile")
 @click.option("--seed", type=click.INT, metavar="N", default=0, show_default=True, help="Seed of sampled answers.")
 @click.option("--ablation", is_flag=True, default=False, help="Each drafter alone, pairs, all, and fixed depths against auto.")
 @click.option("--never-slower", is_flag=True, default=False, help="Auto against plain on all workloads, hostile ones included.")
+@click.option("--also", metavar="LIST", help="The same modes in other precisions too, such as int8,int4.")
 @click.option("--against", metavar="LIST", help="llama.cpp, openvino, transformers, vllm.")
 @click.option(
     "--server", is_flag=True, default=False, help="Through servers: --batches chats in parallel, each a client of its own."
@@ -85,8 +86,9 @@ def bench(ctx: click.Context, /, out: str, plots: bool, **options: Any) -> None:
     if plots:
         check_matplotlib()
     items = None if options["prompts"] is None else collect(None, options["prompts"], SamplingParams(), False)
-    with closing(load(config)) as llm:
-        stopped = measure(llm, config, folder, items, options)
+    with ExitStack() as stack:
+        llms = {each.precision: stack.enter_context(closing(load(each))) for each in in_precisions(config, options["also"])}
+        stopped = measure(llms, config, folder, items, options)
     from hasten.bench.session import read_rows
 
     found = Comparison(read_rows(folder / "results.jsonl"))
@@ -115,6 +117,8 @@ def check(options: dict[str, Any]) -> None:
         raise ConfigError("--ablation and --never-slower choose the modes; leave --compare out.")
     if options["server"] and (options["ablation"] or options["never_slower"]):
         raise ConfigError("--server compares plain, auto and other engines; leave --ablation and --never-slower out.")
+    if options["also"] and (options["server"] or options["ablation"] or options["never_slower"]):
+        raise ConfigError("--also stands beside --compare and --against; leave --server, --ablation and --never-slower out.")
     if options["draft"] == "none":
         raise ConfigError("A comparison needs drafters; for plain decoding alone give --compare plain.")
     if options["against"]:
@@ -136,8 +140,16 @@ def numbers(text: str, kind: type, low: float, high: float, name: str) -> list[A
     return values
 
 
-def measure(llm: LLM, config: EngineConfig, folder: Path, items: list[Prompt] | None, options: dict[str, Any]) -> bool:
-    """Run what is missing in the folder's results. True when it was interrupted."""
+def in_precisions(config: EngineConfig, also: str | None) -> list[EngineConfig]:
+    """The model as it is asked for, and in each of the other precisions. Raises ConfigError where one is none, or named twice."""
+    names = [] if also is None else [name.strip() for name in also.split(",")]
+    if len({config.precision, *names}) <= len(names):
+        raise ConfigError(f"--also must name precisions once each, and not '{config.precision}' again, not '{also}'.")
+    return [config, *(replace(config, precision=name) for name in names)]
+
+
+def measure(llms: dict[str, LLM], config: EngineConfig, folder: Path, items: list[Prompt] | None, options: dict[str, Any]) -> bool:
+    """Run what is missing in the folder's results. ``llms`` by precision; the config's is the baseline. True when interrupted."""
     from hasten.bench.contestants import ModeContestant, ModesInStep
     from hasten.bench.machine import Energy, about_machine, peak_memory_bytes, read_bandwidth
     from hasten.bench.modes import Subject, parse_mode
@@ -145,32 +157,38 @@ def measure(llm: LLM, config: EngineConfig, folder: Path, items: list[Prompt] | 
     from hasten.bench.session import ResultFile, Session
     from hasten.cli.screen import notes, progress_on
 
-    subject = Subject(llm.engine, max(config.max_sequences, *numbers(options["batches"], int, 1, 1024, "batches")))
+    llm, together = llms[config.precision], max(config.max_sequences, *numbers(options["batches"], int, 1, 1024, "batches"))
+    subject = Subject(llm.engine, together)
     modes = [parse_mode(name, subject.loaded) for name in mode_names(options, subject.loaded)]
     loads = all_loads(llm, items, options)
+    also = {name: Subject(each.engine, together) for name, each in llms.items() if each is not llm}
     energy = Energy()
     with ExitStack() as stack:
         peers = other_engines(llm, config, options, loads, stack) if options["against"] and not options["server"] else []
-        own: list[Contestant] = [ModeContestant(subject, mode) for mode in modes]
+        ours = [ModeContestant(each, mode, name) for name, each in {"": subject, **also}.items() for mode in modes]
+        own: list[Contestant] = [*ours]
         foreign: list[Contestant] = [*peers]
         if options["server"]:
             from hasten.cli.bench_servers import servers
 
             own, foreign = servers(config, [mode.name for mode in modes], loads, options, stack)
         others = [one.name for one in foreign]
-        wanted = settings(llm, config, [*(mode.name for mode in modes), *others], others, loads, options)
+        wanted = settings(llm, config, [*(one.name for one in own), *others], others, loads, options)
+        if also:
+            wanted["plain_of"] = {one.name: f"{one.precision} plain" for one in ours if one.precision}
         results = ResultFile.open(folder / "results.jsonl", wanted, about_machine(), options["restart"])
         contestants = [*own, *foreign]
         seconds = options["seconds"] or float("inf")
-        in_step = None if foreign else ModesInStep(subject, modes)
+        in_step = None if foreign or also else ModesInStep(subject, modes)
         if in_step is not None:
             say_who_does_not_fit(in_step, loads)
         session = Session(loads, contestants, results, read_bandwidth, energy.take, options["repeats"], seconds, together=in_step)
         with progress_on(notes(), "Measuring") as progress:
             try:
-                if session.run(progress) and peers:
+                if session.run(progress) and (peers or also):
                     progress("perplexity", 0, 1)
-                    add_perplexities(llm.engine, [mode.name for mode in modes], peers, results, options["perplexity_chunks"])
+                    engines = {one.name: one.subject.engine for one in ours}
+                    add_perplexities(engines, peers, results, options["perplexity_chunks"])
             except KeyboardInterrupt:
                 return True
             finally:
