@@ -129,9 +129,10 @@ def test_the_footprint_is_that_of_the_loaded_model(tiny_model: Path, tmp_path: P
 def test_a_server_of_two_models(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HASTEN_HOME", str(tmp_path))
     other = write_model(tmp_path / "other.gguf", seed=1, template=None)
+    budget = footprint(EngineConfig(model=str(tiny_model))) * 3 // 2
 
     async def scene() -> None:
-        async with serving_here(f"one={tiny_model}", f"two={other}", budget=2_000_000) as client:
+        async with serving_here(f"one={tiny_model}", f"two={other}", budget=budget) as client:
 
             async def loaded() -> list[str]:
                 return [model["id"] for model in (await client.get("/v1/models")).json()["data"] if model["loaded"]]
