@@ -77,7 +77,7 @@ def test_kernels_under_sanitizers(tmp_path: Path) -> None:
         "HASTEN_NATIVE_LIBRARY": str(library),
         "OMP_NUM_THREADS": "1",
     }
-    names = ("linear", "grouped", "feedback", "top", "rows", "attention", "attention8")
+    names = ("linear", "grouped", "feedback", "top", "rows", "attention", "attention8", "layers")
     files = [str(TESTS / f"test_native_{name}.py") for name in names]
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-x", *files]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=TESTS.parent, timeout=1700, check=False)

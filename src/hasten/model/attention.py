@@ -117,8 +117,12 @@ def _angles(description: ModelDescription, positions: int) -> tuple[Tensor, Tens
     return cosine.T.contiguous(), sine.T.contiguous()
 
 
+Rotations = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
+_NO_ROTATIONS: Rotations = ((torch.empty(0), torch.empty(0)),) * 2
+
+
 class NativeAttention:
-    """One kernel call a layer."""
+    """One kernel call a layer. ``rotations`` are cosines and sines of the step's rows, as in ``_rotations``."""
 
     def __init__(
         self,
@@ -129,22 +133,22 @@ class NativeAttention:
     ) -> None:
         self._windows = [description.window(layer) for layer in range(description.layers)]
         self._tables = rotary_tables(description, stream, device)
-        self._rotations: tuple[tuple[Tensor, Tensor], ...] = ()
-        self._kernel = kernel
+        self.rotations = _NO_ROTATIONS
+        self.kernel = kernel
 
     def begin(self, layout: Layout) -> None:
-        self._rotations = _rotations(self._tables, layout)
-        self._kernel.begin(
+        self.rotations = _rotations(self._tables, layout)
+        self.kernel.begin(
             layout.starts, layout.contexts, layout.chains, layout.block_tables, layout.depths, layout.paths, layout.slots
         )
 
     def __call__(self, layer: int, qkv: Tensor, query_norm: Tensor | None, key_norm: Tensor | None) -> Tensor:
         window = self._windows[layer]
-        cos, sin = self._rotations[1 if window else 0]
-        return self._kernel(layer, qkv, query_norm, key_norm, cos, sin, window)
+        cos, sin = self.rotations[1 if window else 0]
+        return self.kernel(layer, qkv, query_norm, key_norm, cos, sin, window)
 
 
-def _rotations(tables: tuple[RotaryTable, RotaryTable], layout: Layout) -> tuple[tuple[Tensor, Tensor], ...]:
+def _rotations(tables: tuple[RotaryTable, RotaryTable], layout: Layout) -> Rotations:
     """Cosine and sine of the step's rows: for full-attention layers, and for sliding ones."""
     full, local = tables
     rotation = full.rows(layout.positions, layout.highest_position)
@@ -160,7 +164,7 @@ class TorchAttention:
         self._device = device
         self._tables = rotary_tables(description, stream, device)
         self._layout: Layout | None = None
-        self._rotations: tuple[tuple[Tensor, Tensor], ...] = ()
+        self._rotations = _NO_ROTATIONS
         self._masks: dict[int, list[Tensor]] = {}
 
     def begin(self, layout: Layout) -> None:

@@ -8,7 +8,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from hasten.model.attention import Attention
 from hasten.model.description import ModelDescription
 from hasten.model.layout import Layout
 from hasten.model.linear import Linear, Mlp, rms_norm
@@ -48,8 +47,17 @@ class DecoderWeights:
     head: Linear
 
 
+class Layers(Protocol):
+    """All layers over one pool (``layers.make_layers``). ``begin`` prepares what they share in a step; ``__call__`` takes hidden
+    rows [rows, hidden], which it may overwrite, to those behind the last layer."""
+
+    def begin(self, layout: Layout) -> None: ...
+
+    def __call__(self, hidden: Tensor) -> Tensor: ...
+
+
 class Decoder:
-    """Rows in, logits out. Holds no state of its own: keys and values live in the pool that ``attention`` writes to."""
+    """Rows in, logits out. Holds no state of its own: keys and values live in the pool that ``layers`` write to."""
 
     def __init__(self, description: ModelDescription, precision: Precision, weights: DecoderWeights) -> None:
         self.description = description
@@ -61,39 +69,28 @@ class Decoder:
         return Decoder(self.description, self.precision, replace(self.weights, head=head))
 
     @torch.inference_mode()
-    def forward(self, layout: Layout, attention: Attention) -> Tensor:
+    def forward(self, layout: Layout, layers: Layers) -> Tensor:
         """Logits [len(layout.logit_rows), outputs of the head] in the stream dtype. Writes the rows' keys and values."""
         shape = self.description
-        hidden = self._hidden(layout, attention)
+        hidden = self._hidden(layout, layers)
         logits = self.weights.head.after_norm(hidden, self.weights.final_norm, shape.norm_eps)
         if shape.final_softcap:
             logits = torch.tanh(logits / shape.final_softcap) * shape.final_softcap
         return logits
 
     @torch.inference_mode()
-    def hidden(self, layout: Layout, attention: Attention) -> Tensor:
+    def hidden(self, layout: Layout, layers: Layers) -> Tensor:
         """What the head would be given, [len(layout.logit_rows), hidden] in the stream dtype: the last layer's output, normalised.
         Writes the rows' keys and values."""
-        return rms_norm(self._hidden(layout, attention), self.weights.final_norm, self.description.norm_eps)
+        return rms_norm(self._hidden(layout, layers), self.weights.final_norm, self.description.norm_eps)
 
-    def _hidden(self, layout: Layout, attention: Attention) -> Tensor:
+    def _hidden(self, layout: Layout, layers: Layers) -> Tensor:
         shape = self.description
-        attention.begin(layout)
+        layers.begin(layout)
         hidden = self.weights.embedding[layout.tokens].to(self.precision.stream)
         if shape.embedding_scale != 1.0:
             hidden *= shape.embedding_scale
-        for index, layer in enumerate(self.weights.layers):
-            hidden = self._layer(index, layer, hidden, attention)
+        hidden = layers(hidden)
         if layout.logit_rows.numel() != hidden.shape[0]:
             hidden = hidden[layout.logit_rows]
         return hidden
-
-    def _layer(self, index: int, layer: LayerWeights, hidden: Tensor, attention: Attention) -> Tensor:
-        eps = self.description.norm_eps
-        qkv = layer.qkv.after_norm(hidden, layer.attention_norm, eps)
-        mixed = attention(index, qkv, layer.query_norm, layer.key_norm)
-        if layer.post_attention_norm is None or layer.post_mlp_norm is None:
-            hidden = layer.output(mixed, residual=hidden)
-            return layer.mlp(hidden, layer.mlp_norm, eps, residual=hidden)
-        hidden = hidden + rms_norm(layer.output(mixed), layer.post_attention_norm, eps)
-        return hidden + rms_norm(layer.mlp(hidden, layer.mlp_norm, eps), layer.post_mlp_norm, eps)

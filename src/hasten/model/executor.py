@@ -7,8 +7,8 @@ from torch import Tensor
 
 from hasten.cache.pool import make_pool
 from hasten.core.types import BLOCK_SIZE, Batch
-from hasten.model.attention import make_attention
 from hasten.model.decoder import Decoder
+from hasten.model.layers import make_layers
 from hasten.model.layout import lay_out
 from hasten.model.precision import CACHE_TYPES
 
@@ -25,8 +25,7 @@ class Executor:
         self.device = device
         self.cache = cache or decoder.precision.cache
         self.pool = make_pool(shape.layers, shape.kv_heads, shape.head_dim, num_blocks, self.cache, device)
-        key_biases = [layer.key_bias for layer in decoder.weights.layers]
-        self._attention = make_attention(shape, self.pool, key_biases, decoder.precision.stream, device)
+        self._layers = make_layers(shape, decoder.weights.layers, self.pool, decoder.precision.stream, device)
 
     @property
     def precision(self) -> str:
@@ -41,11 +40,11 @@ class Executor:
 
         Row i of a segment is written at virtual index context + i of its block table, which must reach that far.
         """
-        return self.decoder.forward(lay_out(batch, self.device), self._attention)
+        return self.decoder.forward(lay_out(batch, self.device), self._layers)
 
     def hidden(self, batch: Batch) -> Tensor:
         """``forward`` up to the head: [wanted rows, hidden]."""
-        return self.decoder.hidden(lay_out(batch, self.device), self._attention)
+        return self.decoder.hidden(lay_out(batch, self.device), self._layers)
 
     def commit(self, blocks: list[int], context: int, kept: list[int]) -> None:
         """After verification of a segment that stood at ``context``: rows ``kept`` (row numbers, ascending) become the next
@@ -63,7 +62,7 @@ class Executor:
     def release(self) -> None:
         """Let the memory of keys and values go. Nothing can run after this."""
         self.pool.release()
-        del self._attention
+        del self._layers
 
 
 def _slot(blocks: list[int], index: int) -> int:

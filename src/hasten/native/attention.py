@@ -31,7 +31,8 @@ class StepAttention:
     def __init__(
         self, heads: int, kv_heads: int, head_dim: int, scale: float, softcap: float, eps: float, element: int = 0
     ) -> None:
-        self._heads, self._kv_heads, self._head_dim, self._rows = heads, kv_heads, head_dim, 0
+        self.heads, self.kv_heads, self.head_dim, self.rows = heads, kv_heads, head_dim, 0
+        self.width = (heads + 2 * kv_heads) * head_dim  # of queries, keys and values of a row
         self._fields = _StepFields(
             heads=heads,
             kv_heads=kv_heads,
@@ -41,7 +42,7 @@ class StepAttention:
             eps=eps,
             element=element,
         )
-        self._address = ctypes.addressof(self._fields)
+        self.address = ctypes.addressof(self._fields)
         self._step: tuple[Tensor, ...] = ()
         self._angles: tuple[Tensor | None, Tensor | None, int, int] = (None, None, 0, 0)
 
@@ -68,15 +69,19 @@ class StepAttention:
         fields.table_stride, fields.path_stride = block_tables.shape[1], paths.shape[1]
         fields.segments, fields.rows = segments, rows
         self._step = starts, contexts, chains, block_tables, depths, paths, slots
-        self._rows = rows
+        self.rows = rows
         self._angles = (None, None, 0, 0)
+
+    def pool_of(self, layer: int) -> tuple[int | None, int | None, int | None]:
+        """Addresses of a layer's keys and values, or of its int8 cache."""
+        raise NotImplementedError
 
     def _rotation(
         self, qkv: Tensor, query_norm: Tensor | None, key_norm: Tensor | None, cosine: Tensor, sine: Tensor
     ) -> tuple[int, int | None, int | None, int, int]:
-        rows, dim = self._rows, self._head_dim
+        rows, dim = self.rows, self.head_dim
         return (
-            _need(qkv, torch.float32, (rows, (self._heads + 2 * self._kv_heads) * dim)),
+            _need(qkv, torch.float32, (rows, (self.heads + 2 * self.kv_heads) * dim)),
             _maybe(query_norm, (dim,)),
             _maybe(key_norm, (dim,)),
             *self._checked_angles(cosine, sine),
@@ -85,7 +90,7 @@ class StepAttention:
     def _checked_angles(self, cosine: Tensor, sine: Tensor) -> tuple[int, int]:
         """Their addresses. The layers of a step are given the same ones, so that most are checked already."""
         if cosine is not self._angles[0] or sine is not self._angles[1]:
-            shape = self._rows, self._head_dim // 2
+            shape = self.rows, self.head_dim // 2
             self._angles = (cosine, sine, _need(cosine, torch.float32, shape), _need(sine, torch.float32, shape))
         return self._angles[2:]
 
@@ -128,26 +133,29 @@ class PagedAttention(StepAttention):
         ``qkv`` [T, (heads + 2 kv_heads) * head_dim]; ``cosine`` and ``sine`` [T, head_dim / 2]; a row at position p sees positions
         above p - ``window`` (0: all). Returns [T, heads * head_dim].
         """
-        out = torch.empty(self._rows, self._heads * self._head_dim)
+        out = torch.empty(self.rows, self.heads * self.head_dim)
         keys, values = self._layers[layer]
         rotation = self._rotation(qkv, query_norm, key_norm, cosine, sine)
-        check(self._both(self._address, *rotation, keys, values, window, out.data_ptr()))
+        check(self._both(self.address, *rotation, keys, values, window, out.data_ptr()))
         return out
+
+    def pool_of(self, layer: int) -> tuple[int | None, int | None, int | None]:
+        return *self._layers[layer], None
 
     def rope_write(
         self, layer: int, qkv: Tensor, query_norm: Tensor | None, key_norm: Tensor | None, cosine: Tensor, sine: Tensor
     ) -> Tensor:
         """The first half of ``__call__``: returns the rotated queries [T, heads * head_dim]."""
-        query = torch.empty(self._rows, self._heads * self._head_dim)
+        query = torch.empty(self.rows, self.heads * self.head_dim)
         keys, values = self._layers[layer]
         rotation = self._rotation(qkv, query_norm, key_norm, cosine, sine)
-        check(self._rope_write(self._address, *rotation, keys, values, query.data_ptr()))
+        check(self._rope_write(self.address, *rotation, keys, values, query.data_ptr()))
         return query
 
     def attend(self, layer: int, query: Tensor, window: int = 0) -> Tensor:
         """The second half: rotated queries [T, heads * head_dim] to the same shape."""
-        start = _need(query, torch.float32, (self._rows, self._heads * self._head_dim))
-        out = torch.empty(self._rows, self._heads * self._head_dim)
+        start = _need(query, torch.float32, (self.rows, self.heads * self.head_dim))
+        out = torch.empty(self.rows, self.heads * self.head_dim)
         keys, values = self._layers[layer]
-        check(self._attend(self._address, start, keys, values, window, out.data_ptr()))
+        check(self._attend(self.address, start, keys, values, window, out.data_ptr()))
         return out

@@ -101,10 +101,13 @@ class PagedAttention8(StepAttention):
         """As ``PagedAttention.__call__``."""
         if key_norm is not None and self._caches[layer].pairs:
             raise ValueError("keys with a norm have no bias to keep out")
-        out = torch.empty(self._rows, self._heads * self._head_dim)
+        out = torch.empty(self.rows, self.heads * self.head_dim)
         rotation = self._rotation(qkv, query_norm, key_norm, cosine, sine)
-        check(self._attend(self._address, self._addresses[layer], *rotation, window, out.data_ptr()))
+        check(self._attend(self.address, self._addresses[layer], *rotation, window, out.data_ptr()))
         return out
+
+    def pool_of(self, layer: int) -> tuple[int | None, int | None, int | None]:
+        return None, None, self._addresses[layer]
 
 
 def _cache_fields(

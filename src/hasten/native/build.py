@@ -59,7 +59,7 @@ def units() -> list[Unit]:
     """What to compile for this processor family; the longest first."""
     kernels = ("attention_kernels", "attention8_kernels", "rows_kernels", "products8", "read_kernels", "feedback_kernels")
     floats = [f"{name}.cpp" for name in kernels]
-    shared = ("attention", "threads", "linear", "top", "progressive", "feedback", "rows", "api", "isa")
+    shared = ("attention", "threads", "linear", "top", "progressive", "feedback", "rows", "layers", "api", "isa")
     codes = ("grouped", "grouped_pack", "grouped_api")
     plain = [Unit(f"{name}.cpp") for name in (*shared, *codes)]
     generic = [Unit(name, (), "generic") for name in (*floats, "grouped_rows.cpp")]

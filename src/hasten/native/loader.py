@@ -16,7 +16,7 @@ from pathlib import Path
 from hasten.core.errors import ConfigError
 from hasten.native.build import LIBRARY, SOURCES, cache_folder
 
-INTERFACE_VERSION = 3
+INTERFACE_VERSION = 4
 LEVELS = ("generic", "avx2", "vnni", "amx")
 MODES = ("auto", "off")
 
@@ -53,6 +53,7 @@ _PROTOTYPES: dict[str, tuple[type, tuple[type, ...]]] = {
     "hst_paged_attention": (_INT, (_POINTER,) * 4 + (_LONG, _POINTER)),
     "hst_attention": (_INT, (_POINTER,) * 8 + (_LONG, _POINTER)),
     "hst_attention8": (_INT, (_POINTER,) * 7 + (_LONG, _POINTER)),
+    "hst_layers": (_INT, (_POINTER, _POINTER, _LONG, _POINTER, _FLOAT, _POINTER, _LONG, _LONG)),
 }
 
 

@@ -26,7 +26,7 @@ int threads();
 
 // Scratch memory of the calling thread, 64-byte aligned, at least `bytes` long, contents unspecified. Each `slot` is a buffer of
 // its own and keeps its memory until the thread ends; nullptr when there is no memory.
-enum ScratchSlot { SCRATCH_ROWS, SCRATCH_CODES, SCRATCH_SCALES, SCRATCH_SUMS, SCRATCH_FLOATS, SCRATCH_PARTS, SCRATCH_QUERY, SCRATCH_WEIGHTS, SCRATCH_GATE, SCRATCH_HEAD, SCRATCH_SLOTS };
+enum ScratchSlot { SCRATCH_ROWS, SCRATCH_CODES, SCRATCH_SCALES, SCRATCH_SUMS, SCRATCH_FLOATS, SCRATCH_PARTS, SCRATCH_QUERY, SCRATCH_WEIGHTS, SCRATCH_GATE, SCRATCH_HEAD, SCRATCH_LAYER, SCRATCH_SLOTS };
 void* scratch(ScratchSlot slot, std::size_t bytes);
 
 }  // namespace hasten
