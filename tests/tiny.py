@@ -17,6 +17,7 @@ from hasten.engine.drafting import Drafting
 from hasten.engine.engine import Engine
 from hasten.engine.requests import Request
 from hasten.engine.scheduler import Scheduler
+from hasten.model.decoder import Decoder
 from hasten.model.description import ModelDescription, RopeScaling
 from hasten.model.executor import Executor
 from hasten.model.precision import FP64, INT8, Precision
@@ -122,6 +123,20 @@ class RandomSource:
         return self._tensors[name][start:stop]
 
 
+@cache
+def tiny_decoder(
+    kind: str, precision: Precision, seed: int, perturbed: float, device: torch.device, head_dim: int | None
+) -> Decoder:
+    """It is weights that nobody writes to: loaded once for all executors of a process."""
+    description = DESCRIPTIONS[kind]
+    source = RandomSource(replace(description, head_dim=head_dim or description.head_dim), seed)
+    if perturbed:
+        generator = torch.Generator().manual_seed(seed + 1)
+        for name, tensor in source._tensors.items():
+            source._tensors[name] = tensor + perturbed * tensor.std() * torch.randn(tensor.shape, generator=generator)
+    return load_decoder(source, precision, device, None)
+
+
 def tiny_executor(
     kind: str = "llama",
     precision: Precision = FP64,
@@ -133,13 +148,8 @@ def tiny_executor(
 ) -> Executor:
     """An executor of a tiny random model. ``perturbed`` adds noise to its weights: a draft that often agrees with it. Heads are as
     wide as the ``cache`` needs."""
-    description = DESCRIPTIONS[kind]
-    source = RandomSource(replace(description, head_dim=64) if cache is torch.int8 else description, seed)
-    if perturbed:
-        generator = torch.Generator().manual_seed(seed + 1)
-        for name, tensor in source._tensors.items():
-            source._tensors[name] = tensor + perturbed * tensor.std() * torch.randn(tensor.shape, generator=generator)
-    return Executor(load_decoder(source, precision, device, None), num_blocks, device, cache)
+    decoder = tiny_decoder(kind, precision, seed, perturbed, device, 64 if cache is torch.int8 else None)
+    return Executor(decoder, num_blocks, device, cache)
 
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ.,;:!?\n"
