@@ -258,6 +258,8 @@ def naive_text(
     Remembered, and a ``guess`` saves passes: one pass over prompt and guess chooses every token up to the first that the guess has
     wrong. It never changes the text, for what follows a row changes nothing in it. None guesses by decoding with a cache.
     """
+    if params.greedy:  # engines draw a new seed for each request that names none
+        params = replace(params, seed=0)
     key = repr((kind, prompt, params, seed, form))
     if key not in _naive:
         if guess is None:
