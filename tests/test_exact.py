@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -125,9 +125,34 @@ def test_a_guess_changes_nothing_in_the_reference(kind: str, form: Form) -> None
     assert naive_text(kind, prompt, params, form=form) == text
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("setting", SETTINGS)
-@pytest.mark.parametrize("drafter", DRAFTERS)
+def form_of(*places: int) -> int:
+    """Every combination once, in one of the two forms; any two of its parts together in both. The rest is slow."""
+    return sum(places) % 2
+
+
+def in_forms(combinations: Iterable[tuple[tuple[Any, ...], int]]) -> list[Any]:
+    """Both forms of each combination; slow where it is not the one that comes with it."""
+    return [
+        pytest.param(*values, *form.values, marks=[*form.marks, *([] if at == fast else [pytest.mark.slow])])
+        for values, fast in combinations
+        for at, form in enumerate(FORMS)
+    ]
+
+
+PAIRS = list(itertools.product(DRAFTERS, SETTINGS))
+
+
+def form_of_pair(drafter: str, setting: str) -> int:
+    return form_of(list(DRAFTERS).index(drafter), list(SETTINGS).index(setting))
+
+
+def test_drafters_and_settings_meet_both_forms() -> None:
+    for names, place in ((DRAFTERS, 0), (SETTINGS, 1)):
+        for name in names:
+            assert {form_of_pair(*pair) for pair in PAIRS if pair[place] == name} == {0, 1}
+
+
+@pytest.mark.parametrize(("drafter", "setting", "form"), in_forms((pair, form_of_pair(*pair)) for pair in PAIRS))
 def test_every_drafter_leaves_the_text_alone(drafter: str, setting: str, form: Form) -> None:
     """Eight prompts of different lengths in a batch of four, long prompts in chunks."""
     kind = KINDS[sum(map(ord, drafter + setting)) % len(KINDS)]
@@ -146,24 +171,19 @@ ROWS, SEQUENCES = (16, 17, 64, 300), (1, 3, 8)
 SHAPES = list(itertools.product(KINDS, ROWS, SEQUENCES))
 
 
-def form_of(kind: str, max_rows: int, max_sequences: int) -> int:
-    """Every kind, budget and batch together once, in one of the two forms; any two of them in both. The rest is slow."""
-    return (KINDS.index(kind) + ROWS.index(max_rows) + SEQUENCES.index(max_sequences)) % 2
+def form_of_shape(kind: str, max_rows: int, max_sequences: int) -> int:
+    return form_of(KINDS.index(kind), ROWS.index(max_rows), SEQUENCES.index(max_sequences))
 
 
 def test_budgets_and_batches_meet_both_forms() -> None:
     for first, second in itertools.combinations(range(3), 2):
-        seen = {(shape[first], shape[second], form_of(*shape)) for shape in SHAPES}
+        seen = {(shape[first], shape[second], form_of_shape(*shape)) for shape in SHAPES}
         assert len(seen) == 2 * len({(shape[first], shape[second]) for shape in SHAPES})
 
 
 @pytest.mark.parametrize(
     ("kind", "max_rows", "max_sequences", "form"),
-    [
-        pytest.param(*shape, *form.values, marks=[*form.marks, *([] if at == form_of(*shape) else [pytest.mark.slow])])
-        for shape in SHAPES
-        for at, form in enumerate(FORMS)
-    ],
+    in_forms((shape, form_of_shape(*shape)) for shape in SHAPES),
 )
 def test_budgets_batches_and_chunks(kind: str, max_rows: int, max_sequences: int, form: Form) -> None:
     prompts = tuple(prompt_of(length, 50 + length) for length in (3, 40, 90, 130))
