@@ -17,8 +17,8 @@ from hasten.core.types import SamplingParams, Segment
 from hasten.engine.scheduler import Scheduler
 from hasten.model.executor import Executor
 from hasten.sampling.filters import History
-from test_exact import GREEDY, PENALISED, SAMPLED, answers, prompt_of
-from tiny import naive_text, run_all, tiny_engine
+from test_exact import GREEDY, PENALISED, SAMPLED, answers, foretell, prompt_of
+from tiny import DOUBLE, naive_text, run_all, tiny_engine
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 
@@ -113,6 +113,7 @@ def outputs_are_exact() -> bool:
 
 def reference_texts() -> list[tuple[SamplingParams, list[list[int]]]]:
     settings = (GREEDY, SAMPLED, PENALISED)
+    foretell(KIND, tuple(PROMPTS), ("greedy", "sampled", "penalised"), DOUBLE)
     return [
         (params, [naive_text(KIND, prompt, replace(params, seed=params.seed or 0)) for prompt in PROMPTS]) for params in settings
     ]

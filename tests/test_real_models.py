@@ -70,7 +70,10 @@ def check_exact(name: str, step: int, tokens: int, batch: int, precision: str = 
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(
+    "precision",
+    ["int8", pytest.param("int4", marks=NEEDS_KERNELS), pytest.param("file", marks=[NEEDS_KERNELS, pytest.mark.slow])],
+)  # of "file" the fast test is test_precision_file.test_drafts_change_no_token
 def test_a_real_model_is_exact(precision: str) -> None:
     check_exact("smollm2-135m", step=20, tokens=24, batch=1, precision=precision)
 
