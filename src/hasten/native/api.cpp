@@ -6,6 +6,7 @@
 
 #include "attention.h"
 #include "attention8.h"
+#include "calls.h"
 #include "isa.h"
 #include "linear.h"
 #include "read.h"
@@ -13,8 +14,6 @@
 #include "threads.h"
 
 using namespace hasten;
-
-#define EXPORT extern "C" __attribute__((visibility("default")))
 
 // One layer's weights, fixed when it is made. Field for field as in kernels.py.
 struct HastenLinear {

@@ -81,7 +81,7 @@ class StepAttention:
     ) -> tuple[int, int | None, int | None, int, int]:
         rows, dim = self.rows, self.head_dim
         return (
-            _need(qkv, torch.float32, (rows, (self.heads + 2 * self.kv_heads) * dim)),
+            _need(qkv, torch.float32, (rows, self.width)),
             _maybe(query_norm, (dim,)),
             _maybe(key_norm, (dim,)),
             *self._checked_angles(cosine, sine),

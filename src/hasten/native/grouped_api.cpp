@@ -1,11 +1,10 @@
 // The C interface of the layers over GGUF's own codes; see api.cpp for what holds at this border.
+#include "calls.h"
 #include "grouped.h"
 #include "rows.h"
 #include "threads.h"
 
 using namespace hasten;
-
-#define EXPORT extern "C" __attribute__((visibility("default")))
 
 // One layer's weights, fixed when it is made. Field for field as in grouped.py.
 struct HastenGrouped {

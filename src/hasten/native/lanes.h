@@ -73,7 +73,7 @@ INLINE Part part_load(const std::uint16_t* from) {
 #endif
 }
 
-// A 16-bit IEEE float. Not finite is what it was: the largest numbers are no more than 65504, see to_half.
+// A 16-bit IEEE float; to_half makes none that is infinite.
 struct Half {
     std::uint16_t bits;
 };

@@ -2,25 +2,11 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "attention8.h"
+#include "calls.h"
 #include "rows.h"
 #include "threads.h"
 
 using namespace hasten;
-
-#define EXPORT extern "C" __attribute__((visibility("default")))
-
-struct HastenStep;
-struct HastenLinear;
-struct HastenGrouped;
-
-// Defined in api.cpp and grouped_api.cpp.
-EXPORT int hst_rows_linear(const HastenLinear*, const float*, const float*, float, std::int32_t, const float*, float*, std::int64_t);
-EXPORT int hst_grouped_linear(const HastenGrouped*, const float*, const float*, float, std::int32_t, const float*, float*, std::int64_t);
-EXPORT int hst_attention(const HastenStep*, const float*, const float*, const float*, const float*, const float*, void*, void*, std::int64_t,
-                         float*);
-EXPORT int hst_attention8(const HastenStep*, const Cache8*, const float*, const float*, const float*, const float*, const float*,
-                          std::int64_t, float*);
 
 // A projection: HastenLinear, or HastenGrouped where `grouped`. Field for field as in layers.py, as is what follows.
 struct HastenProjection {
