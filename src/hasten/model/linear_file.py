@@ -16,11 +16,10 @@ from torch import Tensor
 from hasten.core.errors import ConfigError
 from hasten.model.description import Activation
 from hasten.model.linear import Linear, gated, rms_norm
-from hasten.native.grouped import KINDS, GroupedLinear, GroupedMatrix
+from hasten.native.grouped import KINDS, STRIP_OUTPUTS, GroupedLinear, GroupedMatrix
 from hasten.native.loader import NativeLibrary, load
 
 PIECE_BYTES = 32 << 20
-STRIP = 8  # rows that are packed together
 
 Part = GroupedMatrix | Linear  # of a projection: codes, or whatever else multiplies
 
@@ -78,7 +77,7 @@ def read_matrix(source: BlockSource, name: str) -> GroupedMatrix:
     """The codes of one tensor, packed for the kernels a bounded piece at a time. Raises CorruptModel."""
     outputs, inputs = source.shape(name)
     matrix = GroupedMatrix(_kernels(), source.stored_dtype(name).upper(), outputs, inputs)
-    step = max(1, PIECE_BYTES // (matrix.row_bytes * STRIP)) * STRIP
+    step = max(1, PIECE_BYTES // (matrix.row_bytes * STRIP_OUTPUTS)) * STRIP_OUTPUTS
     for start in range(0, outputs, step):
         matrix.fill(source.read_blocks(name, start, min(start + step, outputs)), start)
     return matrix

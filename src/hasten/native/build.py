@@ -67,6 +67,7 @@ def units() -> list[Unit]:
         return [*generic, *plain]
     wide = [Unit(name, flags, level) for name in floats for flags, level in ((AVX512, "avx512"), (AVX2, "avx2"))]
     integer = [
+        Unit("grouped_vnni.cpp", AVX512),
         Unit("linear_vnni.cpp", AVX512),
         Unit("linear_amx.cpp", AMX),
         Unit("products8_amx.cpp", AMX),

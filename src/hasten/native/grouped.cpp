@@ -65,7 +65,8 @@ float add_chunk(std::int32_t kind, const Decoded& chunk, std::int64_t lane, cons
 
 GroupedRange kernel_for(Isa isa) {
 #if defined(__x86_64__)
-    if (isa >= AVX2) return grouped_avx2;
+    if (isa >= VNNI) return grouped_vnni;
+    if (isa == AVX2) return grouped_avx2;
 #endif
     (void)isa;
     return grouped_generic;

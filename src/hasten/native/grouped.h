@@ -8,9 +8,10 @@
 //     acc = fma(d, part, acc), then acc = fma(-e, low, acc);
 // then bias, then residual. `dot` is an exact int32 sum that holds the integer scales, `x_sum` the exact sum of a group's row codes.
 //
-// Packed: strips of eight outputs. A strip is a run of chunks (one block of the format for each of the eight outputs), in lines that
-// hold the same thing for each output in turn, so that one vector register serves eight outputs and nothing is summed across
-// lanes. A packed strip takes the file's own number of bytes, rounded up to a multiple of 64.
+// Packed: strips of sixteen outputs. A strip is a run of chunks (one block of the format for each of the sixteen outputs), in lines that
+// hold the same thing for each output in turn, so that one vector register serves sixteen outputs (AVX-512) or one half of them
+// (AVX2), nothing is summed across lanes, and memory is read as one stream. A packed strip takes the file's own number of bytes,
+// rounded up to a multiple of 64.
 #pragma once
 
 #include <cstddef>
@@ -21,10 +22,9 @@ namespace hasten {
 // Numbers of ggml's tensor types (ggml.h).
 enum GroupedKind : std::int32_t { Q4_0 = 2, Q4_1 = 3, Q5_0 = 6, Q5_1 = 7, Q8_0 = 8, Q4_K = 12, Q5_K = 13, Q6_K = 14 };
 
-const std::int64_t STRIP_OUTPUTS = 8, GROUP_INPUTS = 32;
+const std::int64_t STRIP_OUTPUTS = 16, HALF_OUTPUTS = 8, GROUP_INPUTS = 32;
 const std::int64_t MOST_GROUPED_INPUTS = std::int64_t(1) << 24;
 
-// One format. `chunk_bytes` is eight times `block_bytes`.
 constexpr bool is_grouped(std::int32_t kind) {
     return kind == Q4_0 || kind == Q4_1 || kind == Q5_0 || kind == Q5_1 || kind == Q8_0 || kind == Q4_K || kind == Q5_K || kind == Q6_K;
 }
@@ -41,8 +41,14 @@ constexpr bool has_minimum(std::int32_t kind) { return kind == Q4_1 || kind == Q
 // What is subtracted from every code of a flat format.
 constexpr int zero_code(std::int32_t kind) { return kind == Q4_0 ? 8 : kind == Q5_0 ? 16 : 0; }
 // Bytes of a chunk before the codes of its first group, and of one group's codes.
-constexpr std::int64_t header_bytes(std::int32_t kind) { return kind == Q6_K ? 144 : has_super_blocks(kind) ? 128 : has_minimum(kind) ? 32 : 16; }
-constexpr std::int64_t group_bytes(std::int32_t kind) { return code_bits(kind) * 32; }
+constexpr std::int64_t header_bytes(std::int32_t kind) { return kind == Q6_K ? 288 : has_super_blocks(kind) ? 256 : has_minimum(kind) ? 64 : 32; }
+constexpr std::int64_t group_bytes(std::int32_t kind) { return code_bits(kind) * 64; }
+
+// Kernels take GROUPS groups together: a super-block, or as many blocks of a flat format. Bytes from one group's codes to the next
+// one's, and of GROUPS groups.
+const int GROUPS = 8;
+constexpr std::int64_t group_stride(std::int32_t kind) { return has_super_blocks(kind) ? group_bytes(kind) : block_bytes(kind) * STRIP_OUTPUTS; }
+constexpr std::int64_t run_bytes(std::int32_t kind) { return block_bytes(kind) * STRIP_OUTPUTS * (GROUPS * GROUP_INPUTS / block_inputs(kind)); }
 
 constexpr std::int64_t strip_bytes(std::int32_t kind, std::int64_t inputs) {
     return (inputs / block_inputs(kind) * block_bytes(kind) * STRIP_OUTPUTS + 63) / 64 * 64;
@@ -83,6 +89,9 @@ const std::int64_t MOST_PANEL = 64;
 void grouped_generic(const GroupedCall& call, const GroupedPart& part, std::int64_t offset, std::int64_t first, std::int64_t last,
                      std::int64_t row, std::int64_t count);
 void grouped_avx2(const GroupedCall& call, const GroupedPart& part, std::int64_t offset, std::int64_t first, std::int64_t last,
+                  std::int64_t row, std::int64_t count);
+
+void grouped_vnni(const GroupedCall& call, const GroupedPart& part, std::int64_t offset, std::int64_t first, std::int64_t last,
                   std::int64_t row, std::int64_t count);
 
 // What grouped_avx2 does with more than a few rows.

@@ -26,7 +26,7 @@ KINDS = {
     "Q5_K": (13, 256, 176),
     "Q6_K": (14, 256, 210),
 }
-STRIP_OUTPUTS = 8
+STRIP_OUTPUTS = 16
 
 
 class GroupedMatrix:
@@ -44,8 +44,8 @@ class GroupedMatrix:
         self._strip = self.packed.numel() // -(-outputs // STRIP_OUTPUTS)
 
     def fill(self, raw: Tensor, first: int = 0) -> None:
-        """Take the rows from ``first`` on, a multiple of 8: uint8 [rows, bytes of a row] as in the file. What ends before the last
-        output must be a multiple of 8 rows."""
+        """Take the rows from ``first`` on, a multiple of 16: uint8 [rows, bytes of a row] as in the file. What ends before the last
+        output must be a multiple of 16 rows."""
         rows = raw.shape[0]
         if first % STRIP_OUTPUTS or first + rows > self.outputs or (rows % STRIP_OUTPUTS and first + rows < self.outputs):
             raise ValueError(f"rows {first} to {first + rows} are not whole strips of {self.outputs}")

@@ -39,10 +39,8 @@ INLINE __m256i products(const __m256i* codes, const std::int8_t* x, const std::i
 
 const std::int64_t AHEAD_BYTES = 4096;  // that prefetching runs ahead
 
-// Rows up to here wait for memory as much as for the processor, and memory likes one stream; more rows do better in tiles.
-constexpr int most_few(int kind) { return code_bits(kind) == 4 ? 6 : code_bits(kind) == 5 ? 8 : code_bits(kind) == 6 ? 4 : 3; }
-constexpr int few(int kind, int rows) { return rows < most_few(kind) ? rows : most_few(kind); }
-const std::int64_t NEAR_BYTES = 32768;  // of more than four rows that stay in the first-level cache while strip after strip passes over them
+// Rows up to here wait for memory more than for the processor; more do better in tiles.
+const std::int64_t MOST_FEW = 2;
 
 // Sums of the rows; `part` and `low` are those of the super-block at hand.
 template <int ROWS>
@@ -68,52 +66,61 @@ INLINE void add_group(const GroupedRows& x, std::int64_t row, std::int64_t group
     }
 }
 
+// Both halves of a strip's chunk, in turns with every group, so that memory is asked for evenly.
 template <int KIND, int ROWS>
-INLINE void add_chunk(const GroupedRows& x, std::int64_t row, std::int64_t first, const std::uint8_t* chunk, Sums<ROWS>& sums) {
+INLINE void add_chunk(const GroupedRows& x, std::int64_t row, std::int64_t first, const std::uint8_t* chunk, Sums<ROWS>* sums) {
     const bool lowered = is_lowered(KIND);
-    const __m256 d = halves_at(chunk);
-    const __m256 low = low_of<KIND>(chunk, d);
-    Integers integers;
-    if (has_super_blocks(KIND) && KIND != Q6_K) six_bits(chunk, integers);
-    for (std::int64_t r = 0; r < ROWS && has_super_blocks(KIND); ++r) sums.part[r] = sums.low[r] = _mm256_setzero_ps();
+    __m256 d[2], low[2];
+    Integers integers[2];
+    for (int half = 0; half < 2; ++half) {
+        d[half] = halves_at(chunk + 16 * half);
+        low[half] = low_of<KIND>(chunk, half, d[half]);
+        if (has_super_blocks(KIND) && KIND != Q6_K) six_bits(chunk, half, integers[half]);
+        for (std::int64_t r = 0; r < ROWS && has_super_blocks(KIND); ++r) sums[half].part[r] = sums[half].low[r] = _mm256_setzero_ps();
+    }
     for (int group = 0; group < block_inputs(KIND) / GROUP_INPUTS; ++group) {
         const std::uint8_t* at = chunk + header_bytes(KIND) + group * group_bytes(KIND);
-        prefetch(at + AHEAD_BYTES, group_bytes(KIND));
-        __m256i codes[VECTORS];
-        unpack<KIND>(at, codes);
-        const __m256 minimum = has_super_blocks(KIND) && lowered ? minimum_of(integers, group) : low;
-        add_group<KIND, ROWS>(x, row, first + group, codes, factors_of<KIND>(chunk, integers, group), d, minimum, sums);
+#pragma GCC unroll 2
+        for (int half = 0; half < 2; ++half) {
+            prefetch(at + AHEAD_BYTES + half * group_bytes(KIND) / 2, group_bytes(KIND) / 2);
+            __m256i codes[VECTORS];
+            unpack<KIND>(at + 32 * half, codes);
+            const __m256 minimum = has_super_blocks(KIND) && lowered ? minimum_of(integers[half], group) : low[half];
+            const Factors factors = factors_of<KIND>(chunk, half, integers[half], group);
+            add_group<KIND, ROWS>(x, row, first + group, codes, factors, d[half], minimum, sums[half]);
+        }
     }
-    for (std::int64_t r = 0; r < ROWS && has_super_blocks(KIND); ++r) {
-        sums.sum[r] = _mm256_fmadd_ps(d, sums.part[r], sums.sum[r]);
-        if (lowered) sums.sum[r] = _mm256_fnmadd_ps(low, sums.low[r], sums.sum[r]);
+    for (int half = 0; half < 2 && has_super_blocks(KIND); ++half) {
+        for (std::int64_t r = 0; r < ROWS; ++r) {
+            sums[half].sum[r] = _mm256_fmadd_ps(d[half], sums[half].part[r], sums[half].sum[r]);
+            if (lowered) sums[half].sum[r] = _mm256_fnmadd_ps(low[half], sums[half].low[r], sums[half].sum[r]);
+        }
     }
 }
 
 template <int KIND, int ROWS>
 void strips(const GroupedCall& call, const GroupedPart& part, std::int64_t offset, std::int64_t first, std::int64_t last, std::int64_t row) {
     const std::int64_t bytes = strip_bytes(KIND, call.x.inputs), chunks = call.x.inputs / block_inputs(KIND);
-    Sums<ROWS> sums;
+    Sums<ROWS> sums[2];
     for (std::int64_t strip = first; strip < last; ++strip) {
-        for (std::int64_t r = 0; r < ROWS; ++r) sums.sum[r] = _mm256_setzero_ps();
+        for (auto& half : sums)
+            for (auto& sum : half.sum) sum = _mm256_setzero_ps();
         const std::uint8_t* chunk = part.packed + strip * bytes;
         for (std::int64_t i = 0; i < chunks; ++i, chunk += block_bytes(KIND) * STRIP_OUTPUTS) {
             add_chunk<KIND, ROWS>(call.x, row, i * (block_inputs(KIND) / GROUP_INPUTS), chunk, sums);
         }
-        const std::int64_t done = strip * STRIP_OUTPUTS;
-        for (std::int64_t r = 0; r < ROWS; ++r) finish(call, row + r, offset + done, part.outputs - done, sums.sum[r]);
+        for (int half = 0; half < 2; ++half) {
+            const std::int64_t done = strip * STRIP_OUTPUTS + half * HALF_OUTPUTS;
+            for (std::int64_t r = 0; r < ROWS; ++r) finish(call, row + r, offset + done, part.outputs - done, sums[half].sum[r]);
+        }
     }
 }
 
 template <int KIND>
 void some_strips(const GroupedCall& call, const GroupedPart& part, std::int64_t offset, std::int64_t first, std::int64_t last, std::int64_t row,
                  std::int64_t count) {
-    using Strips = void (*)(const GroupedCall&, const GroupedPart&, std::int64_t, std::int64_t, std::int64_t, std::int64_t);
-    const Strips for_rows[] = {strips<KIND, few(KIND, 1)>, strips<KIND, few(KIND, 2)>, strips<KIND, few(KIND, 3)>, strips<KIND, few(KIND, 4)>,
-                               strips<KIND, few(KIND, 5)>, strips<KIND, few(KIND, 6)>, strips<KIND, few(KIND, 7)>, strips<KIND, few(KIND, 8)>};
-    const bool near = count <= 4 || count * call.x.inputs <= NEAR_BYTES;
-    if (count <= most_few(KIND) && near) return for_rows[count - 1](call, part, offset, first, last, row);
-    return grouped_avx2_panel(call, part, offset, first, last, row, count);
+    if (count > MOST_FEW) return grouped_avx2_panel(call, part, offset, first, last, row, count);
+    return (count == 1 ? strips<KIND, 1> : strips<KIND, 2>)(call, part, offset, first, last, row);
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
-// AVX2, a panel of rows: tiles of rows by two strips pass over 256 inputs at a time with their sums in registers, so that a load of a
-// row's codes serves sixteen outputs and one of weights all rows of a tile. Many tiles take codes that were unpacked once into the
+// AVX2, a panel of rows: tiles of rows by both halves of a strip pass over 256 inputs at a time with their sums in registers, so that a
+// load of a row's codes serves sixteen outputs and one of weights all rows of a tile. Many tiles take codes that were unpacked once into the
 // first-level cache; few tiles unpack them in passing, which costs less than storing them, and byte codes need no unpacking at all.
 #if defined(__x86_64__)
 #include "grouped_avx2.h"
@@ -7,10 +7,10 @@
 namespace hasten {
 namespace {
 
-const int GROUPS = 8;        // that are unpacked together: a super-block, or as many blocks of a flat format
-const int CHUNKS_AHEAD = 2;  // of so many groups that memory is asked for before they are needed
+const int HALVES = 2;
+const int RUNS_AHEAD = 2;  // of GROUPS groups that memory is asked for before they are needed
 
-// Up to eight groups of one strip.
+// Up to GROUPS groups of half a strip.
 struct Unpacked {
     __m256i codes[GROUPS][VECTORS];
     Factors factors[GROUPS];
@@ -19,79 +19,72 @@ struct Unpacked {
     const std::uint8_t* packed;     // the first group's codes
 };
 
-// Bytes from one group's codes to the next one's.
-constexpr std::int64_t group_stride(int kind) { return has_super_blocks(kind) ? group_bytes(kind) : block_bytes(kind) * STRIP_OUTPUTS; }
-
-// Bytes of GROUPS groups of a strip.
-template <int KIND>
-constexpr std::int64_t CHUNK_BYTES = block_bytes(KIND) * STRIP_OUTPUTS * (GROUPS * GROUP_INPUTS / block_inputs(KIND));
-
-// One sum for each row and strip of a tile.
-template <int ROWS, int STRIPS, class Lanes>
+// One sum for each row and half of a tile.
+template <int ROWS, class Lanes>
 struct Tile {
-    Lanes at[ROWS][STRIPS];
+    Lanes at[ROWS][HALVES];
 };
 
 // Groups [0, count) from `chunk` on; their codes stay where they are if they are read DIRECTly.
 template <int KIND, bool DIRECT>
-INLINE void unpack_strip(const std::uint8_t* chunk, int count, Unpacked& out) {
+INLINE void unpack_half(const std::uint8_t* chunk, int half, int count, Unpacked& out) {
     Integers integers;
-    out.packed = chunk + header_bytes(KIND);
+    out.packed = chunk + header_bytes(KIND) + 32 * half;
     if (has_super_blocks(KIND)) {
-        out.block_d = halves_at(chunk);
-        out.block_low = low_of<KIND>(chunk, out.block_d);
-        if (KIND != Q6_K) six_bits(chunk, integers);
+        out.block_d = halves_at(chunk + 16 * half);
+        out.block_low = low_of<KIND>(chunk, half, out.block_d);
+        if (KIND != Q6_K) six_bits(chunk, half, integers);
     }
     for (int group = 0; group < count; ++group) {
-        const std::uint8_t* at = out.packed + group * group_stride(KIND);
-        if (!DIRECT) unpack<KIND>(at, out.codes[group]);
+        if (!DIRECT) unpack<KIND>(out.packed + group * group_stride(KIND), out.codes[group]);
         if (has_super_blocks(KIND)) {
-            out.factors[group] = factors_of<KIND>(chunk, integers, group);
+            out.factors[group] = factors_of<KIND>(chunk, half, integers, group);
             if (is_lowered(KIND)) out.low[group] = minimum_of(integers, group);
         } else {
-            out.d[group] = halves_at(at - header_bytes(KIND));
-            out.low[group] = low_of<KIND>(at - header_bytes(KIND), out.d[group]);
+            const std::uint8_t* block = chunk + group * group_stride(KIND);
+            out.d[group] = halves_at(block + 16 * half);
+            out.low[group] = low_of<KIND>(block, half, out.d[group]);
         }
     }
 }
 
 // Exact int32 sums of a tile's products with one group, times the integer scales.
-template <int KIND, int ROWS, int STRIPS, bool DIRECT>
-INLINE Tile<ROWS, STRIPS, __m256i> tile_products(const Unpacked* strips, int group, const std::int8_t* x, std::int64_t stride,
+template <int KIND, int ROWS, bool DIRECT>
+INLINE Tile<ROWS, __m256i> tile_products(const Unpacked* halves, int group, const std::int8_t* x, std::int64_t stride,
                                                  const std::int16_t* half_sums) {
     // Products that fit into 16 bits before they are widened.
     const int together = code_bits(KIND) == 4 ? 8 : code_bits(KIND) == 5 ? 4 : code_bits(KIND) == 6 ? 2 : 1;
-    Tile<ROWS, STRIPS, __m256i> total;
+    Tile<ROWS, __m256i> total;
 #pragma GCC unroll 8
     for (int first = 0; first < VECTORS; first += together) {
-        Tile<ROWS, STRIPS, __m256i> some;
+        Tile<ROWS, __m256i> some;
 #pragma GCC unroll 8
         for (int i = first; i < first + together; ++i) {
-            __m256i vectors[STRIPS];
+            __m256i vectors[HALVES];
 #pragma GCC unroll 2
-            for (int s = 0; s < STRIPS; ++s) {
-                if (DIRECT) vectors[s] = codes_at<KIND>(strips[s].packed + group * group_stride(KIND), i);
+            for (int half = 0; half < HALVES; ++half) {
+                if (DIRECT) vectors[half] = codes_at<KIND>(halves[half].packed + group * group_stride(KIND), i);
             }
 #pragma GCC unroll 5
             for (int r = 0; r < ROWS; ++r) {
                 const __m256i four = four_inputs(x + r * stride + 4 * i);
 #pragma GCC unroll 2
-                for (int s = 0; s < STRIPS; ++s) {
-                    const __m256i codes = DIRECT ? vectors[s] : strips[s].codes[group][i];
+                for (int half = 0; half < HALVES; ++half) {
+                    const __m256i codes = DIRECT ? vectors[half] : halves[half].codes[group][i];
                     const __m256i product = code_bits(KIND) == 8 ? _mm256_maddubs_epi16(_mm256_abs_epi8(codes), _mm256_sign_epi8(four, codes))
                                                                  : _mm256_maddubs_epi16(codes, four);
-                    some.at[r][s] = i == first ? product : in_order(_mm256_add_epi16(some.at[r][s], product));
+                    some.at[r][half] = i == first ? product : in_order(_mm256_add_epi16(some.at[r][half], product));
                 }
             }
         }
 #pragma GCC unroll 5
         for (int r = 0; r < ROWS; ++r) {
 #pragma GCC unroll 2
-            for (int s = 0; s < STRIPS; ++s) {
-                const Factors& factors = strips[s].factors[group];
+            for (int half = 0; half < HALVES; ++half) {
+                const Factors& factors = halves[half].factors[group];
                 const __m256i factor = !has_super_blocks(KIND) ? _mm256_set1_epi16(1) : KIND == Q6_K && first >= 4 ? factors.second : factors.first;
-                const __m256i wide = _mm256_madd_epi16(some.at[r][s], factor);
-                total.at[r][s] = first == 0 ? wide : in_order(_mm256_add_epi32(total.at[r][s], wide));
+                const __m256i wide = _mm256_madd_epi16(some.at[r][half], factor);
+                total.at[r][half] = first == 0 ? wide : in_order(_mm256_add_epi32(total.at[r][half], wide));
             }
         }
     }
@@ -101,43 +94,38 @@ INLINE Tile<ROWS, STRIPS, __m256i> tile_products(const Unpacked* strips, int gro
         std::int32_t both;
         __builtin_memcpy(&both, half_sums + r * (stride / GROUP_INPUTS) * 2, 4);
 #pragma GCC unroll 2
-        for (int s = 0; s < STRIPS; ++s) {
-            const __m256i zero = _mm256_slli_epi32(_mm256_madd_epi16(strips[s].factors[group].pairs, _mm256_set1_epi32(both)), 5);
-            total.at[r][s] = _mm256_sub_epi32(total.at[r][s], zero);
+        for (int half = 0; half < HALVES; ++half) {
+            const __m256i zero = _mm256_slli_epi32(_mm256_madd_epi16(halves[half].factors[group].pairs, _mm256_set1_epi32(both)), 5);
+            total.at[r][half] = _mm256_sub_epi32(total.at[r][half], zero);
         }
     }
     return total;
 }
 
-// What is fetched from memory while a tile is worked on: `bytes` with each group, of each strip.
-struct Ahead {
-    const std::uint8_t* from;
-    std::int64_t bytes, apart;
-};
-
-// A tile's rows from `row` on, groups [first, first + count), added to `sums` [row][strip].
-template <int KIND, int ROWS, int STRIPS, bool DIRECT>
-INLINE void add_tile(const GroupedRows& x, std::int64_t row, std::int64_t first, int count, const Unpacked* strips, const Ahead& ahead,
-                     __m256 (*sums)[2]) {
+// A tile's rows from `row` on, groups [first, first + count), added to `sums` [row][half]; with each group `bytes` from `ahead` on are
+// fetched from memory.
+template <int KIND, int ROWS, bool DIRECT>
+INLINE void add_tile(const GroupedRows& x, std::int64_t row, std::int64_t first, int count, const Unpacked* halves, const std::uint8_t* ahead,
+                     std::int64_t bytes, __m256 (*sums)[HALVES]) {
     const std::int64_t groups = x.groups(), start = row * groups + first;
-    Tile<ROWS, STRIPS, __m256> part, low;
+    Tile<ROWS, __m256> part, low;
     for (auto& row_parts : part.at)
         for (auto& each : row_parts) each = _mm256_setzero_ps();
     for (int group = 0; group < count; ++group) {
-        for (int s = 0; s < STRIPS; ++s) prefetch(ahead.from + s * ahead.apart + group * ahead.bytes, ahead.bytes);
+        prefetch(ahead + group * bytes, bytes);
         const std::int64_t at = start + group;
-        const auto dots = tile_products<KIND, ROWS, STRIPS, DIRECT>(strips, group, x.codes + at * GROUP_INPUTS, x.inputs, x.half_sums + 2 * at);
+        const auto dots = tile_products<KIND, ROWS, DIRECT>(halves, group, x.codes + at * GROUP_INPUTS, x.inputs, x.half_sums + 2 * at);
 #pragma GCC unroll 5
         for (int r = 0; r < ROWS; ++r) {
             const __m256 scale = _mm256_set1_ps(x.scale[at + r * groups]);
 #pragma GCC unroll 2
-            for (int s = 0; s < STRIPS; ++s) {
-                const __m256 dot = _mm256_cvtepi32_ps(dots.at[r][s]);
+            for (int half = 0; half < HALVES; ++half) {
+                const __m256 dot = _mm256_cvtepi32_ps(dots.at[r][half]);
                 if (has_super_blocks(KIND)) {
-                    part.at[r][s] = _mm256_fmadd_ps(dot, scale, part.at[r][s]);
+                    part.at[r][half] = _mm256_fmadd_ps(dot, scale, part.at[r][half]);
                 } else {
-                    sums[r][s] = _mm256_fmadd_ps(_mm256_mul_ps(dot, scale), strips[s].d[group], sums[r][s]);
-                    if (is_lowered(KIND)) sums[r][s] = _mm256_fmadd_ps(strips[s].low[group], _mm256_set1_ps(x.scaled_sum[at + r * groups]), sums[r][s]);
+                    sums[r][half] = _mm256_fmadd_ps(_mm256_mul_ps(dot, scale), halves[half].d[group], sums[r][half]);
+                    if (is_lowered(KIND)) sums[r][half] = _mm256_fmadd_ps(halves[half].low[group], _mm256_set1_ps(x.scaled_sum[at + r * groups]), sums[r][half]);
                 }
             }
         }
@@ -150,13 +138,13 @@ INLINE void add_tile(const GroupedRows& x, std::int64_t row, std::int64_t first,
         for (int r = 0; r < ROWS; ++r) {
             const __m256 scaled_sum = _mm256_set1_ps(x.scaled_sum[start + group + r * groups]);
 #pragma GCC unroll 2
-            for (int s = 0; s < STRIPS; ++s) low.at[r][s] = _mm256_fmadd_ps(strips[s].low[group], scaled_sum, low.at[r][s]);
+            for (int half = 0; half < HALVES; ++half) low.at[r][half] = _mm256_fmadd_ps(halves[half].low[group], scaled_sum, low.at[r][half]);
         }
     }
     for (int r = 0; r < ROWS; ++r) {
-        for (int s = 0; s < STRIPS; ++s) {
-            sums[r][s] = _mm256_fmadd_ps(strips[s].block_d, part.at[r][s], sums[r][s]);
-            if (is_lowered(KIND)) sums[r][s] = _mm256_fnmadd_ps(strips[s].block_low, low.at[r][s], sums[r][s]);
+        for (int half = 0; half < HALVES; ++half) {
+            sums[r][half] = _mm256_fmadd_ps(halves[half].block_d, part.at[r][half], sums[r][half]);
+            if (is_lowered(KIND)) sums[r][half] = _mm256_fnmadd_ps(halves[half].block_low, low.at[r][half], sums[r][half]);
         }
     }
 }
@@ -168,44 +156,42 @@ constexpr int tile_rows(int kind, bool direct) { return (direct ? 4 : 3) + (code
 constexpr std::int64_t most_direct(int kind) { return code_bits(kind) == 8 ? MOST_PANEL : tile_rows(kind, true) * (code_bits(kind) == 4 ? 2 : 1); }
 
 // A panel's rows over groups [first, first + count), in tiles that are as equal as they can be.
-template <int KIND, int STRIPS, bool DIRECT>
-INLINE void add_panel(const GroupedRows& x, std::int64_t row, std::int64_t rows, std::int64_t first, int count, const Unpacked* strips,
-                      const std::uint8_t* ahead, std::int64_t apart, __m256 (*sums)[2]) {
+template <int KIND, bool DIRECT>
+INLINE void add_panel(const GroupedRows& x, std::int64_t row, std::int64_t rows, std::int64_t first, int count, const Unpacked* halves,
+                      const std::uint8_t* ahead, __m256 (*sums)[HALVES]) {
     const int most = tile_rows(KIND, DIRECT);
-    const std::int64_t tiles = (rows + most - 1) / most, share = (CHUNK_BYTES<KIND> / GROUPS + tiles - 1) / tiles;
+    const std::int64_t tiles = (rows + most - 1) / most, share = (run_bytes(KIND) / GROUPS + tiles - 1) / tiles;
     for (std::int64_t tile = 0; tile < tiles; ++tile) {
         const std::int64_t r = rows * tile / tiles;
-        const Ahead part{ahead + tile * GROUPS * share, share, apart};
+        const std::uint8_t* part = ahead + tile * GROUPS * share;
         switch (rows * (tile + 1) / tiles - r) {
-            case 1: add_tile<KIND, 1, STRIPS, DIRECT>(x, row + r, first, count, strips, part, sums + r); break;
-            case 2: add_tile<KIND, 2, STRIPS, DIRECT>(x, row + r, first, count, strips, part, sums + r); break;
-            case 3: add_tile<KIND, 3, STRIPS, DIRECT>(x, row + r, first, count, strips, part, sums + r); break;
-            case 4: add_tile<KIND, most < 4 ? 3 : 4, STRIPS, DIRECT>(x, row + r, first, count, strips, part, sums + r); break;
-            default: add_tile<KIND, most, STRIPS, DIRECT>(x, row + r, first, count, strips, part, sums + r);
+            case 1: add_tile<KIND, 1, DIRECT>(x, row + r, first, count, halves, part, share, sums + r); break;
+            case 2: add_tile<KIND, 2, DIRECT>(x, row + r, first, count, halves, part, share, sums + r); break;
+            case 3: add_tile<KIND, 3, DIRECT>(x, row + r, first, count, halves, part, share, sums + r); break;
+            case 4: add_tile<KIND, most < 4 ? 3 : 4, DIRECT>(x, row + r, first, count, halves, part, share, sums + r); break;
+            default: add_tile<KIND, most, DIRECT>(x, row + r, first, count, halves, part, share, sums + r);
         }
     }
 }
 
-template <int KIND, int STRIPS, bool DIRECT>
+template <int KIND, bool DIRECT>
 void panel(const GroupedCall& call, const GroupedPart& part, std::int64_t offset, std::int64_t strip, std::int64_t row, std::int64_t count) {
-    const std::int64_t inputs = call.x.inputs, groups = call.x.groups(), bytes = strip_bytes(KIND, inputs);
-    const std::int64_t chunk_bytes = CHUNK_BYTES<KIND>, length = (groups + GROUPS - 1) / GROUPS;
-    alignas(32) Unpacked strips[STRIPS];
-    __m256 sums[MOST_PANEL][2];
+    const std::int64_t groups = call.x.groups(), bytes = strip_bytes(KIND, call.x.inputs), runs = (groups + GROUPS - 1) / GROUPS;
+    alignas(32) Unpacked halves[HALVES];
+    __m256 sums[MOST_PANEL][HALVES];
     for (std::int64_t r = 0; r < count; ++r) sums[r][0] = sums[r][1] = _mm256_setzero_ps();
-    for (std::int64_t first = 0; first < groups; first += GROUPS) {
+    const std::uint8_t* start = part.packed + strip * bytes;
+    for (std::int64_t run = 0; run < runs; ++run) {
+        const std::int64_t first = run * GROUPS;
         const int some = groups - first < GROUPS ? static_cast<int>(groups - first) : GROUPS;
-        const std::uint8_t* start = part.packed + strip * bytes;
-        const std::uint8_t* chunk = start + first / GROUPS * chunk_bytes;
-        const std::int64_t later = first / GROUPS + CHUNKS_AHEAD, beyond = later < length ? 0 : STRIPS * bytes - length * chunk_bytes;
-        const std::uint8_t* ahead = start + later * chunk_bytes + beyond;  // perhaps of the strips that follow these
-        for (int s = 0; s < STRIPS; ++s) unpack_strip<KIND, DIRECT>(chunk + s * bytes, some, strips[s]);
-        add_panel<KIND, STRIPS, DIRECT>(call.x, row, count, first, some, strips, ahead, bytes, sums);
+        for (int half = 0; half < HALVES; ++half) unpack_half<KIND, DIRECT>(start + run * run_bytes(KIND), half, some, halves[half]);
+        const std::uint8_t* ahead = start + run_ahead(KIND, run + RUNS_AHEAD, runs, bytes);
+        add_panel<KIND, DIRECT>(call.x, row, count, first, some, halves, ahead, sums);
     }
     for (std::int64_t r = 0; r < count; ++r) {
-        for (int s = 0; s < STRIPS; ++s) {
-            const std::int64_t done = (strip + s) * STRIP_OUTPUTS;
-            finish(call, row + r, offset + done, part.outputs - done, sums[r][s]);
+        for (int half = 0; half < HALVES; ++half) {
+            const std::int64_t done = strip * STRIP_OUTPUTS + half * HALF_OUTPUTS;
+            finish(call, row + r, offset + done, part.outputs - done, sums[r][half]);
         }
     }
 }
@@ -213,10 +199,8 @@ void panel(const GroupedCall& call, const GroupedPart& part, std::int64_t offset
 template <int KIND>
 void panels(const GroupedCall& call, const GroupedPart& part, std::int64_t offset, std::int64_t first, std::int64_t last, std::int64_t row,
             std::int64_t count) {
-    const bool direct = count <= most_direct(KIND);
-    std::int64_t strip = first;
-    for (; strip + 2 <= last; strip += 2) (direct ? panel<KIND, 2, true> : panel<KIND, 2, false>)(call, part, offset, strip, row, count);
-    if (strip < last) (direct ? panel<KIND, 1, true> : panel<KIND, 1, false>)(call, part, offset, strip, row, count);
+    const auto one = count <= most_direct(KIND) ? panel<KIND, true> : panel<KIND, false>;
+    for (std::int64_t strip = first; strip < last; ++strip) one(call, part, offset, strip, row, count);
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// Between GGUF's blocks and strips of eight outputs. Layouts of the blocks: ggml-common.h of ggml.
+// Between GGUF's blocks and strips of sixteen outputs. Layouts of the blocks: ggml-common.h of ggml.
 #include <cstring>
 
 #include "grouped.h"
@@ -36,8 +36,11 @@ void six_bit_numbers(const std::uint8_t* packed, Block& block) {
     }
 }
 
-// Where the lanes' sixteen-byte lines, and Q4_K's three planes of integers, begin in a chunk.
-const int MINIMUM_AT = 16, FIRST_AT = 32, SECOND_AT = 64, THIRD_AT = 96, SCALES_AT = 16;
+// Where the lanes' lines of 32 bytes, and Q4_K's three planes of integers, begin in a chunk. A plane has four bytes, eight lanes each, of
+// the strip's first half, then those of the second.
+const int MINIMUM_AT = 32, FIRST_AT = 64, SECOND_AT = 128, THIRD_AT = 192, SCALES_AT = 32;
+
+std::int64_t in_plane(int i, std::int64_t lane) { return lane / HALF_OUTPUTS * 32 + i * HALF_OUTPUTS + lane % HALF_OUTPUTS; }
 
 std::uint32_t word_at(const std::uint8_t* from) {
     std::uint32_t word;
@@ -50,13 +53,13 @@ void put_word(std::uint8_t* to, std::uint32_t word) { std::memcpy(to, &word, 4);
 // Each byte of a word on its own.
 const std::uint32_t NIBBLE = 0x0f0f0f0f, ONE_BIT = 0x01010101, TWO_BITS = 0x03030303;
 
-// Codes of one group, in lines of 32 bytes: four bytes an output, so that byte i of line j is input 4 j + i. Four-bit codes: low nibbles
+// Codes of one group, in lines of 64 bytes: four bytes an output, so that byte i of line j is input 4 j + i. Four-bit codes: low nibbles
 // are the group's first half, high nibbles its second. Before them stand the bits above: fifth bits in one line, bit j for line j;
 // fifth and sixth bits in two lines, one a half, bits 2 j and 2 j + 1 for line j of the half.
 void put_codes(int bits, const std::uint8_t* codes, std::int64_t lane, std::uint8_t* group) {
     group += lane * 4;
     if (bits == 8) {
-        for (int line = 0; line < 8; ++line) put_word(group + line * 32, word_at(codes + line * 4));
+        for (int line = 0; line < 8; ++line) put_word(group + line * 64, word_at(codes + line * 4));
         return;
     }
     std::uint32_t fifth = 0, upper[2] = {};
@@ -66,19 +69,19 @@ void put_codes(int bits, const std::uint8_t* codes, std::int64_t lane, std::uint
         upper[line / 4] |= (above & TWO_BITS) << line % 4 * 2;
     }
     if (bits == 5) put_word(group, fifth);
-    for (int half = 0; half < 2 && bits == 6; ++half) put_word(group + half * 32, upper[half]);
+    for (int half = 0; half < 2 && bits == 6; ++half) put_word(group + half * 64, upper[half]);
     for (int line = 0; line < 4; ++line) {
         const std::uint32_t low = word_at(codes + line * 4) & NIBBLE, high = word_at(codes + 16 + line * 4) & NIBBLE;
-        put_word(group + (bits - 4 + line) * 32, low | high << 4);
+        put_word(group + (bits - 4 + line) * 64, low | high << 4);
     }
 }
 
 void get_codes(int bits, const std::uint8_t* group, std::int64_t lane, std::uint8_t* codes) {
     group += lane * 4;
     for (int line = 0; line < 8; ++line) {
-        std::uint32_t word = bits == 8 ? word_at(group + line * 32) : word_at(group + (bits - 4 + line % 4) * 32) >> line / 4 * 4 & NIBBLE;
+        std::uint32_t word = bits == 8 ? word_at(group + line * 64) : word_at(group + (bits - 4 + line % 4) * 64) >> line / 4 * 4 & NIBBLE;
         if (bits == 5) word |= (word_at(group) >> line & ONE_BIT) << 4;
-        if (bits == 6) word |= (word_at(group + line / 4 * 32) >> line % 4 * 2 & TWO_BITS) << 4;
+        if (bits == 6) word |= (word_at(group + line / 4 * 64) >> line % 4 * 2 & TWO_BITS) << 4;
         put_word(codes + line * 4, word);
     }
 }
@@ -150,13 +153,13 @@ void put_lane(std::int32_t kind, const Block& block, std::int64_t lane, std::uin
     put_half(chunk, lane, block.d);
     if (has_minimum(kind)) put_half(chunk + MINIMUM_AT, lane, block.minimum_scale);
     if (kind == Q6_K) {
-        for (int i = 0; i < 16; ++i) chunk[SCALES_AT + i / 2 * 16 + lane * 2 + i % 2] = block.scales[i];
+        for (int i = 0; i < 16; ++i) chunk[SCALES_AT + i / 2 * 32 + lane * 2 + i % 2] = block.scales[i];
     } else if (has_super_blocks(kind)) {
         for (int i = 0; i < 4; ++i) {
             const std::uint8_t *scale = block.scales + i, *minimum = block.minimums + i;
-            chunk[FIRST_AT + i * 8 + lane] = static_cast<std::uint8_t>(scale[0] | (scale[4] >> 4) << 6);
-            chunk[SECOND_AT + i * 8 + lane] = static_cast<std::uint8_t>(minimum[0] | (minimum[4] >> 4) << 6);
-            chunk[THIRD_AT + i * 8 + lane] = static_cast<std::uint8_t>((scale[4] & 15) | minimum[4] << 4);
+            chunk[FIRST_AT + in_plane(i, lane)] = static_cast<std::uint8_t>(scale[0] | (scale[4] >> 4) << 6);
+            chunk[SECOND_AT + in_plane(i, lane)] = static_cast<std::uint8_t>(minimum[0] | (minimum[4] >> 4) << 6);
+            chunk[THIRD_AT + in_plane(i, lane)] = static_cast<std::uint8_t>((scale[4] & 15) | minimum[4] << 4);
         }
     }
     for (std::int64_t group = 0; group < block_inputs(kind) / GROUP_INPUTS; ++group) {
@@ -168,10 +171,10 @@ void get_lane(std::int32_t kind, const std::uint8_t* chunk, std::int64_t lane, B
     block.d = half_at(chunk + 2 * lane);
     block.minimum_scale = has_minimum(kind) ? half_at(chunk + MINIMUM_AT + 2 * lane) : 0;
     if (kind == Q6_K) {
-        for (int i = 0; i < 16; ++i) block.scales[i] = chunk[SCALES_AT + i / 2 * 16 + lane * 2 + i % 2];
+        for (int i = 0; i < 16; ++i) block.scales[i] = chunk[SCALES_AT + i / 2 * 32 + lane * 2 + i % 2];
     } else if (has_super_blocks(kind)) {
         std::uint8_t twelve[12];
-        for (int i = 0; i < 12; ++i) twelve[i] = chunk[FIRST_AT + i * 8 + lane];
+        for (int i = 0; i < 12; ++i) twelve[i] = chunk[FIRST_AT + i / 4 * 64 + in_plane(i % 4, lane)];
         six_bit_numbers(twelve, block);
     }
     for (std::int64_t group = 0; group < block_inputs(kind) / GROUP_INPUTS; ++group) {

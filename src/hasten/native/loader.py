@@ -152,7 +152,7 @@ def status() -> dict[str, object]:
         return {"available": False, "reason": "switched off by HASTEN_NATIVE" if off else _load_once()[1]}
     level = library.isa
     floats = "avx512" if level in ("vnni", "amx") else level
-    codes = "generic" if level == "generic" else "avx2"  # of GGUF files; nothing wider is written for them
+    codes = "vnni" if level == "amx" else level  # of GGUF files; no tiles are written for them
     return {
         "available": True,
         "path": str(library.path),
