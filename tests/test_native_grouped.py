@@ -81,7 +81,8 @@ def test_weights_come_back_as_the_loaders_read_them(native: NativeLibrary, kind:
         assert torch.equal(matrix.rows(picked), floats(kind, raw, inputs)[picked])
         again = matrix.pick(picked)
         assert torch.equal(again.rows(torch.arange(33)), floats(kind, raw, inputs)[picked])
-        assert matrix.packed.numel() <= (outputs + 15) // 16 * (16 * raw.shape[1] + 63), "a packed matrix is no larger than its file"
+        strips = (outputs + 15) // 16
+        assert matrix.packed.numel() <= strips * (16 * raw.shape[1] + 63), "a packed matrix is no larger than its file"
         with pytest.raises(ValueError, match="rows must be"):
             matrix.rows(torch.tensor([outputs]))
 
