@@ -46,10 +46,11 @@ def tensors_without_codes(source: BlockSource) -> dict[str, str]:
 
 
 def file_runs_best(source: Any) -> bool:
-    """Whether ``source`` runs faster here with its own codes than in int8, however many rows: where every matrix holds codes and
-    AVX2 is the best that the processor has. With VNNI or AMX int8 verifies many rows for less (docs/benchmarks.md)."""
+    """Whether ``source`` runs faster here with its own codes than in int8: where every matrix holds codes, and the processor has AVX2
+    or, up to some twelve rows, AVX-512 VNNI. With AMX int8 verifies many rows for less (docs/benchmarks.md)."""
     library = load()
-    return library is not None and library.isa == "avx2" and isinstance(source, BlockSource) and not tensors_without_codes(source)
+    fast = library is not None and library.isa in ("avx2", "vnni")
+    return fast and isinstance(source, BlockSource) and not tensors_without_codes(source)
 
 
 def block_source(source: Any) -> BlockSource:

@@ -44,20 +44,22 @@ std::int32_t product(const std::int16_t* codes, const std::int8_t* x) {
 
 // One output of one row, one chunk further; `group` is the chunk's first one.
 float add_chunk(std::int32_t kind, const Decoded& chunk, std::int64_t lane, const GroupedRows& x, std::int64_t row, std::int64_t group, float sum) {
-    const std::int8_t* codes = x.codes + row * x.inputs + group * GROUP_INPUTS;
-    const float *scale = x.scale + row * x.groups() + group, *scaled_sum = x.scaled_sum + row * x.groups() + group;
     const bool lowered = has_minimum(kind) || zero_code(kind) != 0;
     if (!has_super_blocks(kind)) {
+        const std::int64_t at = x.at(row, group);
+        const std::int8_t* codes = x.codes + at * GROUP_INPUTS;
         const std::int32_t dot = product(chunk.codes[lane], codes) + product(chunk.codes[lane] + 16, codes + 16);
-        sum = std::fma(static_cast<float>(dot) * scale[0], chunk.d[lane], sum);
-        return lowered ? std::fma(chunk.low[lane], scaled_sum[0], sum) : sum;
+        sum = std::fma(static_cast<float>(dot) * x.scale[at], chunk.d[lane], sum);
+        return lowered ? std::fma(chunk.low[lane], x.scaled_sum[at], sum) : sum;
     }
     float part = 0.0f, low = 0.0f;
     for (int i = 0; i < 8; ++i) {
-        const std::int32_t first = product(chunk.codes[lane] + i * 32, codes + i * 32) * chunk.scales[2 * i][lane];
-        const std::int32_t second = product(chunk.codes[lane] + i * 32 + 16, codes + i * 32 + 16) * chunk.scales[2 * i + 1][lane];
-        part = std::fma(static_cast<float>(first + second), scale[i], part);
-        if (lowered) low = std::fma(chunk.minimums[i][lane], scaled_sum[i], low);
+        const std::int64_t at = x.at(row, group + i);
+        const std::int8_t* codes = x.codes + at * GROUP_INPUTS;
+        const std::int32_t first = product(chunk.codes[lane] + i * 32, codes) * chunk.scales[2 * i][lane];
+        const std::int32_t second = product(chunk.codes[lane] + i * 32 + 16, codes + 16) * chunk.scales[2 * i + 1][lane];
+        part = std::fma(static_cast<float>(first + second), x.scale[at], part);
+        if (lowered) low = std::fma(chunk.minimums[i][lane], x.scaled_sum[at], low);
     }
     sum = std::fma(chunk.d[lane], part, sum);
     return lowered ? std::fma(-chunk.low[lane], low, sum) : sum;
@@ -124,8 +126,8 @@ void grouped_linear(const GroupedCall& call, const GroupedPart* parts, std::int6
     }
     // About 64 KiB of weights a piece: long streams, yet small enough to even out threads that are held up.
     const std::int64_t grain = bytes == 0 ? 1 : (std::int64_t(1) << 16) * strips / bytes + 1;
-    for (std::int64_t row = 0; row < call.rows; row += panel) {
-        const std::int64_t rows = call.rows - row < panel ? call.rows - row : panel;
+    for (std::int64_t row = 0; row < call.x.rows; row += panel) {
+        const std::int64_t rows = call.x.rows - row < panel ? call.x.rows - row : panel;
         auto body = [&](std::int64_t first, std::int64_t last) {
             std::int64_t start = 0, offset = 0;  // of the part, in strips and in outputs
             for (std::int64_t i = 0; i < count && start < last; ++i) {
@@ -140,11 +142,11 @@ void grouped_linear(const GroupedCall& call, const GroupedPart* parts, std::int6
     }
 }
 
-void round_in_groups(const float* x, const GroupedRows& rounded, std::int64_t rows) {
+void round_in_groups(const float* x, const GroupedRows& rounded) {
     const RoundFunction function = round_function(current_isa());
     auto body = [&](std::int64_t first, std::int64_t last) { function(x, rounded, first, last); };
     const std::int64_t worth_sharing = 1 << 14;
-    parallel(rows, rows * rounded.inputs < worth_sharing ? rows : 1, body);
+    parallel(rounded.rows, rounded.rows * rounded.inputs < worth_sharing ? rounded.rows : 1, body);
 }
 
 }  // namespace hasten

@@ -62,15 +62,17 @@ struct GroupedPart {
     std::int32_t kind;
 };
 
-// Rows rounded in groups of 32 inputs.
+// Rows rounded in groups of 32 inputs. What neighbouring rows have of one group stands side by side, at distances that are known when a
+// kernel is compiled.
 struct GroupedRows {
-    std::int8_t* codes;       // [rows][inputs], -127 to 127
-    float* scale;             // [rows][groups]
-    float* scaled_sum;        // [rows][groups] scale times the sum of the group's codes
-    std::int16_t* half_sums;  // [rows][groups][2] sums of codes of each half of a group
-    std::int64_t inputs;
+    std::int8_t* codes;       // [groups][rows][32], -127 to 127
+    float* scale;             // [groups][rows]
+    float* scaled_sum;        // [groups][rows] scale times the sum of the group's codes
+    std::int16_t* half_sums;  // [groups][rows][2] sums of codes of each half of a group
+    std::int64_t rows, inputs;
 
     std::int64_t groups() const { return inputs / GROUP_INPUTS; }
+    std::int64_t at(std::int64_t row, std::int64_t group) const { return group * rows + row; }
 };
 
 struct GroupedCall {
@@ -78,7 +80,7 @@ struct GroupedCall {
     const float* bias;      // [outputs] or null
     const float* residual;  // [rows][outputs] or null
     float* out;             // [rows][outputs]
-    std::int64_t rows, outputs;
+    std::int64_t outputs;
 };
 
 // Strips [first, last) of a part whose first output is the layer's `offset`, for rows [row, row + count), count at most MOST_PANEL.
@@ -108,7 +110,7 @@ void round_groups(const float* x, const GroupedRows& rounded, std::int64_t first
 }
 
 void grouped_linear(const GroupedCall& call, const GroupedPart* parts, std::int64_t count);
-void round_in_groups(const float* x, const GroupedRows& rounded, std::int64_t rows);
+void round_in_groups(const float* x, const GroupedRows& rounded);
 
 // One output's block taken apart. Halves are float16 bits; codes and integers are as stored (unsigned, but Q8_0's codes and Q6_K's
 // scales are two's complement).

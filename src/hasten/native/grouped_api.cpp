@@ -65,8 +65,8 @@ EXPORT int hst_grouped_linear(const HastenGrouped* layer, const float* x, const 
         if (!make_rows({x, weight, eps, static_cast<RowSource>(source), rows, inputs, 0, nullptr, 0, nullptr, made})) return NO_MEMORY;
         x = made;
     }
-    const GroupedRows rounded = {codes, scales, scales + rows * groups, reinterpret_cast<std::int16_t*>(scales + 2 * rows * groups), inputs};
-    round_in_groups(x, rounded, rows);
-    grouped_linear({rounded, layer->bias, residual, out, rows, layer->outputs}, layer->parts, layer->count);
+    const GroupedRows rounded = {codes, scales, scales + rows * groups, reinterpret_cast<std::int16_t*>(scales + 2 * rows * groups), rows, inputs};
+    round_in_groups(x, rounded);
+    grouped_linear({rounded, layer->bias, residual, out, layer->outputs}, layer->parts, layer->count);
     return OK;
 }

@@ -50,10 +50,9 @@ struct Sums {
 
 template <int KIND, int ROWS>
 INLINE void add_group(const GroupedRows& x, std::int64_t row, std::int64_t group, const __m256i* codes, const Factors& factors, __m256 d, __m256 low, Sums<ROWS>& sums) {
-    const std::int64_t groups = x.groups();
     const bool lowered = is_lowered(KIND);
     for (std::int64_t r = 0; r < ROWS; ++r) {
-        const std::int64_t at = (row + r) * groups + group;
+        const std::int64_t at = x.at(row, group) + r;
         const __m256 dot = _mm256_cvtepi32_ps(products<KIND>(codes, x.codes + at * GROUP_INPUTS, x.half_sums + 2 * at, factors));
         const __m256 scale = _mm256_set1_ps(x.scale[at]);
         if (has_super_blocks(KIND)) {

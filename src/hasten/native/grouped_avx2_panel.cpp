@@ -50,8 +50,7 @@ INLINE void unpack_half(const std::uint8_t* chunk, int half, int count, Unpacked
 
 // Exact int32 sums of a tile's products with one group, times the integer scales.
 template <int KIND, int ROWS, bool DIRECT>
-INLINE Tile<ROWS, __m256i> tile_products(const Unpacked* halves, int group, const std::int8_t* x, std::int64_t stride,
-                                                 const std::int16_t* half_sums) {
+INLINE Tile<ROWS, __m256i> tile_products(const Unpacked* halves, int group, const std::int8_t* x, const std::int16_t* half_sums) {
     // Products that fit into 16 bits before they are widened.
     const int together = code_bits(KIND) == 4 ? 8 : code_bits(KIND) == 5 ? 4 : code_bits(KIND) == 6 ? 2 : 1;
     Tile<ROWS, __m256i> total;
@@ -67,7 +66,7 @@ INLINE Tile<ROWS, __m256i> tile_products(const Unpacked* halves, int group, cons
             }
 #pragma GCC unroll 5
             for (int r = 0; r < ROWS; ++r) {
-                const __m256i four = four_inputs(x + r * stride + 4 * i);
+                const __m256i four = four_inputs(x + r * GROUP_INPUTS + 4 * i);
 #pragma GCC unroll 2
                 for (int half = 0; half < HALVES; ++half) {
                     const __m256i codes = DIRECT ? vectors[half] : halves[half].codes[group][i];
@@ -92,7 +91,7 @@ INLINE Tile<ROWS, __m256i> tile_products(const Unpacked* halves, int group, cons
 #pragma GCC unroll 5
     for (int r = 0; r < ROWS; ++r) {
         std::int32_t both;
-        __builtin_memcpy(&both, half_sums + r * (stride / GROUP_INPUTS) * 2, 4);
+        __builtin_memcpy(&both, half_sums + r * 2, 4);
 #pragma GCC unroll 2
         for (int half = 0; half < HALVES; ++half) {
             const __m256i zero = _mm256_slli_epi32(_mm256_madd_epi16(halves[half].factors[group].pairs, _mm256_set1_epi32(both)), 5);
@@ -107,17 +106,16 @@ INLINE Tile<ROWS, __m256i> tile_products(const Unpacked* halves, int group, cons
 template <int KIND, int ROWS, bool DIRECT>
 INLINE void add_tile(const GroupedRows& x, std::int64_t row, std::int64_t first, int count, const Unpacked* halves, const std::uint8_t* ahead,
                      std::int64_t bytes, __m256 (*sums)[HALVES]) {
-    const std::int64_t groups = x.groups(), start = row * groups + first;
     Tile<ROWS, __m256> part, low;
     for (auto& row_parts : part.at)
         for (auto& each : row_parts) each = _mm256_setzero_ps();
     for (int group = 0; group < count; ++group) {
         prefetch(ahead + group * bytes, bytes);
-        const std::int64_t at = start + group;
-        const auto dots = tile_products<KIND, ROWS, DIRECT>(halves, group, x.codes + at * GROUP_INPUTS, x.inputs, x.half_sums + 2 * at);
+        const std::int64_t at = x.at(row, first + group);
+        const auto dots = tile_products<KIND, ROWS, DIRECT>(halves, group, x.codes + at * GROUP_INPUTS, x.half_sums + 2 * at);
 #pragma GCC unroll 5
         for (int r = 0; r < ROWS; ++r) {
-            const __m256 scale = _mm256_set1_ps(x.scale[at + r * groups]);
+            const __m256 scale = _mm256_set1_ps(x.scale[at + r]);
 #pragma GCC unroll 2
             for (int half = 0; half < HALVES; ++half) {
                 const __m256 dot = _mm256_cvtepi32_ps(dots.at[r][half]);
@@ -125,7 +123,7 @@ INLINE void add_tile(const GroupedRows& x, std::int64_t row, std::int64_t first,
                     part.at[r][half] = _mm256_fmadd_ps(dot, scale, part.at[r][half]);
                 } else {
                     sums[r][half] = _mm256_fmadd_ps(_mm256_mul_ps(dot, scale), halves[half].d[group], sums[r][half]);
-                    if (is_lowered(KIND)) sums[r][half] = _mm256_fmadd_ps(halves[half].low[group], _mm256_set1_ps(x.scaled_sum[at + r * groups]), sums[r][half]);
+                    if (is_lowered(KIND)) sums[r][half] = _mm256_fmadd_ps(halves[half].low[group], _mm256_set1_ps(x.scaled_sum[at + r]), sums[r][half]);
                 }
             }
         }
@@ -136,7 +134,7 @@ INLINE void add_tile(const GroupedRows& x, std::int64_t row, std::int64_t first,
     for (int group = 0; group < count && is_lowered(KIND); ++group) {
 #pragma GCC unroll 5
         for (int r = 0; r < ROWS; ++r) {
-            const __m256 scaled_sum = _mm256_set1_ps(x.scaled_sum[start + group + r * groups]);
+            const __m256 scaled_sum = _mm256_set1_ps(x.scaled_sum[x.at(row, first + group) + r]);
 #pragma GCC unroll 2
             for (int half = 0; half < HALVES; ++half) low.at[r][half] = _mm256_fmadd_ps(halves[half].low[group], scaled_sum, low.at[r][half]);
         }

@@ -35,8 +35,9 @@ INLINE std::int32_t put_half(Floats scaled, std::int8_t* codes) {
 
 void round_groups(const float* x, const GroupedRows& rounded, std::int64_t first, std::int64_t last) {
     const std::int64_t groups = rounded.groups();
-    for (std::int64_t at = first * groups; at < last * groups; ++at) {
-        const Floats low = load(x + at * GROUP_INPUTS), high = load(x + at * GROUP_INPUTS + LANES);
+    for (std::int64_t i = first * groups; i < last * groups; ++i) {
+        const std::int64_t at = rounded.at(i / groups, i % groups);
+        const Floats low = load(x + i * GROUP_INPUTS), high = load(x + i * GROUP_INPUTS + LANES);
         const float limit = top_of(most(magnitude(low), magnitude(high)));
         const float bounded = limit > FLT_MIN * 128.0f ? (limit < FLT_MAX ? limit : FLT_MAX) : FLT_MIN * 128.0f;
         const Floats factor = all(127.0f / bounded);

@@ -126,7 +126,6 @@ struct Run {
 template <int KIND, int ROWS, bool UNPACK, bool KEEP>
 INLINE void add_tile(const GroupedRows& x, std::int64_t row, Run& run, const std::uint8_t* ahead, std::int64_t bytes, __m512* sums) {
     const Scales& scales = run.scales;
-    const std::int64_t groups = x.groups(), start = row * groups + run.first;
     __m512 part[ROWS];
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; ++r) part[r] = has_super_blocks(KIND) ? _mm512_setzero_ps() : sums[r];
@@ -139,10 +138,10 @@ INLINE void add_tile(const GroupedRows& x, std::int64_t row, Run& run, const std
             if (!UNPACK) codes[i] = run.codes[group][i];
             if (KEEP) run.codes[group][i] = codes[i];
         }
-        const std::int64_t at = start + group;
+        const std::int64_t at = x.at(row, run.first + group);
 #pragma GCC unroll 8
         for (int r = 0; r < ROWS; ++r) {
-            const std::int64_t here = at + r * groups;
+            const std::int64_t here = at + r;
             const __m512 dot = _mm512_cvtepi32_ps(product<KIND>(codes, x.codes + here * GROUP_INPUTS, x.half_sums + 2 * here, scales.pairs[group]));
             const __m512 scale = _mm512_set1_ps(x.scale[here]);
             if (KIND == Q6_K) {
@@ -169,7 +168,7 @@ INLINE void add_tile(const GroupedRows& x, std::int64_t row, Run& run, const std
     for (int r = 0; r < ROWS; ++r) low[r] = _mm512_setzero_ps();
     for (int group = 0; group < run.count; ++group) {
 #pragma GCC unroll 8
-        for (int r = 0; r < ROWS; ++r) low[r] = _mm512_fmadd_ps(scales.low[group], _mm512_set1_ps(x.scaled_sum[start + group + r * groups]), low[r]);
+        for (int r = 0; r < ROWS; ++r) low[r] = _mm512_fmadd_ps(scales.low[group], _mm512_set1_ps(x.scaled_sum[x.at(row, run.first + group) + r]), low[r]);
     }
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; ++r) sums[r] = _mm512_fnmadd_ps(scales.block_low, low[r], sums[r]);

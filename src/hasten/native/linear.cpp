@@ -28,16 +28,24 @@ Linear8Range kernel_for(Isa isa) {
     return linear8_generic;
 }
 
+// One row of VNNI's form; `to` is its place in the first tile, `step` bytes before its place in the next.
+void move_row(const std::int8_t* from, std::int64_t count, std::int64_t step, std::uint8_t* to) {
+    for (std::int64_t start = 0; start < count; start += TILE_INPUTS, to += step) {
+        const std::int64_t some = count - start < TILE_INPUTS ? count - start : TILE_INPUTS;
+        for (std::int64_t i = 0; i < some; ++i) to[i] = static_cast<std::uint8_t>(from[start + i]) ^ 0x80;
+        std::memset(to + some, 0x80, static_cast<std::size_t>(TILE_INPUTS - some));
+    }
+}
+
 // Fills in what the kernel wants of the rows: padded to whole tiles, for VNNI moved by 128, for AVX2 widened or summed. False when there
 // is no memory.
 bool prepare_rows(Linear8& call, Isa isa) {
     const std::int64_t tiles = tiles_of(call.inputs), stride = tiles * TILE_INPUTS;
-    const bool wide = isa == AVX2 && !call.four_bits, sums = isa == AVX2 && call.four_bits;
-    const bool copied = isa == VNNI || (stride != call.inputs && !wide);
-    const std::uint8_t moved_by = isa == VNNI ? 0x80 : 0;
+    const bool moved = isa == VNNI, wide = isa == AVX2 && !call.four_bits, sums = isa == AVX2 && call.four_bits;
+    const bool padded = stride != call.inputs && !moved && !wide;
     call.stride = stride;
-    if (!wide && !sums && !copied) return true;
-    const std::int64_t bytes = (wide ? 2 * stride : copied ? stride : 0), line = bytes + (sums ? 4 * tiles : 0);
+    if (!moved && !wide && !sums && !padded) return true;
+    const std::int64_t bytes = wide ? 2 * stride : moved || padded ? stride : 0, line = bytes + (sums ? 4 * tiles : 0);
     auto* copy = static_cast<std::uint8_t*>(scratch(SCRATCH_ROWS, static_cast<std::size_t>(call.rows * line)));
     if (copy == nullptr) return false;
     const std::int8_t* x = call.x;
@@ -45,10 +53,11 @@ bool prepare_rows(Linear8& call, Isa isa) {
     auto body = [&](std::int64_t first, std::int64_t last) {
         for (std::int64_t row = first; row < last; ++row) {
             const std::int8_t* from = x + row * call.inputs;
-            if (copied) {
+            if (moved) move_row(from, call.inputs, call.rows * TILE_INPUTS, copy + row * TILE_INPUTS);
+            if (padded) {
                 std::uint8_t* to = copy + row * stride;
-                for (std::int64_t i = 0; i < call.inputs; ++i) to[i] = static_cast<std::uint8_t>(from[i]) ^ moved_by;
-                std::memset(to + call.inputs, moved_by, static_cast<std::size_t>(stride - call.inputs));
+                std::memcpy(to, from, static_cast<std::size_t>(call.inputs));
+                std::memset(to + call.inputs, 0, static_cast<std::size_t>(stride - call.inputs));
                 from = reinterpret_cast<const std::int8_t*>(to);
             }
 #if defined(__x86_64__)
@@ -58,29 +67,37 @@ bool prepare_rows(Linear8& call, Isa isa) {
         }
     };
     parallel(call.rows, ROWS_TOGETHER, body);
-    if (copied) call.x = reinterpret_cast<const std::int8_t*>(copy);
+    if (padded) call.x = reinterpret_cast<const std::int8_t*>(copy);
     call.x_moved = copy;
     call.x_wide = reinterpret_cast<const std::int16_t*>(copy);
     call.x_sums = totals;
     return true;
 }
 
-using Unpack = void (*)(const std::int8_t* packed, std::int64_t tiles, std::int8_t* out);
+// Four-bit weights of one pair, input tiles [0, tiles) from `packed` on, as int8 tiles.
+void unpack4(const std::int8_t* packed, std::int64_t tiles, std::int8_t* out) {
+    for (std::int64_t block = 0; block < tiles * 2; ++block) {
+        const std::int8_t* from = packed + block / 2 * PAIR_BYTES_4;
+        const auto* nibbles = reinterpret_cast<const std::uint8_t*>(from) + block % 2 * NIBBLES_BYTES;
+        const auto* scales = reinterpret_cast<const std::uint8_t*>(from) + SCALES_AT + block % 2 * 16;
+        const std::int8_t* offsets = from + OFFSETS_AT + block % 2 * 16;
+        for (std::int64_t line = 0; line < 16; ++line, out += 64) {
+            for (std::int64_t i = 0; i < 64; ++i) {
+                const int nibble = line % 2 == 0 ? nibbles[line / 2 * 64 + i] & 15 : nibbles[line / 2 * 64 + i] >> 4;
+                out[i] = static_cast<std::int8_t>(nibble * scales[i / 4] + offsets[i / 4]);
+            }
+        }
+    }
+}
 
-#if defined(__x86_64__)
-const Unpack unpack4 = unpack4_avx512;
-#else
-const Unpack unpack4 = unpack4_generic;
-#endif
-
-// Four-bit weights, pair by pair, through a kernel for int8. False when there is no memory.
-bool run_unpacked(const Linear8& call, Linear8Range kernel, Unpack unpack, std::int64_t first, std::int64_t last) {
+// Four-bit weights, pair by pair, through the portable kernel for int8. False when there is no memory.
+bool run_unpacked(const Linear8& call, std::int64_t first, std::int64_t last) {
     const std::int64_t tiles = tiles_of(call.inputs);
     auto* memory = static_cast<std::int8_t*>(scratch(SCRATCH_WEIGHTS, static_cast<std::size_t>(tiles * PAIR_BYTES)));
     if (memory == nullptr) return false;
     for (std::int64_t pair = first; pair < last; ++pair) {
         const std::int64_t skipped = pair * PAIR_OUTPUTS;
-        unpack(call.tiles + pair * tiles * PAIR_BYTES_4, tiles, memory);
+        unpack4(call.tiles + pair * tiles * PAIR_BYTES_4, tiles, memory);
         Linear8 one = call;
         one.four_bits = false;
         one.tiles = memory;
@@ -90,7 +107,7 @@ bool run_unpacked(const Linear8& call, Linear8Range kernel, Unpack unpack, std::
         one.outputs -= skipped;
         if (one.bias != nullptr) one.bias += skipped;
         if (one.residual != nullptr) one.residual += skipped;
-        if (!kernel(one, 0, 1)) return false;
+        if (!linear8_generic(one, 0, 1)) return false;
     }
     return true;
 }
@@ -117,21 +134,6 @@ void w8_pack(const std::int8_t* weights, std::int64_t outputs, std::int64_t inpu
         }
     };
     parallel(pairs, 1, body);
-}
-
-void unpack4_generic(const std::int8_t* packed, std::int64_t tiles, std::int8_t* out) {
-    for (std::int64_t block = 0; block < tiles * 2; ++block) {
-        const std::int8_t* from = packed + block / 2 * PAIR_BYTES_4;
-        const auto* nibbles = reinterpret_cast<const std::uint8_t*>(from) + block % 2 * NIBBLES_BYTES;
-        const auto* scales = reinterpret_cast<const std::uint8_t*>(from) + SCALES_AT + block % 2 * 16;
-        const std::int8_t* offsets = from + OFFSETS_AT + block % 2 * 16;
-        for (std::int64_t line = 0; line < 16; ++line, out += 64) {
-            for (std::int64_t i = 0; i < 64; ++i) {
-                const int nibble = line % 2 == 0 ? nibbles[line / 2 * 64 + i] & 15 : nibbles[line / 2 * 64 + i] >> 4;
-                out[i] = static_cast<std::int8_t>(nibble * scales[i / 4] + offsets[i / 4]);
-            }
-        }
-    }
 }
 
 std::size_t w4_packed_bytes(std::int64_t outputs, std::int64_t inputs) {
@@ -217,8 +219,8 @@ namespace {
 
 bool run_pairs(const Linear8& call, std::int64_t first, std::int64_t last) {
     const Isa isa = current_isa();
-    if (!call.four_bits || isa == AMX || isa == AVX2) return kernel_for(isa)(call, first, last);
-    return run_unpacked(call, kernel_for(isa), isa == VNNI ? unpack4 : unpack4_generic, first, last);
+    if (call.four_bits && isa == GENERIC) return run_unpacked(call, first, last);
+    return kernel_for(isa)(call, first, last);
 }
 
 }  // namespace

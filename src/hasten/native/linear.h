@@ -27,7 +27,7 @@ inline std::int64_t tiles_of(std::int64_t inputs) { return (inputs + TILE_INPUTS
 
 struct Linear8 {
     const std::int8_t* x;         // [rows][stride], zero behind the inputs
-    const std::uint8_t* x_moved;  // the same plus 128, for VNNI
+    const std::uint8_t* x_moved;  // [tiles][rows][64] the same plus 128, for VNNI
     const std::int16_t* x_wide;   // the same in 16 bits, for AVX2 and int8 weights
     const std::int32_t* x_sums;   // [rows][tiles] sums of the inputs of each tile, for AVX2 and four-bit weights
     std::int64_t stride;          // at least 64 * tiles_of(inputs)
@@ -42,7 +42,8 @@ struct Linear8 {
     bool four_bits;               // of the weights
 };
 
-// One instruction set's kernel: all rows, outputs of the pairs [first, last). False when there is no memory. AMX and AVX2 take four bits.
+// One instruction set's kernel: all rows, outputs of the pairs [first, last). False when there is no memory. All but the
+// portable one take four bits.
 using Linear8Range = bool (*)(const Linear8& call, std::int64_t first, std::int64_t last);
 
 bool linear8_generic(const Linear8& call, std::int64_t first, std::int64_t last);
@@ -54,10 +55,6 @@ bool linear8_amx(const Linear8& call, std::int64_t first, std::int64_t last);
 // Rows as the AVX2 kernels take them: `count` values in 16 bits and zeros up to `stride`; sums of 64 inputs each.
 void widen_row(const std::int8_t* from, std::int64_t count, std::int64_t stride, std::int16_t* to);
 void sum_tiles(const std::int8_t* x, std::int64_t tiles, std::int32_t* sums);
-
-// Four-bit weights of one pair, input tiles [0, tiles) from `packed` on, as int8 tiles.
-void unpack4_generic(const std::int8_t* packed, std::int64_t tiles, std::int8_t* out);
-void unpack4_avx512(const std::int8_t* packed, std::int64_t tiles, std::int8_t* out);
 
 // Float weights [outputs][inputs] to what w4_pack takes, and a float scale for each output. Finite weights only.
 void round_progressive(const float* weights, std::int64_t outputs, std::int64_t inputs, std::uint8_t* codes, std::uint8_t* scales,

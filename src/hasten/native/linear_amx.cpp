@@ -158,7 +158,7 @@ void panel_pair(const Linear8& call, std::int64_t pair, std::int64_t tile, std::
                 std::int8_t* room, std::int32_t* sums) {
     const std::int64_t tiles = tiles_of(call.inputs), at = pair * tiles + tile;
     const std::int8_t* weights = call.four_bits ? room : call.tiles + at * PAIR_BYTES;
-    if (call.four_bits) unpack4_avx512(call.tiles + at * PAIR_BYTES_4, some, room);
+    if (call.four_bits) unpack_pairs(call.tiles + at * PAIR_BYTES_4, some, room);
     configure(BLOCK_ROWS);
     for (std::int64_t row = top; row < bottom; row += BLOCK_ROWS, sums += BLOCK_ROWS * PAIR_OUTPUTS) {
         const std::int64_t count = bottom - row < BLOCK_ROWS ? bottom - row : BLOCK_ROWS;

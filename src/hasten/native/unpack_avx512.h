@@ -37,5 +37,13 @@ inline void prefetch_nibbles(const std::int8_t* packed) {
     for (int line = 0; line < 17; ++line) _mm_prefetch(reinterpret_cast<const char*>(packed + DISTANCE + line * 64), _MM_HINT_T0);
 }
 
+// Input tiles [0, tiles) of a pair.
+inline void unpack_pairs(const std::int8_t* packed, std::int64_t tiles, std::int8_t* out) {
+    for (std::int64_t tile = 0; tile < tiles; ++tile) {
+        prefetch_nibbles<4352>(packed + tile * PAIR_BYTES_4);
+        unpack_pair(packed + tile * PAIR_BYTES_4, out + tile * PAIR_BYTES);
+    }
+}
+
 }  // namespace
 }  // namespace hasten
