@@ -92,4 +92,4 @@ def _spec(node: ast.expr) -> Spec:
 
 def _value(node: ast.expr) -> Any:
     word = ast.unparse(node).replace(" - ", "-")
-    return word if re.fullmatch("[a-z_]+(-[a-z_]+)*", word) else ast.literal_eval(node)
+    return word if re.fullmatch("[a-z_][a-z0-9_]*(-[a-z0-9_]+)*", word) else ast.literal_eval(node)

@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -204,7 +204,8 @@ def _model_drafter(
         progress(f"draft model, {label}", done, total)
 
     resolved = catalogue.resolve(str(spec.arguments["model"]), fetch=True, progress=of_draft)
-    arguments = {name: value for name, value in spec.arguments.items() if name not in ("model", "trim")}
+    arguments = {name: value for name, value in spec.arguments.items() if name not in ("model", "trim", "precision")}
+    config = replace(config, precision=str(spec.arguments.get("precision", config.precision)))
     tokenizer = load_tokenizer(resolved.path)
     try:
         if spec.name == "lm" and tokenizer.vocabulary_fingerprint == target.tokenizer.vocabulary_fingerprint:
