@@ -43,5 +43,5 @@ def weight_bytes(shape: ModelDescription, precision: Precision) -> int:
     """Bytes of projections, head and embedding; norms and scales are too small to count."""
     layer = shape.hidden_size * (2 * shape.query_size + 2 * shape.kv_size + 3 * shape.intermediate_size)
     projections = shape.layers * layer + shape.vocabulary_size * shape.hidden_size
-    bits = 4 if precision.name == "int4" else 8 * precision.weights.itemsize
+    bits = 4 if precision.name in ("int4", "q4_0") else 8 * precision.weights.itemsize
     return projections * bits // 8 + shape.vocabulary_size * shape.hidden_size * precision.embedding.itemsize

@@ -1,4 +1,5 @@
-"""Precision ``file``: projections that run with the codes and scales of a GGUF file as they are, nothing rounded a second time.
+"""Precision ``file``: projections that run with the codes and scales of a GGUF file as they are, nothing rounded a second time. And
+``q4_0``: any weights, rounded to blocks of that format while they are read.
 
 Rows are rounded to int8 in groups of 32, unrotated: the codes live in the model's own basis. Tensors that hold no codes (F32, F16,
 BF16) are not this file's; see ``weights``.
@@ -6,6 +7,7 @@ BF16) are not this file's; see ``weights``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -20,6 +22,7 @@ from hasten.native.grouped import KINDS, STRIP_OUTPUTS, GroupedLinear, GroupedMa
 from hasten.native.loader import NativeLibrary, load
 
 PIECE_BYTES = 32 << 20
+BLOCK_INPUTS = 32  # of Q4_0 and Q8_0
 
 Part = GroupedMatrix | Linear  # of a projection: codes, or whatever else multiplies
 
@@ -46,8 +49,8 @@ def tensors_without_codes(source: BlockSource) -> dict[str, str]:
 
 
 def file_runs_best(source: Any) -> bool:
-    """Whether ``source`` runs faster here with its own codes than in int8: where every matrix holds codes, and the processor has AVX2
-    or, up to some twelve rows, AVX-512 VNNI. With AMX int8 verifies many rows for less (docs/benchmarks.md)."""
+    """Whether ``source`` runs faster here with its own codes than in int8: where every matrix holds codes, and the processor has
+    AVX2 or, up to some twelve rows, AVX-512 VNNI. With AMX int8 verifies many rows for less (docs/benchmarks.md)."""
     library = load()
     fast = library is not None and library.isa in ("avx2", "vnni")
     return fast and isinstance(source, BlockSource) and not tensors_without_codes(source)
@@ -69,7 +72,7 @@ def _kernels() -> NativeLibrary:
     library = load()
     if library is None:
         raise ConfigError(
-            "precision file needs the native kernels, which are not in use here ('hasten doctor' says why); use int8."
+            "This precision needs the native kernels, which are not in use here ('hasten doctor' says why); use int8."
         )
     return library
 
@@ -81,6 +84,31 @@ def read_matrix(source: BlockSource, name: str) -> GroupedMatrix:
     step = max(1, PIECE_BYTES // (matrix.row_bytes * STRIP_OUTPUTS)) * STRIP_OUTPUTS
     for start in range(0, outputs, step):
         matrix.fill(source.read_blocks(name, start, min(start + step, outputs)), start)
+    return matrix
+
+
+def round_to_blocks(weights: Tensor, kind: str) -> Tensor:
+    """Blocks of Q4_0 or Q8_0 (ggml-common.h of ggml) for float32 [rows, inputs], inputs a multiple of 32: uint8 [rows, bytes of a
+    row]. Q4_0's scale takes a block's largest weight to the end of the grid that has a step more, -8; Q8_0's to 127."""
+    groups = weights.view(-1, BLOCK_INPUTS)
+    largest = groups.gather(1, groups.abs().argmax(1, keepdim=True))
+    scale = (largest / -8.0 if kind == "Q4_0" else largest.abs() / 127.0).to(torch.float16)
+    step = scale.float()
+    scaled = groups * torch.where(step == 0, step, 1.0 / step)
+    if kind == "Q4_0":
+        codes = scaled.add_(8.5).clamp_(0.0, 15.0).to(torch.uint8)  # cutting off what follows the point rounds
+        codes = codes[:, : BLOCK_INPUTS // 2] | codes[:, BLOCK_INPUTS // 2 :] << 4
+    else:
+        codes = scaled.round_().clamp_(-127.0, 127.0).to(torch.int8).view(torch.uint8)
+    return torch.cat([scale.view(torch.uint8), codes], 1).view(weights.shape[0], -1)
+
+
+def rounded_matrix(read: Callable[[int, int], Tensor], kind: str, outputs: int, inputs: int) -> GroupedMatrix:
+    """Rows that ``read(start, stop)`` gives, float32, rounded to blocks of Q4_0 or Q8_0 a bounded piece at a time."""
+    matrix = GroupedMatrix(_kernels(), kind, outputs, inputs)
+    step = max(1, PIECE_BYTES // (4 * inputs * STRIP_OUTPUTS)) * STRIP_OUTPUTS
+    for start in range(0, outputs, step):
+        matrix.fill(round_to_blocks(read(start, min(start + step, outputs)), kind), start)
     return matrix
 
 

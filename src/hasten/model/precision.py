@@ -11,9 +11,9 @@ from hasten.core.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Precision:
-    """``weights`` is the dtype of projection weights (in int4, of what their four bits stand for; in file, of the rows), ``stream``
-    that of the residual stream, norms and logits, ``cache`` that of keys and values, ``embedding`` that of the embedding table
-    (which file keeps as it lies on disk)."""
+    """``weights`` is the dtype of projection weights (in int4, of what their four bits stand for; in file and q4_0, of the rows),
+    ``stream`` that of the residual stream, norms and logits, ``cache`` that of keys and values, ``embedding`` that of the embedding
+    table (which file and q4_0 keep as it lies on disk)."""
 
     name: str
     weights: torch.dtype
@@ -30,11 +30,12 @@ class Precision:
 INT8 = Precision("int8", torch.int8, torch.float32, torch.float16, torch.bfloat16)
 INT4 = Precision("int4", torch.int8, torch.float32, torch.float16, torch.bfloat16)
 FILE = Precision("file", torch.int8, torch.float32, torch.float16, torch.float32)
+Q4_0 = Precision("q4_0", torch.int8, torch.float32, torch.float16, torch.float32)
 BF16 = Precision("bf16", torch.bfloat16, torch.float32, torch.bfloat16, torch.bfloat16)
 FP32 = Precision("fp32", torch.float32, torch.float32, torch.float32, torch.float32)
 FP64 = Precision("fp64", torch.float64, torch.float64, torch.float64, torch.float64)
 CACHE_TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.int8}
-_BY_NAME = {precision.name: precision for precision in (INT8, INT4, FILE, BF16, FP32, FP64)}
+_BY_NAME = {precision.name: precision for precision in (INT8, INT4, FILE, Q4_0, BF16, FP32, FP64)}
 
 
 def choose_precision(name: str, device: torch.device, file_runs_best: bool = False) -> Precision:
@@ -46,3 +47,11 @@ def choose_precision(name: str, device: torch.device, file_runs_best: bool = Fal
     if precision.quantised and device.type != "cpu":
         raise ConfigError(f"precision {name} runs on a CPU only, not on {device}; use bf16 or fp32 there.")
     return precision
+
+
+def draft_precision(name: str, device: torch.device, kernels: bool) -> str:
+    """What a draft model runs in where the target's precision is called ``name``. A level of it costs what reading its weights
+    costs, its guesses are checked anyway, and four bits guess as well (docs/drafters/lm.md): so q4_0 beside integer weights, where
+    there are native ``kernels``, else the target's own."""
+    integers = name == "auto" or _BY_NAME[name].quantised
+    return Q4_0.name if integers and kernels and device.type == "cpu" else name

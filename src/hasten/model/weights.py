@@ -21,9 +21,20 @@ from hasten.model.decoder import Decoder, DecoderWeights, EmbeddingTable, LayerW
 from hasten.model.description import ModelDescription
 from hasten.model.hadamard import hadamard_block, rotate
 from hasten.model.linear import DenseLinear, Linear, int8_linear, make_mlp
-from hasten.model.linear_file import FileEmbedding, Part, block_source, file_linear, has_codes, read_embedding, read_matrix
+from hasten.model.linear_file import (
+    BLOCK_INPUTS,
+    BlockSource,
+    FileEmbedding,
+    Part,
+    block_source,
+    file_linear,
+    has_codes,
+    read_embedding,
+    read_matrix,
+    rounded_matrix,
+)
 from hasten.model.linear_packed import PACKED_LAYOUT, linear4, pack4, packed4_bytes, packed4_room
-from hasten.model.precision import FILE, INT4, Precision
+from hasten.model.precision import FILE, INT4, Q4_0, Precision
 
 PIECE_BYTES = 64 << 20
 NARROW = 1024  # hidden size below which int4 keeps more bits
@@ -127,7 +138,10 @@ def load_decoder(
     """
     make: _Maker
     if precision is FILE:
+        block_source(source)
         make = _FileMaker(source)
+    elif precision is Q4_0:
+        make = _FourBitMaker(source)
     elif precision.quantised:
         make = _IntegerMaker(source, precision, converted)
     else:
@@ -299,11 +313,12 @@ class _FileMaker:
     """Projections with a GGUF file's own codes; those few that hold floats there become int8, as in precision int8."""
 
     def __init__(self, source: Weights) -> None:
-        self._source, self._blocks = source, block_source(source)
+        self._source = source
         self._table: EmbeddingTable | None = None
 
     def embedding(self, dtype: torch.dtype) -> EmbeddingTable:
-        self._table = read_embedding(self._blocks)
+        source = self._source
+        self._table = read_embedding(source) if isinstance(source, BlockSource) else embedding_table(source, dtype)
         return self._table
 
     def linear(self, linear: FusedLinear, bias: Tensor | None) -> Callable[[], Linear]:
@@ -316,10 +331,18 @@ class _FileMaker:
         return partial(file_linear, parts, bias)
 
     def _part(self, name: str, bias: Tensor | None) -> Part:
+        source = self._source
         if name == "embedding" and isinstance(self._table, FileEmbedding):
             return self._table.matrix
-        if has_codes(self._blocks.stored_dtype(name)):
-            return read_matrix(self._blocks, name)
+        if isinstance(source, BlockSource) and self._keeps(name, source.stored_dtype(name)):
+            return read_matrix(source, name)
+        return self._rounded(name, bias)
+
+    def _keeps(self, name: str, stored: str) -> bool:
+        """Whether this tensor's codes are taken as they are."""
+        return has_codes(stored)
+
+    def _rounded(self, name: str, bias: Tensor | None) -> Part:
         return int8_linear(*quantise_weights(_pieces(self._source, (name,)), *self._source.shape(name)), bias)
 
     def finish(self) -> None:
@@ -327,6 +350,21 @@ class _FileMaker:
 
     def abandon(self) -> None:
         pass
+
+
+class _FourBitMaker(_FileMaker):
+    """Every projection in blocks of four bits: a file's own where it has them, else Q4_0's. A head without codes of its own gets
+    those of Q8_0; what these formats do not take becomes int8."""
+
+    def _keeps(self, name: str, stored: str) -> bool:
+        return has_codes(stored) and (name == "head" or stored.upper().startswith("Q4"))
+
+    def _rounded(self, name: str, bias: Tensor | None) -> Part:
+        outputs, inputs = self._source.shape(name)
+        if inputs % BLOCK_INPUTS:
+            return super()._rounded(name, bias)
+        kind = "Q8_0" if name in ("embedding", "head") else "Q4_0"
+        return rounded_matrix(partial(self._source.read, name), kind, outputs, inputs)
 
 
 def quantise_weights(pieces: Iterator[Tensor], outputs: int, inputs: int) -> tuple[Tensor, Tensor]:
