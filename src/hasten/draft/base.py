@@ -58,7 +58,7 @@ class Drafter:
     draws: bool = False  # whether it can say which laws its nodes were drawn from, for verification by rejection
     likeliest_wanted: int = 0  # how many of the target's likeliest tokens a row ``Verdict.likeliest`` should hold
     seconds_per_level: float | None = None  # of a paid drafter: what its last levels took, one with another
-    identity: str = ""  # of a drafter that is a model: its fingerprint; then ``pass_seconds`` can be asked
+    identity: str = ""  # of a drafter that is a model: what it is and in what precision; then ``pass_seconds`` can be asked
     positions: int = 0  # and how many positions its pool holds
 
     def begin(self, sequence: Sequence) -> None:

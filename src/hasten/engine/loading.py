@@ -230,7 +230,7 @@ def _lm_drafter(
     blocks = BlockManager(draft.num_blocks, prefix_cache=False)
     vocabulary, context = target.tokenizer.vocabulary_size, draft.context_length
     drafter = LanguageModelDrafter(draft.executor.forward, blocks, vocabulary, context, head=draft.head, **arguments)
-    drafter.identity = draft.fingerprint if draft.head is None else f"{draft.fingerprint}-{draft.head.outputs}"
+    drafter.identity = f"{draft.fingerprint}-{draft.executor.precision}" + (f"-{draft.head.outputs}" if draft.head else "")
     return drafter
 
 
@@ -255,5 +255,5 @@ def _foreign_drafter(
     drafter = ForeignDrafter(
         draft.executor.forward, blocks, target.tokenizer, tokenizer, shared, draft.context_length, **arguments
     )  # fmt: skip
-    drafter.identity = draft.fingerprint
+    drafter.identity = f"{draft.fingerprint}-{draft.executor.precision}"
     return drafter

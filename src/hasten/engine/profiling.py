@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 import weakref
 
@@ -44,13 +45,17 @@ def make_drafting(
         rule=rule,
         depth=depth,
     )
-    learners = sorted(f"{drafter.name}{drafter.identity[:12]}" for drafter in drafters)
+    learners = sorted(drafter.name + _short(drafter.identity) for drafter in drafters)
     learners += [] if config.verify == "coupled" else [config.verify]  # what is accepted depends on the rule
     memory = Memory.of(fingerprint, precision, learners)
     memory.load(controller)
     drafting = Drafting(drafters, controller, vocabulary, memory, rule=config.verify)
     weakref.finalize(drafting, memory.save, controller)  # also when the program ends
     return drafting, profiles
+
+
+def _short(identity: str) -> str:
+    return hashlib.sha256(identity.encode()).hexdigest()[:12] if identity else ""
 
 
 def timed_passes(executor: Executor) -> Timed:
