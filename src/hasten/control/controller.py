@@ -150,12 +150,13 @@ class Controller:
         for at in waiting:
             own, standing = owns[at], standings[at]
             reading = 0.0 if own.begun else self.costs.reading(drafter, rounds[at].context)
-            why = f"at {own.acceptance(standing):.2f} accepted it does not pay"
-            if own.begun and own.balance <= 0.0:
-                why = "it has cost more than it brought here"
-            elif reading > 0.0 and reading >= standing.free:
-                why = f"reading {rounds[at].context} tokens takes {reading:.2f} s, more than it has earned"
-            self._probe(own, standing, at in due and standing.free > reading, why)
+            # Credit is earned over all requests, but reading is lost on this one.
+            if reading > min(standing.free, self._allowance(rounds[at], standing)):
+                own.on, own.why = False, f"reading {rounds[at].context} tokens takes {reading:.2f} s, more than a try is worth"
+                continue
+            lost = own.begun and own.balance <= 0.0
+            why = "it has cost more than it brought here" if lost else f"at {own.acceptance(standing):.2f} accepted it does not pay"
+            self._probe(own, standing, at in due, why)
             if own.on and not own.begun:
                 own.begun, own.allowance = True, self._allowance(rounds[at], standing)
 
