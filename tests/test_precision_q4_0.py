@@ -12,10 +12,10 @@ from gguf.constants import GGMLQuantizationType
 
 from hasten import LLM, SamplingParams
 from hasten.core.config import SpeculationParams
-from hasten.model.linear_file import FileEmbedding, rounded_matrix
+from hasten.model.linear_file import FileEmbedding, draft_precision, rounded_matrix
 from hasten.model.linear_file import round_to_blocks as round_to
 from hasten.model.loaders import open_source
-from hasten.model.precision import Q4_0, draft_precision
+from hasten.model.precision import Q4_0
 from hasten.model.weights import load_decoder
 from hasten.native.grouped import GroupedLinear
 from hasten.native.loader import load, status
@@ -76,13 +76,15 @@ def test_a_file_keeps_its_four_bit_codes_and_its_head(tmp_path: Path) -> None:
         assert isinstance(decoder.weights.embedding, FileEmbedding) == (name != "F16")
 
 
-def test_drafts_run_in_four_bits_beside_integer_weights() -> None:
-    for name in ("auto", "int8", "int4", "file", "q4_0"):
-        assert draft_precision(name, CPU, True) == "q4_0"
-        assert draft_precision(name, CPU, False) == name
-        assert draft_precision(name, torch.device("cuda"), True) == name
+def test_drafts_run_in_four_bits_beside_integer_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    integers = ("auto", "int8", "int4", "file", "q4_0")
+    for name in integers:
+        assert draft_precision(name, CPU) == "q4_0"
+        assert draft_precision(name, torch.device("cuda")) == name
     for name in ("bf16", "fp32", "fp64"):
-        assert draft_precision(name, CPU, True) == name
+        assert draft_precision(name, CPU) == name
+    monkeypatch.setattr("hasten.model.linear_file.load", lambda: None)
+    assert [draft_precision(name, CPU) for name in integers] == list(integers)
 
 
 @pytest.mark.real

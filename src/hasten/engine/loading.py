@@ -36,12 +36,11 @@ from hasten.model.executor import Executor
 from hasten.model.head import TrimmedHead
 from hasten.model.kept_weights import kept_weights
 from hasten.model.kernels import set_threads
-from hasten.model.linear_file import file_runs_best
+from hasten.model.linear_file import draft_precision, file_runs_best
 from hasten.model.loaders import open_source
-from hasten.model.precision import choose_precision, draft_precision
+from hasten.model.precision import choose_precision
 from hasten.model.tokenizer import Tokenizer, load_tokenizer
 from hasten.model.weights import load_decoder
-from hasten.native.loader import load
 
 log = logging.getLogger(__name__)
 DEFAULT_CACHE_TOKENS = 8192
@@ -206,7 +205,7 @@ def _model_drafter(
 
     resolved = catalogue.resolve(str(spec.arguments["model"]), fetch=True, progress=of_draft)
     arguments = {name: value for name, value in spec.arguments.items() if name not in ("model", "trim", "precision")}
-    own = draft_precision(config.precision, device, load() is not None)
+    own = draft_precision(config.precision, device)
     config = replace(config, precision=str(spec.arguments.get("precision", own)))
     tokenizer = load_tokenizer(resolved.path)
     try:

@@ -18,6 +18,7 @@ from torch import Tensor
 from hasten.core.errors import ConfigError
 from hasten.model.description import Activation
 from hasten.model.linear import Linear, gated, rms_norm
+from hasten.model.precision import Q4_0, named
 from hasten.native.grouped import KINDS, STRIP_OUTPUTS, GroupedLinear, GroupedMatrix
 from hasten.native.loader import NativeLibrary, load
 
@@ -54,6 +55,14 @@ def file_runs_best(source: Any) -> bool:
     library = load()
     fast = library is not None and library.isa in ("avx2", "vnni")
     return fast and isinstance(source, BlockSource) and not tensors_without_codes(source)
+
+
+def draft_precision(name: str, device: torch.device) -> str:
+    """What a draft model runs in where the target's precision is called ``name``. A level of it costs what reading its weights
+    costs, its guesses are checked anyway, and four bits guess as well (docs/drafters/lm.md): so q4_0 beside integer weights, where
+    there are native kernels, else the target's own."""
+    integers = name == "auto" or named(name).quantised
+    return Q4_0.name if integers and device.type == "cpu" and load() is not None else name
 
 
 def block_source(source: Any) -> BlockSource:

@@ -38,20 +38,17 @@ CACHE_TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloa
 _BY_NAME = {precision.name: precision for precision in (INT8, INT4, FILE, Q4_0, BF16, FP32, FP64)}
 
 
+def named(name: str) -> Precision:
+    """The precision of that name; there is one but for ``auto``."""
+    return _BY_NAME[name]
+
+
 def choose_precision(name: str, device: torch.device, file_runs_best: bool = False) -> Precision:
     """``auto`` is, on a CPU, file where that ``file_runs_best`` (see ``linear_file``), else int8; and bf16 elsewhere. Raises
     ConfigError where the device cannot run what was asked for."""
     if name == "auto":
         return BF16 if device.type != "cpu" else FILE if file_runs_best else INT8
-    precision = _BY_NAME[name]
+    precision = named(name)
     if precision.quantised and device.type != "cpu":
         raise ConfigError(f"precision {name} runs on a CPU only, not on {device}; use bf16 or fp32 there.")
     return precision
-
-
-def draft_precision(name: str, device: torch.device, kernels: bool) -> str:
-    """What a draft model runs in where the target's precision is called ``name``. A level of it costs what reading its weights
-    costs, its guesses are checked anyway, and four bits guess as well (docs/drafters/lm.md): so q4_0 beside integer weights, where
-    there are native ``kernels``, else the target's own."""
-    integers = name == "auto" or _BY_NAME[name].quantised
-    return Q4_0.name if integers and kernels and device.type == "cpu" else name

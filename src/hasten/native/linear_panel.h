@@ -30,8 +30,8 @@ struct Ahead {
     }
 };
 
-// All rows, pairs [first, last). False when there is no memory. Kernel::multiply takes a block of rows times a chunk, Kernel::finish a row's sums. Panels,
-// blocks and chunks are as equal as they can be: no block has less than half of MOST_ROWS rows.
+// All rows, pairs [first, last). False when there is no memory. Kernel::multiply takes a block of rows times a chunk, Kernel::finish a row's
+// sums. Panels, blocks and chunks are as equal as they can be: no block of several has less than half of MOST_ROWS rows.
 template <class Kernel>
 bool run_kernel(const Linear8& call, std::int64_t first, std::int64_t last) {
     const std::int64_t tiles = tiles_of(call.inputs), chunks = (tiles + Kernel::CHUNK_TILES - 1) / Kernel::CHUNK_TILES;
