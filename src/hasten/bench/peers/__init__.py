@@ -52,7 +52,9 @@ def engines() -> dict[str, Engine]:
     llama = Recipe("llama.cpp", (("llama-cpp-python",),), {"CMAKE_ARGS": llama_arguments(processor_flags())})
     torch = f"torch=={version('torch').partition('+')[0]}"  # the same everywhere; what "torch" alone fetches differs by platform
     dense = Recipe("transformers", ((torch,), ("transformers", "accelerate", "gguf")))
-    openvino = Recipe("openvino", ((torch,), (torch, "openvino-genai", "optimum-intel[openvino]", "nncf", "accelerate", "gguf")))
+    # optimum-intel 2.2 brings torchvision, whose build for CUDA breaks transformers beside a CPU build of torch.
+    converter = "optimum-intel[openvino]<2.2"
+    openvino = Recipe("openvino", ((torch,), (torch, "openvino-genai", converter, "nncf", "accelerate", "gguf")))
     ways: tuple[tuple[str, dict[str, Any]], ...] = (
         ("", {"mode": "plain"}),
         (" prompt lookup", {"mode": "lookup"}),
