@@ -70,10 +70,13 @@ class StepCosts:
             curve = None
         if tokens <= BLOCK_SIZE:  # read with the first level
             return max(0.0, curve.predict(tokens) - curve.predict(1)) if curve is not None else 0.0
-        seen = self._reading.get(drafter)
-        if seen is not None and seen.value is not None:
-            return tokens * seen.value
-        return tokens * curve.predict(BLOCK_SIZE) / BLOCK_SIZE if curve is not None else 0.0
+        seen, level = self._reading.get(drafter), self._level.get(drafter)
+        found = tokens * seen.value if seen is not None and seen.value is not None else 0.0
+        if curve is None:
+            return found
+        # What was seen may be of shorter texts, whose tokens look back on less.
+        now = level.value if level is not None and level.value else 1.0
+        return max(found, now * tokens * curve.step([(BLOCK_SIZE, tokens // 2)]) / BLOCK_SIZE)
 
     def row(self, context: int, drafted: int = 0) -> float:
         """What one more row costs, on average over the next few, where so many are ``drafted`` already."""
