@@ -8,6 +8,7 @@ BF16) are not this file's; see ``weights``.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -90,10 +91,7 @@ def read_matrix(source: BlockSource, name: str) -> GroupedMatrix:
     """The codes of one tensor, packed for the kernels a bounded piece at a time. Raises CorruptModel."""
     outputs, inputs = source.shape(name)
     matrix = GroupedMatrix(_kernels(), source.stored_dtype(name).upper(), outputs, inputs)
-    step = max(1, PIECE_BYTES // (matrix.row_bytes * STRIP_OUTPUTS)) * STRIP_OUTPUTS
-    for start in range(0, outputs, step):
-        matrix.fill(source.read_blocks(name, start, min(start + step, outputs)), start)
-    return matrix
+    return _filled(matrix, matrix.row_bytes, partial(source.read_blocks, name))
 
 
 def round_to_blocks(weights: Tensor, kind: str) -> Tensor:
@@ -115,9 +113,15 @@ def round_to_blocks(weights: Tensor, kind: str) -> Tensor:
 def rounded_matrix(read: Callable[[int, int], Tensor], kind: str, outputs: int, inputs: int) -> GroupedMatrix:
     """Rows that ``read(start, stop)`` gives, float32, rounded to blocks of Q4_0 or Q8_0 a bounded piece at a time."""
     matrix = GroupedMatrix(_kernels(), kind, outputs, inputs)
-    step = max(1, PIECE_BYTES // (4 * inputs * STRIP_OUTPUTS)) * STRIP_OUTPUTS
-    for start in range(0, outputs, step):
-        matrix.fill(round_to_blocks(read(start, min(start + step, outputs)), kind), start)
+    return _filled(matrix, 4 * inputs, lambda start, stop: round_to_blocks(read(start, stop), kind))
+
+
+def _filled(matrix: GroupedMatrix, row_bytes: int, blocks: Callable[[int, int], Tensor]) -> GroupedMatrix:
+    """``matrix`` with the rows that ``blocks(start, stop)`` gives; to make a row of them takes so many bytes."""
+    step = max(1, PIECE_BYTES // (row_bytes * STRIP_OUTPUTS)) * STRIP_OUTPUTS
+    for start in range(0, matrix.outputs, step):
+        stop = min(start + step, matrix.outputs)
+        matrix.fill(blocks(start, stop), start)
     return matrix
 
 
