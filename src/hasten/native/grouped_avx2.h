@@ -103,11 +103,6 @@ INLINE __m256 minimum_of(const Integers& integers, int group) {
     return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(integers.minimums + group * 8))));
 }
 
-// Where run `run` of a strip of `runs` begins, in bytes from the strip's beginning; perhaps in a strip that follows.
-constexpr std::int64_t run_ahead(int kind, std::int64_t run, std::int64_t runs, std::int64_t strip) {
-    return run < runs ? run * run_bytes(kind) : strip + (run - runs) * run_bytes(kind);
-}
-
 INLINE void prefetch(const std::uint8_t* from, std::int64_t bytes) {
     for (int line = 0; line < bytes; line += 64) _mm_prefetch(reinterpret_cast<const char*>(from + line), _MM_HINT_T0);
 }

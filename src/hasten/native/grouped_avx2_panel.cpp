@@ -161,7 +161,7 @@ INLINE void add_panel(const GroupedRows& x, std::int64_t row, std::int64_t rows,
     const std::int64_t tiles = (rows + most - 1) / most, share = (run_bytes(KIND) / GROUPS + tiles - 1) / tiles;
     for (std::int64_t tile = 0; tile < tiles; ++tile) {
         const std::int64_t r = rows * tile / tiles;
-        const std::uint8_t* part = ahead + tile * GROUPS * share;
+        const std::uint8_t* part = ahead + tile * count * share;
         switch (rows * (tile + 1) / tiles - r) {
             case 1: add_tile<KIND, 1, DIRECT>(x, row + r, first, count, halves, part, share, sums + r); break;
             case 2: add_tile<KIND, 2, DIRECT>(x, row + r, first, count, halves, part, share, sums + r); break;
@@ -183,7 +183,7 @@ void panel(const GroupedCall& call, const GroupedPart& part, std::int64_t offset
         const std::int64_t first = run * GROUPS;
         const int some = groups - first < GROUPS ? static_cast<int>(groups - first) : GROUPS;
         for (int half = 0; half < HALVES; ++half) unpack_half<KIND, DIRECT>(start + run * run_bytes(KIND), half, some, halves[half]);
-        const std::uint8_t* ahead = start + run_ahead(KIND, run + RUNS_AHEAD, runs, bytes);
+        const std::uint8_t* ahead = start + (run + RUNS_AHEAD) * run_bytes(KIND);
         add_panel<KIND, DIRECT>(call.x, row, count, first, some, halves, ahead, sums);
     }
     for (std::int64_t r = 0; r < count; ++r) {

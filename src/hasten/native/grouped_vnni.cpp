@@ -10,7 +10,8 @@ namespace hasten {
 namespace {
 
 const int TILE_ROWS = 8;   // whose sums are in registers at once
-const int RUNS_AHEAD = 2;  // of GROUPS groups that memory is asked for before they are needed
+// Of GROUPS groups that memory is asked for before they are needed: by distance, because a strip may end with a shorter run.
+const int RUNS_AHEAD = 2;
 
 INLINE __m512i line_at(const std::uint8_t* from) { return _mm512_loadu_si512(from); }
 
@@ -213,8 +214,8 @@ void strips(const GroupedCall& call, const GroupedPart& part, std::int64_t offse
             run.count = groups - run.first < GROUPS ? static_cast<int>(groups - run.first) : GROUPS;
             run.chunk = start + i * run_bytes(KIND);
             read_scales<KIND>(run.chunk, run.count, run.scales);
-            const std::uint8_t* ahead = start + run_ahead(KIND, i + RUNS_AHEAD, runs, bytes);
-            for (std::int64_t tile = 0; tile < tiles; ++tile, ahead += GROUPS * share) {
+            const std::uint8_t* ahead = run.chunk + RUNS_AHEAD * run_bytes(KIND);
+            for (std::int64_t tile = 0; tile < tiles; ++tile, ahead += run.count * share) {
                 const std::int64_t from = count * tile / tiles, rows = count * (tile + 1) / tiles - from;
                 if (tiles == 1) {
                     add_rows<KIND, true, false>(rows, call.x, row, run, ahead, share, sums);
