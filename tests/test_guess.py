@@ -154,7 +154,8 @@ def test_a_choice_that_is_kept_is_chosen_again(name: str) -> None:
 
 def test_noise_of_places_instead_of_ids_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The mutant that these tests are there for: a trimmed row taken as if its places were ids."""
-    monkeypatch.setattr(guess, "_spread", lambda logits, ids, size: logits)
+    places = guess._places
+    monkeypatch.setattr(guess, "_places", lambda *arguments: (places(*arguments)[0], None))
     with pytest.raises(AssertionError):
         test_a_choice_that_is_kept_is_chosen_again("plain")
 

@@ -61,12 +61,19 @@ def choose_with_probability(
 
 def choose_adjusted(values: Logits, params: SamplingParams, seed: int, position: int) -> int:
     """``choose_row`` for a row that ``filters.adjusted`` has returned."""
+    return choose_place(values, None, params, seed, position)
+
+
+def choose_place(values: Logits, tokens: noise.IntArray | None, params: SamplingParams, seed: int, position: int) -> int:
+    """``choose_adjusted`` for a row of some tokens only: the place in it of the choice. ``tokens``: distinct ids, one a value; None
+    for 0, 1, 2 ... The lowest place wins a tie."""
     if params.greedy:
         return int(values.argmax())  # NumPy promises the first of equal maxima; torch.argmax does not
-    ids = kept(values, params)
-    if ids is None:
-        return _perturbed_argmax(values, None, params.temperature, seed, position)
-    return _perturbed_argmax(values[ids], ids, params.temperature, seed, position)
+    places = kept(values, params)
+    if places is None:
+        return _perturbed_argmax(values, tokens, params.temperature, seed, position)
+    some = places if tokens is None else tokens[places]
+    return int(places[_perturbed_argmax(values[places], some, params.temperature, seed, position)])
 
 
 def token_logprob(values: Logits, token: int, top: int) -> TokenLogprob:
@@ -85,7 +92,7 @@ def token_logprob(values: Logits, token: int, top: int) -> TokenLogprob:
 
 
 def _perturbed_argmax(values: Logits, ids: noise.IntArray | None, temperature: float, seed: int, position: int) -> int:
-    """argmax of value / temperature + noise, the lowest id on ties. ``ids``: ascending, one a value; None for 0, 1, 2 ...
+    """Place of the largest value / temperature + noise, the lowest one on ties. ``ids``: one a value; None for 0, 1, 2 ...
 
     Most of a large vocabulary cannot win: noise is bounded, and a first look at likely tokens sets a score to beat. Tokens
     are left out only when no noise, or no noise as small as theirs, could make them win, so the result is that of scoring all.
@@ -111,8 +118,7 @@ def _perturbed_argmax(values: Logits, ids: noise.IntArray | None, temperature: f
                 tokens = rest if ids is None else ids[rest]
                 rest = rest[noise.can_reach(seed, position, tokens, to_beat - scaled(values[rest], peak, temperature))]
             places = np.union1d(head, rest)
-    winner = int(places[scores(places).argmax()])
-    return winner if ids is None else int(ids[winner])
+    return int(places[scores(places).argmax()])
 
 
 def _contenders(

@@ -10,9 +10,9 @@ import torch
 
 from hasten.core.types import SamplingParams
 from hasten.sampling import noise
-from hasten.sampling.choose import choose_adjusted
+from hasten.sampling.choose import choose_place
 from hasten.sampling.draws import Drawn
-from hasten.sampling.filters import History, Logits, adjusted, at_least, kept, ranked, scaled
+from hasten.sampling.filters import History, Logits, adjusted, at_least, kept, largest, ranked, scaled
 from hasten.sampling.laws import Law, likeliest, warped_law
 
 _REACH = 10.0  # likelihood ratios beyond e^-10 cannot matter for a guess
@@ -50,8 +50,8 @@ def guesses(
     as impossible. Noise, penalties and bias are those of the ids, as everywhere.
     """
     noisy = noisy and not params.greedy
-    values = _adjusted(logits, params, position, history, vocabulary_size, ids)
-    first = choose_adjusted(values, params, seed, position) if noisy else int(values.argmax())
+    values, names = _places(logits, params, position, history, vocabulary_size, ids)
+    first = choose_place(values, names, params, seed, position) if noisy else int(values.argmax())
     temperature = params.temperature or 1.0
     peak = float(values[values.argmax()])
     pool, _ = at_least(values, peak - _REACH * temperature)
@@ -63,12 +63,14 @@ def guesses(
         pool = np.append(pool, first)
     plain = scaled(values[pool], peak, temperature)
     logs = plain - np.log(np.exp(plain).sum())
-    scores = logs + noise.noise_of(seed, position, pool) if noisy else logs
+    tokens = pool if names is None else names[pool]
+    scores = logs + noise.noise_of(seed, position, tokens) if noisy else logs
     weight = np.exp(scores - scores.max())
     weight /= weight.sum()
-    order = [at for at in ranked(scores)[: count + 1] if pool[at] != first][: count - 1]
+    best = largest(scores, count + 1)
+    order = [at for at in best[ranked(scores[best])] if pool[at] != first][: count - 1]
     chosen = int(np.flatnonzero(pool == first)[0])
-    return [Guess(int(pool[at]), float(logs[at]), float(scores[at]), float(weight[at])) for at in [chosen, *order]]
+    return [Guess(int(tokens[at]), float(logs[at]), float(scores[at]), float(weight[at])) for at in [chosen, *order]]
 
 
 def choose_several(
@@ -99,6 +101,24 @@ def draft_law(
     """The law that a draft model draws from: after penalties, bias and filters as the target's, and only its ``MOST_DRAWN``
     likeliest tokens. Arguments as in ``guesses``."""
     return likeliest(warped_law(_adjusted(logits, params, position, history, vocabulary_size, ids), params), MOST_DRAWN)
+
+
+def _places(
+    logits: torch.Tensor,
+    params: SamplingParams,
+    position: int,
+    history: History | None,
+    vocabulary_size: int | None,
+    ids: noise.IntArray | None,
+) -> tuple[Logits, noise.IntArray | None]:
+    """A row that tokens are chosen from, and their ids; None: 0, 1, 2 ... Part of a vocabulary stays one, but where penalties or
+    bias are told by id."""
+    if ids is None or params.needs_history or params.logit_bias:
+        return _adjusted(logits, params, position, history, vocabulary_size, ids), None
+    if vocabulary_size is not None and int(ids.max()) >= vocabulary_size:
+        inside = ids < vocabulary_size
+        logits, ids = logits[torch.from_numpy(inside)], ids[inside]
+    return adjusted(logits, params, position), ids
 
 
 def _adjusted(
