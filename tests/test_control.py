@@ -221,11 +221,11 @@ def test_floors_follow_a_curve_that_changes() -> None:
 def test_reading_a_long_text_is_not_judged_by_short_ones() -> None:
     costs = StepCosts(measure(truth, 4096), {"model": measure(truth, 4096)})
     costs.open([100])
-    costs.charge("model", None, 100 * truth(64, 50) / 64, 100, 1)
+    costs.charge("model", None, 1.0, 100 * truth(64, 50) / 64, 100, 1)
     long = 3000 * truth(64, 1500) / 64
     assert costs.reading("model", 3000) == pytest.approx(long, rel=0.03)
     for _ in range(9):  # slower than the curve: believed, too
-        costs.charge("model", None, 2 * long, 3000, 1)
+        costs.charge("model", None, 1.0, 2 * long, 3000, 1)
     assert costs.reading("model", 3000) > 1.8 * long
 
 

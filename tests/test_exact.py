@@ -18,11 +18,12 @@ import pytest
 from drafters import Malformed, OutOfVocabulary, Raising, Random, Right, RightThenWrong, TooLong, Wrong
 from hasten.cache.blocks import BlockManager
 from hasten.control.cost import CostCurve
-from hasten.core.types import SamplingParams, Sequence
-from hasten.draft.base import Drafter
+from hasten.core.types import DraftTree, SamplingParams, Sequence
+from hasten.draft.base import DraftBudget, Drafter
 from hasten.draft.lm import LanguageModelDrafter
 from hasten.draft.suffix import SuffixDrafter
 from hasten.native.loader import load
+from hasten.sampling.laws import DraftLaws
 from tiny import (
     DESCRIPTIONS,
     DOUBLE,
@@ -87,11 +88,27 @@ def draft_model(kind: str, perturbed: float, num_blocks: int = 24, form: Form = 
     return LanguageModelDrafter(executor.forward, BlockManager(num_blocks, prefix_cache=False), VOCABULARY, 512, **shape)
 
 
+class GuessingAhead(LanguageModelDrafter):
+    """Its passes have rows for guesses whatever those cost."""
+
+    def _draft(self, sequences: list[Sequence], budgets: list[DraftBudget], drawing: bool) -> list[tuple[DraftTree, DraftLaws]]:
+        return super()._draft(sequences, [replace(budget, ahead=(0.0,) * 4) for budget in budgets], drawing)
+
+
+def guessing_ahead(kind: str, form: Form) -> LanguageModelDrafter:
+    executor, blocks = (
+        tiny_executor(kind, form.precision, 24, perturbed=0.05, cache=form.cache),
+        BlockManager(24, prefix_cache=False),
+    )
+    return GuessingAhead(executor.forward, blocks, VOCABULARY, 512, commit=executor.commit)
+
+
 DRAFTERS: dict[str, Callable[[str, Form], list[Drafter]]] = {
     "none": lambda kind, form: [],
     "suffix": lambda kind, form: [SuffixDrafter()],
     "lm-good": lambda kind, form: [draft_model(kind, 0.02, form=form)],
     "lm-poor": lambda kind, form: [draft_model(kind, 0.5, form=form)],
+    "lm-ahead": lambda kind, form: [guessing_ahead(kind, form)],
     "lm-rsd-c": lambda kind, form: [draft_model(kind, 0.05, form=form, tree="rsd-c", branching=(3, 2))],
     "lm-rsd-s": lambda kind, form: [draft_model(kind, 0.05, form=form, tree="rsd-s", width=4)],
     "lm-top-k": lambda kind, form: [draft_model(kind, 0.05, form=form, tree="top-k", width=4)],

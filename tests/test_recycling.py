@@ -11,7 +11,8 @@ import pytest
 from hasten.core.errors import ConfigError
 from hasten.core.types import ROOT, DraftTree, SamplingParams, Sequence, Verdict
 from hasten.draft.base import DraftBudget
-from hasten.draft.recycling import LONGEST_KEY, RankAcceptance, RecentRows, RecyclingDrafter
+from hasten.draft.recycled_rows import LONGEST_KEY, RankAcceptance, RecentRows
+from hasten.draft.recycling import RecyclingDrafter
 from tiny import naive_text, run_all, tiny_engine
 
 GENEROUS = DraftBudget(nodes=24, depth=12)
@@ -165,7 +166,7 @@ def test_tables_are_bounded_and_the_oldest_rows_go() -> None:
         tokens = [rng.randrange(5000) for _ in range(5)]
         sequence = sequence_of(tokens, tenant=f"tenant {number % 7}")
         drafter.observe(sequence, DraftTree(), Verdict([], tokens[-1:], likeliest=[tokens[:3]]))
-    kept = drafter._tenants.values()
+    kept = drafter.rows._tenants.values()
     assert len(kept) == 3
     assert all(len(table) <= 64 for tenant in kept for table in tenant.tables)
 

@@ -13,6 +13,7 @@ FIRST_REFERENCE = 4  # rounds until a plain step is measured; doubled each time
 RARE_REFERENCE = 192  # at most
 REMEMBERED_STEPS = 9
 FLOORS_FOR = 64  # steps that floors are used before they follow the curve
+MOST_AHEAD = 6  # rows that a pass of a draft model may have beside the one that it is for
 DOUBT = 0.5  # scores are calibrated later, so a node may be proposed with half of what makes it worth its row
 
 
@@ -27,13 +28,15 @@ class StepCosts:
     shapes: list[Shape] = field(default_factory=list)  # of the sequences that decode in this step, without drafts
     plain: float = 0.0  # of this step
     unit: float = 0.0  # and of each of its sequences: what a token is worth
-    _level: dict[str, Average] = field(default_factory=dict)
+    _pass: dict[str, Average] = field(default_factory=dict)
+    _passes: dict[str, Average] = field(default_factory=dict)  # that a level is
     _reading: dict[str, Average] = field(default_factory=dict)
     _since_plain: int = 0
     _reference: int = FIRST_REFERENCE
     _ratios: deque[float] = field(default_factory=lambda: deque([1.0], REMEMBERED_STEPS))
     _bias: float = 1.0
     _floors: dict[tuple[int, int], tuple[int, list[float]]] = field(default_factory=dict)
+    _ahead: dict[tuple[str, int], tuple[int, list[float]]] = field(default_factory=dict)
     _opened: int = 0
 
     def open(self, contexts: list[int]) -> None:
@@ -57,11 +60,29 @@ class StepCosts:
 
     def level(self, drafter: str, askers: int) -> float | None:
         """Seconds of one level of a paid drafter for that many sequences of this step together; None where nothing is known."""
-        seen = self._level.get(drafter)
+        one = self._one_pass(drafter, askers)
+        passes = self._passes.get(drafter)
+        return one if one is None or passes is None or passes.value is None else one * passes.value
+
+    def _one_pass(self, drafter: str, askers: int) -> float | None:
+        seen = self._pass.get(drafter)
         curve = self.draft_curves.get(drafter)
         if curve is not None and curve.known:
             return curve.step(self.shapes[:askers]) * (seen.value if seen is not None and seen.value else 1.0)
         return seen.value if seen is not None else None
+
+    def ahead(self, drafter: str, askers: int) -> list[float]:
+        """For each number of rows that a pass of a draft model has beside those it is for: the least chance of saving the next pass
+        that one more, of each of so many sequences, is worth; as ``floors``. Empty where nothing is measured."""
+        curve = self.draft_curves.get(drafter)
+        if curve is None or not curve.known or askers < 1:
+            return []
+        until, least = self._ahead.get((drafter, askers), (0, []))
+        if self._opened >= until:
+            base = curve.base(askers)
+            least = least_chances([(curve.base(askers * (1 + more)) - base) / base for more in range(MOST_AHEAD + 1)])
+            self._ahead[drafter, askers] = self._opened + FLOORS_FOR, least
+        return least
 
     def reading(self, drafter: str, tokens: int) -> float:
         """Seconds a paid drafter takes to read that many tokens of text before it can guess."""
@@ -70,12 +91,12 @@ class StepCosts:
             curve = None
         if tokens <= BLOCK_SIZE:  # read with the first level
             return max(0.0, curve.predict(tokens) - curve.predict(1)) if curve is not None else 0.0
-        seen, level = self._reading.get(drafter), self._level.get(drafter)
+        seen, one = self._reading.get(drafter), self._pass.get(drafter)
         found = tokens * seen.value if seen is not None and seen.value is not None else 0.0
         if curve is None:
             return found
         # What was seen may be of shorter texts, whose tokens look back on less.
-        now = level.value if level is not None and level.value else 1.0
+        now = one.value if one is not None and one.value else 1.0
         return max(found, now * tokens * curve.step([(BLOCK_SIZE, tokens // 2)]) / BLOCK_SIZE)
 
     def row(self, context: int, drafted: int = 0) -> float:
@@ -94,18 +115,18 @@ class StepCosts:
         sequences = len(self.shapes)
         until, floors = self._floors.get((sequences, most), (0, []))
         if self._opened >= until and self.unit > 0.0:
-            costs = [DOUBT * self.rows(count) / self.unit for count in range(most + 1)]
-            ends = range(1, most + 1)
-            floors = [min((costs[end] - costs[begin]) / (end - begin) for end in ends[begin:]) for begin in range(most)]
+            floors = least_chances([DOUBT * self.rows(count) / self.unit for count in range(most + 1)])
             self._floors[sequences, most] = self._opened + FLOORS_FOR, floors
         return floors
 
-    def charge(self, drafter: str, level: float | None, reading: float, tokens: int, askers: int) -> None:
-        """A paid drafter took ``level`` seconds a level for ``askers`` sequences, and ``reading`` to read ``tokens``."""
+    def charge(self, drafter: str, level: float | None, passes: float, reading: float, tokens: int, askers: int) -> None:
+        """A paid drafter took ``level`` seconds a level for ``askers`` sequences, each ``passes`` of its model's passes, and
+        ``reading`` to read ``tokens``."""
         if level is not None:
             curve = self.draft_curves.get(drafter)
             scale = curve.step(self.shapes[:askers]) if curve is not None and curve.known and self.shapes else 1.0
-            self._level.setdefault(drafter, Average(0.2)).observe(level / scale)
+            self._pass.setdefault(drafter, Average(0.2)).observe(level / passes / scale)
+            self._passes.setdefault(drafter, Average(0.2)).observe(passes)
         if tokens > BLOCK_SIZE:
             self._reading.setdefault(drafter, Average(0.3)).observe(reading / tokens)
 
@@ -135,3 +156,10 @@ class StepCosts:
         if measured is not None and measured < OUTLIER * with_nodes:
             return max(0.0, measured - self.plain)
         return max(0.0, with_nodes - plain)
+
+
+def least_chances(costs: list[float]) -> list[float]:
+    """For each number of things that cost ``costs[number]`` together, but the last: the least chance that one more must have, and
+    all that may come behind it, none likelier, to be worth what they cost: the slopes of the lower hull."""
+    ends = range(1, len(costs))
+    return [min((costs[end] - costs[begin]) / (end - begin) for end in ends[begin:]) for begin in range(len(costs) - 1)]

@@ -34,6 +34,9 @@ class DraftBudget:
 
     Drafters whose nodes cost nothing leave these choices to the controller, and stop at the first of their nodes, the likeliest
     first, that would never be verified: the one behind ``n`` others that survives with less than ``floors[n]``.
+
+    ``ahead`` is for drafters that are a model: a row more in one of its passes is worth its cost where it saves the next pass with
+    that chance, for the first such row, the second ... none beyond the last.
     """
 
     nodes: int
@@ -42,6 +45,7 @@ class DraftBudget:
     calibrated: Callable[[float], float] = believed
     most_entropy: float = inf
     floors: Row[float] = ()
+    ahead: Row[float] = ()
 
 
 class Drafter:
@@ -58,6 +62,7 @@ class Drafter:
     draws: bool = False  # whether it can say which laws its nodes were drawn from, for verification by rejection
     likeliest_wanted: int = 0  # how many of the target's likeliest tokens a row ``Verdict.likeliest`` should hold
     seconds_per_level: float | None = None  # of a paid drafter: what its last levels took, one with another
+    passes_per_level: float = 1.0  # and how many passes each of them was
     identity: str = ""  # of a drafter that is a model: what it is and in what precision; then ``pass_seconds`` can be asked
     positions: int = 0  # and how many positions its pool holds
 

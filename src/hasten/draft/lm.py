@@ -6,6 +6,8 @@ is a chain of first choices; a level's next best choices hang beside it as leave
 Other trees, and what is different where drafts are verified by rejection, are in ``growth``. With a trimmed head (``trim``) it
 chooses among part of the vocabulary, under the same noise.
 
+A chain's pass may hold guesses at what it will choose, and then makes several levels (``cascade``).
+
 Before a level is computed the best survival is compared with the budget's minimum: AdaEDL's idea (2410.18351) of stopping on
 the draft's own certainty, with the threshold set by measured cost.
 """
@@ -22,9 +24,11 @@ from torch import Tensor
 
 from hasten.cache.blocks import BlockManager
 from hasten.core.errors import OutOfBlocks
-from hasten.core.types import BLOCK_SIZE, Batch, DraftTree, Segment, Sequence, Verdict
+from hasten.core.types import BLOCK_SIZE, ROOT, Batch, DraftTree, Segment, Sequence, Verdict
 from hasten.draft.base import DraftBudget, Drafter
+from hasten.draft.cascade import Cascade
 from hasten.draft.growth import Growing, Shape
+from hasten.draft.recycled_rows import RowsOfTenants
 from hasten.draft.shortlist import Shortlists
 from hasten.model.head import IntArray, TrimmedHead
 from hasten.sampling.filters import History
@@ -32,6 +36,7 @@ from hasten.sampling.guess import Guess, draft_law, guesses
 from hasten.sampling.laws import DraftLaws
 
 Forward = Callable[[Batch], Tensor]
+Commit = Callable[[list[int], int, list[int]], None]
 LARGEST_CHUNK = 512
 MOST_FRESH = 2  # tokens a sequence that a level reads beside guessing; a pass that reads more says nothing about what levels take
 
@@ -47,6 +52,7 @@ class DraftState:
     history: History | None = None
     counted: int = 0  # output tokens that the history has seen
     noted: int = 0  # tokens that the shortlist has seen
+    cascades: bool = False  # guesses ahead may be asked for
 
 
 @dataclass(slots=True)
@@ -58,13 +64,14 @@ class Feeding:
     state: DraftState
     known: list[int]
     waiting: list[int]
-    first_row: int = 0  # of the frontier, among the rows of the tree
+    ahead: DraftTree = field(default_factory=DraftTree)  # guesses that a chain's pass is fed behind them
 
 
 class LanguageModelDrafter(Drafter):
     """``forward`` runs the draft model over a batch (an executor's); ``blocks`` manages its pool; ``vocabulary`` is the number of
     ids the target may choose; ``tree``, ``width`` and ``branching`` as in ``growth.Shape``; ``head`` is the model's, where that is
-    a trimmed one. Raises ConfigError for values out of range."""
+    a trimmed one; ``commit`` (an executor's) moves rows of the pool into line: without it no pass makes more than one level. Raises
+    ConfigError for values out of range."""
 
     name = "lm"
     paid = True
@@ -80,6 +87,7 @@ class LanguageModelDrafter(Drafter):
         head: TrimmedHead | None = None,
         tree: str = "chain",
         branching: tuple[int, ...] = (2, 2),
+        commit: Commit | None = None,
     ) -> None:
         self.seconds_per_level: float | None = None
         self._forward = forward
@@ -88,7 +96,11 @@ class LanguageModelDrafter(Drafter):
         self._context_length = context_length
         self._shape = Shape(tree, width, branching)
         self._shortlists = None if head is None else Shortlists(head, vocabulary)
-        self.likeliest_wanted = 0 if head is None else Shortlists.likeliest_wanted
+        self._commit = commit
+        self._cascade = Cascade() if commit is not None and self._shape.linear else None
+        self.likeliest_wanted = max(
+            0 if self._shortlists is None else Shortlists.likeliest_wanted, 0 if self._cascade is None else Cascade.likeliest_wanted
+        )
         self.positions = blocks.num_blocks * BLOCK_SIZE
         self._states: dict[int, DraftState] = {}
 
@@ -100,6 +112,9 @@ class LanguageModelDrafter(Drafter):
     def observe(self, sequence: Sequence, tree: DraftTree, verdict: Verdict) -> None:
         if self._shortlists is not None:
             self._shortlists.note(sequence.id, (token for row in verdict.likeliest for token in row))
+        state = self._states.get(sequence.id)
+        if self._cascade is not None and state is not None and state.cascades:
+            self._cascade.observe(sequence, tree, verdict)
 
     def end(self, sequence: Sequence) -> None:
         if self._shortlists is not None:
@@ -121,6 +136,11 @@ class LanguageModelDrafter(Drafter):
 
     def draw(self, sequences: list[Sequence], budgets: list[DraftBudget]) -> list[tuple[DraftTree, DraftLaws]]:
         return self._draft(sequences, budgets, drawing=True)
+
+    def share_rows(self, rows: RowsOfTenants) -> None:
+        """Guess ahead from the rows of a recycling drafter that is asked beside this one. Before the first sequence."""
+        if self._cascade is not None:
+            self._cascade = Cascade(rows)
 
     # What a model of another vocabulary does differently (``foreign``)
 
@@ -144,21 +164,29 @@ class LanguageModelDrafter(Drafter):
         if self._shortlists is not None:
             self._shortlists.prepare()
         reads = sum(len(feed.waiting) for feed in active) > MOST_FRESH * len(active)
-        seconds: list[float] = []
+        seconds, levels = [], []
         while active:
             started = time.perf_counter()
-            logits = self._forward(Batch([self._segment(feed) for feed in active]))
+            batch = Batch([self._segment(feed) for feed in active])
+            logits = self._forward(batch)
             row = 0
-            for feed in active:
-                rows = len(feed.growing.frontier)
+            for feed, segment in zip(active, batch.segments, strict=True):
+                rows = segment.rows - segment.first_logit
                 self._grow(feed, logits[row : row + rows])
                 row += rows
             seconds.append(time.perf_counter() - started)
+            levels.append(max(feed.growing.level for feed in feeds if feed is not None))
             active = [feed for feed in active if feed.growing.continues and self._has_context(feed)]
-        levels = seconds[1:] if reads else seconds
-        if levels:
-            self.seconds_per_level = sum(levels) / len(levels)
+        self._time(seconds, levels, reads)
         return [(DraftTree(), DraftLaws()) if feed is None else (feed.growing.tree, feed.growing.laws) for feed in feeds]
+
+    def _time(self, seconds: list[float], levels: list[int], reads: bool) -> None:
+        """Passes took that long and led to these levels; the first one may also have read text."""
+        if reads:
+            seconds, levels = seconds[1:], [level - levels[0] for level in levels[1:]]
+        if seconds and levels[-1]:
+            self.seconds_per_level = sum(seconds) / levels[-1]
+            self.passes_per_level = len(seconds) / levels[-1]
 
     def _start(self, sequence: Sequence, budget: DraftBudget, drawing: bool) -> Feeding | None:
         """Line the draft's memory up with what was committed; None where there is nothing to draft."""
@@ -176,6 +204,7 @@ class LanguageModelDrafter(Drafter):
                 state.history = History(sequence.tokens[: sequence.prompt_length])
             state.history.extend(sequence.tokens[sequence.prompt_length + state.counted :])
             state.counted = sequence.output_length
+        state.cascades = self._cascade is not None and bool(budget.ahead)
         if self._shortlists is not None:
             self._shortlists.note(sequence.id, sequence.tokens[state.noted :])
             state.noted = len(sequence.tokens)
@@ -196,7 +225,7 @@ class LanguageModelDrafter(Drafter):
         # By the budget, not by what is drawn: whether there is room must not depend on draws.
         budget = feed.growing.budget
         more = min(budget.depth, self._context_length - len(feed.known)) if self._shape.linear else budget.nodes
-        return self._make_room(state, len(feed.known) + more)
+        return self._make_room(state, len(feed.known) + more + len(budget.ahead))
 
     def _make_room(self, state: DraftState, positions: int) -> bool:
         missing = -(-positions // BLOCK_SIZE) - len(state.blocks)
@@ -212,24 +241,59 @@ class LanguageModelDrafter(Drafter):
     def _segment(self, feed: Feeding) -> Segment:
         growing, state = feed.growing, feed.state
         if growing.level == 0 or self._shape.linear:
-            return Segment(state.blocks, len(state.fed), feed.waiting, first_logit=len(feed.waiting) - 1)
+            feed.ahead = self._guess_ahead(feed)
+            return Segment(state.blocks, len(state.fed), feed.waiting, feed.ahead, first_logit=len(feed.waiting) - 1)
         root, tree = len(feed.known) - 1, growing.tree
         own = DraftTree([self._own_id(token) for token in tree.tokens], tree.parents, tree.scores, tree.drafters)
         return Segment(state.blocks, root, feed.known[root:], own, first_logit=1 + growing.frontier[0].node)
 
+    def _guess_ahead(self, feed: Feeding) -> DraftTree:
+        """What the model may choose at this level and the next ones, as far as knowing that can save a pass."""
+        growing, floors = feed.growing, feed.growing.budget.ahead
+        depth = min(growing.budget.depth, self._context_length - len(feed.known) - 1) - growing.level - 1
+        if self._cascade is None or not floors or depth < 1:
+            return DraftTree()
+        return self._cascade.guess(growing.sequence, self._path(feed), floors, depth)
+
+    def _path(self, feed: Feeding) -> list[int]:
+        """The drafted tokens above the frontier and at it."""
+        return [] if feed.growing.level == 0 else feed.growing.path(feed.growing.frontier[0].node)
+
     def _grow(self, feed: Feeding, logits: Tensor) -> None:
-        """Add one level below the frontier, whose logits these are."""
+        """Add one level below the frontier, whose logits come first; of a chain more, while it follows what was guessed ahead."""
         growing, state = feed.growing, feed.state
-        if growing.level == 0 or self._shape.linear:
-            state.fed += feed.waiting
+        if growing.level and not self._shape.linear:
+            self._add_level(feed, logits)
+            return
+        context, chain = len(state.fed), len(feed.waiting)
+        state.fed += feed.waiting
+        self._add_level(feed, logits[:1])
+        taken: list[int] = []
+        while growing.continues and self._has_context(feed) and len(feed.ahead):
+            token = growing.tree.tokens[growing.frontier[0].node]
+            node = feed.ahead.child(taken[-1] if taken else ROOT, token)
+            if node is None:
+                break
+            taken.append(node)
+            state.fed.append(token)
+            self._add_level(feed, logits[1 + node : 2 + node])
+        if taken and self._commit is not None:
+            self._commit(state.blocks, context, [*range(chain), *(chain + node for node in taken)])
+        if self._shape.linear and growing.frontier:
+            feed.waiting = [self._own_id(growing.tree.tokens[growing.frontier[0].node])]
+
+    def _add_level(self, feed: Feeding, logits: Tensor) -> None:
+        """One level below the frontier, whose logits these are."""
+        growing, state = feed.growing, feed.state
         most, temperature = growing.budget.most_entropy, growing.sequence.params.temperature or 1.0
         if growing.level and most < inf and min(entropy(row, temperature) for row in logits) > most:
             growing.unsure = True
             return
+        path = self._path(feed) if state.cascades else []
         found = [self._children(growing, state, beam.node, row) for beam, row in zip(growing.frontier, logits, strict=True)]
         growing.add_level(found)
-        if self._shape.linear and growing.frontier:
-            feed.waiting = [self._own_id(growing.tree.tokens[growing.frontier[0].node])]
+        if self._cascade is not None and state.cascades and found[0]:
+            self._cascade.chosen(growing.sequence, path, found[0][0].token)
 
     def _children(self, growing: Growing, state: DraftState, node: int, row: Tensor) -> list[Guess]:
         sequence, before = growing.sequence, growing.path(node)

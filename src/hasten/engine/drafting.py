@@ -173,7 +173,8 @@ class Drafting:
         nodes = self._most_nodes(round, share) - (len(round.tree) if round.sequence in self._laws else 0)
         calibrated = self.controller.calibrated(drafter.name, round.kind)
         floors = [] if drafter.paid else self.controller.floors(round, max(0, nodes))
-        return DraftBudget(nodes, min(DEEPEST, depth, _depth_left(sequence)), floor, calibrated, entropy, floors)
+        ahead = self.controller.costs.ahead(drafter.name, askers) if drafter.paid else []
+        return DraftBudget(nodes, min(DEEPEST, depth, _depth_left(sequence)), floor, calibrated, entropy, floors, ahead)
 
     def _charge(self, drafter: Drafter, sequences: list[Sequence], rounds: list[Round], spent: float) -> None:
         """Share out what a drafter took: its levels evenly, its reading by how much each sequence had grown since."""
@@ -181,9 +182,13 @@ class Drafting:
         unread = [max(0, round.context - self._seen.get((drafter.name, round.sequence), 0)) for round in rounds]
         if drafter.paid:
             levels = max((round.levels.get(drafter.name, 0) for round in rounds), default=0)
-            if drafter.seconds_per_level is not None and levels:
-                guessing = min(spent, levels * drafter.seconds_per_level)
-            self.controller.costs.charge(drafter.name, drafter.seconds_per_level, spent - guessing, sum(unread), len(rounds))
+            level = drafter.seconds_per_level
+            expected = self.controller.costs.level(drafter.name, len(rounds)) if level is None else level
+            if expected is not None and levels:
+                guessing = min(spent, levels * expected)
+            self.controller.costs.charge(
+                drafter.name, level, drafter.passes_per_level, spent - guessing, sum(unread), len(rounds)
+            )  # fmt: skip
         whole = max(1, sum(unread))
         for sequence, round, tokens in zip(sequences, rounds, unread, strict=True):
             reading = (spent - guessing) * tokens / whole

@@ -25,6 +25,7 @@ from hasten.draft.foreign import ForeignDrafter
 from hasten.draft.growth import Shape
 from hasten.draft.kept import arguments_of
 from hasten.draft.lm import LanguageModelDrafter
+from hasten.draft.recycling import RecyclingDrafter
 from hasten.draft.trim import trim_head
 from hasten.draft.vocabularies import overlap
 from hasten.engine.engine import Engine
@@ -80,6 +81,7 @@ def load_engine(config: EngineConfig, progress: Progress = silent, redo_profile:
         if specs is None
         else [_make_drafter(spec, config, resolved.draft, target, device, progress) for spec in specs if spec.name != "none"]
     )
+    _share_rows(drafters)
     blocks = BlockManager(target.num_blocks, prefix_cache=config.prefix_cache)
     scheduler = Scheduler(blocks, target.context_length, config.max_rows, config.max_sequences)
     set_threads(config.threads, target.executor.decoder.precision)
@@ -169,6 +171,14 @@ def _auto_drafters(
     return drafters
 
 
+def _share_rows(drafters: list[Drafter]) -> None:
+    """What a recycling drafter keeps of the target's choices tells a draft model beside it, too, what comes next."""
+    rows = next((drafter.rows for drafter in drafters if isinstance(drafter, RecyclingDrafter)), None)
+    for drafter in drafters:
+        if rows is not None and isinstance(drafter, LanguageModelDrafter):
+            drafter.share_rows(rows)
+
+
 def _check_spec(spec: Spec) -> None:
     """Raises ConfigError for a name or a shape of trees that there is not."""
     DRAFTERS.resolve(spec.name)
@@ -228,7 +238,10 @@ def _lm_drafter(
     draft = load_model(resolved.name, resolved.path, config, device, progress, trim)
     blocks = BlockManager(draft.num_blocks, prefix_cache=False)
     vocabulary, context = target.tokenizer.vocabulary_size, draft.context_length
-    drafter = LanguageModelDrafter(draft.executor.forward, blocks, vocabulary, context, head=draft.head, **arguments)
+    executor = draft.executor
+    drafter = LanguageModelDrafter(
+        executor.forward, blocks, vocabulary, context, head=draft.head, commit=executor.commit, **arguments
+    )  # fmt: skip
     drafter.identity = f"{draft.fingerprint}-{draft.executor.precision}" + (f"-{draft.head.outputs}" if draft.head else "")
     return drafter
 
