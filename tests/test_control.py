@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import random
+from dataclasses import replace
 from itertools import pairwise, product
 from pathlib import Path
 
@@ -108,6 +109,7 @@ def test_profiles_are_kept_checked_and_redone(tmp_path: Path, monkeypatch: pytes
     assert bent.origin == "measured now"
     other = Setting("ab" * 32, "int8", "Another processor", 2, "amx")
     assert load(SETTING.path(), other) is None
+    assert load(SETTING.path(), replace(SETTING, kernels="another build")) is None
     assert curve_of(SETTING, truth, 4096, redo=True).origin == "measured now"
     floor, knee = floor_and_knee(curve_of(SETTING, truth, 4096).curve)
     assert floor == pytest.approx(truth(1, NEAR))

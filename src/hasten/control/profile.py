@@ -41,6 +41,7 @@ class Setting:
     processor: str
     threads: int
     instructions: str  # level of the native kernels, or the device's name
+    kernels: str = ""  # fingerprint of the native library
 
     def path(self) -> Path:
         return store.folder() / store.file_name("cost", self.model[:24], self.precision, self.instructions, str(self.threads))
@@ -52,6 +53,7 @@ class Setting:
             "processor": self.processor,
             "threads": self.threads,
             "instructions": self.instructions,
+            "kernels": self.kernels,
             "version": __version__,
         }
 

@@ -19,7 +19,7 @@ from hasten.core.types import BLOCK_SIZE, Batch, Segment
 from hasten.draft.base import Drafter
 from hasten.engine.drafting import Drafting
 from hasten.model.executor import Executor
-from hasten.model.kernels import threads_and_level
+from hasten.model.kernels import kernels_fingerprint, threads_and_level
 
 
 def make_drafting(
@@ -77,4 +77,4 @@ def _setting(model: str, precision: str, device: torch.device) -> Setting:
     if device.type == "cuda":
         return Setting(model, precision, torch.cuda.get_device_name(device), 0, "cuda")
     threads, level = threads_and_level()
-    return Setting(model, precision, profile.processor_name(), threads, level)
+    return Setting(model, precision, profile.processor_name(), threads, level, kernels_fingerprint())

@@ -47,6 +47,12 @@ def threads_and_level() -> tuple[int, str]:
     return (torch.get_num_threads(), "torch") if library is None else (library.threads, library.isa)
 
 
+def kernels_fingerprint() -> str:
+    """Tells one build of the native kernels from another; "" without them."""
+    library = load()
+    return "" if library is None else library.fingerprint
+
+
 def native_reads(buffer: Tensor) -> list[Callable[[], object]]:
     """Ways of the native kernels to read all of ``buffer`` (uint8, contiguous) and nothing else, to time memory by."""
     library = load()

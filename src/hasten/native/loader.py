@@ -8,9 +8,10 @@ another library file to load (one built with ``--sanitize``).
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from hasten.core.errors import ConfigError
@@ -75,6 +76,11 @@ class NativeLibrary:
             self.call[name] = function
         if self.call["hst_version"]() != INTERFACE_VERSION:
             raise OSError(f"{path} is of another version; build it again with python -m hasten.native.build")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the library's file, when it is first asked for."""
+        return hashlib.sha256(self.path.read_bytes()).hexdigest()[:16]
 
     @property
     def isa(self) -> str:
