@@ -29,11 +29,10 @@ class Counted(LanguageModelDrafter):
 
     def __init__(self, blocks: int = 48, commits: bool = True, precision: Precision = FP64, **shape: object) -> None:
         executor = tiny_executor("qwen2", precision, blocks)
-        self.passes = self.rows = 0
+        self.calls = 0
 
         def forward(batch: Batch) -> object:
-            self.passes += 1
-            self.rows += batch.rows
+            self.calls += 1
             return executor.forward(batch)
 
         def commit(table: list[int], context: int, kept: list[int]) -> None:
@@ -121,8 +120,8 @@ def test_what_is_drafted_does_not_depend_on_guesses_ahead(name: str, wrong: floa
     expected = answers_of(rounds(plain, [text_of(3, SETTINGS[name])], ()))
     guessed._cascade = Told(ahead_of(expected, 0, random.Random(1), wrong))
     check_same(answers_of(rounds(guessed, [text_of(3, SETTINGS[name])], AHEAD)), expected)
-    assert plain.passes == 8 * DEPTH
-    assert guessed.passes == 8 if wrong == 0.0 else guessed.passes == 8 * DEPTH if wrong == 1.0 else 8 < guessed.passes < 8 * DEPTH
+    assert plain.calls == 8 * DEPTH
+    assert guessed.calls == 8 if wrong == 0.0 else guessed.calls == 8 * DEPTH if wrong == 1.0 else 8 < guessed.calls < 8 * DEPTH
 
 
 @pytest.mark.parametrize("name", ["sampled", "greedy"])
@@ -132,7 +131,7 @@ def test_draws_do_not_depend_on_guesses_ahead(name: str) -> None:
     guessed = Counted()
     guessed._cascade = Told(ahead_of(expected, 0, random.Random(1), 0.2))
     check_same(answers_of(rounds(guessed, [text_of(3, SETTINGS[name])], AHEAD, draws=True)), expected)
-    assert guessed.passes < 8 * DEPTH
+    assert guessed.calls < 8 * DEPTH
 
 
 @pytest.mark.parametrize("precision", [FP64, INT8], ids=lambda precision: precision.name)
@@ -177,7 +176,7 @@ def test_what_the_target_chose_before_saves_passes(shared: bool) -> None:
         drafter.begin(again)
         (tree,) = drafter.propose([again], [DraftBudget(DEPTH, DEPTH, ahead=AHEAD)])
         assert tree.tokens == chain.tokens
-        assert drafter.passes <= 2 if tenant == "same" else drafter.passes == DEPTH
+        assert drafter.calls <= 2 if tenant == "same" else drafter.calls == DEPTH
 
 
 def test_rows_that_somebody_else_keeps_are_not_written() -> None:
@@ -195,7 +194,7 @@ def test_the_draft_models_choices_say_how_often_candidates_are_right() -> None:
     learn(cascade, text, [1, 2, 3])
     assert len(cascade.guess(text, [], (0.1,) * 4, 4)) > 0
     for _ in range(400):
-        cascade.chosen(text, [], 9)
+        cascade.chosen(text, [], 9, AHEAD)
     assert len(cascade.guess(text, [], (0.1,) * 4, 4)) == 0
     assert len(cascade.guess(replace(text, params=SETTINGS["sampled"]), [], (0.1,) * 4, 4)) > 0
     assert len(cascade.guess(replace(text, tenant="other"), [], (0.0,) * 4, 4)) == 0
@@ -205,7 +204,7 @@ def test_tenants_are_bounded() -> None:
     cascade = Cascade()
     for number in range(5 * MOST_TENANTS):
         learn(cascade, text := text_of(1, SETTINGS["greedy"], tenant=str(number)), [1, 2])
-        cascade.chosen(text, [], 1)
+        cascade.chosen(text, [], 1, AHEAD)
     assert len(cascade._acceptance) <= 2 * MOST_TENANTS
 
 
@@ -242,12 +241,27 @@ def test_least_chances_are_the_slopes_of_the_lower_hull() -> None:
     assert least_chances([0.0]) == []
 
 
-def test_a_level_is_cheaper_where_passes_make_several_and_reading_is_not() -> None:
+def test_deeper_levels_are_cheaper_where_they_are_foreseen_and_reading_is_not() -> None:
     curve = CostCurve.measured({1: 1.0, 64: 4.0})
     costs = StepCosts(CostCurve.measured({1: 4.0, 8: 5.0}), {"lm": curve})
-    costs.open([0])
+    costs.open([0, 0])
     before = costs.reading("lm", 640)
-    for _ in range(50):
-        costs.charge("lm", 0.55, 0.5, 0.0, 0, 1)  # a pass took 1.1
-    assert costs.level("lm", 1) == pytest.approx(0.55, rel=0.01)
+    assert costs.levels("lm", 1, 3) == pytest.approx(3.0)
+    for _ in range(200):
+        costs.charge("lm", 1.1, 0.5, 0.0, 0, 1)
+    assert costs.levels("lm", 1, 1) == pytest.approx(1.1)
+    assert costs.levels("lm", 1, 3) == pytest.approx(1.1 * (1 + 2 * 0.5), rel=0.01)
+    assert costs.deeper("lm", 2) == pytest.approx(costs.one_pass("lm", 2) * 0.75, rel=0.01)  # both must have been foreseen
     assert costs.reading("lm", 640) == pytest.approx(1.1 * before, rel=0.01)
+
+
+def test_what_would_have_been_guessed_is_counted_where_nothing_is_asked() -> None:
+    """So that one level at a time is not taken as a reason to draft one level at a time."""
+    (chain,) = next(rounds(Counted(width=1), [text_of(1, SETTINGS["greedy"])], ()))
+    for known, foreseen in ((chain.tokens, 1.0), ([], 0.0)):
+        drafter, text = Counted(width=1), text_of(1, SETTINGS["greedy"])
+        if known:
+            learn(drafter._cascade, text, known)
+        drafter.begin(text)
+        drafter.propose([text], [DraftBudget(1, 1, ahead=AHEAD)])
+        assert (drafter.passes, drafter.foreseen) == (1, foreseen)

@@ -223,11 +223,11 @@ def test_floors_follow_a_curve_that_changes() -> None:
 def test_reading_a_long_text_is_not_judged_by_short_ones() -> None:
     costs = StepCosts(measure(truth, 4096), {"model": measure(truth, 4096)})
     costs.open([100])
-    costs.charge("model", None, 1.0, 100 * truth(64, 50) / 64, 100, 1)
+    costs.charge("model", None, None, 100 * truth(64, 50) / 64, 100, 1)
     long = 3000 * truth(64, 1500) / 64
     assert costs.reading("model", 3000) == pytest.approx(long, rel=0.03)
     for _ in range(9):  # slower than the curve: believed, too
-        costs.charge("model", None, 1.0, 2 * long, 3000, 1)
+        costs.charge("model", None, None, 2 * long, 3000, 1)
     assert costs.reading("model", 3000) > 1.8 * long
 
 
@@ -250,21 +250,26 @@ def test_the_best_group_is_the_enumerated_optimum(others: int) -> None:
     """``others`` step along and are not asked about: what drafting costs delays their tokens too."""
     acceptances, offered, plain = [0.9, 0.8, 0.5, 0.1], [0.0, 0.3, 0.0, 0.0], 1.0
     certain = others + len(offered) + sum(offered)
-    level, rows = lambda members: 0.1 + 0.02 * members, lambda more: 0.004 * more + 0.001 * more**2
+
+    def levels(members: int, depth: int) -> float:
+        return 0.02 + depth * (0.08 + 0.02 * members)
+
+    def rows(more: int) -> float:
+        return 0.004 * more + 0.001 * more**2
 
     def rate(members: int, depth: int) -> float:
         tokens = certain
         for at in range(members):
             tokens += max(0.0, rules.expected_tokens(depth, acceptances[at]) - offered[at])
-        return tokens / (plain + depth * level(members) + rows(members * depth))
+        return tokens / (plain + (levels(members, depth) if depth else 0.0) + rows(members * depth))
 
     best = max(product(range(1, 5), range(1, 9)), key=lambda pair: rate(*pair))
-    members, depth, gain = rules.best_group(acceptances, offered, certain, plain, level, rows, 8)
+    members, depth, gain = rules.best_group(acceptances, offered, certain, plain, levels, rows, 8)
     assert (members, depth) == best
     assert 0 < members < 4
     assert depth > 1
     assert gain == pytest.approx(rate(*best) / rate(0, 0))
-    assert rules.best_group(acceptances, offered, certain, plain, lambda members: 9.0, rows, 8) == (0, 0, 1.0)
+    assert rules.best_group(acceptances, offered, certain, plain, lambda members, depth: 9.0, rows, 8) == (0, 0, 1.0)
 
 
 def test_the_entropy_threshold_moves_as_in_the_paper() -> None:

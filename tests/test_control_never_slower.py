@@ -58,7 +58,7 @@ class Scripted(Drafter):
     _read: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.name, self.paid, self.seconds_per_level = self.label, self.level > 0.0, None
+        self.name, self.paid, self.seconds_per_pass = self.label, self.level > 0.0, None
 
     def propose(self, sequences: list[Sequence], budgets: list[DraftBudget]) -> list[DraftTree]:
         trees = [DraftTree() for _ in sequences]
@@ -74,7 +74,7 @@ class Scripted(Drafter):
             longest = max(longest, len(tree))
         self.clock.now += longest * self.level + 0.00002 * len(sequences)
         if longest and self.paid:
-            self.seconds_per_level = self.level
+            self.seconds_per_pass, self.passes = self.level, longest
         return trees
 
 

@@ -88,7 +88,7 @@ class Controller:
             own.rounds += 1
             own.on, own.why = self._wished(round)
         open_ones = [at for at, round in enumerate(rounds) if round.wish.mode == "auto" and round.wish.nodes]
-        if self.rule == "auto" and self.measured and (not paid or self.costs.level(drafter, len(rounds)) is not None):
+        if self.rule == "auto" and self.measured and (not paid or self.costs.one_pass(drafter, len(rounds)) is not None):
             asked, asked_owns = [rounds[at] for at in open_ones], [owns[at] for at in open_ones]
             if paid:
                 self._ask_together(drafter, asked, asked_owns, sum(self._certain(round) for round in rounds))
@@ -169,8 +169,8 @@ class Controller:
             return 0, 0, 1.0
         offered = [self._certain(round) - 1.0 for round in rounds]
         deepest = min(DEEPEST_ASKED, max(round.tokens_left for round in rounds))
-        level = lambda members: self.costs.level(drafter, members) or 0.0  # noqa: E731
-        return rules.best_group(acceptances, offered, certain, self.costs.plain, level, self.costs.rows, max(1, deepest))
+        levels = partial(self.costs.levels, drafter)
+        return rules.best_group(acceptances, offered, certain, self.costs.plain, levels, self.costs.rows, max(1, deepest))
 
     def _opened(self, drafter: str, round: Round, steps: float) -> Standing:
         """The drafter's standing, which begins with credit of so many plain steps."""
@@ -212,18 +212,21 @@ class Controller:
             own.why = f"{why}; it is tried again in {max(1, own.interval - own.off)} rounds"
 
     def _by_rule(self, drafter: str, paid: bool, round: Round, askers: int) -> tuple[bool, str]:
-        level = self.costs.level(drafter, askers)
-        if self.rule == "goodput" and paid and level is not None and self.measured:
-            depth = self._best_depth(round, self.standing(drafter, round.kind).acceptance, level / askers)
+        known = self.costs.one_pass(drafter, askers) is not None and self.measured
+        if self.rule == "goodput" and paid and known:
+            depth = self._best_depth(drafter, round, self.standing(drafter, round.kind).acceptance, askers)
             return depth > 0, f"goodput is best {depth} deep"
         return True, f"the setting {self.rule} always drafts"
 
-    def _best_depth(self, round: Round, acceptance: float, level: float) -> int:
+    def _best_depth(self, drafter: str, round: Round, acceptance: float, askers: int) -> int:
         """Levels that make most tokens a second of this sequence's share of the step."""
-        more = level + self.costs.row(round.context)
-        return rules.best_depth(
-            acceptance, lambda depth: self.costs.unit + depth * more, min(DEEPEST_ASKED, max(1, round.tokens_left))
-        )
+        row = self.costs.row(round.context)
+
+        def seconds(depth: int) -> float:
+            drafting = self.costs.levels(drafter, askers, depth) / askers if depth else 0.0
+            return self.costs.unit + drafting + depth * row
+
+        return rules.best_depth(acceptance, seconds, min(DEEPEST_ASKED, max(1, round.tokens_left)))
 
     # How deep
 
@@ -235,12 +238,10 @@ class Controller:
             return self.depth, 0.0, free
         if not paid:
             return rules.DEEPEST, 0.0, free
-        together = self.costs.level(drafter, askers)
-        level = None if together is None else together / askers
+        known = self.costs.one_pass(drafter, askers) is not None and self.measured
         if self.rule == "goodput":
-            known = level is not None and self.measured
             acceptance = self.standing(drafter, round.kind).acceptance
-            return (self._best_depth(round, acceptance, level or 0.0) if known else 1), 0.0, free
+            return (self._best_depth(drafter, round, acceptance, askers) if known else 1), 0.0, free
         if self.rule == "threshold":
             return rules.DEEPEST, 1.0 - rules.MOST_REJECTED, free
         if self.rule == "entropy":
@@ -248,7 +249,7 @@ class Controller:
         own = self._own[drafter, round.sequence]
         members, planned, _ = self._planned.get(drafter, (0, 0, 1.0))
         deepest = max(1, min(PROBE_DEPTH, planned)) if own.probing else rules.DEEPEST
-        if level is None or not self.measured:
+        if not known:
             return (PROBE_DEPTH if self.measured else deepest), 0.3, free
         # A token is worth what it takes to make one: the step's seconds over its tokens at the present gain.
         worth = self.costs.unit / max(1.0, self._gain.value or 1.0)
@@ -256,7 +257,8 @@ class Controller:
         if members > 1 and not own.probing:  # a level is paid for all of them: who stops early saves his row only
             return planned, min(0.95, row / worth), free
         acceptance = own.acceptance(self.standing(drafter, round.kind))
-        return deepest, min(0.95, (level + row) / (worth * max(acceptance, 0.1))), free
+        deeper = self.costs.deeper(drafter, askers) / askers
+        return deepest, min(0.95, (deeper + row) / (worth * max(acceptance, 0.1))), free
 
     def floors(self, round: Round, most: int) -> list[float]:
         """What each next one of at most so many nodes that cost nothing must survive with to be worth proposing."""

@@ -36,7 +36,7 @@ def best_group(
     offered: Sequence[float],
     certain: float,
     plain: float,
-    level: Callable[[int], float],
+    levels: Callable[[int, int], float],
     rows: Callable[[int], float],
     deepest: int = DEEPEST,
 ) -> tuple[int, int, float]:
@@ -45,16 +45,15 @@ def best_group(
 
     ``acceptances`` stand in falling order, ``offered`` are the drafts that each of these sequences has accepted in any case.
     ``certain`` are the tokens that the step makes without this drafter, those of sequences that are not asked about too;
-    ``plain`` is that step's seconds, ``level(k)`` those of one level for k sequences, ``rows(n)`` those of n verified rows. A
+    ``plain`` is that step's seconds, ``levels(k, d)`` those of d levels for k sequences, ``rows(n)`` those of n verified rows. A
     level is dear for one sequence and cheap for many, so this is decided for all at once."""
     without = best_rate = certain / plain
     best = 0, 0
     extra = [0.0] * (deepest + 1)
     for members, (acceptance, own) in enumerate(zip(acceptances, offered, strict=True), start=1):
-        seconds = level(members)
         for depth in range(1, deepest + 1):
             extra[depth] += max(0.0, expected_tokens(depth, acceptance) - own)
-            rate = (certain + extra[depth]) / (plain + depth * seconds + rows(members * depth))
+            rate = (certain + extra[depth]) / (plain + levels(members, depth) + rows(members * depth))
             if rate > best_rate:
                 best, best_rate = (members, depth), rate
     return *best, best_rate / without

@@ -29,7 +29,7 @@ class StepCosts:
     plain: float = 0.0  # of this step
     unit: float = 0.0  # and of each of its sequences: what a token is worth
     _pass: dict[str, Average] = field(default_factory=dict)
-    _passes: dict[str, Average] = field(default_factory=dict)  # that a level is
+    _missed: dict[str, Average] = field(default_factory=dict)  # share of levels behind which the next one takes a pass of its own
     _reading: dict[str, Average] = field(default_factory=dict)
     _since_plain: int = 0
     _reference: int = FIRST_REFERENCE
@@ -58,18 +58,24 @@ class StepCosts:
             return self._bias * (self.curve.predict(sequences) + self.overhead.predict(sequences))
         return self._bias * (self.curve.step([(1, context) for context in sequences]) + self.overhead.predict(len(sequences)))
 
-    def level(self, drafter: str, askers: int) -> float | None:
-        """Seconds of one level of a paid drafter for that many sequences of this step together; None where nothing is known."""
-        one = self._one_pass(drafter, askers)
-        passes = self._passes.get(drafter)
-        return one if one is None or passes is None or passes.value is None else one * passes.value
-
-    def _one_pass(self, drafter: str, askers: int) -> float | None:
+    def one_pass(self, drafter: str, askers: int) -> float | None:
+        """Seconds of one pass of a paid drafter for that many sequences of this step together, which makes one level at least; None
+        where nothing is known."""
         seen = self._pass.get(drafter)
         curve = self.draft_curves.get(drafter)
         if curve is not None and curve.known:
             return curve.step(self.shapes[:askers]) * (seen.value if seen is not None and seen.value else 1.0)
         return seen.value if seen is not None else None
+
+    def deeper(self, drafter: str, askers: int) -> float:
+        """Seconds of a level behind the first one: of a pass, as often as one of the sequences needs it."""
+        missed = self._missed.get(drafter)
+        foreseen = 0.0 if missed is None or missed.value is None else 1.0 - missed.value
+        return (self.one_pass(drafter, askers) or 0.0) * (1.0 - foreseen**askers)
+
+    def levels(self, drafter: str, askers: int, depth: int) -> float:
+        """Seconds of so many levels."""
+        return (self.one_pass(drafter, askers) or 0.0) + (depth - 1) * self.deeper(drafter, askers)
 
     def ahead(self, drafter: str, askers: int) -> list[float]:
         """For each number of rows that a pass of a draft model has beside those it is for: the least chance of saving the next pass
@@ -119,14 +125,17 @@ class StepCosts:
             self._floors[sequences, most] = self._opened + FLOORS_FOR, floors
         return floors
 
-    def charge(self, drafter: str, level: float | None, passes: float, reading: float, tokens: int, askers: int) -> None:
-        """A paid drafter took ``level`` seconds a level for ``askers`` sequences, each ``passes`` of its model's passes, and
-        ``reading`` to read ``tokens``."""
-        if level is not None:
+    def charge(
+        self, drafter: str, one_pass: float | None, foreseen: float | None, reading: float, tokens: int, askers: int
+    ) -> None:
+        """A paid drafter took ``one_pass`` seconds a pass for ``askers`` sequences, and ``reading`` to read ``tokens``; behind the
+        share ``foreseen`` of its levels another one takes no pass of its own."""
+        if one_pass is not None:
             curve = self.draft_curves.get(drafter)
             scale = curve.step(self.shapes[:askers]) if curve is not None and curve.known and self.shapes else 1.0
-            self._pass.setdefault(drafter, Average(0.2)).observe(level / passes / scale)
-            self._passes.setdefault(drafter, Average(0.2)).observe(passes)
+            self._pass.setdefault(drafter, Average(0.2)).observe(one_pass / scale)
+        if foreseen is not None:
+            self._missed.setdefault(drafter, Average(0.1, 1.0)).observe(1.0 - foreseen)
         if tokens > BLOCK_SIZE:
             self._reading.setdefault(drafter, Average(0.3)).observe(reading / tokens)
 

@@ -61,8 +61,9 @@ class Drafter:
     paid: bool = False  # whether each level costs a model's pass, so that it is only asked for where it pays
     draws: bool = False  # whether it can say which laws its nodes were drawn from, for verification by rejection
     likeliest_wanted: int = 0  # how many of the target's likeliest tokens a row ``Verdict.likeliest`` should hold
-    seconds_per_level: float | None = None  # of a paid drafter: what its last levels took, one with another
-    passes_per_level: float = 1.0  # and how many passes each of them was
+    seconds_per_pass: float | None = None  # of a paid drafter: what its last passes took, one with another
+    passes: int = 0  # that its last call made, those that only read aside
+    foreseen: float | None = None  # share of the levels of its last call behind which another one takes no pass of its own
     identity: str = ""  # of a drafter that is a model: what it is and in what precision; then ``pass_seconds`` can be asked
     positions: int = 0  # and how many positions its pool holds
 

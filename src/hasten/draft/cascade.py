@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence as Row
 from functools import partial
+from itertools import takewhile
 
 from hasten.core.types import DraftTree, Sequence, Verdict
 from hasten.draft.base import DraftBudget
@@ -42,10 +43,15 @@ class Cascade:
         follow = partial(self._rows.get(sequence.tenant).follow, acceptance=self._acceptance_of(sequence))
         return best_first(_place(sequence, path), follow, DraftBudget(len(floors), depth, floors=floors), NAME)
 
-    def chosen(self, sequence: Sequence, path: list[int], token: int) -> None:
-        """The draft model chose ``token`` behind the sequence and ``path``."""
+    def chosen(self, sequence: Sequence, path: list[int], token: int, floors: Row[float]) -> bool:
+        """The draft model chose ``token`` behind the sequence and ``path``: whether it is among the guesses there, fed or not."""
+        acceptance = self._acceptance_of(sequence)
         candidates = self._rows.get(sequence.tenant).candidates(_place(sequence, path))
-        self._acceptance_of(sequence).observe(candidates, token)
+        chances = sorted((-acceptance.chance(kind, rank), other) for other, kind, rank in candidates)
+        guessed = takewhile(lambda pair: -pair[0][0] >= pair[1], zip(chances, floors, strict=False))
+        foreseen = any(other == token for (_, other), _ in guessed)
+        acceptance.observe(candidates, token)
+        return foreseen
 
     def observe(self, sequence: Sequence, tree: DraftTree, verdict: Verdict) -> None:
         """Learn what the target found likely at every row of the tree that was verified, unless somebody else does."""

@@ -89,7 +89,8 @@ class LanguageModelDrafter(Drafter):
         branching: tuple[int, ...] = (2, 2),
         commit: Commit | None = None,
     ) -> None:
-        self.seconds_per_level: float | None = None
+        self.seconds_per_pass: float | None = None
+        self._levels = self._foreseen = 0
         self._forward = forward
         self._blocks = blocks
         self._vocabulary = vocabulary
@@ -164,7 +165,8 @@ class LanguageModelDrafter(Drafter):
         if self._shortlists is not None:
             self._shortlists.prepare()
         reads = sum(len(feed.waiting) for feed in active) > MOST_FRESH * len(active)
-        seconds, levels = [], []
+        seconds: list[float] = []
+        self._levels = self._foreseen = 0
         while active:
             started = time.perf_counter()
             batch = Batch([self._segment(feed) for feed in active])
@@ -175,18 +177,12 @@ class LanguageModelDrafter(Drafter):
                 self._grow(feed, logits[row : row + rows])
                 row += rows
             seconds.append(time.perf_counter() - started)
-            levels.append(max(feed.growing.level for feed in feeds if feed is not None))
             active = [feed for feed in active if feed.growing.continues and self._has_context(feed)]
-        self._time(seconds, levels, reads)
+        timed = seconds[1:] if reads else seconds
+        if timed:
+            self.seconds_per_pass = sum(timed) / len(timed)
+        self.passes, self.foreseen = len(seconds), self._foreseen / self._levels if self._levels else None
         return [(DraftTree(), DraftLaws()) if feed is None else (feed.growing.tree, feed.growing.laws) for feed in feeds]
-
-    def _time(self, seconds: list[float], levels: list[int], reads: bool) -> None:
-        """Passes took that long and led to these levels; the first one may also have read text."""
-        if reads:
-            seconds, levels = seconds[1:], [level - levels[0] for level in levels[1:]]
-        if seconds and levels[-1]:
-            self.seconds_per_level = sum(seconds) / levels[-1]
-            self.passes_per_level = len(seconds) / levels[-1]
 
     def _start(self, sequence: Sequence, budget: DraftBudget, drawing: bool) -> Feeding | None:
         """Line the draft's memory up with what was committed; None where there is nothing to draft."""
@@ -293,7 +289,8 @@ class LanguageModelDrafter(Drafter):
         found = [self._children(growing, state, beam.node, row) for beam, row in zip(growing.frontier, logits, strict=True)]
         growing.add_level(found)
         if self._cascade is not None and state.cascades and found[0]:
-            self._cascade.chosen(growing.sequence, path, found[0][0].token)
+            self._levels += 1
+            self._foreseen += self._cascade.chosen(growing.sequence, path, found[0][0].token, growing.budget.ahead)
 
     def _children(self, growing: Growing, state: DraftState, node: int, row: Tensor) -> list[Guess]:
         sequence, before = growing.sequence, growing.path(node)

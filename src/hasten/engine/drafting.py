@@ -181,14 +181,11 @@ class Drafting:
         guessing = spent
         unread = [max(0, round.context - self._seen.get((drafter.name, round.sequence), 0)) for round in rounds]
         if drafter.paid:
-            levels = max((round.levels.get(drafter.name, 0) for round in rounds), default=0)
-            level = drafter.seconds_per_level
-            expected = self.controller.costs.level(drafter.name, len(rounds)) if level is None else level
-            if expected is not None and levels:
-                guessing = min(spent, levels * expected)
-            self.controller.costs.charge(
-                drafter.name, level, drafter.passes_per_level, spent - guessing, sum(unread), len(rounds)
-            )  # fmt: skip
+            costs, one = self.controller.costs, drafter.seconds_per_pass
+            expected = costs.one_pass(drafter.name, len(rounds)) if one is None else one
+            if expected is not None and any(round.levels.get(drafter.name) for round in rounds):
+                guessing = min(spent, drafter.passes * expected)
+            costs.charge(drafter.name, one, drafter.foreseen, spent - guessing, sum(unread), len(rounds))
         whole = max(1, sum(unread))
         for sequence, round, tokens in zip(sequences, rounds, unread, strict=True):
             reading = (spent - guessing) * tokens / whole

@@ -266,7 +266,7 @@ def replay(drafter: LanguageModelDrafter, answer: Answer, tally: Tally, seconds:
     )
     drafter.begin(text)
     while (left := len(answer.output) - text.output_length) > 1:
-        level = drafter.seconds_per_level
+        level = drafter.seconds_per_pass
         floor = 0.3 if level is None else min(0.95, level / seconds(1))
         budget = DraftBudget(3 * DEPTH, min(DEPTH, left - 1), floor)
         started = time.perf_counter()
