@@ -2,9 +2,10 @@
 
 Every second that a round takes beyond a plain step is charged to a drafter: proposing, catching up, verifying its rows,
 observing. Every token it brought is credited with the seconds that a plain step would have taken for it. A drafter that is in the
-red is not asked. Each plain step earns it a small allowance to try again with. So, whatever is accepted or not:
+red is not asked. Each plain step earns it a small allowance to try again with, and what others save a larger one. So, whatever is
+accepted or not:
 
-    seconds <= (1 + EXPLORATION) x plain seconds + START + the largest single loss
+    seconds <= (1 + EXPLORATION) x plain seconds - (1 - PASSED_ON) x what is saved + START + the largest single loss
 
 where START is in steps of one sequence. Two accounts: the *standing* of a drafter under a kind of sampling, alone or in company
 (kept over restarts), decides whether it may begin with a request and probe; the account of one request, whether it goes on there.
@@ -18,6 +19,7 @@ from typing import Any
 from hasten.control import store
 
 EXPLORATION = 0.01  # of plain time, shared by all drafters
+PASSED_ON = 0.1  # of what drafting saves, to those that are not asked, shared by all
 START_STEPS = 5.0  # plain steps that a model may lose before it has to have brought something
 FREE_START_STEPS = 3.0  # and a drafter whose guesses cost only their rows
 MOST_STEPS = 24.0  # of credit that are remembered; more would be spent for too long when the text changes
@@ -146,6 +148,21 @@ class Own:
 
 
 @dataclass(slots=True)
+class Savings:
+    """Seconds that all drafters together have saved, and the most that was so far."""
+
+    now: float = 0.0
+    most: float = 0.0
+
+    def passed_on(self, saved: float) -> float:
+        """So much more was saved (negative: lost): what of it goes to those that were not asked. Losses are made good first."""
+        self.now += saved
+        gained = max(0.0, self.now - self.most)
+        self.most += gained
+        return PASSED_ON * gained
+
+
+@dataclass(slots=True)
 class Tally:
     """What a drafter did since the engine started: nodes bid, verified and accepted, rounds it was asked in, seconds it took
     and seconds it saved against plain decoding (all its costs taken off)."""
@@ -158,6 +175,10 @@ class Tally:
     saved: float = 0.0
     state: str = "on"
     reason: str = "not asked yet"
+
+    def __str__(self) -> str:
+        counts = f"{self.accepted} of {self.verified} verified guesses accepted, {self.saved:+.2f} s saved"
+        return f"{self.state}, {self.reason}; {counts}"
 
     def to_json(self) -> dict[str, Any]:
         return {

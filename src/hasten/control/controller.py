@@ -16,17 +16,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from hasten.control import rules
-from hasten.control.accounts import (
-    EXPLORATION,
-    FREE_START_STEPS,
-    OWN_FORGETTING,
-    STANDING_FORGETTING,
-    START_STEPS,
-    Own,
-    Standing,
-    Tally,
-)
+from hasten.control import accounts, rules
+from hasten.control.accounts import Own, Savings, Standing, Tally
 from hasten.control.calibrator import ALL, Calibrator
 from hasten.control.cost import Average
 from hasten.control.rounds import Round
@@ -62,6 +53,7 @@ class Controller:
     _gain: Average = field(default_factory=lambda: Average(0.1))
     _planned: dict[str, tuple[int, int, float]] = field(default_factory=dict)  # a paid drafter's group, depth and gain
     _company: str = ""
+    _savings: Savings = field(default_factory=Savings)
     _steps: int = 1  # since the last one that was looked at
 
     @property
@@ -112,7 +104,7 @@ class Controller:
     def _ask_each(self, drafter: str, rounds: list[Round], owns: list[Own]) -> None:
         """A free drafter: each sequence for itself."""
         for round, own in zip(rounds, owns, strict=True):
-            standing = self._opened(drafter, round, FREE_START_STEPS)
+            standing = self._opened(drafter, round, accounts.FREE_START_STEPS)
             if not own.begun:
                 own.on, own.why = self._begin(round, own, standing)
             elif own.balance > 0.0:
@@ -123,7 +115,7 @@ class Controller:
     def _ask_together(self, drafter: str, rounds: list[Round], owns: list[Own], certain: float) -> None:
         """A drafter whose levels are passes that the sequences share: those it pays for, decided for all at once; the others
         when it is time to look at them again, in company. ``certain`` are the tokens that the step makes without it."""
-        standings = [self._opened(drafter, round, START_STEPS) for round in rounds]
+        standings = [self._opened(drafter, round, accounts.START_STEPS) for round in rounds]
         acceptances = [own.acceptance(standing) for own, standing in zip(owns, standings, strict=True)]
         ready = [
             at for at, own in enumerate(owns) if (own.balance > 0.0 if own.begun else self._may_begin(rounds[at], standings[at]))
@@ -161,8 +153,11 @@ class Controller:
                 own.begun, own.allowance = True, self._allowance(rounds[at], standing)
 
     def _certain(self, round: Round) -> float:
-        """Tokens that a sequence gets from a step with the drafts it has so far."""
-        return 1.0 + (sum(self.survivals(round.tree, round.kind)) if len(round.tree) else 0.0)
+        """Tokens that a sequence gets from a step with those drafts it has so far that are worth their rows."""
+        if not len(round.tree):
+            return 1.0
+        least = self.costs.row(round.context) / self.costs.unit
+        return 1.0 + sum(survival for survival in self.survivals(round.tree, round.kind) if survival > least)
 
     def _best_group(self, drafter: str, rounds: list[Round], acceptances: list[float], certain: float) -> tuple[int, int, float]:
         if not rounds:
@@ -185,15 +180,17 @@ class Controller:
 
     def _allowance(self, round: Round, standing: Standing) -> float:
         """Seconds that a drafter may lose on a request before it must have brought something."""
-        left = min(round.tokens_left, self.answer_length.value or FIRST_LENGTH)
-        return self.costs.unit * min(4.0, max(0.5, (0.03 if standing.proven else 0.015) * left))
+        return self.costs.unit * min(4.0, max(0.5, (0.03 if standing.proven else 0.015) * self._left(round)))
+
+    def _left(self, round: Round) -> float:
+        """Tokens that are still expected."""
+        return min(round.tokens_left, self.answer_length.value or FIRST_LENGTH)
 
     def _begin(self, round: Round, own: Own, standing: Standing, reading: float = 0.0, gain: float = 1.0) -> tuple[bool, str]:
         """Whether a drafter may start with a request: it must be in credit, and what it reads first must come back."""
         if not self._may_begin(round, standing):
             return False, IN_THE_RED
-        left = min(round.tokens_left, self.answer_length.value or FIRST_LENGTH)
-        saved = left * self.costs.unit * (1.0 - 1.0 / gain)
+        saved = self._left(round) * self.costs.unit * (1.0 - 1.0 / gain)
         if reading > 0.0 and saved <= reading:
             return False, f"reading {round.context} tokens takes {reading:.2f} s and would save {saved:.2f} s"
         allowance = self._allowance(round, standing)
@@ -214,18 +211,14 @@ class Controller:
     def _by_rule(self, drafter: str, paid: bool, round: Round, askers: int) -> tuple[bool, str]:
         known = self.costs.one_pass(drafter, askers) is not None and self.measured
         if self.rule == "goodput" and paid and known:
-            depth = self._best_depth(drafter, round, self.standing(drafter, round.kind).acceptance, askers)
+            depth = self._best_depth(drafter, round, askers)
             return depth > 0, f"goodput is best {depth} deep"
         return True, f"the setting {self.rule} always drafts"
 
-    def _best_depth(self, drafter: str, round: Round, acceptance: float, askers: int) -> int:
+    def _best_depth(self, drafter: str, round: Round, askers: int) -> int:
         """Levels that make most tokens a second of this sequence's share of the step."""
-        row = self.costs.row(round.context)
-
-        def seconds(depth: int) -> float:
-            drafting = self.costs.levels(drafter, askers, depth) / askers if depth else 0.0
-            return self.costs.unit + drafting + depth * row
-
+        seconds = partial(self.costs.share_of_round, drafter, askers, round.context)
+        acceptance = self.standing(drafter, round.kind).acceptance
         return rules.best_depth(acceptance, seconds, min(DEEPEST_ASKED, max(1, round.tokens_left)))
 
     # How deep
@@ -240,8 +233,7 @@ class Controller:
             return rules.DEEPEST, 0.0, free
         known = self.costs.one_pass(drafter, askers) is not None and self.measured
         if self.rule == "goodput":
-            acceptance = self.standing(drafter, round.kind).acceptance
-            return (self._best_depth(drafter, round, acceptance, askers) if known else 1), 0.0, free
+            return (self._best_depth(drafter, round, askers) if known else 1), 0.0, free
         if self.rule == "threshold":
             return rules.DEEPEST, 1.0 - rules.MOST_REJECTED, free
         if self.rule == "entropy":
@@ -268,10 +260,7 @@ class Controller:
 
     def calibrated(self, drafter: str, kind: str) -> Callable[[float], float]:
         """P(accepted | parent accepted) by raw score, for drafters that stop by it."""
-        return partial(self._calibrated, drafter, kind)
-
-    def _calibrated(self, drafter: str, kind: str, score: float) -> float:
-        return self.calibrator.probability(drafter, score, kind)
+        return partial(self.calibrator.probability, drafter, kind=kind)
 
     # Which nodes
 
@@ -309,12 +298,12 @@ class Controller:
                 self.calibrator.observe(tree.drafters[node], tree.scores[node], node in chosen, round.kind)
         brought = round.brought()
         for drafter, levels in round.levels.items():
-            verified = self._verified_levels(round, drafter, levels)
+            verified = round.verified_levels(drafter, levels)
             if verified:
                 standing = self.standing(drafter, round.kind)
-                standing.evidence.observe(len(accepted), verified, STANDING_FORGETTING)
+                standing.evidence.observe(len(accepted), verified, accounts.STANDING_FORGETTING)
                 own = self._own[drafter, round.sequence]
-                own.evidence.observe(len(accepted), verified, OWN_FORGETTING)
+                own.evidence.observe(len(accepted), verified, accounts.OWN_FORGETTING)
                 if self.rule == "entropy":
                     self.entropy.observe(min(len(accepted), verified), verified)
         for drafter in {*round.origins}:
@@ -322,11 +311,6 @@ class Controller:
             tally.proposed += round.origins.count(drafter)
             tally.verified += round.verified_origins.count(drafter)
             tally.accepted += brought.get(drafter, 0)
-
-    @staticmethod
-    def _verified_levels(round: Round, drafter: str, levels: int) -> int:
-        depths = [depth for depth, name in zip(round.verified.depths(), round.verified.drafters, strict=True) if name == drafter]
-        return min(levels, max(depths, default=0))
 
     def settle(self, rounds: Sequence[Round], rows: int, forward: float, whole: float, drafters: Sequence[str], pure: bool) -> None:
         """A step is over: it took ``whole`` seconds, ``forward`` of them in the pass over ``rows`` rows. Teach the cost curve and
@@ -339,9 +323,11 @@ class Controller:
             return
         nodes = sum(len(round.verified) for round in rounds)
         extra = self.costs.verifying(shapes, rows, nodes, whole - asked if pure else None)
-        earned = EXPLORATION / max(1, len(drafters)) * self.costs.unit
-        for round in rounds:
-            self._book(round, extra / nodes if nodes else 0.0, drafters, earned)
+        row_seconds, share = extra / nodes if nodes else 0.0, 1.0 / max(1, len(drafters))
+        nets = [round.nets(self.costs.unit, row_seconds) for round in rounds]
+        passed_on = self._savings.passed_on(sum(sum(each.values()) for each in nets)) / len(rounds)
+        for round, net in zip(rounds, nets, strict=True):
+            self._book(round, net, drafters, share * accounts.EXPLORATION * self.costs.unit, share * passed_on)
         brought = sum(len(round.accepted) for round in rounds)
         if nodes or asked:
             self._gain.observe((len(rounds) + brought) * self.costs.unit / (self.costs.plain + asked + extra))
@@ -350,26 +336,24 @@ class Controller:
             if pure:
                 self.costs.refer(whole)
 
-    def _book(self, round: Round, row_seconds: float, drafters: Sequence[str], earned: float) -> None:
-        brought = round.brought()
+    def _book(self, round: Round, nets: dict[str, float], drafters: Sequence[str], earned: float, passed_on: float) -> None:
         for drafter in drafters:
             own = self._own.get((drafter, round.sequence))
-            took = round.seconds.get(drafter)
             standing = self.standing(drafter, round.kind)
-            if took is None:
-                standing.book(self._steps * earned, self.costs.unit)
+            net = nets.get(drafter)
+            if net is None:
+                standing.book(self._steps * earned + passed_on, self.costs.unit)
                 if own is not None and own.begun:
                     own.balance = min(own.balance + self._steps * earned, own.allowance)
                 continue
-            rows = round.verified_origins.count(drafter)
-            net = brought.get(drafter, 0) * self.costs.unit - took - rows * row_seconds
             standing.book(net + earned, self.costs.unit)
             tally = self.tallies[drafter]
-            tally.seconds += took
+            tally.seconds += round.seconds[drafter]
             tally.saved += net
             if own is not None:
                 own.release()
-                own.settle(net + round.catching_up.get(drafter, 0.0), tried=rows > 0 or drafter in round.levels)
+                tried = drafter in round.verified_origins or drafter in round.levels
+                own.settle(net + round.catching_up.get(drafter, 0.0), tried)
 
     # Requests
 
@@ -394,6 +378,4 @@ class Controller:
         if own is not None:
             state = "on" if own.on else "off"
             return f"{drafter}: {state}, {own.why}; asked in {own.asked} of {own.rounds} rounds, {own.saved:+.2f} s saved"
-        tally = self.tallies.get(drafter, Tally())
-        counts = f"{tally.accepted} of {tally.verified} verified guesses accepted, {tally.saved:+.2f} s saved"
-        return f"{drafter}: {tally.state}, {tally.reason}; {counts}"
+        return f"{drafter}: {self.tallies.get(drafter, Tally())}"

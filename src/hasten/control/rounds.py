@@ -66,6 +66,20 @@ class Round:
             out[self.verified_origins[node]] = out.get(self.verified_origins[node], 0) + 1
         return out
 
+    def nets(self, unit: float, row_seconds: float) -> dict[str, float]:
+        """What each drafter that was asked has saved, in seconds: a token that it brought is worth ``unit``, each of its verified
+        rows took ``row_seconds``."""
+        brought = self.brought()
+        return {
+            drafter: brought.get(drafter, 0) * unit - took - self.verified_origins.count(drafter) * row_seconds
+            for drafter, took in self.seconds.items()
+        }
+
+    def verified_levels(self, drafter: str, levels: int) -> int:
+        """How deep the drafter's nodes were verified, of ``levels`` that it drafted."""
+        depths = [depth for depth, name in zip(self.verified.depths(), self.verified.drafters, strict=True) if name == drafter]
+        return min(levels, max(depths, default=0))
+
 
 def kind_of(params: SamplingParams) -> str:
     """The kind of sampling: how far the target's choices can be foreseen depends on its temperature."""

@@ -77,6 +77,11 @@ class StepCosts:
         """Seconds of so many levels."""
         return (self.one_pass(drafter, askers) or 0.0) + (depth - 1) * self.deeper(drafter, askers)
 
+    def share_of_round(self, drafter: str, askers: int, context: int, depth: int) -> float:
+        """Seconds of a round with a chain of that depth, for one of the sequences that share it."""
+        drafting = self.levels(drafter, askers, depth) / askers if depth else 0.0
+        return self.unit + drafting + depth * self.row(context)
+
     def ahead(self, drafter: str, askers: int) -> list[float]:
         """For each number of rows that a pass of a draft model has beside those it is for: the least chance of saving the next pass
         that one more, of each of so many sequences, is worth; as ``floors``. Empty where nothing is measured."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from collections.abc import Sequence as Row
 from dataclasses import dataclass, field
 from math import inf
 
@@ -38,6 +39,7 @@ from hasten.sampling.laws import DraftLaws
 Forward = Callable[[Batch], Tensor]
 Commit = Callable[[list[int], int, list[int]], None]
 LARGEST_CHUNK = 512
+GOING_ON_WEIGHT, LEAST_GOING_ON = 0.02, 0.1
 MOST_FRESH = 2  # tokens a sequence that a level reads beside guessing; a pass that reads more says nothing about what levels take
 
 
@@ -91,6 +93,7 @@ class LanguageModelDrafter(Drafter):
     ) -> None:
         self.seconds_per_pass: float | None = None
         self._levels = self._foreseen = 0
+        self._goes_on = 1.0  # how often there is another level behind one
         self._forward = forward
         self._blocks = blocks
         self._vocabulary = vocabulary
@@ -249,7 +252,11 @@ class LanguageModelDrafter(Drafter):
         depth = min(growing.budget.depth, self._context_length - len(feed.known) - 1) - growing.level - 1
         if self._cascade is None or not floors or depth < 1:
             return DraftTree()
-        return self._cascade.guess(growing.sequence, self._path(feed), floors, depth)
+        return self._cascade.guess(growing.sequence, self._path(feed), self._worth(floors), depth)
+
+    def _worth(self, floors: Row[float]) -> list[float]:
+        """A guess saves a pass only where the draft goes on, so it must be as much likelier."""
+        return [floor / self._goes_on for floor in floors]
 
     def _path(self, feed: Feeding) -> list[int]:
         """The drafted tokens above the frontier and at it."""
@@ -290,7 +297,10 @@ class LanguageModelDrafter(Drafter):
         growing.add_level(found)
         if self._cascade is not None and state.cascades and found[0]:
             self._levels += 1
-            self._foreseen += self._cascade.chosen(growing.sequence, path, found[0][0].token, growing.budget.ahead)
+            self._foreseen += self._cascade.chosen(
+                growing.sequence, path, found[0][0].token, self._worth(growing.budget.ahead)
+            )  # fmt: skip
+            self._goes_on += GOING_ON_WEIGHT * ((1.0 if growing.continues else LEAST_GOING_ON) - self._goes_on)
 
     def _children(self, growing: Growing, state: DraftState, node: int, row: Tensor) -> list[Guess]:
         sequence, before = growing.sequence, growing.path(node)
