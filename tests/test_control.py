@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from hasten.control import rules, store
-from hasten.control.accounts import Own, Standing
+from hasten.control.accounts import PASSED_ON, Own, Savings, Standing
 from hasten.control.calibrator import Calibrator, rising
 from hasten.control.controller import Controller
 from hasten.control.cost import CostCurve, Line
@@ -270,6 +270,12 @@ def test_the_best_group_is_the_enumerated_optimum(others: int) -> None:
     assert depth > 1
     assert gain == pytest.approx(rate(*best) / rate(0, 0))
     assert rules.best_group(acceptances, offered, certain, plain, lambda members, depth: 9.0, rows, 8) == (0, 0, 1.0)
+
+
+def test_savings_are_passed_on_once_losses_are_made_good() -> None:
+    savings = Savings()
+    parts = [savings.passed_on(saved) for saved in (-1.0, 0.5, 2.5, -1.0, 0.5, 1.0)]
+    assert parts == pytest.approx([0.0, 0.0, PASSED_ON * 2.0, 0.0, 0.0, PASSED_ON * 0.5])
 
 
 def test_the_entropy_threshold_moves_as_in_the_paper() -> None:

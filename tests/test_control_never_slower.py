@@ -373,6 +373,17 @@ def test_a_restart_keeps_what_was_learnt(tmp_path: Path) -> None:
     assert second.drafting.controller.calibrator.probability("model", 0.8, "greedy") < 0.4
 
 
+def test_what_others_save_gives_a_drafter_in_the_red_another_try() -> None:
+    """Beside plain decoding it takes thousands of tokens to earn back eight steps."""
+    credit = {}
+    for name, text in (("saving", often), ("plain", never)):
+        controller = Controller(StepCosts(CostCurve.measured(FLAT)))
+        controller.standing("model", "greedy").balance = -8 * FLAT[1]
+        run(never, text, "flat", 1, 600, controller=controller)
+        credit[name] = controller.standing("model", "greedy").balance or 0.0
+    assert credit["plain"] < -4 * FLAT[1] < 0.0 < credit["saving"]
+
+
 def test_every_decision_is_said_in_one_line() -> None:
     _, simulated = run(tempting, often, "flat", 1, 500)
     for name in ("text", "model"):
