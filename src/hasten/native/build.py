@@ -76,6 +76,7 @@ def units() -> list[Unit]:
         Unit("grouped_avx2_panel.cpp", AVX2),
         Unit("grouped_avx2.cpp", AVX2),
         Unit("grouped_rows.cpp", AVX2, "avx2"),
+        Unit("grouped_rows.cpp", AVX512, "avx512"),
     ]
     return [*wide, *generic, *integer, *plain]
 

@@ -76,7 +76,8 @@ GroupedRange kernel_for(Isa isa) {
 
 RoundFunction round_function(Isa isa) {
 #if defined(__x86_64__)
-    if (isa >= AVX2) return avx2::round_groups;
+    if (isa >= VNNI) return avx512::round_groups;
+    if (isa == AVX2) return avx2::round_groups;
 #endif
     (void)isa;
     return generic::round_groups;

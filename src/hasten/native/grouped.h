@@ -108,6 +108,9 @@ void round_groups(const float* x, const GroupedRows& rounded, std::int64_t first
 namespace avx2 {
 void round_groups(const float* x, const GroupedRows& rounded, std::int64_t first, std::int64_t last);
 }
+namespace avx512 {
+void round_groups(const float* x, const GroupedRows& rounded, std::int64_t first, std::int64_t last);
+}
 
 void grouped_linear(const GroupedCall& call, const GroupedPart* parts, std::int64_t count);
 void round_in_groups(const float* x, const GroupedRows& rounded);

@@ -8,15 +8,39 @@ namespace hasten {
 namespace HASTEN_LEVEL {
 namespace {
 
-// The largest lane, in any order: a maximum has no rounding.
+// The largest lane and the sum of integer lanes, in any order: neither has any rounding.
+#if defined(__AVX512F__)
+INLINE float top_of(Part top) { return _mm512_reduce_max_ps(top); }
+INLINE std::int32_t sum_of(IntPart total) { return _mm512_reduce_add_epi32(reinterpret_cast<__m512i>(total)); }
+#elif defined(__AVX2__)
+INLINE float top_of(Part top) {
+    const __m128 four = _mm_max_ps(_mm256_castps256_ps128(top), _mm256_extractf128_ps(top, 1));
+    const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
+INLINE std::int32_t sum_of(IntPart total) {
+    const auto eight = reinterpret_cast<__m256i>(total);
+    const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+    const __m128i two = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, 0xb1)));
+}
+#else
+INLINE float top_of(Part top) {
+    float largest = top[0];
+    for (int lane = 1; lane < WIDTH; ++lane) largest = largest < top[lane] ? top[lane] : largest;
+    return largest;
+}
+INLINE std::int32_t sum_of(IntPart total) {
+    std::int32_t sum = 0;
+    for (int lane = 0; lane < WIDTH; ++lane) sum += total[lane];
+    return sum;
+}
+#endif
+
 INLINE float top_of(Floats value) {
     Part top = value.part[0];
     for (int i = 1; i < PARTS; ++i) top = part_most(top, value.part[i]);
-    float lane[WIDTH];
-    part_store(lane, top);
-    for (int half = WIDTH / 2; half > 0; half /= 2)
-        for (int i = 0; i < half; ++i) lane[i] = lane[i] < lane[i + half] ? lane[i + half] : lane[i];
-    return lane[0];
+    return top_of(top);
 }
 
 // Integers of half a group as bytes; their sum.
@@ -26,9 +50,7 @@ INLINE std::int32_t put_half(Floats scaled, std::int8_t* codes) {
     IntPart total = {};
     EACH(i) total += rounded.part[i] - ROUNDER_BITS;
     store_bytes(codes, rounded);
-    std::int32_t sum = 0;
-    for (int lane = 0; lane < WIDTH; ++lane) sum += total[lane];
-    return sum;
+    return sum_of(total);
 }
 
 }  // namespace
