@@ -18,6 +18,7 @@ from hasten.control.controller import Controller
 from hasten.control.cost import CostCurve, Line
 from hasten.control.memory import Memory
 from hasten.control.profile import NEAR, Setting, checked, curve_of, floor_and_knee, load, measure, save
+from hasten.control.rounds import Round
 from hasten.control.selection import best_count, survivals
 from hasten.control.step_costs import DOUBT, StepCosts
 from hasten.core.config import EngineConfig, SpeculationParams, parse_control
@@ -270,6 +271,14 @@ def test_the_best_group_is_the_enumerated_optimum(others: int) -> None:
     assert depth > 1
     assert gain == pytest.approx(rate(*best) / rate(0, 0))
     assert rules.best_group(acceptances, offered, certain, plain, lambda members, depth: 9.0, rows, 8) == (0, 0, 1.0)
+
+
+@pytest.mark.parametrize(("kind", "steps"), [("greedy", 3.0), ("warm", 3.0), ("hot", 1.5)])
+def test_hot_sampling_begins_with_half_the_credit(kind: str, steps: float) -> None:
+    controller = Controller(StepCosts(CostCurve.measured({1: 0.1, 8: 0.15})))
+    controller.costs.open([0])
+    standing = controller._opened("text", Round(1, kind, 10, 1, 100, SpeculationParams()), 3.0)
+    assert standing.balance == pytest.approx(steps * controller.costs.unit)
 
 
 def test_savings_are_passed_on_once_losses_are_made_good() -> None:

@@ -168,10 +168,10 @@ class Controller:
         return rules.best_group(acceptances, offered, certain, self.costs.plain, levels, self.costs.rows, max(1, deepest))
 
     def _opened(self, drafter: str, round: Round, steps: float) -> Standing:
-        """The drafter's standing, which begins with credit of so many plain steps."""
+        """The drafter's standing, which begins with credit of so many plain steps; half where guesses are rarely right."""
         standing = self.standing(drafter, round.kind)
         if standing.balance is None:
-            standing.start = steps
+            standing.start = steps / 2 if round.kind == "hot" else steps
             standing.book(0.0, self.costs.unit)
         return standing
 
