@@ -57,12 +57,20 @@ class Unit:
 
 def units() -> list[Unit]:
     """What to compile for this processor family; the longest first."""
-    kernels = ("attention_kernels", "attention8_kernels", "rows_kernels", "products8", "read_kernels", "feedback_kernels")
+    kernels = (
+        "attention_kernels",
+        "attention8_kernels",
+        "rows_kernels",
+        "products8",
+        "read_kernels",
+        "feedback_kernels",
+        "grouped_rows",
+    )
     floats = [f"{name}.cpp" for name in kernels]
     shared = ("attention", "threads", "linear", "top", "progressive", "feedback", "rows", "layers", "api", "isa")
     codes = ("grouped", "grouped_pack", "grouped_api")
     plain = [Unit(f"{name}.cpp") for name in (*shared, *codes)]
-    generic = [Unit(name, (), "generic") for name in (*floats, "grouped_rows.cpp")]
+    generic = [Unit(name, (), "generic") for name in floats]
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return [*generic, *plain]
     wide = [Unit(name, flags, level) for name in floats for flags, level in ((AVX512, "avx512"), (AVX2, "avx2"))]
@@ -75,8 +83,6 @@ def units() -> list[Unit]:
         Unit("linear4_avx2.cpp", AVX2),
         Unit("grouped_avx2_panel.cpp", AVX2),
         Unit("grouped_avx2.cpp", AVX2),
-        Unit("grouped_rows.cpp", AVX2, "avx2"),
-        Unit("grouped_rows.cpp", AVX512, "avx512"),
     ]
     return [*wide, *generic, *integer, *plain]
 

@@ -115,10 +115,16 @@ def _places(
     bias are told by id."""
     if ids is None or params.needs_history or params.logit_bias:
         return _adjusted(logits, params, position, history, vocabulary_size, ids), None
-    if vocabulary_size is not None and int(ids.max()) >= vocabulary_size:
-        inside = ids < vocabulary_size
-        logits, ids = logits[torch.from_numpy(inside)], ids[inside]
+    logits, ids = _within(logits, ids, vocabulary_size)
     return adjusted(logits, params, position), ids
+
+
+def _within(logits: torch.Tensor, ids: noise.IntArray, size: int | None) -> tuple[torch.Tensor, noise.IntArray]:
+    """The part of a row whose ids are below ``size``, on the row's device."""
+    if size is None or int(ids.max()) < size:
+        return logits, ids
+    inside = ids < size
+    return logits[torch.from_numpy(inside).to(logits.device)], ids[inside]
 
 
 def _adjusted(
@@ -142,11 +148,8 @@ def _spread(logits: torch.Tensor, ids: noise.IntArray, vocabulary_size: int | No
     row = logits.detach().to("cpu")
     if row.dtype is not torch.float64:
         row = row.to(torch.float32)
-    largest = int(ids.max())
-    size = largest + 1 if vocabulary_size is None else vocabulary_size
-    if largest >= size:
-        inside = ids < size
-        row, ids = row[torch.from_numpy(inside)], ids[inside]
+    size = int(ids.max()) + 1 if vocabulary_size is None else vocabulary_size
+    row, ids = _within(row, ids, size)
     out = torch.full((size,), -torch.inf, dtype=row.dtype)
     out[torch.from_numpy(ids)] = row
     return out
