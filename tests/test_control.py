@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hasten.control import rules, store
+from hasten.control import accounts, rules, store
 from hasten.control.accounts import PASSED_ON, Own, Savings, Standing
 from hasten.control.calibrator import Calibrator, rising
 from hasten.control.controller import Controller
@@ -380,3 +380,9 @@ def test_damaged_memories_never_stop_anything(tmp_path: Path, caplog: pytest.Log
 
 def test_file_names_stay_in_their_folder() -> None:
     assert "/" not in store.file_name("../../etc", "a b/c")
+
+
+def test_less_is_spent_on_trying_in_company_and_on_hot_sampling() -> None:
+    assert accounts.exploration("greedy", 1) == accounts.EXPLORATION
+    assert accounts.exploration("hot", 1) == accounts.EXPLORATION / 2
+    assert accounts.exploration("greedy", 16) == accounts.EXPLORATION / 4

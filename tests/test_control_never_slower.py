@@ -237,6 +237,12 @@ def test_never_slower_in_a_batch_of_16() -> None:
     assert run(tempting, never, "flat", 16, 24_000)[0] <= 1.02
 
 
+def test_little_is_spent_on_trying_where_many_share_a_step() -> None:
+    """What is tried is learnt from every sequence, so it need not take as large a share of them all."""
+    _, simulated = run(never, never, "flat", 16, 24_000)
+    assert simulated.run(24_000) <= 1.003
+
+
 def test_never_slower_with_long_prompts_and_short_answers() -> None:
     """Reading the prompt with the draft model costs 20 plain steps, and the answers have 16 tokens: it is never read twice."""
     ratio, simulated = run(always, never, "flat", 1, 3000, prompt=1000, length=16)

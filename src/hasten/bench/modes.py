@@ -118,6 +118,8 @@ class Subject:
     ) -> list[list[Sample]]:
         """Like ``run``, in all these modes at once, which take turns step by step. Each has its own share of the pool."""
         shares = len(modes)
+        if not self._sharing:  # a mode's first steps in a part that nobody has written to would take longer
+            self.engine.executor.pool.touch()
         for place, mode in enumerate(modes):
             if (mode, place, shares) not in self._sharing:
                 self._sharing[mode, place, shares] = self.variant(mode, share=(place, shares))

@@ -47,6 +47,12 @@ class Pool(ABC):
         for tensor in self.tensors:
             tensor[:, destination] = tensor[:, source]
 
+    def touch(self) -> None:
+        """Have the system hand out all of the memory now, which it else does when a page is first written to. What was kept is
+        lost."""
+        for tensor in self.tensors:
+            tensor.zero_()
+
     def release(self) -> None:
         """Let the memory go; the pool is not used after this."""
         self.tensors = ()

@@ -7,18 +7,20 @@ accepted or not:
 
     seconds <= (1 + EXPLORATION) x plain seconds - (1 - PASSED_ON) x what is saved + START + the largest single loss
 
-where START is in steps of one sequence. Two accounts: the *standing* of a drafter under a kind of sampling, alone or in company
+where START is in steps of one sequence. Less is spent on trying in company, where it is learnt from all sequences, and on hot
+sampling, where guesses are rarely right (``exploration``). Two accounts: the *standing* of a drafter under a kind of sampling, alone or in company
 (kept over restarts), decides whether it may begin with a request and probe; the account of one request, whether it goes on there.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
 from hasten.control import store
 
-EXPLORATION = 0.01  # of plain time, shared by all drafters
+EXPLORATION = 0.01  # of the plain time of a sequence alone, shared by all drafters
 PASSED_ON = 0.1  # of what drafting saves, to those that are not asked, shared by all
 START_STEPS = 5.0  # plain steps that a model may lose before it has to have brought something
 FREE_START_STEPS = 3.0  # and a drafter whose guesses cost only their rows
@@ -30,6 +32,12 @@ OWN_FORGETTING = 0.92
 PRIOR_ACCEPTANCE, PRIOR_TRIALS = 0.6, 4.0
 SHRINKAGE = 5.0  # trials of a request that count as much as all that was seen before it
 PROVEN = 30.0  # trials
+
+
+def exploration(kind: str, sequences: int) -> float:
+    """The share of a sequence's plain time that may go into trying, where so many share a step: with n of them the root of n times
+    as much is still learnt a step."""
+    return EXPLORATION * (0.5 if kind == "hot" else 1.0) / math.sqrt(sequences)
 
 
 @dataclass(slots=True)

@@ -327,7 +327,8 @@ class Controller:
         nets = [round.nets(self.costs.unit, row_seconds) for round in rounds]
         passed_on = self._savings.passed_on(sum(sum(each.values()) for each in nets)) / len(rounds)
         for round, net in zip(rounds, nets, strict=True):
-            self._book(round, net, drafters, share * accounts.EXPLORATION * self.costs.unit, share * passed_on)
+            earned = share * accounts.exploration(round.kind, len(rounds)) * self.costs.unit
+            self._book(round, net, drafters, earned, share * passed_on)
         brought = sum(len(round.accepted) for round in rounds)
         if nodes or asked:
             self._gain.observe((len(rounds) + brought) * self.costs.unit / (self.costs.plain + asked + extra))

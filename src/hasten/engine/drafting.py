@@ -29,7 +29,7 @@ from hasten.sampling.likeliest import likeliest
 
 log = logging.getLogger(__name__)
 DEEPEST = 24
-LONGEST_REST = 8  # steps
+LONGEST_REST = 8  # steps of a sequence alone; looking takes longer where there are more
 AUTO = SpeculationParams()
 
 
@@ -100,7 +100,7 @@ class Drafting:
                 sequences = [decoding[at].sequence for at in chosen]
                 self._ask(drafter, sequences, [rounds[at] for at in chosen], share, drafter is drawer)
         if not any(round.seconds for round in rounds):
-            self._rest = min(LONGEST_REST, 2 * self._rest + 1)
+            self._rest = min(LONGEST_REST + len(rounds) // 2, 2 * self._rest + 1)
             return
         self._rest = 0
         if undrawn:
