@@ -8,8 +8,9 @@ accepted or not:
     seconds <= (1 + EXPLORATION) x plain seconds - (1 - PASSED_ON) x what is saved + START + the largest single loss
 
 where START is in steps of one sequence. Less is spent on trying in company, where it is learnt from all sequences, and on hot
-sampling, where guesses are rarely right (``exploration``). Two accounts: the *standing* of a drafter under a kind of sampling, alone or in company
-(kept over restarts), decides whether it may begin with a request and probe; the account of one request, whether it goes on there.
+sampling, where guesses are rarely right (``exploration``). Two accounts: the *standing* of a drafter under a kind of sampling,
+alone or in company (kept over restarts), decides whether it may begin with a request and probe; the account of one request,
+whether it goes on there.
 """
 
 from __future__ import annotations

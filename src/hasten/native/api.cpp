@@ -75,7 +75,7 @@ bool bad_step(const HastenStep& step) {
 
 }  // namespace
 
-EXPORT int hst_version() { return 4; }
+EXPORT int hst_version() { return 5; }
 EXPORT int hst_best_isa() { return best_isa(); }
 EXPORT int hst_isa() { return current_isa(); }
 EXPORT int hst_set_isa(int level) { return set_isa(level) ? OK : BAD_SIZE; }
@@ -173,6 +173,15 @@ EXPORT int hst_rows_linear_top(const HastenLinear* layer, const float* x, const 
     const RowWork work = {x, weight, eps, static_cast<RowSource>(source), rows, inputs, layer->block, codes, inputs, row_scale, nullptr};
     if (!make_rows(work)) return NO_MEMORY;
     return linear8_top(linear_call(*layer, codes, row_scale, nullptr, nullptr, rows), layer->packed, k, ids, values) ? OK : NO_MEMORY;
+}
+
+// The k largest of `width` values in each of `count` rows, `stride` apart: [count][k], descending, equal ones by id; where fewer lie above
+// -infinity, ids are -1 behind them. NaN is passed over.
+EXPORT int hst_largest(const float* rows, std::int64_t stride, std::int64_t count, std::int64_t width, std::int64_t k, std::int64_t* ids,
+                       float* values) {
+    if (count < 0 || stride < width || k < 1 || k > 16 || k > width) return BAD_SIZE;
+    largest(rows, stride, count, width, k, ids, values);
+    return OK;
 }
 
 // out = down(activation(gate) * up) + residual with [gate, up] = gate_up(x / rms(x) * weight): the whole MLP. Its wide middle stays in

@@ -79,4 +79,7 @@ bool linear8_piece(const Linear8& call, std::int64_t first, std::int64_t count, 
 // The k largest outputs of each row, descending, equal ones by id: [rows][k]; id -1 where there are fewer (or they are NaN or -inf).
 bool linear8_top(const Linear8& call, const std::uint8_t* packed, std::int64_t k, std::int64_t* ids, float* values);
 
+// The same of the `width` values in each of `count` rows, `stride` apart.
+void largest(const float* rows, std::int64_t stride, std::int64_t count, std::int64_t width, std::int64_t k, std::int64_t* ids, float* values);
+
 }  // namespace hasten

@@ -1,5 +1,5 @@
-// The k largest outputs of a linear layer, row by row, without a place for all outputs: a piece of outputs at a time is computed into a
-// thread's own memory and looked through while it is in the cache.
+// The k largest values of rows, and of a linear layer's outputs without a place for all outputs: a piece of outputs at a time is computed
+// into a thread's own memory and looked through while it is in the cache.
 #include <atomic>
 #include <cmath>
 
@@ -22,14 +22,24 @@ void insert(float value, std::int64_t id, std::int64_t k, float* values, std::in
     ids[at] = id;
 }
 
+typedef float Four __attribute__((vector_size(16), aligned(4), may_alias));
+typedef std::int32_t FourBits __attribute__((vector_size(16)));
+const std::int64_t LOOK = 32;
+
+// Whether one of the LOOK values from `x` on is above the limit.
+bool any_above(const float* x, float limit) {
+    const Four limits = {limit, limit, limit, limit};
+    FourBits above = {};
+    for (std::int64_t i = 0; i < LOOK; i += 4) above |= *reinterpret_cast<const Four*>(x + i) > limits;
+    return (above[0] | above[1] | above[2] | above[3]) != 0;
+}
+
 // Outputs from `first` on in `x`.
 void look_through(const float* x, std::int64_t count, std::int64_t first, std::int64_t k, float* values, std::int64_t* ids) {
-    for (std::int64_t from = 0; from < count; from += 32) {
-        const std::int64_t end = from + 32 < count ? from + 32 : count;
-        const float limit = values[k - 1];
-        int above = 0;
-        for (std::int64_t i = from; i < end; ++i) above |= x[i] > limit;
-        for (std::int64_t i = from; above && i < end; ++i) {
+    for (std::int64_t from = 0; from < count; from += LOOK) {
+        const std::int64_t end = from + LOOK < count ? from + LOOK : count;
+        if (end - from == LOOK && !any_above(x + from, values[k - 1])) continue;
+        for (std::int64_t i = from; i < end; ++i) {
             if (x[i] > values[k - 1]) insert(x[i], first + i, k, values, ids);
         }
     }
@@ -40,6 +50,14 @@ void forget(std::int64_t count, float* values, std::int64_t* ids) {
 }
 
 }  // namespace
+
+void largest(const float* rows, std::int64_t stride, std::int64_t count, std::int64_t width, std::int64_t k, std::int64_t* ids, float* values) {
+    auto body = [&](std::int64_t begin, std::int64_t end) {
+        forget((end - begin) * k, values + begin * k, ids + begin * k);
+        for (std::int64_t row = begin; row < end; ++row) look_through(rows + row * stride, width, 0, k, values + row * k, ids + row * k);
+    };
+    parallel(count, 1, body);
+}
 
 bool linear8_top(const Linear8& asked, const std::uint8_t* packed, std::int64_t k, std::int64_t* ids, float* values) {
     const std::int64_t pieces = (asked.outputs + PIECE_OUTPUTS - 1) / PIECE_OUTPUTS, rows = asked.rows, each = rows * k;

@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import torch
+
+from hasten.native.largest import MOST, largest
+from hasten.native.loader import load
 
 COLUMNS = 1024
 
 
 def likeliest(logits: torch.Tensor, count: int) -> list[list[int]]:
-    """Ids of the ``count`` largest logits of each row of [rows, vocabulary], the largest first, equal ones by id.
+    """Ids of the ``count`` largest logits of each row of [rows, vocabulary], the largest first, equal ones by id; no logit NaN."""
+    library = load()
+    in_memory = logits.dtype is torch.float32 and not logits.is_cuda and logits.stride(1) == 1
+    if library is not None and in_memory and 1 <= count <= min(MOST, logits.shape[1]):
+        found = largest(library, logits, count)
+        if all(ids[-1] >= 0 for ids in found):
+            return found
+    return [_sorted(row, count) for row in logits.detach().float().cpu().numpy()]
 
-    With the row laid out in lines of ``COLUMNS``, each column's maximum is a logit of its own, so ``count`` logits reach the
-    ``count``-th largest of these maxima: only what reaches that bound needs sorting.
-    """
-    out: list[list[int]] = []
-    for row in logits.float().cpu().numpy():
-        least = -np.inf
-        if len(row) >= COLUMNS > count:
-            lines = row[: len(row) // COLUMNS * COLUMNS].reshape(-1, COLUMNS)
-            least = np.partition(lines.max(axis=0), -count)[-count]
-        pool = np.flatnonzero(row >= least)
-        order = np.argsort(-row[pool], kind="stable")[:count]
-        out.append([int(token) for token in pool[order]])
-    return out
+
+def _sorted(row: npt.NDArray[np.float32], count: int) -> list[int]:
+    """With the row laid out in lines of ``COLUMNS``, each column's maximum is a logit of its own, so ``count`` logits reach the
+    ``count``-th largest of these maxima: only what reaches that bound needs sorting."""
+    least = -np.inf
+    if len(row) >= COLUMNS > count:
+        lines = row[: len(row) // COLUMNS * COLUMNS].reshape(-1, COLUMNS)
+        least = np.partition(lines.max(axis=0), -count)[-count]
+    pool = np.flatnonzero(row >= least)
+    order = np.argsort(-row[pool], kind="stable")[:count]
+    return [int(token) for token in pool[order]]
