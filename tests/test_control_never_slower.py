@@ -318,6 +318,23 @@ def test_a_bad_start_does_not_shut_out_a_drafter_that_seldom_guesses() -> None:
     assert simulated.run(1500) < 0.9
 
 
+@dataclass
+class Silent(Scripted):
+    """Has nothing to say about any sequence, and says so."""
+
+    def serves(self, sequence: Sequence) -> bool:
+        return False
+
+
+def test_a_drafter_with_nothing_to_say_takes_no_share_of_the_credit() -> None:
+    """What may go into trying belongs to those that could: with a silent one beside it a drafter comes back as soon as alone."""
+    alone = Machine(only_text, {"text": never}, FLAT)
+    beside = Machine(lambda clock: [*only_text(clock), Silent(clock, "silent")], {"text": never, "silent": never}, FLAT)
+    assert alone.run(3000) == beside.run(3000)
+    assert alone.drafting.controller.tallies["text"].rounds == beside.drafting.controller.tallies["text"].rounds
+    assert not any(drafter == "silent" for drafter, _ in beside.drafting.controller.standings)
+
+
 def test_what_one_sequence_earned_is_not_spent_on_many() -> None:
     alone = Machine(only_text, {"text": often}, FLAT)
     assert alone.run(1500) < 0.6

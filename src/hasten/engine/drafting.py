@@ -240,8 +240,14 @@ class Drafting:
         rounds = [self._rounds[item.sequence.id] for item in items if item.sequence.id in self._rounds]
         # Prompt chunks have other shapes than decoding steps and would distort the curve.
         pure = len(rounds) == len(items)
-        self.controller.settle(rounds, rows, forward, whole, [drafter.name for drafter in self.drafters], pure)
+        self.controller.settle(rounds, rows, forward, whole, self._taking_part(rounds), pure)
         self._settling.observe(self.clock() - began)
+
+    def _taking_part(self, rounds: list[Round]) -> list[str]:
+        """Drafters that have something to say about one of the rounds' sequences; the others need no credit."""
+        return [
+            drafter.name for drafter in self.drafters if any((drafter.name, round.sequence) not in self._out for round in rounds)
+        ]
 
     def end(self, sequence: Sequence) -> None:
         complete = sequence.finish_reason in ("stop", "length") and sequence.output_length > 0
