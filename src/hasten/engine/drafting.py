@@ -48,6 +48,7 @@ class Drafting:
     _wishes: dict[int, SpeculationParams] = field(default_factory=dict)
     _seen: dict[tuple[str, int], int] = field(default_factory=dict)  # tokens a paid drafter has read of a sequence
     _rounds: dict[int, Round] = field(default_factory=dict)  # of the step in progress, by sequence id
+    _speaking: list[str] = field(default_factory=list)  # who has something to say about one of them; the others need no credit
     _laws: dict[int, DraftLaws] = field(default_factory=dict)  # the same, of those whose drafts may be drawn
     _rest: int = 0  # steps of the present rest: while nobody drafts, most steps are not even looked at
     _rested: int = 0
@@ -82,6 +83,7 @@ class Drafting:
             return
         rounds = [Round.of(item.sequence, wish) for item, wish in zip(decoding, wishes, strict=True)]
         self._rounds = {round.sequence: round for round in rounds}
+        self._speaking = [d.name for d in self.drafters if any((d.name, round.sequence) not in self._out for round in rounds)]
         rested, self._rested = self._rested, 0
         if not self.controller.open(rounds, rested) or room <= 0:
             return
@@ -240,14 +242,8 @@ class Drafting:
         rounds = [self._rounds[item.sequence.id] for item in items if item.sequence.id in self._rounds]
         # Prompt chunks have other shapes than decoding steps and would distort the curve.
         pure = len(rounds) == len(items)
-        self.controller.settle(rounds, rows, forward, whole, self._taking_part(rounds), pure)
+        self.controller.settle(rounds, rows, forward, whole, self._speaking, pure)
         self._settling.observe(self.clock() - began)
-
-    def _taking_part(self, rounds: list[Round]) -> list[str]:
-        """Drafters that have something to say about one of the rounds' sequences; the others need no credit."""
-        return [
-            drafter.name for drafter in self.drafters if any((drafter.name, round.sequence) not in self._out for round in rounds)
-        ]
 
     def end(self, sequence: Sequence) -> None:
         complete = sequence.finish_reason in ("stop", "length") and sequence.output_length > 0
