@@ -16,6 +16,7 @@ from click.testing import CliRunner
 import hasten.bench.peers.servers as servers
 from hasten.bench.own_server import options_of, own_contestants
 from hasten.bench.peers.servers import LLAMA, Batches, Room, llama_recipe, served_peers
+from hasten.bench.samples import UNSENT, first_difference
 from hasten.bench.served import Absent, ServedContestant, Server, total_positions
 from hasten.bench.session import ContestantFailed, ResultFile, Session, read_rows
 from hasten.bench.tables import Comparison
@@ -80,6 +81,14 @@ def test_llama_is_asked_for_the_same_work(stack: ExitStack) -> None:
 def test_a_server_that_fails_says_how(how: str, sentence: str, stack: ExitStack) -> None:
     with pytest.raises(ContestantFailed, match=sentence):
         stub(how, stack).answer(PROMPTS, PARAMS, 0)
+
+
+def test_a_last_token_inside_a_character_is_counted_and_differs_from_nothing(stack: ExitStack) -> None:
+    """llama.cpp's server makes it and never sends it; that is no failure, and no other text."""
+    sample = stub("inside a character", stack).answer(PROMPTS, PARAMS, 0)[0]
+    assert sample.tokens == [*[5] * 10, UNSENT]
+    assert first_difference(sample.tokens, [5] * 11) is None
+    assert first_difference(sample.tokens, [*[5] * 9, 6, 5]) == 9
 
 
 def test_one_that_ends_in_between_says_so(stack: ExitStack) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+UNSENT = -1  # stands for a token that was made, and of which a server has said no more (the last one, inside a character)
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
@@ -38,8 +40,8 @@ class Sample:
 
 
 def first_difference(left: Sequence[int], right: Sequence[int]) -> int | None:
-    """Where two answers part, None where they are equal."""
+    """Where two answers part, None where they are equal as far as is known."""
     for at, (one, other) in enumerate(zip(left, right, strict=False)):
-        if one != other:
+        if one != other and UNSENT not in (one, other):
             return at
     return None if len(left) == len(right) else min(len(left), len(right))

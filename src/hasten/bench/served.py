@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException
 from typing import IO, Any
 
-from hasten.bench.samples import Sample
+from hasten.bench.samples import UNSENT, Sample
 from hasten.bench.session import ContestantFailed
 from hasten.core.types import SamplingParams
 
@@ -23,11 +23,13 @@ Event = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """How a server is asked for one stream, and where in its events the token ids are. ``body(prompt, params, mode)``."""
+    """How a server is asked for one stream, and where in its events the token ids are. ``body(prompt, params, mode)``. ``made``:
+    how many tokens it says it has made, where an event tells."""
 
     path: str
     body: Callable[[list[int], SamplingParams, str], dict[str, Any]]
     tokens: Callable[[Event], list[int]]
+    made: Callable[[Event], int | None] = lambda event: None
 
 
 @dataclass(slots=True, eq=False)
@@ -124,9 +126,10 @@ class ServedContestant:
         if client.problem is not None:
             self.server.started()  # says how it ended, where it has
             raise ContestantFailed(f"{self.name}: {client.problem}")
-        if len(client.tokens) != params.max_tokens:
+        tokens = client.tokens + [UNSENT] * (client.made - len(client.tokens))
+        if len(tokens) != params.max_tokens or client.made > len(client.tokens) + 1:
             raise ContestantFailed(f"{self.name} gave {len(client.tokens)} tokens where {params.max_tokens} were asked for.")
-        return Sample(client.tokens, len(prompt), client.first_s, client.last_s - client.first_s)
+        return Sample(tokens, len(prompt), client.first_s, client.last_s - client.first_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +155,7 @@ class _Client:
     tokens: list[int] = field(default_factory=list)
     first_s: float = 0.0
     last_s: float = 0.0
+    made: int = 0
     problem: str | None = None
 
     def run(self, together: threading.Barrier) -> None:
@@ -177,6 +181,7 @@ class _Client:
         if "error" in event:
             self.problem = str(event["error"])[:300]
             return
+        self.made = self.dialect.made(event) or self.made
         new = self.dialect.tokens(event)
         if new:
             self.first_s = self.first_s or now

@@ -106,7 +106,12 @@ def _llama_tokens(event: Event) -> list[int]:
     return [] if event["stop"] else list(event["tokens"])
 
 
-LLAMA = Dialect("/completion", _llama_body, _llama_tokens)
+def _llama_made(event: Event) -> int | None:
+    """It holds back a token that ends inside a character, and sends it never where that was the last one."""
+    return event.get("tokens_predicted") if event["stop"] else None
+
+
+LLAMA = Dialect("/completion", _llama_body, _llama_tokens, _llama_made)
 
 
 def _openvino_settings(name: str, precision: str, room: Room) -> dict[str, Any]:
