@@ -280,3 +280,31 @@ def test_energy_counters(tmp_path: Path) -> None:
     (tmp_path / "intel-rapl:1" / "energy_uj").write_text("1000000")  # wrapped around
     assert energy.take() == pytest.approx(2.5 + 2.0)
     assert energy.take() == pytest.approx(0.0)
+
+
+@dataclass
+class InStep:
+    """Answers for all contestants, but not what does not fit."""
+
+    contestants: list[Stub]
+    loads: list[str] = field(default_factory=list)
+
+    def fits(self, load: Load) -> bool:
+        return load.name != "large"
+
+    def answer(self, prompts: list[list[int]], params: SamplingParams, repeat: int) -> dict[str, list[Sample]]:
+        assert prompts[0][0] < 5, "a load that does not fit"
+        self.loads.append("asked")
+        return {one.name: one.answer(prompts, params, repeat) for one in self.contestants}
+
+
+def test_a_load_that_does_not_fit_is_measured_question_by_question(tmp_path: Path) -> None:
+    contestants = [Stub("plain"), Stub("auto", 0.5)]
+    large = Load("large", [Question(str(at), [5 + at, 7, 9]) for at in range(3)], PARAMS, 1)
+    in_step = InStep(contestants)
+    found = compared(tmp_path, contestants, [asked(2, "small"), large], together=in_step)
+    assert len(in_step.loads) == 2
+    for load, count in (("small", 2), ("large", 3)):
+        cell = found.cell(load, "auto")
+        assert cell is not None
+        assert cell.speed.count == count

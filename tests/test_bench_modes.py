@@ -16,7 +16,8 @@ from hasten.bench.session import ResultFile, Session, read_rows
 from hasten.bench.tables import Comparison
 from hasten.bench.workloads import Load, Question
 from hasten.cache.blocks import BlockManager
-from hasten.cli.bench import bench
+from hasten.cli.bench import automatic, bench, with_named_drafters
+from hasten.core.config import EngineConfig
 from hasten.core.errors import ConfigError
 from hasten.core.types import BLOCK_SIZE, SamplingParams
 from hasten.draft.lm import LanguageModelDrafter
@@ -137,6 +138,17 @@ def test_a_comparison_in_step_is_one_row_a_mode_and_goes_on(tmp_path: Path, subj
     found = Comparison(read_rows(tmp_path / "results.jsonl"))
     assert {mode: len(units) for mode, units in found.by_mode.items()} == {"plain": 3, "auto": 3}
     assert found.differing("one", "auto") == 0
+
+
+def test_auto_stays_what_it_is_beside_drafters_that_modes_name() -> None:
+    config = with_named_drafters(EngineConfig(model="tiny"), "plain,auto,trie+suffix@fixed(2),off,nothing")
+    assert config.draft == "auto+trie+suffix"
+    assert with_named_drafters(EngineConfig(model="tiny"), None).draft == "auto"
+    assert with_named_drafters(EngineConfig(model="tiny", draft="suffix"), "trie").draft == "suffix"
+    loaded = ["prediction", "suffix", "recycling", "trie"]
+    assert automatic(config, loaded) == ("prediction", "suffix", "recycling")
+    assert automatic(EngineConfig(model="tiny"), loaded[:3]) is None
+    assert parse_mode("auto@fixed(2)", loaded, ("suffix",)).drafters == ("suffix",)
 
 
 def test_a_repetition_remembers_nothing_of_the_one_before(subject: Subject) -> None:

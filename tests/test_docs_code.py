@@ -65,7 +65,7 @@ def with_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("prompts.jsonl", "mine.jsonl"):
         (folder / name).write_text(prompts, encoding="utf-8")
     for name in ("notes.txt", "handbook.txt"):
-        (folder / name).write_text("The quick brown fox jumps over the lazy dog. " * 200, encoding="utf-8")
+        (folder / name).write_text("The quick brown fox jumps over the lazy dog. " * 400, encoding="utf-8")
     monkeypatch.chdir(folder)
     return folder
 

@@ -48,8 +48,9 @@ PLAIN = Mode("plain", ())
 OFF = Mode("off", wish=SpeculationParams(mode="off"))
 
 
-def parse_mode(text: str, loaded: Sequence[str]) -> Mode:
-    """Raises ConfigError where it is no mode, or names a drafter that is not loaded."""
+def parse_mode(text: str, loaded: Sequence[str], automatic: tuple[str, ...] | None = None) -> Mode:
+    """``automatic``: what "auto" stands for where that is not all that are loaded. Raises ConfigError where the text is no mode, or
+    names a drafter that is not loaded."""
     names, _, control = text.partition("@")
     control = control or "auto"
     parse_control(control)
@@ -57,7 +58,7 @@ def parse_mode(text: str, loaded: Sequence[str]) -> Mode:
         if names == mode.name:
             return mode
     if names == "auto":
-        return Mode(text, None, control)
+        return Mode(text, automatic, control)
     chosen = tuple(names.split("+"))
     for name in chosen:
         if name not in loaded:

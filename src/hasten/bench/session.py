@@ -155,7 +155,7 @@ class Session:
         for number, (repeat, task) in enumerate((repeat, task) for repeat in range(self.repeats) for task in tasks):
             if number % FLOOR_EVERY == 0 and self._missing([task], working):
                 self.results.add({"kind": "floor", "read_bytes_s": self.floor()})
-            if self.together is not None and self._missing([task], working, [repeat]):
+            if self.together is not None and self.together.fits(task.load) and self._missing([task], working, [repeat]):
                 if self.clock() - begun >= self.seconds:
                     return False
                 each(f"{task.load.name}, in step", number, self.repeats * len(tasks))

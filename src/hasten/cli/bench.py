@@ -77,7 +77,7 @@ def bench(ctx: click.Context, /, out: str, plots: bool, **options: Any) -> None:
     measured; the same command goes on with it. Works offline once models and other engines are there.
     """
     check(options)
-    config = without_past(engine_config(options))
+    config = without_past(with_named_drafters(engine_config(options), options["modes"]))
     folder = Path(out)
     from hasten.bench.plots import check_matplotlib, draw_all
     from hasten.bench.tables import Comparison
@@ -140,6 +140,23 @@ def numbers(text: str, kind: type, low: float, high: float, name: str) -> list[A
     return values
 
 
+def with_named_drafters(config: EngineConfig, modes: str | None) -> EngineConfig:
+    """Where drafters are chosen automatically, those that modes name are loaded too; the mode "auto" stays without them."""
+    from hasten.draft import DRAFTERS
+
+    named = [name for mode in (modes or "").split(",") for name in mode.strip().partition("@")[0].split("+")]
+    known = [name for name in dict.fromkeys(named) if name in DRAFTERS.names() and name != "none"]
+    return replace(config, draft="+".join(["auto", *known])) if config.draft == "auto" and known else config
+
+
+def automatic(config: EngineConfig, loaded: list[str]) -> tuple[str, ...] | None:
+    """Whom the mode "auto" asks where others are loaded beside them, None where nobody is."""
+    from hasten.engine.loading import FREE_DRAFTERS
+
+    beside = config.draft.startswith("auto+")
+    return tuple(name for name in loaded if name in (*FREE_DRAFTERS, "lm")) if beside else None
+
+
 def in_precisions(config: EngineConfig, also: str | None) -> list[EngineConfig]:
     """The model as it is asked for, and in each of the other precisions. Raises ConfigError where one is none, or named twice."""
     names = [] if also is None else [name.strip() for name in also.split(",")]
@@ -159,7 +176,7 @@ def measure(llms: dict[str, LLM], config: EngineConfig, folder: Path, items: lis
 
     llm, together = llms[config.precision], max(config.max_sequences, *numbers(options["batches"], int, 1, 1024, "batches"))
     subject = Subject(llm.engine, together)
-    modes = [parse_mode(name, subject.loaded) for name in mode_names(options, subject.loaded)]
+    modes = [parse_mode(name, subject.loaded, automatic(config, subject.loaded)) for name in mode_names(options, subject.loaded)]
     loads = all_loads(llm, items, options)
     also = {name: Subject(each.engine, together) for name, each in llms.items() if each is not llm}
     energy = Energy()

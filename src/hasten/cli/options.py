@@ -30,7 +30,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 ENGINE_HELP = {
     "model": "A name of 'hasten ls', a folder, a .gguf file or a hub id.",
-    "draft": "auto, none, or drafters such as suffix+lm.",
+    "draft": "auto, none, or drafters such as suffix+lm or auto+trie.",
     "draft_model": "The model that guesses, where the catalogue names none.",
     "precision": f"One of {', '.join(PRECISIONS)}.",
     "kv_cache_dtype": f"Keys and values: {', '.join(KV_CACHE_DTYPES)}.",

@@ -22,7 +22,7 @@ def footprint(config: EngineConfig) -> int:
     Leaves out what does not grow with the model: PyTorch itself, and the rows of one step. Raises a HastenError.
     """
     resolved = catalogue.resolve(config.model, fetch=True)
-    draft = config.draft_model or (resolved.draft if config.draft == "auto" or "lm" in config.draft else None)
+    draft = config.draft_model or (resolved.draft if "auto" in config.draft or "lm" in config.draft else None)
     paths = [resolved.path, *([catalogue.resolve(draft, fetch=True).path] if draft is not None else [])]
     return sum(_one(path, config) for path in paths)
 

@@ -70,17 +70,13 @@ def load_engine(config: EngineConfig, progress: Progress = silent, redo_profile:
     """
     started = time.perf_counter()
     device = choose_device(config.device)
-    specs = None if config.draft == "auto" else parse_specs(config.draft)
-    for spec in specs or []:
+    specs = parse_specs(config.draft)
+    for spec in specs:
         _check_spec(spec)  # what is wrong is said before anything is loaded
     resolved = catalogue.resolve(config.model, fetch=True, progress=progress)
     target = load_model(resolved.name, resolved.path, config, device, progress)
     vocabulary = target.tokenizer.vocabulary_size
-    drafters = (
-        _auto_drafters(config, resolved.draft, target, device, progress)
-        if specs is None
-        else [_make_drafter(spec, config, resolved.draft, target, device, progress) for spec in specs if spec.name != "none"]
-    )
+    drafters = _drafters(specs, config, resolved.draft, target, device, progress)
     _share_rows(drafters)
     blocks = BlockManager(target.num_blocks, prefix_cache=config.prefix_cache)
     scheduler = Scheduler(blocks, target.context_length, config.max_rows, config.max_sequences)
@@ -156,6 +152,17 @@ def _check_memory(pool_bytes: int, tokens: int) -> None:
         )
 
 
+def _drafters(
+    specs: list[Spec], config: EngineConfig, natural: str | None, target: LoadedModel, device: torch.device, progress: Progress
+) -> list[Drafter]:
+    """Those of the specs, in their order; what "auto" stands for comes first, and none of that twice."""
+    automatic = any(spec.name == "auto" for spec in specs)
+    drafters = _auto_drafters(config, natural, target, device, progress) if automatic else []
+    there = {drafter.name for drafter in drafters}
+    named = [spec for spec in specs if spec.name not in ("auto", "none", *there)]
+    return [*drafters, *(_make_drafter(spec, config, natural, target, device, progress) for spec in named)]
+
+
 def _auto_drafters(
     config: EngineConfig, natural: str | None, target: LoadedModel, device: torch.device, progress: Progress
 ) -> list[Drafter]:
@@ -181,6 +188,8 @@ def _share_rows(drafters: list[Drafter]) -> None:
 
 def _check_spec(spec: Spec) -> None:
     """Raises ConfigError for a name or a shape of trees that there is not."""
+    if spec.name == "auto":
+        return
     DRAFTERS.resolve(spec.name)
     if spec.name in MODEL_DRAFTERS:
         Shape(**{name: value for name, value in spec.arguments.items() if name in SHAPE_ARGUMENTS})
