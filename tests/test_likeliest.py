@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from hasten.native.largest import MOST, largest
-from hasten.native.loader import NativeLibrary
 from hasten.sampling.likeliest import likeliest
 
 
@@ -36,20 +34,3 @@ def test_a_part_of_each_row_and_half_precision() -> None:
     for given in (rows[:, :1500], rows[::2], rows.half(), rows.T):
         expected = [np.argsort(-row, kind="stable")[:8].tolist() for row in given.float().numpy()]
         assert likeliest(given, 8) == expected
-
-
-def test_the_kernel_passes_nan_over_and_says_where_nothing_is(native: NativeLibrary) -> None:
-    rows = torch.full((3, 40), -torch.inf)
-    rows[0, 7], rows[0, 33], rows[1] = 1.0, 2.0, torch.nan
-    assert largest(native, rows, 3) == [[33, 7, -1], [-1, -1, -1], [-1, -1, -1]]
-    assert largest(native, rows[:0], 3) == []
-
-
-def test_the_kernel_refuses_what_it_would_misread(native: NativeLibrary) -> None:
-    with pytest.raises(ValueError, match="side by side"):
-        largest(native, torch.zeros(8, 8).T, 2)
-    with pytest.raises(ValueError, match="float32"):
-        largest(native, torch.zeros(2, 8, dtype=torch.float64), 2)
-    for count in (0, 9, MOST + 1):
-        with pytest.raises(ValueError, match="count"):
-            largest(native, torch.zeros(2, 8), count)

@@ -1,4 +1,5 @@
-"""The largest outputs of a layer, found without keeping all of them: the very ids and values of the outputs themselves."""
+"""The largest outputs of a layer, found without keeping all of them: the very ids and values of the outputs themselves. And those of
+rows that are in memory."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import pytest
 import torch
 
 from hasten.native.kernels import PackedLinear, PackedLinear4, round_progressive
+from hasten.native.largest import MOST, largest
 from hasten.native.loader import NativeLibrary
 
 
@@ -78,3 +80,31 @@ def test_what_does_not_fit_is_refused(native: NativeLibrary) -> None:
             layer.top_k(torch.randn(1, 64), k)
     with pytest.raises(ValueError, match="contiguous"):
         layer.top_k(torch.randn(1, 65), 1)
+
+
+@pytest.mark.parametrize("width", [1, 3, 31, 32, 33, 64, 1000, 4097])
+def test_largest_of_rows_in_memory(native: NativeLibrary, width: int) -> None:
+    torch.manual_seed(width)
+    for rows in (1, 2, 5):
+        for spread in (0.0, 0.05, 3.0):
+            memory = (torch.randn(rows, width + 7) * spread).round(decimals=1)
+            for count in {1, min(8, width), min(MOST, width)}:
+                some = memory[:, :width]
+                assert largest(native, some, count) == wanted_top(some, count)[0].tolist(), (rows, spread, count)
+
+
+def test_the_kernel_passes_nan_over_and_says_where_nothing_is(native: NativeLibrary) -> None:
+    rows = torch.full((3, 40), -torch.inf)
+    rows[0, 7], rows[0, 33], rows[1] = 1.0, 2.0, torch.nan
+    assert largest(native, rows, 3) == [[33, 7, -1], [-1, -1, -1], [-1, -1, -1]]
+    assert largest(native, rows[:0], 3) == []
+
+
+def test_the_kernel_refuses_what_it_would_misread(native: NativeLibrary) -> None:
+    with pytest.raises(ValueError, match="side by side"):
+        largest(native, torch.zeros(8, 8).T, 2)
+    with pytest.raises(ValueError, match="float32"):
+        largest(native, torch.zeros(2, 8, dtype=torch.float64), 2)
+    for count in (0, 9, MOST + 1):
+        with pytest.raises(ValueError, match="count"):
+            largest(native, torch.zeros(2, 8), count)
