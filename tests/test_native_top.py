@@ -1,5 +1,4 @@
-"""The largest outputs of a layer, found without keeping all of them: the very ids and values of the outputs themselves. And those of
-rows that are in memory."""
+"""The largest outputs of a layer, found without keeping all of them: the very ids and values of the outputs. And those of rows."""
 
 from __future__ import annotations
 
