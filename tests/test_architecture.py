@@ -35,6 +35,7 @@ KERNEL_CALLERS = (
     "sampling.likeliest",
     "cli.doctor",
 )  # the doctor only asks whether they are there
+ONLY_CALLERS = f"only {', '.join(name.replace('.', '/') for name in KERNEL_CALLERS[:-1])} call kernels"
 WEB = {
     "aiohttp", "django", "fastapi", "flask", "granian", "h11", "h2", "httptools", "hypercorn", "litestar", "multipart",
     "pydantic", "quart", "sanic", "sse_starlette", "starlette", "tornado", "uvicorn", "uvloop", "websockets", "werkzeug",
@@ -117,7 +118,7 @@ def judge(found: Import, source: Path) -> str | None:
 def judge_rooms(found: Import, home: str, there: str, source: Path) -> str | None:
     memory = found.target.startswith(f"{source.name}.native.memory")  # no kernel, and of use to whoever keeps much of it
     if there == "native" and home != "native" and not memory and not found.module.startswith(KERNEL_CALLERS):
-        return "few files call kernels, this is none of them"
+        return ONLY_CALLERS
     if home == there:
         return None
     if any({home, there} == pair for pair in STRANGERS):
@@ -214,14 +215,14 @@ PLANTED = {
 }
 REPORTED = [
     "__init__:1 imports house.engine.LLM: the front door imports lazily",
-    "cache.pool:3 imports house.native: few files call kernels, this is none of them",
+    f"cache.pool:3 imports house.native: {ONLY_CALLERS}",
     "cellar.wine:1 imports os: 'cellar' is no room of the house",
-    "cli.main:2 imports house.native: few files call kernels, this is none of them",
+    f"cli.main:2 imports house.native: {ONLY_CALLERS}",
     "control.cost:1 imports house.draft.base.Drafter: control and draft do not know each other",
     "core.types:1 imports house.model.decoder: core stands below model",
     "draft.suffix:1 imports house.control.cost: draft and control do not know each other",
     "engine.step:3 imports house.LLM: the front door is for users and edges",
-    "model.decoder:1 imports house.native.gemm: few files call kernels, this is none of them",
+    f"model.decoder:1 imports house.native.gemm: {ONLY_CALLERS}",
     "model.decoder:2 imports starlette.routing: only serve imports web packages",
     "native:2 imports house.cache: native stands below cache",
     "sampling.verify:2 imports house.draft.suffix.Suffix: sampling stands below draft",

@@ -23,6 +23,8 @@ import pytest
 
 from doc_blocks import LANGUAGES, PAGES, Block, all_blocks, blocks
 from hasten.cli.main import cli, run
+from hasten.core.errors import ConfigError
+from hasten.draft.recycling import RecyclingDrafter
 from hasten.model import storage
 from hasten.model.catalogue import CATALOGUE
 from real import model_path, shared_data
@@ -190,6 +192,18 @@ def install_walk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (about / "entry_points.txt").write_text(points, encoding="utf-8")
     monkeypatch.syspath_prepend(str(site))
     monkeypatch.delitem(sys.modules, "again", raising=False)
+
+
+def test_who_is_named_beside_auto_is_made_as_named(place: Path) -> None:
+    from hasten import LLM
+
+    with LLM("smollm2-135m", draft="auto+trie+recycling(most_rows=7)") as llm:
+        drafters = llm.engine.drafting.drafters
+        assert [drafter.name for drafter in drafters] == ["prediction", "suffix", "recycling", "trie"]
+        assert isinstance(drafters[2], RecyclingDrafter)
+        assert drafters[2].rows._most_rows == 7
+    with pytest.raises(ConfigError, match="auto takes no arguments"):
+        LLM("smollm2-135m", draft="auto(most_rows=7)")
 
 
 def test_the_walk_through_makes_a_drafter_that_guesses_right_sometimes(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -176,7 +176,8 @@ def measure(llms: dict[str, LLM], config: EngineConfig, folder: Path, items: lis
 
     llm, together = llms[config.precision], max(config.max_sequences, *numbers(options["batches"], int, 1, 1024, "batches"))
     subject = Subject(llm.engine, together)
-    modes = [parse_mode(name, subject.loaded, automatic(config, subject.loaded)) for name in mode_names(options, subject.loaded)]
+    auto = automatic(config, subject.loaded) if engine_config(options).draft == "auto" else None
+    modes = [parse_mode(name, subject.loaded, auto) for name in mode_names(options, subject.loaded)]
     loads = all_loads(llm, items, options)
     also = {name: Subject(each.engine, together) for name, each in llms.items() if each is not llm}
     energy = Energy()

@@ -7,6 +7,7 @@ import os
 import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -155,19 +156,22 @@ def _check_memory(pool_bytes: int, tokens: int) -> None:
 def _drafters(
     specs: list[Spec], config: EngineConfig, natural: str | None, target: LoadedModel, device: torch.device, progress: Progress
 ) -> list[Drafter]:
-    """Those of the specs, in their order; what "auto" stands for comes first, and none of that twice."""
-    automatic = any(spec.name == "auto" for spec in specs)
-    drafters = _auto_drafters(config, natural, target, device, progress) if automatic else []
-    there = {drafter.name for drafter in drafters}
-    named = [spec for spec in specs if spec.name not in ("auto", "none", *there)]
-    return [*drafters, *(_make_drafter(spec, config, natural, target, device, progress) for spec in named)]
+    """Those of the specs, in their order. What "auto" stands for comes first; who of them is named too follows his spec."""
+    make = partial(_make_drafter, config=config, natural=natural, target=target, device=device, progress=progress)
+    named = [spec for spec in specs if spec.name not in ("auto", "none")]
+    if all(spec.name != "auto" for spec in specs):
+        return [make(spec) for spec in named]
+    asked = {spec.name: spec for spec in named}
+    free = [make(asked.pop(name, Spec(name))) for name in FREE_DRAFTERS]
+    draft = [] if "lm" in asked else _auto_draft_model(config, natural, target, device, progress)
+    return [*free, *draft, *map(make, asked.values())]
 
 
-def _auto_drafters(
+def _auto_draft_model(
     config: EngineConfig, natural: str | None, target: LoadedModel, device: torch.device, progress: Progress
 ) -> list[Drafter]:
-    """Those that cost next to nothing always; a draft model where one is named, by the user or by the catalogue."""
-    drafters: list[Drafter] = [DRAFTERS.resolve(name)() for name in FREE_DRAFTERS]
+    """A draft model where one is named, by the user or by the catalogue."""
+    drafters: list[Drafter] = []
     if config.draft_model is not None:
         drafters.append(_model_drafter(Spec("lm", {"model": config.draft_model}), config, target, device, progress))
     elif natural is not None:
@@ -189,6 +193,8 @@ def _share_rows(drafters: list[Drafter]) -> None:
 def _check_spec(spec: Spec) -> None:
     """Raises ConfigError for a name or a shape of trees that there is not."""
     if spec.name == "auto":
+        if spec.arguments:
+            raise ConfigError("auto takes no arguments; name the drafter that should have them beside it, as in auto+lm(width=2).")
         return
     DRAFTERS.resolve(spec.name)
     if spec.name in MODEL_DRAFTERS:
