@@ -175,6 +175,25 @@ def test_kinds_of_sampling_differ_and_old_evidence_fades() -> None:
     assert calibrator.probability("lm", 0.9, "hot") > 0.75
 
 
+def test_estimates_lag_behind_by_a_few_outcomes_at_most() -> None:
+    rng, calibrator = random.Random(3), Calibrator()
+    for count in range(600):
+        calibrator.observe("lm", rng.random(), rng.random() < 0.4, "greedy")
+        if count % 7 == 0:
+            at_once = Calibrator.from_json(calibrator.to_json())  # makes its curves of all that is known
+            for score in (0.1, 0.5, 0.9):
+                found = calibrator.probability("lm", score, "greedy")
+                assert found == pytest.approx(at_once.probability("lm", score, "greedy"), abs=1e-9 if count < 30 else 0.06)
+
+
+def test_what_two_drafters_guess_alike_is_believed_more() -> None:
+    tree = DraftTree([1, 2, 3], [ROOT, 0, ROOT], [0.5, 0.8, 0.2], ["suffix"] * 3)
+    tree.merge(DraftTree([3, 1, 4], [ROOT, ROOT, 1], [0.4, 0.25, 0.3], ["recycling"] * 3))
+    assert (tree.tokens, tree.parents) == ([1, 2, 3, 4], [ROOT, 0, ROOT, 0])
+    assert tree.scores == pytest.approx([1 - 0.5 * 0.75, 0.8, 1 - 0.8 * 0.6, 0.3])
+    assert tree.drafters == ["suffix", "suffix", "recycling", "recycling"]  # the surer one's
+
+
 def test_survivals_of_siblings_share_their_parent() -> None:
     tree = DraftTree([1, 2, 3], [ROOT, ROOT, 0], [0.9, 0.9, 0.5], ["a"] * 3)
     assert survivals(tree, tree.scores) == pytest.approx([0.5, 0.5, 0.25])

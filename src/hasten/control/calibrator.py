@@ -19,6 +19,8 @@ EDGES = (0.0, 0.04, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.88, 0.94, 0.98, 1.
 CENTRES = tuple((low + high) / 2 for low, high in itertools.pairwise(EDGES))
 BELIEVED = (list(CENTRES), list(CENTRES))
 PRIOR_STRENGTH = 6.0
+SETTLED = 32.0  # observations of a drafter that one more hardly moves: curves then wait for two, three ... more
+MOST_WAITING = 8
 OWN_STRENGTH = 8.0  # observations of the drafter as a whole that one kind of sampling's own outweigh
 FORGETTING = 0.995  # a bin's evidence halves in about 140 observations of that bin
 MOST = 0.995
@@ -30,7 +32,7 @@ Key = tuple[str, str]  # drafter, kind of sampling
 @dataclass(slots=True)
 class Counts:
     """Accepted and seen nodes and the sum of their scores by score bin; and the curve made of them (mean scores and estimates),
-    kept until the next observation."""
+    kept until enough more is known."""
 
     accepted: list[float] = field(default_factory=lambda: [0.0] * len(CENTRES))
     seen: list[float] = field(default_factory=lambda: [0.0] * len(CENTRES))
@@ -40,9 +42,11 @@ class Counts:
 
 @dataclass(slots=True)
 class Calibrator:
-    """``probability(drafter, score, kind)`` is the calibrated one; ``observe`` teaches it one outcome."""
+    """``probability(drafter, score, kind)`` is the calibrated one; ``observe`` teaches it one outcome, which
+    shows in the estimates at once or, where much is known, a few outcomes later: curves are dear to make."""
 
     _counts: dict[Key, Counts] = field(default_factory=dict)
+    _waiting: dict[str, int] = field(default_factory=dict)  # observations that a drafter's curves do not show yet
 
     def probability(self, drafter: str, score: float, kind: str = ALL) -> float:
         """Rises with the score. A drafter never seen is believed."""
@@ -64,7 +68,10 @@ class Calibrator:
             counts.accepted[place] = counts.accepted[place] * FORGETTING + accepted
             counts.seen[place] = counts.seen[place] * FORGETTING + 1.0
             counts.scores[place] = counts.scores[place] * FORGETTING + score
-            counts.curve = None
+        self._waiting[drafter] = self._waiting.get(drafter, 0) + 1
+        if self._waiting[drafter] < MOST_WAITING and self._waiting[drafter] <= sum(self._counts[drafter, ALL].seen) / SETTLED:
+            return
+        self._waiting[drafter] = 0
         for (name, _), counts in self._counts.items():
             if name == drafter:
                 counts.curve = None  # the kinds stand on the drafter's own counts

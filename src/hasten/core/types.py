@@ -155,8 +155,22 @@ class DraftTree:
         if score > self.scores[node]:
             self.scores[node], self.drafters[node] = score, drafter
 
+    def join(self, parent: int, token: int, score: float, drafter: str) -> int:
+        """``add`` for another drafter's guess: where both guess the same, it fails only if both do, as if they knew nothing of each
+        other; it stays with the surer one."""
+        found = self.child(parent, token)
+        if found is None:
+            return self.add(parent, token, score, drafter)
+        self._agree(found, score, drafter)
+        return found
+
+    def _agree(self, node: int, score: float, drafter: str) -> None:
+        both = 1.0 - (1.0 - self.scores[node]) * (1.0 - score)
+        self._raise(node, score, drafter)
+        self.scores[node] = both
+
     def merge(self, other: DraftTree) -> None:
-        """Add every node of ``other``; equal paths become one."""
+        """``join`` every node of another drafter's tree; equal paths become one."""
         places = {key: node for node, key in enumerate(zip(self.parents, self.tokens, strict=True))}
         placed: list[int] = []
         for token, parent, score, drafter in zip(other.tokens, other.parents, other.scores, other.drafters, strict=True):
@@ -165,7 +179,7 @@ class DraftTree:
             if node == len(self):
                 self._append(at, token, score, drafter)
             else:
-                self._raise(node, score, drafter)
+                self._agree(node, score, drafter)
             placed.append(node)
 
     def depths(self) -> list[int]:

@@ -152,7 +152,7 @@ def merge(tree: DraftTree, laws: DraftLaws, other: DraftTree, other_laws: DraftL
     placed = {ROOT: ROOT}
     for node, (token, parent) in enumerate(zip(other.tokens, other.parents, strict=True)):
         size = len(tree)
-        at = placed[node] = tree.add(placed[parent], token, other.scores[node], other.drafters[node])
+        at = placed[node] = tree.join(placed[parent], token, other.scores[node], other.drafters[node])
         if node not in other_laws.drawn:
             laws.drawn.discard(at)
         elif at == size:
