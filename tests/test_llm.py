@@ -7,12 +7,13 @@ from dataclasses import replace
 import pytest
 
 from hasten.core.config import SpeculationParams
-from hasten.core.errors import ConfigError, InvalidRequest
+from hasten.core.errors import ConfigError, HastenError, InvalidRequest, ModelError
+from hasten.core.results import Completion
 from hasten.core.types import SamplingParams
 from hasten.draft.suffix import SuffixDrafter
 from hasten.engine.llm import LLM
 from test_exact import GREEDY, SAMPLED, prompt_of
-from tiny import LetterTokenizer, naive_text, tiny_engine
+from tiny import LetterTokenizer, damage_logits, naive_text, tiny_engine
 
 KIND = "llama"
 
@@ -75,6 +76,34 @@ def test_a_stream_that_is_let_go_of_is_cancelled(llm: LLM, read: int) -> None:
     del stream
     assert llm.engine.idle
     llm.engine.scheduler.check_integrity()
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_what_ends_a_request_early_is_raised_by_generate(llm: LLM, n: int) -> None:
+    damage_logits(llm.engine, 10)
+    with pytest.raises(ModelError, match="No token can be chosen at position 10"):
+        llm.generate(["three", "one two"], [replace(SAMPLED, n=n, max_tokens=3), replace(SAMPLED, n=n)])
+    assert llm.engine.idle
+    assert llm.generate("three", replace(GREEDY, max_tokens=3))[0].finish_reason == "length"
+
+
+def test_what_ends_a_request_early_is_raised_by_its_stream_after_its_events(llm: LLM) -> None:
+    damage_logits(llm.engine, 10)
+    stream = llm.stream("one two", GREEDY)
+    tokens = [token for _ in range(3) for token in next(stream).tokens]
+    assert LetterTokenizer().decode(tokens) == expected("one two", replace(GREEDY, max_tokens=3))
+    for _ in range(2):
+        with pytest.raises(ModelError, match="No token can be chosen at position 10"):
+            next(stream)
+    assert llm.engine.idle
+
+
+def test_closing_while_prompts_are_answered_ends_generate(llm: LLM) -> None:
+    def close(place: int, completion: Completion) -> None:
+        llm.engine.cancel_all()
+
+    with pytest.raises(HastenError, match="A prompt was cancelled"):
+        llm.generate(["one", "two"], [replace(GREEDY, max_tokens=2), GREEDY], on_done=close)
 
 
 def test_one_wrong_prompt_stops_all_before_anything_runs(llm: LLM) -> None:

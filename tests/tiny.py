@@ -218,6 +218,24 @@ class FrozenCurve(CostCurve):
         pass
 
 
+def damage_logits(engine: Engine, position: int) -> None:
+    """From now on no token can be chosen at ``position`` or behind it: the logits there are NaN."""
+    forward = engine.executor.forward
+
+    def damaged(batch: Batch) -> torch.Tensor:
+        logits = forward(batch).clone()
+        rows = iter(range(len(logits)))
+        for segment in batch.segments:
+            depths = [*range(1 - len(segment.chain), 1), *segment.tree.depths()]
+            for depth in depths[segment.first_logit :]:
+                row = next(rows)
+                if segment.context + len(segment.chain) + depth >= position:
+                    logits[row] = torch.nan
+        return logits
+
+    engine.executor.forward = damaged  # type: ignore[method-assign]
+
+
 def run_all(engine: Engine, requests: list[Request]) -> list[list[int]]:
     """Step until all are finished, checking every invariant after each; the output tokens of each first answer."""
     for _ in range(20_000):

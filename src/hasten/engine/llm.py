@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Any, cast
 
 from hasten.core.config import EngineConfig, SpeculationParams
-from hasten.core.errors import InvalidRequest
+from hasten.core.errors import HastenError, InvalidRequest
 from hasten.core.progress import Progress, silent
 from hasten.core.results import Completion, StreamEvent
 from hasten.core.types import SamplingParams
@@ -80,7 +80,8 @@ class LLM:
         ``params`` holds for all, or is one a prompt. ``prediction`` is a text that the answers are expected to be close to; the
         prediction drafter drafts along it. ``speculation`` says whether and how much to draft for them. ``on_done(place,
         completion)`` is called as each finishes.
-        Raises InvalidRequest before anything runs when one of them can never be served.
+        Raises InvalidRequest before anything runs when one of them can never be served. What ends one of them later on (logits
+        that cannot be used) is raised too, and the others are cancelled.
         """
         several = _several(prompts)
         each = self._params(params, len(several))
@@ -96,6 +97,8 @@ class LLM:
                             done[place] = completion
                             if on_done is not None:
                                 on_done(place, completion)
+                    if request.finished and place not in done:
+                        raise request.problem or HastenError("A prompt was cancelled; close the model when all are answered.")
         finally:
             for request in requests:
                 self.engine.cancel(request)
@@ -113,7 +116,8 @@ class LLM:
         """Answer one prompt piece by piece; the last event carries the ``completion``.
 
         The request is checked and queued when this is called. Several streams may be open at once and read in turns. Closing
-        one, or letting go of it, cancels its request.
+        one, or letting go of it, cancels its request. What ends the request early (logits that cannot be used) is raised after
+        the last event before it.
         """
         requests = self._submit_all([self.encode(prompt)], [params or SamplingParams()], tenant, prediction, speculation)
         return EventStream(self.engine, requests[0])
@@ -217,7 +221,7 @@ class EventStream(Iterator[StreamEvent]):
     def __next__(self) -> StreamEvent:
         while not self._request.inbox:
             if self._request.finished:
-                raise StopIteration
+                raise self._request.problem or StopIteration
             self._engine.step()
         return self._request.inbox.popleft()
 
