@@ -19,6 +19,7 @@ from hasten.draft.suffix import SuffixDrafter
 from hasten.engine.drafting import _sound
 from hasten.engine.engine import Engine
 from hasten.engine.requests import Request
+from hasten.sampling.constraint import Constraint
 from test_exact import GREEDY, SAMPLED, answers, prompt_of
 from tiny import LETTERS, VOCABULARY, FrozenCurve, LetterTokenizer, naive_text, run_all, tiny_engine
 
@@ -178,6 +179,35 @@ def test_wrong_requests_are_refused(prompt: list[int], params: SamplingParams, s
     with pytest.raises(InvalidRequest, match=sentence):
         engine.submit(prompt, params)
     assert engine.idle
+
+
+def test_a_constraint_that_cannot_be_made_leaves_nothing_behind() -> None:
+    engine = tiny_engine(KIND, [SuffixDrafter()])
+    innocent = engine.submit(list(PROMPT), GREEDY)
+    engine.step()
+
+    def broken() -> Constraint:
+        raise RuntimeError("no such form")
+
+    with pytest.raises(RuntimeError, match="no such form"):
+        engine.submit(list(PROMPT), SamplingParams(n=2), constraint=broken)
+    assert run_all(engine, [innocent]) == [naive_text(KIND, PROMPT, GREEDY)]
+
+
+def test_an_answer_that_had_just_ended_leaves_when_its_step_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = tiny_engine(KIND, [SuffixDrafter()])
+    broken = engine.submit(list(PROMPT), replace(GREEDY, max_tokens=1))
+    with monkeypatch.context() as patch:
+
+        def fail(*arguments: object) -> None:
+            raise RuntimeError("moving rows failed")
+
+        patch.setattr(engine.executor, "commit", fail)
+        engine.step()
+    assert isinstance(broken.problem, RuntimeError)
+    assert engine.idle
+    innocent = engine.submit(list(PROMPT), GREEDY)
+    assert run_all(engine, [innocent]) == [naive_text(KIND, PROMPT, GREEDY)]
 
 
 @pytest.mark.parametrize("num_blocks", [1, 3])

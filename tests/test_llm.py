@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 
 import pytest
@@ -9,9 +10,10 @@ import pytest
 from hasten.core.config import SpeculationParams
 from hasten.core.errors import ConfigError, HastenError, InvalidRequest, ModelError
 from hasten.core.results import Completion
-from hasten.core.types import SamplingParams
+from hasten.core.types import DraftTree, SamplingParams, Sequence
+from hasten.draft.base import DraftBudget
 from hasten.draft.suffix import SuffixDrafter
-from hasten.engine.llm import LLM
+from hasten.engine.llm import LLM, EventStream
 from test_exact import GREEDY, SAMPLED, prompt_of
 from tiny import LetterTokenizer, damage_logits, naive_text, tiny_engine
 
@@ -76,6 +78,33 @@ def test_a_stream_that_is_let_go_of_is_cancelled(llm: LLM, read: int) -> None:
     del stream
     assert llm.engine.idle
     llm.engine.scheduler.check_integrity()
+
+
+class Collecting(SuffixDrafter):
+    """Python collects garbage while a step is in progress, as it may at any time."""
+
+    def propose(self, sequences: list[Sequence], budgets: list[DraftBudget]) -> list[DraftTree]:
+        gc.collect()
+        return super().propose(sequences, budgets)
+
+
+class Holder:
+    """Refers to itself, so that only the garbage collector ends it."""
+
+    def __init__(self, stream: EventStream) -> None:
+        self.stream, self.me = stream, self
+
+
+def test_a_stream_let_go_of_within_a_step_breaks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hasten.engine.llm.load_engine", lambda config, progress: tiny_engine(KIND, [Collecting()]))
+    llm = LLM("tiny")
+    holder = Holder(llm.stream("one two one two", GREEDY))
+    for _ in range(2):
+        next(holder.stream)
+    del holder
+    assert llm.generate("three", SAMPLED)[0].text == expected("three", SAMPLED)
+    assert llm.engine.idle
+    assert llm.engine.scheduler.blocks.used == 0
 
 
 @pytest.mark.parametrize("n", [1, 3])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -48,6 +49,7 @@ class Engine:
     profiles: dict[str, Profile] = field(default_factory=dict)  # cost curves by whose they are: "target", or a drafter's name
     _ids: itertools.count[int] = field(default_factory=itertools.count)
     _requests: dict[int, Request] = field(default_factory=dict)  # by sequence id
+    _let_go: deque[Request] = field(default_factory=deque)  # to be cancelled before anything else happens
 
     def submit(
         self,
@@ -62,8 +64,9 @@ class Engine:
         """Queue a request. ``prediction`` is what the caller expects the answers to be; it never changes them. ``constraint``
         makes, for each answer, what says which tokens are allowed.
 
-        Raises InvalidRequest or PromptTooLong, one sentence, when the request can never be served.
+        Raises InvalidRequest or PromptTooLong, one sentence, when the request can never be served, and what ``constraint`` raises.
         """
+        self._cancel_what_was_let_go()
         self.check(prompt, params, prediction or [], constraint is not None)
         seed = fresh_seed() if params.seed is None else params.seed
         limit = self.scheduler.capacity
@@ -86,12 +89,12 @@ class Engine:
             )
             for index in range(params.n)
         ]
-        self.scheduler.add(sequences)
         rule = rule_for(self.drafting.rule_for(speculation), params)
         request = Request(name, [self._answer(sequence, constraint and constraint()) for sequence in sequences], rule)
         for sequence in sequences:
             self._requests[sequence.id] = request
             self.drafting.begin(sequence, speculation)
+        self.scheduler.add(sequences)
         return request
 
     def check(self, prompt: list[int], params: SamplingParams, prediction: list[int], constrained: bool = False) -> None:
@@ -109,6 +112,7 @@ class Engine:
         A request whose own rows cannot be used (damaged logits, a constraint that leaves nothing) ends with ``problem``; the
         others go on. Raises what the forward pass raises; ``fail`` then ends whatever was running.
         """
+        self._cancel_what_was_let_go()
         begun = time.perf_counter()
         items = self.scheduler.plan()
         self._start_clocks(items)
@@ -136,8 +140,12 @@ class Engine:
         return told
 
     def cancel(self, request: Request) -> None:
-        """End every unfinished answer of a request; its blocks are free at once."""
+        """End every unfinished answer of a request; its blocks are free at once. Not for use within a step."""
         self._end(request, "cancelled")
+
+    def let_go(self, request: Request) -> None:
+        """``cancel`` before anything else happens. For finalisers, which Python runs at any time, also within a step."""
+        self._let_go.append(request)
 
     def fail(self, problem: Exception) -> list[Request]:
         """After ``step`` has raised: end every request that runs; returns them. Those that wait have seen nothing of it."""
@@ -153,17 +161,24 @@ class Engine:
 
     @property
     def idle(self) -> bool:
+        self._cancel_what_was_let_go()
         return self.scheduler.idle
 
     def _answer(self, sequence: Sequence, constraint: Constraint | None) -> AnswerState:
         history = History(sequence.tokens) if sequence.params.needs_history else None
         return AnswerState(sequence, TextStream(self.tokenizer, sequence.params.stop), history, constraint)
 
+    def _cancel_what_was_let_go(self) -> None:
+        while self._let_go:
+            self.cancel(self._let_go.popleft())
+
     def _end(self, request: Request, reason: FinishReason) -> None:
         for answer in request.answers:
-            if not answer.sequence.finished:
-                answer.sequence.finish_reason = reason
-                self._leave(answer.sequence)
+            sequence = answer.sequence
+            if not sequence.finished:
+                sequence.finish_reason = reason
+            if sequence.id in self._requests:  # also one that had just ended when something went wrong
+                self._leave(sequence)
 
     def _advance_or_fail(self, item: Scheduled, logits: Tensor, plain: float | None) -> Request:
         request = self._requests[item.sequence.id]
@@ -210,8 +225,7 @@ class Engine:
 
     def _append(self, request: Request, sequence: Sequence, verdict: Verdict, provenance: list[str]) -> int:
         """Add the verdict's tokens one by one until the answer ends; returns how many were added."""
-        answer = request.answers[sequence.index]
-        params = sequence.params
+        answer, params = request.answers[sequence.index], sequence.params
         for count, token in enumerate(verdict.tokens, start=1):
             sequence.tokens.append(token)
             sequence.provenance.append(provenance[count - 1])
@@ -240,11 +254,11 @@ class Engine:
         return count
 
     def _leave(self, sequence: Sequence) -> None:
+        request = self._requests.pop(sequence.id)
         self.scheduler.remove(sequence)
         if self.explain:
-            self._requests[sequence.id].speculation.decisions.update(self.drafting.decisions(sequence))
+            request.speculation.decisions.update(self.drafting.decisions(sequence))
         self.drafting.end(sequence)
-        del self._requests[sequence.id]
 
     def _completion(self, request: Request) -> Completion:
         return request.completion(self.model, self.executor.precision, self.load_seconds, bool(self.drafting.drafters))

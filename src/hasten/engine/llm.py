@@ -100,8 +100,7 @@ class LLM:
                     if request.finished and place not in done:
                         raise request.problem or HastenError("A prompt was cancelled; close the model when all are answered.")
         finally:
-            for request in requests:
-                self.engine.cancel(request)
+            self._cancel_all(requests)
         return [done[place] for place in range(len(requests))]
 
     def stream(
@@ -205,10 +204,13 @@ class LLM:
             for prompt, own in zip(prompts, params, strict=True):
                 requests.append(self.engine.submit(prompt, own, tenant, speculation=speculation, prediction=prediction))
         except BaseException:
-            for request in requests:
-                self.engine.cancel(request)
+            self._cancel_all(requests)
             raise
         return requests
+
+    def _cancel_all(self, requests: list[Request]) -> None:
+        for request in requests:
+            self.engine.cancel(request)
 
 
 class EventStream(Iterator[StreamEvent]):
@@ -230,7 +232,7 @@ class EventStream(Iterator[StreamEvent]):
         self._engine.cancel(self._request)
 
     def __del__(self) -> None:
-        self.close()
+        self._engine.let_go(self._request)
 
 
 def _several(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
