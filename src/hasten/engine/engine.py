@@ -18,6 +18,7 @@ from hasten.core.errors import InvalidRequest
 from hasten.core.results import Completion
 from hasten.core.types import Batch, FinishReason, SamplingParams, Sequence, Verdict
 from hasten.engine.drafting import AUTO, Drafting
+from hasten.engine.interrupts import interrupts_held_back, interrupts_let_through
 from hasten.engine.requests import AnswerState, Request, provenance_of
 from hasten.engine.scheduler import Scheduled, Scheduler
 from hasten.engine.text import TextStream
@@ -105,6 +106,7 @@ class Engine:
         if constrained and params.ignore_eos:
             raise InvalidRequest("ignore_eos cannot be combined with a constraint on the output, which has an end; leave one out.")
 
+    @interrupts_held_back()
     def step(self) -> list[Request]:
         """Run one forward pass over whatever is ready. What became final lies in the inboxes of the requests returned. An idle
         engine does nothing.
@@ -123,7 +125,8 @@ class Engine:
         self.executor.copy_blocks(packed.copies)
         batch = Batch([item.segment() for item in packed.items])
         started = time.perf_counter()
-        logits = self.executor.forward(batch)
+        with interrupts_let_through():
+            logits = self.executor.forward(batch)
         forward = time.perf_counter() - started
         told: list[Request] = []
         row, plain = 0, self._plain_step()
@@ -139,6 +142,7 @@ class Engine:
         self.drafting.settle(packed.items, batch.rows, forward, time.perf_counter() - begun)
         return told
 
+    @interrupts_held_back()
     def cancel(self, request: Request) -> None:
         """End every unfinished answer of a request; its blocks are free at once. Not for use within a step."""
         self._end(request, "cancelled")
@@ -147,6 +151,7 @@ class Engine:
         """``cancel`` before anything else happens. For finalisers, which Python runs at any time, also within a step."""
         self._let_go.append(request)
 
+    @interrupts_held_back()
     def fail(self, problem: Exception) -> list[Request]:
         """After ``step`` has raised: end every request that runs; returns them. Those that wait have seen nothing of it."""
         failed = list({id(request): request for s in self.scheduler.running if (request := self._requests.get(s.id))}.values())
@@ -155,6 +160,7 @@ class Engine:
             self._end(request, "error")
         return failed
 
+    @interrupts_held_back()
     def cancel_all(self) -> None:
         for request in list({id(request): request for request in self._requests.values()}.values()):
             self.cancel(request)
@@ -226,6 +232,7 @@ class Engine:
     def _append(self, request: Request, sequence: Sequence, verdict: Verdict, provenance: list[str]) -> int:
         """Add the verdict's tokens one by one until the answer ends; returns how many were added."""
         answer, params = request.answers[sequence.index], sequence.params
+        pieces: list[str] = []
         for count, token in enumerate(verdict.tokens, start=1):
             sequence.tokens.append(token)
             sequence.provenance.append(provenance[count - 1])
@@ -236,17 +243,18 @@ class Engine:
                 text, ends = answer.stream.push(token)
             else:
                 text = ""
-            answer.fresh.append(text)
+            pieces.append(text)
             if ends:
                 sequence.finish_reason = "stop"
             elif sequence.tokens_left <= 0:
                 sequence.finish_reason = "length"
             if sequence.finished:
-                answer.fresh[-1] += answer.stream.finish()
+                pieces[-1] += answer.stream.finish()
                 if answer.stream.stopped:
                     sequence.finish_reason = "stop"
                 break
-        answer.text += "".join(answer.fresh)
+        answer.fresh += pieces
+        answer.text += "".join(pieces)
         if answer.history is not None:
             answer.history.extend(verdict.tokens[:count])
         if answer.constraint is not None and not sequence.finished:

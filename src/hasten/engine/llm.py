@@ -13,6 +13,7 @@ from hasten.core.results import Completion, StreamEvent
 from hasten.core.types import SamplingParams
 from hasten.engine.drafting import AUTO
 from hasten.engine.engine import Engine
+from hasten.engine.interrupts import interrupts_held_back
 from hasten.engine.loading import load_engine
 from hasten.engine.requests import Request
 from hasten.model.chat import ChatTemplate
@@ -201,16 +202,18 @@ class LLM:
         if isinstance(prediction, str):
             prediction = self.engine.tokenizer.encode(prediction, add_bos=False)
         try:
-            for prompt, own in zip(prompts, params, strict=True):
-                requests.append(self.engine.submit(prompt, own, tenant, speculation=speculation, prediction=prediction))
+            with interrupts_held_back():
+                for prompt, own in zip(prompts, params, strict=True):
+                    requests.append(self.engine.submit(prompt, own, tenant, speculation=speculation, prediction=prediction))
         except BaseException:
             self._cancel_all(requests)
             raise
         return requests
 
     def _cancel_all(self, requests: list[Request]) -> None:
-        for request in requests:
-            self.engine.cancel(request)
+        with interrupts_held_back():
+            for request in requests:
+                self.engine.cancel(request)
 
 
 class EventStream(Iterator[StreamEvent]):
