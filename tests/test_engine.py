@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ import torch
 
 from drafters import Right
 from hasten.core.config import SpeculationParams
-from hasten.core.errors import InvalidRequest, PromptTooLong
+from hasten.core.errors import InvalidRequest, ModelError, PromptTooLong
 from hasten.core.results import Completion, StreamEvent
 from hasten.core.types import MODEL_SOURCE, ROOT, Batch, DraftTree, SamplingParams
 from hasten.draft.base import DraftBudget
@@ -21,7 +23,7 @@ from hasten.engine.engine import Engine
 from hasten.engine.requests import Request
 from hasten.sampling.constraint import Constraint
 from test_exact import GREEDY, SAMPLED, answers, prompt_of
-from tiny import LETTERS, VOCABULARY, FrozenCurve, LetterTokenizer, naive_text, run_all, tiny_engine
+from tiny import LETTERS, VOCABULARY, FrozenCurve, LetterTokenizer, damage_logits, naive_text, run_all, tiny_engine
 
 KIND = "qwen2"
 PROMPT = prompt_of(30, 77)
@@ -79,6 +81,46 @@ def test_an_end_token_inside_a_block(place: int) -> None:
     assert spec.tokens == plain.tokens == naive_text(KIND, PROMPT, GREEDY)[: first + 1]
     assert spec.text == LetterTokenizer().decode(spec.tokens[:-1])
     assert spec.finish_reason == "stop"
+
+
+class OneText:
+    """Allows one text, and nothing at all behind it."""
+
+    def __init__(self, text: list[int]) -> None:
+        self._text, self._done = text, 0
+
+    def allowed_after(self, path: Sequence[int]) -> torch.Tensor:
+        ahead = self._text[self._done + len(path) :]
+        return torch.isin(torch.arange(VOCABULARY), torch.tensor(ahead[:1], dtype=torch.long))
+
+    def accept(self, tokens: Sequence[int]) -> None:
+        self._done += len(tokens)
+
+
+@pytest.mark.parametrize("rule", ["coupled", "rejection", "block"])
+@pytest.mark.parametrize("end", [{"stop_token_ids": (9,)}, {"stop": (LETTERS[9],)}, {}], ids=["stop id", "stop string", "eos"])
+@pytest.mark.parametrize("guessed", [4, 5, 12])
+def test_drafts_behind_the_end_of_an_answer_harm_nothing(rule: str, end: dict[str, Any], guessed: int) -> None:
+    """No token can be chosen there, for two reasons: plain decoding never gets there either."""
+    text = [4, 5, 6, 7, 9 if end else LetterTokenizer.eos_token_ids[0]]
+    guess = [*text, 3, 3, 3, 3, 3, 3, 3][:guessed]
+    engine = tiny_engine(KIND, [Right(lambda sequence: guess)], rule=rule)
+    damage_logits(engine, len(PROMPT) + len(text))
+    params = SamplingParams(temperature=0.8, seed=3, max_tokens=20, **end)
+    request = engine.submit(list(PROMPT), params, constraint=lambda: OneText(text))
+    assert run_all(engine, [request]) == [text]
+    assert request.problem is None
+    assert request.answers[0].sequence.finish_reason == "stop"
+    assert request.speculation.accepted >= 2
+
+
+def test_an_answer_that_goes_on_into_damaged_logits_ends_with_an_error() -> None:
+    engine = tiny_engine(KIND, [Right(lambda sequence: naive_text(KIND, PROMPT, GREEDY))])
+    damage_logits(engine, len(PROMPT) + 5)
+    request = engine.submit(list(PROMPT), GREEDY)
+    assert run_all(engine, [request]) == [naive_text(KIND, PROMPT, GREEDY)[:5]]
+    assert isinstance(request.problem, ModelError)
+    assert [token for event in request.inbox for token in event.tokens] == request.answers[0].sequence.output
 
 
 def test_eos_ends_an_answer_and_shows_no_text() -> None:

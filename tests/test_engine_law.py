@@ -68,9 +68,15 @@ class Coins:
 
 
 def law_of_text(
-    patch: pytest.MonkeyPatch, target: Conditional, make: Callable[[], list[Drafter]], rule: str, length: int, **control: Any
+    patch: pytest.MonkeyPatch,
+    target: Conditional,
+    make: Callable[[], list[Drafter]],
+    rule: str,
+    length: int,
+    ends: tuple[int, ...] = (),
+    **control: Any,
 ) -> dict[Path, float]:
-    """The exact law of the engine's answer of ``length`` tokens."""
+    """The exact law of the engine's answer of ``length`` tokens, or of fewer where one of ``ends`` comes."""
 
     def experiment(chances: Chances) -> Path:
         def drawn(law: Law, count: int, seed: int, position: int, node: int) -> list[Drawn]:
@@ -89,7 +95,7 @@ def law_of_text(
         patch.setattr(verify_module, "choose_adjusted", chosen)
         patch.setattr(rejection_module, "RoundCoins", lambda seed, position: Coins(chances, position))
         engine = table_engine(target, make(), rule, **control)
-        params = SamplingParams(temperature=1.0, max_tokens=length, ignore_eos=True, seed=0)
+        params = SamplingParams(temperature=1.0, max_tokens=length, ignore_eos=True, seed=0, stop_token_ids=ends)
         request = engine.submit(list(PROMPT), params)
         while not engine.idle:
             engine.step()
@@ -98,9 +104,12 @@ def law_of_text(
     return {path: float(p) for path, p in enumerate_law(experiment).items()}
 
 
-def distance(law: dict[Path, float], target: Conditional, length: int) -> float:
+def distance(law: dict[Path, float], target: Conditional, length: int, ends: tuple[int, ...] = ()) -> float:
     """Total variation between the engine's law and the target's."""
-    expected = joint(after(target, PROMPT), length)
+    expected: dict[Path, Fraction] = {}
+    for path, p in joint(after(target, PROMPT), length).items():
+        size = next((at for at, token in enumerate(path, 1) if token in ends), length)
+        expected[path[:size]] = expected.get(path[:size], Fraction(0)) + p
     return sum(abs(law.get(path, 0.0) - float(expected.get(path, 0))) for path in {*law, *expected}) / 2
 
 
@@ -138,6 +147,15 @@ def test_law_of_the_text_when_the_controller_chooses(rule: str, monkeypatch: pyt
     make: Callable[[], list[Drafter]] = lambda: [Certain([(0,), (1,)]), table_drafter(DRAFT_THREE, width=1)]  # noqa: E731
     law = law_of_text(monkeypatch, THREE, make, rule, 3, control="fixed", depth=2)
     assert distance(law, THREE, 3) < 1e-12
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_law_of_a_text_that_ends_early(rule: str, shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was drawn behind an end does not count."""
+    make = lambda: [Certain([(0, 1)]), table_drafter(DRAFT_TWO, **SHAPES[shape])]  # noqa: E731
+    law = law_of_text(monkeypatch, TWO, make, rule, 4, ends=(1,))
+    assert distance(law, TWO, 4, ends=(1,)) < 1e-12
 
 
 # Mistakes.

@@ -29,6 +29,16 @@ def test_forbidden_tokens_come_last() -> None:
     assert likeliest(row, 3)[0][0] == 4
 
 
+@pytest.mark.parametrize("size", [61, 3000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_nan_counts_as_the_least(size: int, dtype: torch.dtype) -> None:
+    rows = torch.randn(3, size, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    rows[1], rows[2, 7], rows[2, 9] = torch.nan, torch.nan, torch.nan
+    expected = [np.argsort(-np.nan_to_num(row, nan=-np.inf), kind="stable")[:4].tolist() for row in rows.float().numpy()]
+    assert likeliest(rows, 4) == expected
+    assert expected[1] == [0, 1, 2, 3]
+
+
 def test_a_part_of_each_row_and_half_precision() -> None:
     rows = torch.randn(5, 4096, generator=torch.Generator().manual_seed(3))
     for given in (rows[:, :1500], rows[::2], rows.half(), rows.T):

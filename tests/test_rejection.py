@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from hasten.core.types import ROOT, DraftTree
-from hasten.sampling.laws import DraftLaws, merge
+from hasten.sampling.laws import DraftLaws, Law, merge
 from hasten.sampling.rejection import RULES, Rule, decide
 from rejection_oracles import (
     BINARY_DRAFT,
@@ -227,6 +227,25 @@ def test_nothing_follows_the_last_nodes(rule: Rule) -> None:
         return path_tokens(tree, path[-1] if path else ROOT) + (() if token is None else (token,))
 
     assert is_exact(enumerate_law(experiment), target, 3)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_nodes_without_a_law_are_the_last_ones(rule: Rule) -> None:
+    target, draft = random_conditional(3, 2), random_conditional(4, 2)
+    unusable = {(0,), (1, 0), (1, 1, 1)}
+
+    def experiment(chances: Chances) -> Path:
+        tree, laws = draw_tree(chances, draft, level_shape((2, 1, 1)))
+        rows, coins = target_of(tree, target), ScriptedCoins(chances)
+
+        def some(node: int) -> Law | None:
+            return None if path_tokens(tree, node) in unusable else rows(node)
+
+        path, token = decide(tree, laws, some, coins, rule)
+        assert (path, token) == decide(tree, laws, rows, coins, rule, {at for at in range(len(tree)) if some(at) is None})
+        return path_tokens(tree, path[-1] if path else ROOT) + (() if token is None else (token,))
+
+    assert is_exact(enumerate_law(experiment), target, 4)
 
 
 @pytest.mark.parametrize("rule", RULES)

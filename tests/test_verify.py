@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from functools import cache, partial
 
@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 
+from hasten.core.errors import ModelError
 from hasten.core.types import ROOT, DraftTree, SamplingParams, Verdict
 from hasten.sampling import noise
 from hasten.sampling.choose import choose_row, token_logprob
@@ -338,6 +339,32 @@ def test_limit_and_stop_cut_the_same_tokens() -> None:
             assert cut.path == whole.path[:at]
     with pytest.raises(AssertionError):
         verify_tree(DraftTree(), torch.zeros(1, 3), PLAIN, 0, START, limit=0)
+
+
+def test_a_row_that_cannot_be_used_ends_the_round_before_it() -> None:
+    """What was chosen by then stays; the last of it is nobody's guess any more, so that the next round begins there."""
+    random = np.random.default_rng(5)
+    ended = 0
+    for seed in range(300):
+        tree, rows = random_case(random)
+        whole = verify_tree(tree, rows, PLAIN, seed, START)
+        bad = set(random.integers(0, 15, 3).tolist())
+        damaged = rows.clone()
+        damaged[[node + 1 for node in bad if node < len(tree)]] = torch.nan
+
+        def allowed_after(path: Sequence[int], bad: set[int] = bad, whole: Verdict = whole) -> None:
+            assert not bad & set(whole.path[: len(path)])
+
+        met = next((depth for depth, node in enumerate(whole.path, 1) if node in bad), len(whole.tokens))
+        ended += met < len(whole.tokens)
+        for cut in (
+            verify_tree(tree, damaged, PLAIN, seed, START),
+            verify_tree(tree, rows, PLAIN, seed, START, allowed_after=allowed_after),
+        ):
+            assert (cut.tokens, cut.path) == (whole.tokens[:met], whole.path[: met - 1])
+    assert ended > 10
+    with pytest.raises(ModelError):
+        verify_tree(tree_of([(1,)]), torch.full((2, 6), torch.nan), PLAIN, 0, START)
 
 
 def test_wild_draft_tokens_match_nothing() -> None:

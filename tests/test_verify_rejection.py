@@ -15,6 +15,7 @@ import pytest
 import torch
 from scipy import stats
 
+from hasten.core.errors import ModelError
 from hasten.core.types import ROOT, DraftTree, SamplingParams
 from hasten.sampling.choose import token_logprob
 from hasten.sampling.draws import Beam, draw_without_replacement, extend_beams
@@ -255,6 +256,27 @@ def test_verdicts_are_sound(rule: Rule) -> None:
     assert len(lengths) >= 3
     with pytest.raises(AssertionError):
         verify_rejection(DraftTree(), DraftLaws(), torch.zeros(1, 3), PLAIN, 0, START, limit=0)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_rows_that_cannot_be_used_end_a_path(rule: Rule) -> None:
+    random, toys = np.random.default_rng(4), some_toys(PLAIN)
+    lengths = Counter[int]()
+    for seed in range(300):
+        toy, tree, laws = random_case(random, toys)
+        rows = rows_of(toy, tree)
+        bad = {int(node) for node in random.integers(0, len(tree), 3)} if len(tree) else set()
+        rows[[node + 1 for node in bad]] = torch.nan
+        for params in (PLAIN, SamplingParams(temperature=0.9, logprobs=1), SamplingParams()):
+            verdict = verify_rejection(tree, laws, rows, params, seed, START, rule=rule)
+            assert len(verdict.tokens) == len(verdict.path) + 1
+            assert not bad & set(verdict.path)
+            assert len(verdict.logprobs) == (0 if params.logprobs is None else len(verdict.tokens))
+            lengths[len(verdict.tokens)] += 1
+        assert verdict == verify_tree(tree, rows, SamplingParams(), seed, START)
+    assert len(lengths) >= 3
+    with pytest.raises(ModelError):
+        verify_rejection(DraftTree(), DraftLaws(), torch.full((1, 6), torch.nan), PLAIN, 0, START, rule=rule)
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -91,7 +91,9 @@ class Engine:
             for index in range(params.n)
         ]
         rule = rule_for(self.drafting.rule_for(speculation), params)
-        request = Request(name, [self._answer(sequence, constraint and constraint()) for sequence in sequences], rule)
+        answers = [self._answer(sequence, constraint and constraint()) for sequence in sequences]
+        ends = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.eos)
+        request = Request(name, answers, rule, ends)
         for sequence in sequences:
             self._requests[sequence.id] = request
             self.drafting.begin(sequence, speculation)
@@ -212,6 +214,7 @@ class Engine:
             position=len(sequence.tokens),
             history=answer.history,
             limit=sequence.tokens_left,
+            stop_tokens=request.stop_tokens,
             allowed_after=answer.constraint.allowed_after if answer.constraint is not None else None,
             vocabulary_size=self.vocabulary,
         )
@@ -231,18 +234,17 @@ class Engine:
 
     def _append(self, request: Request, sequence: Sequence, verdict: Verdict, provenance: list[str]) -> int:
         """Add the verdict's tokens one by one until the answer ends; returns how many were added."""
-        answer, params = request.answers[sequence.index], sequence.params
+        answer = request.answers[sequence.index]
         pieces: list[str] = []
         for count, token in enumerate(verdict.tokens, start=1):
             sequence.tokens.append(token)
             sequence.provenance.append(provenance[count - 1])
             if verdict.logprobs:
                 sequence.logprobs.append(verdict.logprobs[count - 1])
-            ends = token in params.stop_token_ids or (token in self.eos and not params.ignore_eos)
+            ends = token in request.stop_tokens
+            text = ""
             if not ends:
                 text, ends = answer.stream.push(token)
-            else:
-                text = ""
             pieces.append(text)
             if ends:
                 sequence.finish_reason = "stop"

@@ -33,6 +33,7 @@ class Request:
     id: str
     answers: list[AnswerState]
     verify: str = "coupled"  # the rule by which drafts are checked
+    stop_tokens: frozenset[int] = frozenset()  # that end an answer
     started: float | None = None
     first_token: float | None = None
     last_token: float | None = None

@@ -13,7 +13,8 @@ COLUMNS = 1024
 
 
 def likeliest(logits: torch.Tensor, count: int) -> list[list[int]]:
-    """Ids of the ``count`` largest logits of each row of [rows, vocabulary], the largest first, equal ones by id; no logit NaN."""
+    """Ids of the ``count`` largest logits of each row of [rows, vocabulary], the largest first, equal ones by id. NaN counts as the
+    least: rows behind the end of an answer may hold it."""
     library = load()
     in_memory = logits.dtype is torch.float32 and not logits.is_cuda and logits.stride(1) == 1
     if library is not None and in_memory and 1 <= count <= min(MOST, logits.shape[1]):
@@ -31,5 +32,7 @@ def _sorted(row: npt.NDArray[np.float32], count: int) -> list[int]:
         lines = row[: len(row) // COLUMNS * COLUMNS].reshape(-1, COLUMNS)
         least = np.partition(lines.max(axis=0), -count)[-count]
     pool = np.flatnonzero(row >= least)
+    if len(pool) < min(count, len(row)):  # no comparison with NaN holds
+        return _sorted(np.where(np.isnan(row), np.float32(-np.inf), row), count)
     order = np.argsort(-row[pool], kind="stable")[:count]
     return [int(token) for token in pool[order]]

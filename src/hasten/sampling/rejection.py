@@ -56,21 +56,27 @@ def verify_rejection(
     """``verify.verify_tree`` by a rejection rule: the same arguments and result, and ``laws``, which must be those of ``tree``
     (``DraftLaws.check``). The coins follow from ``seed`` and ``position`` alone.
 
-    Rows of ``logits`` that no decision needs are not read; "traversal" may read those of nodes that it does not accept.
+    Rows of ``logits`` that no decision needs are not read; "traversal" may read those of nodes that it does not accept. Below a
+    node whose row cannot be used nothing counts; errors of the root's row are raised.
     """
     assert limit is None or limit >= 1, "a round emits at least one token"
     rows: dict[int, Logits] = {}
 
-    def target(node: int) -> Law:
+    def target(node: int) -> Law | None:
         before = [tree.tokens[above] for above in tree.path(node)]
-        rows[node] = adjusted(
-            logits(node + 1) if callable(logits) else logits[node + 1],
-            params,
-            position + len(before),
-            history.with_path(before) if history is not None and params.needs_history else None,
-            allowed_after(before) if allowed_after is not None else None,
-            vocabulary_size,
-        )
+        try:
+            rows[node] = adjusted(
+                logits(node + 1) if callable(logits) else logits[node + 1],
+                params,
+                position + len(before),
+                history.with_path(before) if history is not None and params.needs_history else None,
+                allowed_after(before) if allowed_after is not None else None,
+                vocabulary_size,
+            )
+        except Exception:
+            if node == ROOT:
+                raise
+            return None
         return warped_law(rows[node], params)
 
     depths = tree.depths()
@@ -87,7 +93,7 @@ def verify_rejection(
 def decide(
     tree: DraftTree,
     laws: DraftLaws,
-    target: Callable[[int], Law],
+    target: Callable[[int], Law | None],
     coins: Coins,
     rule: Rule,
     last: Collection[int] = (),
@@ -95,7 +101,8 @@ def decide(
     """The accepted nodes from the root's child down, and the token that follows them.
 
     ``target(node)``, asked at most once a node, is the target's law after ``node`` (or ``ROOT``). What is below the nodes in
-    ``last`` does not count, and nothing follows an accepted one (None). All arithmetic is that of the laws' masses.
+    ``last`` does not count, and nothing follows an accepted one (None). A node without a law (None) is one of the last: whether it
+    has one depends, as that does, on the tokens up to it alone. All arithmetic is that of the laws' masses.
     """
     contests = _Contests(tree, laws, target, last)
     node, rest = _upward(contests, coins) if rule == "traversal" else _downward(contests, coins)
@@ -150,8 +157,8 @@ class _Contest:
 class _Contests:
     """The contests of a tree, made when they are first needed, and the order in which children are tried."""
 
-    def __init__(self, tree: DraftTree, laws: DraftLaws, target: Callable[[int], Law], last: Collection[int]) -> None:
-        self.tokens, self.drawn, self.last = tree.tokens, laws.drawn, last
+    def __init__(self, tree: DraftTree, laws: DraftLaws, target: Callable[[int], Law | None], last: Collection[int]) -> None:
+        self.tokens, self.drawn, self.last = tree.tokens, laws.drawn, set(last)
         self._laws, self._target = laws, target
         self._children: dict[int, list[int]] = {}
         for node, parent in enumerate(tree.parents):
@@ -161,18 +168,22 @@ class _Contests:
         """Drawn ones first, in the order of their indices, which is that of the draws."""
         return [] if node in self.last else sorted(self._children.get(node, []), key=lambda child: child not in self.drawn)
 
-    def at(self, node: int) -> _Contest:
+    def at(self, node: int) -> _Contest | None:
+        """None where the target has no law: the node is one of the last from now on."""
+        target = self._target(node)
+        if target is None:
+            self.last.add(node)
+            return None
         children = self.children(node)
         certain = [self.tokens[child] for child in children if child not in self.drawn]
         draft = self._laws.at[node] if len(certain) < len(children) else None
-        return _Contest(self._target(node), draft, certain, self._laws.replacement)
+        return _Contest(target, draft, certain, self._laws.replacement)
 
 
 def _downward(contests: _Contests, coins: Coins) -> tuple[int, Law | None]:
     """Token-wise: the last accepted node, and the law of the token after it."""
     node = ROOT
-    while node not in contests.last:
-        contest = contests.at(node)
+    while node not in contests.last and (contest := contests.at(node)) is not None:
         for child in contests.children(node):
             token, drawn = contests.tokens[child], child in contests.drawn
             if coins.below(child, *contest.odds(token, drawn)):
@@ -200,8 +211,11 @@ def _upward(contests: _Contests, coins: Coins) -> tuple[int, Law | None]:
     while True:
         visit = visits[-1]
         if visit.waiting:
-            child = visit.waiting.pop()
             visit.contest = visit.contest or contests.at(visit.node)
+            if visit.contest is None:
+                visit.waiting.clear()
+                continue
+            child = visit.waiting.pop()
             likely, proposed = visit.contest.odds(contests.tokens[child], child in contests.drawn)
             weighed = visit.weight * likely
             if weighed > 0:
@@ -210,9 +224,8 @@ def _upward(contests: _Contests, coins: Coins) -> tuple[int, Law | None]:
             else:  # nothing below an impossible token can be accepted
                 _reject(visit, child, contests)
         elif visit.node == ROOT or coins.below(visit.node, visit.weight, 1):
-            if visit.node in contests.last:
-                return visit.node, None
-            return visit.node, (visit.contest or contests.at(visit.node)).left
+            contest = visit.contest or (contests.at(visit.node) if visit.node not in contests.last else None)
+            return visit.node, None if contest is None else contest.left
         else:
             visits.pop()
             _reject(visits[-1], visit.node, contests)

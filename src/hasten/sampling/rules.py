@@ -8,6 +8,8 @@ same distribution, and another one than plain decoding draws from that seed.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 
 from hasten.core.types import DraftTree, SamplingParams, Verdict
@@ -35,6 +37,7 @@ def verify(
     *,
     history: History | None,
     limit: int,
+    stop_tokens: Collection[int],
     vocabulary_size: int,
     allowed_after: AllowedAfter | None = None,
 ) -> Verdict:
@@ -52,6 +55,7 @@ def verify(
             position,
             history=history,
             limit=limit,
+            stop_tokens=stop_tokens,
             allowed_after=allowed_after,
             vocabulary_size=vocabulary_size,
         )
@@ -65,6 +69,7 @@ def verify(
         rule=BY_REJECTION[rule],
         history=history,
         limit=limit,
+        stop_tokens=stop_tokens,
         allowed_after=allowed_after,
         vocabulary_size=vocabulary_size,
     )

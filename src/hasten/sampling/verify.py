@@ -40,7 +40,10 @@ def verify_tree(
     ``params.needs_history``. At most ``limit`` tokens are emitted (at least 1), and none after one of ``stop_tokens``; the
     last token emitted is never part of ``path``, even if a node carries it. An empty tree is plain decoding of one token.
 
-    Draft tokens are compared and never used as an index: ids out of range match nothing. Errors: see ``filters.adjusted``.
+    Draft tokens are compared and never used as an index: ids out of range match nothing.
+
+    Errors of the root's row (see ``filters.adjusted``) are raised. The row of an accepted node that cannot be used ends the round
+    before it: an answer may end there by a stop string, and if it goes on, the error is that of the next round.
     """
     assert limit is None or limit >= 1, "a round emits at least one token"
     verdict = Verdict(path=[], tokens=[])
@@ -48,14 +51,20 @@ def verify_tree(
     while True:
         row = logits(node + 1) if callable(logits) else logits[node + 1]
         before = tuple(verdict.tokens)
-        values = adjusted(
-            row,
-            params,
-            position + len(before),
-            history.with_path(before) if history is not None and params.needs_history else None,
-            allowed_after(before) if allowed_after is not None else None,
-            vocabulary_size,
-        )
+        try:
+            values = adjusted(
+                row,
+                params,
+                position + len(before),
+                history.with_path(before) if history is not None and params.needs_history else None,
+                allowed_after(before) if allowed_after is not None else None,
+                vocabulary_size,
+            )
+        except Exception:
+            if node == ROOT:
+                raise
+            verdict.path.pop()
+            return verdict
         token = choose_adjusted(values, params, seed, position + len(before))
         verdict.tokens.append(token)
         if params.logprobs is not None:
