@@ -154,8 +154,15 @@ def test_logprobs_are_those_of_plain_decoding() -> None:
         assert [token for token, _ in one.top] == [token for token, _ in other.top]
 
 
-def test_n_answers_share_the_prompt_and_differ() -> None:
+def test_n_answers_share_the_prompt_and_differ(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = tiny_engine(KIND, [SuffixDrafter()], max_sequences=3)
+    forward, of_prompts = engine.executor.forward, list[int]()
+
+    def counted(batch: Batch) -> torch.Tensor:
+        of_prompts.extend(len(segment.chain) for segment in batch.segments if len(segment.chain) > 1)
+        return forward(batch)
+
+    monkeypatch.setattr(engine.executor, "forward", counted)
     request = engine.submit(list(prompt_of(100, 5)), replace(SAMPLED, n=6, max_tokens=25))
     copies = 0
     while not engine.idle:
@@ -166,11 +173,32 @@ def test_n_answers_share_the_prompt_and_differ() -> None:
     outputs = [answer.sequence.output for answer in request.answers]
     assert outputs[0] == naive_text(KIND, prompt_of(100, 5), replace(SAMPLED, max_tokens=25))
     assert len({tuple(output) for output in outputs}) > 1
-    assert [answer.sequence.cached > 0 for answer in request.answers] == [False] + [True] * 5
+    assert sum(of_prompts) == 100 + 3 * 36, "three side by side compute it once, each later one finds its full block"
     for answer in request.answers:  # each is what its own seed says alone
         alone = tiny_engine(KIND)
         params = replace(SAMPLED, seed=answer.sequence.seed, max_tokens=25)
         assert run_all(alone, [alone.submit(list(prompt_of(100, 5)), params)]) == [answer.sequence.output]
+
+
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("prefix_cache", [False, True])
+def test_cached_tokens_are_those_that_the_prefix_cache_gave(prefix_cache: bool, n: int) -> None:
+    """What siblings share is not cached: it was computed for this request."""
+    engine = tiny_engine(KIND, prefix_cache=prefix_cache)
+    cached = []
+    for _ in range(2):
+        _, completion = run(engine, engine.submit(list(prompt_of(100, 5)), replace(SAMPLED, n=n, max_tokens=4)))
+        cached.append(completion.usage.cached_tokens)
+    assert cached == [0, 64 if prefix_cache else 0]
+
+
+def test_what_a_preempted_request_finds_again_was_not_cached() -> None:
+    engine = tiny_engine(KIND, num_blocks=5)
+    requests = [engine.submit(list(prompt_of(100, seed)), replace(GREEDY, max_tokens=90)) for seed in range(3)]
+    run_all(engine, requests)
+    assert engine.scheduler.preemptions > 0
+    completions = [event.completion for request in requests for event in request.inbox if event.completion is not None]
+    assert [completion.usage.cached_tokens for completion in completions] == [0, 0, 0]
 
 
 def test_greedy_answers_of_n_are_equal() -> None:

@@ -10,7 +10,7 @@ from hasten.core.types import FinishReason, TokenLogprob
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of the prompt, of them those found in the prefix cache, and tokens delivered over all answers."""
+    """Tokens of the prompt, those of them that the prefix cache had when the request began, and tokens of all answers together."""
 
     prompt_tokens: int
     completion_tokens: int

@@ -258,7 +258,7 @@ class Sequence:
     tenant: str = ""
     index: int = 0  # which of the request's n answers
     computed: int = 0
-    cached: int = 0  # prompt tokens found in the prefix cache
+    cached: int | None = None  # prompt tokens found in the prefix cache; None while the sequence has never been admitted
     blocks: list[int] = field(default_factory=list)
     provenance: list[str] = field(default_factory=list)  # one name an output token: a drafter or MODEL_SOURCE
     logprobs: list[TokenLogprob] = field(default_factory=list)

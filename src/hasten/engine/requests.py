@@ -107,7 +107,7 @@ class Request:
             precision=precision,
             exact=True,
             answers=[_answer(state) for state in self.answers],
-            usage=Usage(sequences[0].prompt_length, produced, max(sequence.cached for sequence in sequences)),
+            usage=Usage(sequences[0].prompt_length, produced, sequences[0].cached or 0),
             timing=Timing(load_seconds, first - begun, decode),
             speed=Speed(rate, plain),
             speculation=self.speculation,

@@ -180,17 +180,19 @@ class Scheduler:
 
     def _take_prefix(self, sequence: Sequence, source: Sequence | None) -> bool:
         """Attach blocks that are computed already; False when what is left to compute would not fit beside the running ones."""
+        found = 0
         if source is not None and source.blocks and source.computed >= source.prompt_length:
             sequence.computed = sequence.prompt_length - 1
             sequence.blocks = self.blocks.fork(source.blocks[: -(-sequence.computed // BLOCK_SIZE)])
         else:
             sequence.blocks = self.blocks.match_prefix(sequence.tokens, sequence.tenant, len(sequence.tokens) - 1)
-            sequence.computed = len(sequence.blocks) * BLOCK_SIZE
+            found = sequence.computed = len(sequence.blocks) * BLOCK_SIZE
         needed = -(-(len(sequence.tokens) + 1) // BLOCK_SIZE) - len(sequence.blocks) + 1
         if self._running and needed > self.blocks.available:
             self._release(sequence)
             return False
-        sequence.cached = min(sequence.computed, sequence.prompt_length)
+        if sequence.cached is None:  # what a preempted sequence finds again is its own
+            sequence.cached = found
         return True
 
     def _preempt(self, sequence: Sequence) -> None:
