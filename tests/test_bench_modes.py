@@ -18,12 +18,12 @@ from hasten.bench.workloads import Load, Question
 from hasten.cache.blocks import BlockManager
 from hasten.cli.bench import automatic, bench, with_named_drafters
 from hasten.core.config import EngineConfig
-from hasten.core.errors import ConfigError
+from hasten.core.errors import ConfigError, ModelError
 from hasten.core.types import BLOCK_SIZE, SamplingParams
 from hasten.draft.lm import LanguageModelDrafter
 from hasten.draft.recycling import RecyclingDrafter
 from hasten.draft.suffix import SuffixDrafter
-from tiny import VOCABULARY, tiny_engine, tiny_executor
+from tiny import VOCABULARY, damage_logits, tiny_engine, tiny_executor
 
 PARAMS = SamplingParams(max_tokens=11, ignore_eos=True)
 MACHINE = {"commit": "abc"}
@@ -49,6 +49,13 @@ def test_modes_of_one_model_say_the_same_and_count(subject: Subject) -> None:
     assert len(fixed.by_position) <= 3
     assert sum(right for _, right in fixed.by_position) == sum(fixed.accepted.values())
     assert all(early >= late for (_, early), (_, late) in zip(fixed.by_position, fixed.by_position[1:], strict=False))
+
+
+def test_an_answer_that_ends_in_an_error_ends_the_run(subject: Subject) -> None:
+    damage_logits(subject.engine, 20)
+    with pytest.raises(ModelError, match="position 20"):
+        subject.run(PLAIN, [[5, 6, 7] * 5, [1] * 12], [PARAMS] * 2)
+    assert subject.engine.idle
 
 
 def test_modes_in_step_say_what_they_say_alone(subject: Subject) -> None:

@@ -201,6 +201,8 @@ class Run:
         for request in told:
             place = self.requests.index(request)
             _read(request, place, self.done)
+            if request.problem is not None:
+                raise request.problem
             self.first.setdefault(place, self.seconds)
             self.last[place] = self.seconds
 
