@@ -17,7 +17,7 @@ from hasten.control.calibrator import Calibrator, rising
 from hasten.control.controller import Controller
 from hasten.control.cost import CostCurve, Line
 from hasten.control.memory import Memory
-from hasten.control.profile import NEAR, Setting, checked, curve_of, floor_and_knee, load, measure, save
+from hasten.control.profile import NEAR, Setting, Timed, checked, curve_of, floor_and_knee, load, measure, save
 from hasten.control.rounds import Round
 from hasten.control.selection import best_count, survivals
 from hasten.control.step_costs import DOUBT, StepCosts
@@ -115,6 +115,52 @@ def test_profiles_are_kept_checked_and_redone(tmp_path: Path, monkeypatch: pytes
     floor, knee = floor_and_knee(curve_of(SETTING, truth, 4096).curve)
     assert floor == pytest.approx(truth(1, NEAR))
     assert truth(knee, NEAR) <= 1.5 * floor < truth(knee + 2, NEAR)
+
+
+def bounded(positions: int) -> Timed:
+    """``truth`` of a pool that holds so many positions."""
+
+    def timed(rows: int, context: int) -> float:
+        assert 0 <= context < context + rows <= positions
+        return truth(rows, context)
+
+    return timed
+
+
+POOLS = range(64, 1408, 64)
+
+
+@pytest.mark.parametrize("positions", [1, 10, *POOLS])
+def test_no_pass_reaches_past_a_small_pool(positions: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HASTEN_HOME", str(tmp_path))
+    for kept_at in (positions, 4096, *POOLS):
+        save(SETTING.path(), SETTING, measure(bounded(kept_at), kept_at))
+        curve_of(SETTING, bounded(positions), positions)
+        curve_of(SETTING, bounded(positions), positions, redo=True)
+    assert checked(measure(truth, 4096), bounded(positions), positions) == pytest.approx(1.0, abs=0.05)
+
+
+def test_a_small_pool_uses_a_better_curve_and_never_replaces_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HASTEN_HOME", str(tmp_path))
+    curve_of(SETTING, bounded(4096), 4096)
+    whole = SETTING.path().read_bytes()
+    for positions in (64, 128, 512):
+        found = curve_of(SETTING, bounded(positions), positions)
+        assert (found.origin, found.curve.reference, len(found.curve.slopes)) == ("kept", NEAR, 12)
+    curve_of(SETTING, bounded(64), 64, redo=True)
+    bent = curve_of(SETTING, lambda rows, context: truth(rows, context) * rows, 192)
+    assert bent.origin == "measured now"
+    assert SETTING.path().read_bytes() == whole
+
+
+def test_a_curve_of_a_small_pool_serves_small_pools_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HASTEN_HOME", str(tmp_path))
+    assert curve_of(SETTING, bounded(64), 64).origin == "measured now"
+    assert curve_of(SETTING, bounded(64), 64).origin == "kept"
+    for positions in (192, 4096):
+        found = curve_of(SETTING, bounded(positions), positions)
+        assert (found.origin, found.curve.reference, bool(found.curve.slopes)) == ("measured now", NEAR, positions == 4096)
+        assert curve_of(SETTING, bounded(positions), positions).origin == "kept"
 
 
 def test_a_much_slower_machine_is_measured_anew() -> None:

@@ -12,6 +12,7 @@ from hasten.core.types import ROOT, Batch, DraftTree, Segment
 from hasten.model.executor import Executor
 from hasten.model.precision import BF16, FP32, INT8, Precision
 from hasten.model.weights import load_decoder
+from hasten.native.loader import load
 from tiny import DESCRIPTIONS, VOCABULARY, RandomSource, tiny_executor
 
 KINDS = list(DESCRIPTIONS)
@@ -128,3 +129,20 @@ def test_a_full_disk_costs_the_conversion_file_only(tmp_path: Path, caplog: pyte
     blocked.write_text("in the way")
     load_decoder(RandomSource(DESCRIPTIONS["llama"]), INT8, torch.device("cpu"), blocked / "weights")
     assert "could not be kept" in caplog.text
+
+
+@pytest.mark.parametrize("cache", [None, torch.float32, torch.int8])
+@pytest.mark.parametrize("blocks", [[0, 2], [0, 1_000_000], [-1, 0], [0, 1, 2]])
+def test_a_batch_that_reaches_past_the_pool_is_refused_before_anything_is_written(
+    blocks: list[int], cache: torch.dtype | None
+) -> None:
+    if cache is torch.int8 and load() is None:
+        pytest.skip("int8 keys and values need the native kernels")
+    executor = tiny_executor(precision=FP32 if cache is None else INT8, num_blocks=2, cache=cache)
+    with pytest.raises(IndexError, match="pool of 2"):
+        executor.forward(Batch([Segment(blocks, 60, [1] * 8)]))
+    with pytest.raises(IndexError, match="pool of 2"):
+        executor.hidden(Batch([Segment([1], 0, [1]), Segment(blocks, 60, [1] * 8)]))
+    with pytest.raises(IndexError):
+        executor.forward(Batch([Segment([0], 60, [1] * 8)]))
+    assert all(not tensor.any() for tensor in executor.pool.tensors)

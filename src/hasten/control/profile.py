@@ -81,20 +81,35 @@ def processor_name() -> str:
 def curve_of(setting: Setting, timed: Timed, positions: int, redo: bool = False) -> Profile:
     """The curve of this setting: the kept one where a few passes say that it still holds, else measured now and kept.
 
-    ``positions`` is what the pool holds. ``redo`` measures in any case.
+    ``positions`` is what the pool holds. One measured in a small pool says less: it is measured again in a larger one, and never
+    takes the place of one that says more. ``redo`` measures in any case.
     """
     started = time.perf_counter()
     path = setting.path()
-    curve = None if redo else load(path, setting)
-    if curve is not None:
-        scale = checked(curve, timed, positions)
+    kept = load(path, setting)
+    near, far = contexts(positions)
+    if kept is not None and not redo and _says_as_much(kept, near, far > 0):
+        scale = checked(kept, timed, positions)
         if scale is not None:
-            curve.drift = scale
-            return Profile(curve, "kept", time.perf_counter() - started)
+            kept.drift = scale
+            return Profile(kept, "kept", time.perf_counter() - started)
     curve = measure(timed, positions)
-    if curve.known:
+    if curve.known and (kept is None or _says_as_much(curve, kept.reference, bool(kept.slopes))):
         save(path, setting, curve)
     return Profile(curve, "measured now", time.perf_counter() - started)
+
+
+def _says_as_much(curve: CostCurve, reference: int, slopes: bool) -> bool:
+    """As one that was measured at context ``reference``, with or without slopes."""
+    return curve.reference >= reference and (bool(curve.slopes) or not slopes)
+
+
+def contexts(positions: int) -> tuple[int, int]:
+    """Where a curve is measured in a pool that holds so many positions: near, and far (0: no slopes are measured there). Near is
+    not above 0 where the pool is too small to tell anything."""
+    near = min(NEAR, positions - max((count for count in ROWS if count < positions), default=positions))
+    far = min(FAR, positions - max(FAR_ROWS))
+    return near, far if far > 2 * near else 0
 
 
 def measure(timed: Timed, positions: int, clock: Callable[[], float] = time.perf_counter) -> CostCurve:
@@ -103,8 +118,8 @@ def measure(timed: Timed, positions: int, clock: Callable[[], float] = time.perf
     An empty curve where the pool is too small to tell anything.
     """
     rows = [count for count in ROWS if count < positions]
-    near, far = min(NEAR, positions - max(rows, default=0)), min(FAR, positions - max(FAR_ROWS))
-    if near <= 0 or not rows:
+    near, far = contexts(positions)
+    if near <= 0:
         return CostCurve()
     end = clock() + BUDGET_S
     points: dict[int, float] = {}
@@ -115,7 +130,7 @@ def measure(timed: Timed, positions: int, clock: Callable[[], float] = time.perf
             if (turn or place >= FRAME) and clock() > end:
                 break
             points[count] = min(points.get(count, math.inf), timed(count, near))
-        for count in FAR_ROWS if far > 2 * near else ():
+        for count in FAR_ROWS if far else ():
             if turn and clock() > end:
                 break
             distant[count] = min(distant.get(count, math.inf), timed(count, far))
@@ -124,11 +139,14 @@ def measure(timed: Timed, positions: int, clock: Callable[[], float] = time.perf
 
 
 def checked(curve: CostCurve, timed: Timed, positions: int) -> float | None:
-    """How much slower the machine is now than when the curve was measured; None where its shape no longer holds."""
+    """How much slower the machine is now than when the curve was measured, 1 where the pool is too small to tell; None where its
+    shape no longer holds."""
     rows = [count for count in CHECKED_ROWS if count + curve.reference < positions]
+    if not rows:
+        return 1.0
     timed(1, curve.reference)
     ratios = [min(timed(count, curve.reference) for _ in range(CHECK_REPEATS)) / curve.predict(count) for count in rows]
-    if not ratios or max(ratios) > AGREE * min(ratios):
+    if max(ratios) > AGREE * min(ratios):
         return None
     scale = math.exp(sum(map(math.log, ratios)) / len(ratios))
     return scale if 1 / HOLDS < scale < HOLDS else None

@@ -9,7 +9,7 @@ from hasten.cache.pool import make_pool
 from hasten.core.types import BLOCK_SIZE, Batch
 from hasten.model.decoder import Decoder
 from hasten.model.layers import make_layers
-from hasten.model.layout import lay_out
+from hasten.model.layout import Layout, lay_out
 from hasten.model.precision import CACHE_TYPES
 
 
@@ -38,13 +38,14 @@ class Executor:
     def forward(self, batch: Batch) -> Tensor:
         """Compute every row of the batch; logits [wanted rows, vocabulary] in segment order, on the CPU or the device.
 
-        Row i of a segment is written at virtual index context + i of its block table, which must reach that far.
+        Row i of a segment is written at virtual index context + i of its block table. Raises IndexError for a table that does not
+        reach that far or names a block outside the pool, before anything is written.
         """
-        return self.decoder.forward(lay_out(batch, self.device), self._layers)
+        return self.decoder.forward(self._lay_out(batch), self._layers)
 
     def hidden(self, batch: Batch) -> Tensor:
         """``forward`` up to the head: [wanted rows, hidden]."""
-        return self.decoder.hidden(lay_out(batch, self.device), self._layers)
+        return self.decoder.hidden(self._lay_out(batch), self._layers)
 
     def commit(self, blocks: list[int], context: int, kept: list[int]) -> None:
         """After verification of a segment that stood at ``context``: rows ``kept`` (row numbers, ascending) become the next
@@ -58,6 +59,14 @@ class Executor:
 
     def copy_blocks(self, pairs: list[tuple[int, int]]) -> None:
         self.pool.copy_blocks(pairs)
+
+    def _lay_out(self, batch: Batch) -> Layout:
+        layout = lay_out(batch, self.device)
+        # The kernels write where the tables say: a number outside the pool would be another's memory. Some 4 us a step.
+        lowest, highest = (int(number) for number in torch.aminmax(layout.block_tables))
+        if lowest < 0 or highest >= self.pool.num_blocks:
+            raise IndexError(f"blocks {lowest} to {highest} of a batch are not all in the pool of {self.pool.num_blocks}")
+        return layout
 
     def release(self) -> None:
         """Let the memory of keys and values go. Nothing can run after this."""
