@@ -170,11 +170,93 @@ def test_a_newer_format_is_left_alone(tmp_path: Path, caplog: pytest.LogCaptureF
     path = tmp_path / "m"
     small_store(path).save("A", "v", some(9), 1)
     with sqlite3.connect(path) as connection:
+        connection.execute("ALTER TABLE outputs ADD COLUMN more")
         connection.execute("PRAGMA user_version = 9")
     connection.close()
     assert not small_store(path).usable
     assert "newer" in caplog.text
     assert not list(tmp_path.glob("*damaged*"))
+
+
+def closed_store(path: Path) -> bytearray:
+    """A file that holds one output, all of it."""
+    store = small_store(path)
+    store.save("A", "v", some(9), 1)
+    assert store._connection is not None
+    store._connection.close()
+    return bytearray(path.read_bytes())
+
+
+def changed(path: Path, statement: str) -> bytes:
+    with sqlite3.connect(path) as connection:
+        connection.execute(statement)
+    connection.close()
+    return path.read_bytes()
+
+
+def flipped(whole: bytearray, at: int, bit: int) -> bytes:
+    whole[at] ^= bit
+    return bytes(whole)
+
+
+DAMAGES = {
+    "text of the schema": lambda path, whole: flipped(whole, whole.index(b"CREATE TABLE outputs") + 3, 0x80),
+    "name of a column": lambda path, whole: flipped(whole, whole.index(b"context INTEGER"), 1),
+    "number of the format": lambda path, whole: flipped(whole, 63, 8),
+    "file format that is read": lambda path, whole: flipped(whole, 19, 4),
+    "file format that is written": lambda path, whole: flipped(whole, 18, 4),
+    "schema format": lambda path, whole: flipped(whole, 47, 8),
+    "infinite size": lambda path, whole: changed(path, "UPDATE outputs SET size = 9e999"),
+    "huge size": lambda path, whole: changed(path, f"UPDATE outputs SET size = {2**63 - 1}"),
+    "size that is text": lambda path, whole: changed(path, "UPDATE outputs SET size = 'x'"),
+    "last number": lambda path, whole: changed(path, f"UPDATE sqlite_sequence SET seq = {2**63 - 1}"),
+    "another table": lambda path, whole: changed(path, "CREATE TABLE more(x)"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_damage_to_what_sqlite_does_not_check_is_set_aside_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    path = tmp_path / "m"
+    content = DAMAGES[kind](path, closed_store(path))
+    path.write_bytes(content)
+    for number in range(3):
+        store = small_store(path)
+        store.save("A", "v", some(9, number), 1)
+        store.save("A", "v", some(9, number), 1)  # with what could not be written to the damaged file
+        assert len(store.load("A", "v")) == 2 * number + 2
+        assert store.usable
+        assert store._connection is not None
+        store._connection.close()
+    assert len(caplog.records) == 1
+    assert [file.name for file in sorted(tmp_path.iterdir())] == ["m", "m.damaged-1"]
+
+
+def test_a_damaged_name_or_text_costs_its_row_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "m"
+    closed_store(path)
+    insert = "INSERT INTO outputs(tenant, vocabulary, context, size, tokens) VALUES (?, CAST(? AS TEXT), 1, 9, CAST(? AS TEXT))"
+    with sqlite3.connect(path) as connection:
+        connection.execute(insert, (b"A", b"\xf6", b""))
+        connection.execute(insert, (b"A", b"v", b"\xe1\x02"))
+    connection.close()
+    store = small_store(path)
+    assert len(store.load("A", "v")) == 1
+    store.save("A", "v", some(9), 1)
+    assert store.usable
+    assert not caplog.records
+
+
+def test_a_new_file_of_another_process_is_not_set_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "m"
+    store = small_store(path)
+    store.save("A", "v", some(9), 1)
+    set_aside(path)
+    small_store(path).save("A", "v", some(5), 1)
+    store._trouble(ValueError("damage"))
+    assert [len(tokens) for tokens, _ in store.load("A", "v")] == [5]
+    assert sorted(file.name for file in tmp_path.glob("*damaged-?")) == ["m.damaged-1"]
 
 
 def test_an_empty_file_is_a_new_store(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -232,7 +314,10 @@ def test_a_place_that_cannot_be_used_costs_the_keeping_only(tmp_path: Path, capl
     assert len(caplog.records) == 1
 
 
-def test_a_disk_that_is_read_only_costs_the_keeping_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_disk_that_is_read_only_costs_the_keeping_only(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
     drafter = MemoryDrafter(tmp_path / "m")
     assert drafter._store is not None
     assert drafter._store._connection is not None
@@ -241,6 +326,7 @@ def test_a_disk_that_is_read_only_costs_the_keeping_only(tmp_path: Path, caplog:
         live(drafter, "", PROMPT, answer(seed))
     assert live(drafter, "", PROMPT, answer(1))[0] > 100
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    assert not list(tmp_path.glob("*damaged*"))
 
 
 FULL = """

@@ -24,15 +24,20 @@ VERSION = 1
 PATIENCE_MS = 20  # for another process's lock, while a sequence ends
 OPENING_PATIENCE_S = 1.0
 MOST_WAITING = 64  # outputs kept for the next transaction while the file is locked
-DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+MOST_SIZE = 1 << 31  # of an output
+MOST_OUTPUTS = 1 << 62  # ever written: SQLite calls a file full whose last number is the largest that it has
+DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)  # the last: what is asked fits every sound file
 KEPT_AFTER_PRUNING = 0.9  # so that not every write has to remove something
 
+# SQLite keeps these texts as they are. A format of another number has other texts, so that a damaged number can be told from it.
+TABLE = """CREATE TABLE outputs(
+    id INTEGER PRIMARY KEY AUTOINCREMENT, tenant BLOB NOT NULL, vocabulary TEXT NOT NULL,
+    context INTEGER NOT NULL, size INTEGER NOT NULL, tokens BLOB NOT NULL)"""
+INDEX = "CREATE INDEX outputs_by_tenant ON outputs(tenant, vocabulary, id, size)"
 SCHEMA = f"""
 BEGIN IMMEDIATE;
-CREATE TABLE outputs(
-    id INTEGER PRIMARY KEY AUTOINCREMENT, tenant BLOB NOT NULL, vocabulary TEXT NOT NULL,
-    context INTEGER NOT NULL, size INTEGER NOT NULL, tokens BLOB NOT NULL);
-CREATE INDEX outputs_by_tenant ON outputs(tenant, vocabulary, id, size);
+{TABLE};
+{INDEX};
 PRAGMA application_id = {APPLICATION};
 PRAGMA user_version = {VERSION};
 COMMIT;
@@ -40,7 +45,7 @@ COMMIT;
 INSERT = "INSERT INTO outputs(tenant, vocabulary, context, size, tokens) VALUES (?, ?, ?, ?, ?)"
 PRUNE = """
 DELETE FROM outputs WHERE id IN (
-    SELECT id FROM (SELECT id, sum(size) OVER (ORDER BY id DESC) AS newer FROM outputs WHERE {where}) WHERE newer > ?)
+    SELECT id FROM (SELECT id, total(size) OVER (ORDER BY id DESC) AS newer FROM outputs WHERE {where}) WHERE newer > ?)
 """
 OF_TENANT = "tenant = ? AND vocabulary = ?"
 
@@ -49,7 +54,11 @@ Row = tuple[bytes, str, int, int, bytes]  # tenant, vocabulary, context, size, t
 
 
 class _Foreign(Exception):
-    """The file is a database, but not of this kind."""
+    """The file is a database, but not of this kind, or not a sound one."""
+
+
+# SQLite's own messages may quote damaged text, which Python then cannot decode (a ValueError).
+FAILURES = (sqlite3.Error, ValueError, OverflowError, _Foreign)
 
 
 @dataclass(eq=False)
@@ -63,6 +72,7 @@ class OutputStore:
     tenant_tokens: int
     all_tokens: int
     _connection: sqlite3.Connection | None = None
+    _file: tuple[int, int] | None = None  # device and inode of what lay at ``path`` when it was opened
     _warned: bool = False
     _waiting: list[Row] = field(default_factory=list)
     _sizes: dict[tuple[bytes, str], int] = field(default_factory=dict)
@@ -82,7 +92,7 @@ class OutputStore:
         query = f"SELECT context, tokens FROM outputs WHERE {OF_TENANT} ORDER BY id"
         try:
             rows = self._connection.execute(query, (_key(tenant), vocabulary)).fetchall()
-        except sqlite3.Error as problem:
+        except FAILURES as problem:
             self._trouble(problem)
             return []
         return [(np.frombuffer(blob, dtype="<i4").astype(np.int32), context) for context, blob in rows if _sensible(context, blob)]
@@ -102,7 +112,7 @@ class OutputStore:
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
                 raise
-        except sqlite3.Error as problem:
+        except FAILURES as problem:
             self._trouble(problem)
         else:
             self._sizes = sizes
@@ -127,14 +137,16 @@ class OutputStore:
         connection = None
         try:
             _create_private(self.path)
+            self._file = _identity(self.path)
             connection = sqlite3.connect(self.path, timeout=OPENING_PATIENCE_S, isolation_level=None, check_same_thread=False)
+            connection.text_factory = lambda raw: raw.decode("utf-8", "replace")  # a damaged name is nobody's
             _prepare(connection)
             self._sizes = _count(connection)
             connection.execute(f"PRAGMA busy_timeout = {PATIENCE_MS}")
-        except (OSError, sqlite3.Error, _Foreign) as problem:
+        except (OSError, *FAILURES) as problem:
             if connection is not None:
                 connection.close()
-            if again or not _is_damage(problem):
+            if again or not _is_damage(problem, self.path):
                 self._warn(f"The draft memory {self.path} cannot be used ({problem}); outputs are not kept on disk.")
             else:
                 self._set_aside(problem)
@@ -142,7 +154,7 @@ class OutputStore:
         self._connection = connection
         weakref.finalize(self, connection.close)
 
-    def _trouble(self, problem: sqlite3.Error) -> None:
+    def _trouble(self, problem: Exception) -> None:
         """A statement failed: a lock is waited out, damage is set aside, anything else ends the keeping."""
         code = getattr(problem, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
@@ -151,13 +163,16 @@ class OutputStore:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
-        if _is_damage(problem):
+        if _is_damage(problem, self.path):
             self._set_aside(problem)
         else:
             self._warn(f"The draft memory {self.path} cannot be used ({problem}); outputs are no longer kept on disk.")
 
     def _set_aside(self, problem: Exception) -> None:
         try:
+            if _identity(self.path) != self._file:  # another process was first
+                self._open(again=True)
+                return
             target = set_aside(self.path)
         except OSError as refusal:
             self._warn(f"The draft memory {self.path} is damaged and cannot be set aside ({refusal}); nothing is kept on disk.")
@@ -184,6 +199,11 @@ def set_aside(path: Path) -> Path:
     return target
 
 
+def _identity(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_dev, found.st_ino
+
+
 def _create_private(path: Path) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     # Never opened and closed when it exists: closing any handle would drop the locks of this process's other connections.
@@ -195,13 +215,17 @@ def _create_private(path: Path) -> None:
 
 def _prepare(connection: sqlite3.Connection) -> None:
     """Check that the file is ours and whole, or begin it. Raises sqlite3.Error or _Foreign."""
-    tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+    tables = {sql for (sql,) in connection.execute("SELECT sql FROM sqlite_master WHERE name NOT LIKE 'sqlite_%'")}
     application = connection.execute("PRAGMA application_id").fetchone()[0]
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     if tables and application != APPLICATION:
         raise _Foreign("it is another program's database")
-    if tables and version > VERSION:
-        raise sqlite3.NotSupportedError(f"it was written by a newer Hasten, format {version}")
+    if tables and tables != {TABLE, INDEX}:
+        if version > VERSION:
+            raise sqlite3.NotSupportedError(f"it was written by a newer Hasten, format {version}")
+        raise _Foreign("its tables are not those of this program")
+    if tables and version != VERSION:
+        raise _Foreign(f"its format cannot be {version}")
     mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
     connection.execute("PRAGMA synchronous = " + ("NORMAL" if mode == "wal" else "FULL"))
     connection.execute("PRAGMA trusted_schema = OFF")
@@ -214,15 +238,28 @@ def _prepare(connection: sqlite3.Connection) -> None:
             connection.execute("SELECT context, size, tokens FROM outputs LIMIT 1")  # another process was first
     elif (found := connection.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
         raise _Foreign(str(found))
+    elif (connection.execute("SELECT max(seq) FROM sqlite_sequence").fetchone()[0] or 0) > MOST_OUTPUTS:
+        raise _Foreign("its outputs are numbered too high")
 
 
 def _count(connection: sqlite3.Connection) -> dict[tuple[bytes, str], int]:
-    query = "SELECT tenant, vocabulary, total(size) FROM outputs GROUP BY tenant, vocabulary"
-    return {(tenant, vocabulary): int(size) for tenant, vocabulary, size in connection.execute(query)}
+    """Tokens of each tenant and vocabulary. Raises _Foreign where a size makes no sense."""
+    query = "SELECT tenant, vocabulary, total(size), min(size), max(size) FROM outputs GROUP BY tenant, vocabulary"
+    sizes = {}
+    for tenant, vocabulary, total, least, most in connection.execute(query):
+        if not isinstance(least, int) or not isinstance(most, int) or least < 0 or most > MOST_SIZE:
+            raise _Foreign("the size of an output makes no sense")
+        sizes[tenant, vocabulary] = int(total)
+    return sizes
 
 
-def _is_damage(problem: Exception) -> bool:
-    return isinstance(problem, _Foreign) or getattr(problem, "sqlite_errorcode", 0) & 0xFF in DAMAGE
+def _is_damage(problem: Exception, path: Path) -> bool:
+    if not isinstance(problem, OSError | sqlite3.Error):
+        return True
+    code = getattr(problem, "sqlite_errorcode", 0)
+    if code == sqlite3.SQLITE_READONLY:  # so SQLite takes a file with damaged format bytes, too
+        return os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)
+    return code & 0xFF in DAMAGE
 
 
 def _key(tenant: str) -> bytes:
