@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from hasten.core.types import ROOT, Batch, DraftTree, Segment
+from hasten.model.conversion import ConvertedReader, ConvertedWriter, Planned, header
 from hasten.model.executor import Executor
 from hasten.model.precision import BF16, FP32, INT8, Precision
-from hasten.model.weights import load_decoder
+from hasten.model.weights import conversion_plan, load_decoder
 from hasten.native.loader import load
 from tiny import DESCRIPTIONS, VOCABULARY, RandomSource, tiny_executor
 
@@ -122,6 +123,55 @@ def test_damaged_converted_weights_are_converted_again(tmp_path: Path, damage: s
     path.write_bytes({"shorter": good[:-1], "longer": good + b"x", "other header": good[:20] + b"#" + good[21:]}[damage])
     load_decoder(source, INT8, cpu, path)
     assert path.read_bytes() == good
+
+
+@pytest.mark.parametrize("damage", ["flipped bit", "page of zeros", "words of two pages", "checksum", "last byte of a tensor"])
+def test_converted_weights_that_were_changed_on_disk_are_not_used(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "weights.weights"
+    source, cpu = RandomSource(DESCRIPTIONS["llama"]), torch.device("cpu")
+    first = load_decoder(source, INT8, cpu, path)
+    plan, good = conversion_plan(source, INT8), path.read_bytes()
+    start = len(header(plan, source.fingerprint))
+    assert plan[0].bytes >= 2 * 2048 + 1
+    changed = bytearray(good)
+    if damage == "flipped bit":
+        changed[start + plan[0].bytes + 7] ^= 0x10
+    elif damage == "page of zeros":
+        changed[start : start + 2048] = bytes(2048)
+    elif damage == "words of two pages":
+        changed[start : start + 4104] = good[start + 4096 : start + 4104] + good[start + 8 : start + 4096] + good[start : start + 8]
+    elif damage == "checksum":
+        changed[-1] ^= 1
+    else:
+        changed[start + plan[0].bytes - 1] ^= 1
+    path.write_bytes(changed)
+    second = load_decoder(source, INT8, cpu, path)
+    assert "damaged" in caplog.text
+    assert (tmp_path / "weights.damaged").read_bytes() == changed
+    batch = Batch([Segment([0], 0, tokens_of(30, 8))])
+    assert torch.equal(Executor(first, 2, cpu).forward(batch), Executor(second, 2, cpu).forward(batch))
+    load_decoder(source, INT8, cpu, path)
+    assert path.read_bytes() == good
+    assert len(caplog.records) == 1
+
+
+def test_two_conversions_at_once_do_not_mix(tmp_path: Path) -> None:
+    """With the same process number, as threads and containers have it; and one of them is killed."""
+    path, plan = tmp_path / "weights", [Planned("a", (5000,), torch.uint8), Planned("b", (7000,), torch.uint8)]
+    parts = [torch.full((item.bytes,), 7, dtype=torch.uint8) for item in plan]
+    first = ConvertedWriter(path, plan, "f")
+    first.write(parts[0])
+    second = ConvertedWriter(path, plan, "f")
+    second.write(parts[0])
+    first.write(parts[1])
+    first.finish()
+    reader = ConvertedReader(path, plan, "f")
+    assert all(torch.equal(reader.read(item.name), part) for item, part in zip(plan, parts, strict=True))
+    reader.close()
+    second.abandon()
+    assert [file.name for file in tmp_path.iterdir()] == ["weights"]
 
 
 def test_a_full_disk_costs_the_conversion_file_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

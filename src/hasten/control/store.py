@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import re
 from pathlib import Path
 from typing import Any
 
+from hasten.core.replacement import Replacement
 from hasten.model import storage
 
 log = logging.getLogger(__name__)
@@ -47,14 +47,11 @@ def read(path: Path) -> dict[str, Any] | None:
 
 def write(path: Path, content: dict[str, Any]) -> None:
     """Replace the file in one go. A disk that refuses is told in a warning: what was learnt is only lost."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
-        temporary.replace(path)
+        with Replacement(path) as replacement:
+            replacement.file.write(json.dumps(content, allow_nan=False).encode())
     except OSError as problem:
         log.warning("What was learnt could not be kept in %s (%s).", path, problem.strerror)
-        temporary.unlink(missing_ok=True)
 
 
 def set_aside(path: Path, why: str) -> None:

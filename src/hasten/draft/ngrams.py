@@ -10,7 +10,6 @@ opens it checks every byte once, so that no content can lead a look-up astray.
 
 from __future__ import annotations
 
-import os
 import struct
 import zlib
 from bisect import bisect_left
@@ -22,6 +21,7 @@ import numpy.typing as npt
 
 from hasten.core.errors import CorruptModel, VocabularyMismatch
 from hasten.core.progress import Progress, silent
+from hasten.core.replacement import Replacement
 from hasten.draft.matches import BOUNDARY, LONGEST_MATCH, Match
 
 DEPTH = 16  # tokens before a place that decide its order
@@ -148,17 +148,9 @@ def _write(path: Path, tokens: Tokens, places: Tokens, vocabulary: str) -> None:
     data = tokens.astype("<i4").tobytes(), places.astype("<i4").tobytes()
     checksum = zlib.crc32(data[1], zlib.crc32(data[0]))
     header = HEADER.pack(MAGIC, VERSION, DEPTH, len(tokens), len(places), checksum, _name(vocabulary))
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with os.fdopen(os.open(temporary, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600), "wb") as file:
-            for part in (header.ljust(DATA_OFFSET, b"\0"), *data):
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with Replacement(path, durable=True, private=True) as replacement:
+        for part in (header.ljust(DATA_OFFSET, b"\0"), *data):
+            replacement.file.write(part)
 
 
 def _mapped(path: Path, vocabulary: str) -> tuple[Tokens, Tokens]:

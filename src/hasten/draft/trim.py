@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
@@ -23,6 +22,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from hasten.core.replacement import Replacement
 from hasten.model import storage
 from hasten.model.decoder import Decoder
 from hasten.model.head import IntArray, TrimmedHead, head_rows
@@ -106,13 +106,8 @@ def save(trim: TrimmedVocabulary, path: Path, draft: str, tokenizer: Vocabulary)
         "size": len(trim),
         "ids": trim.ids.tolist(),
     }
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        temporary.write_text(json.dumps(content, separators=(",", ":")), encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with Replacement(path) as replacement:
+        replacement.file.write(json.dumps(content, separators=(",", ":")).encode())
 
 
 def load(path: Path, draft: str, tokenizer: Vocabulary) -> TrimmedVocabulary | None:

@@ -2,30 +2,38 @@
 
 A converted file is laid out like safetensors (header length, JSON header, data) and its header is a function of the model, the
 precision and this code's version alone. A file is ours exactly when it begins with the header expected and has the size
-expected, so nothing in it has to be parsed or trusted.
+expected, so nothing in it has to be parsed or trusted. Behind the data stands a checksum of each tensor, held against what is read.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 import struct
+import zlib
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-FORMAT = "hasten-int8-2"
+from hasten.core.errors import CorruptModel
+from hasten.core.replacement import Replacement
+
+FORMAT = "hasten-int8-3"
+PAGE = 4096  # bytes
 _DTYPE_NAMES = {torch.int8: "I8", torch.uint8: "U8", torch.float32: "F32", torch.bfloat16: "BF16"}
 _NUMPY_TYPES = {torch.int8: np.int8, torch.float32: np.float32}
 log = logging.getLogger(__name__)
+
+
+class DamagedConversion(CorruptModel):
+    """A converted file that cannot be read, or whose content is not what was written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,28 +65,64 @@ def header(plan: list[Planned], fingerprint: str) -> bytes:
     return struct.pack("<Q", len(text)) + text
 
 
+def checksum(tensor: Tensor) -> int:
+    """CRC-32 of the 64-bit sums of a contiguous tensor's pages, then of the bytes left. A flipped bit, a torn page and a misplaced
+    one change it, and it costs a seventh of the CRC-32 of all bytes: 18 GB/s where that makes 2.7."""
+    data = np.frombuffer(bytes_of(tensor), np.uint8)
+    whole = len(data) - len(data) % PAGE
+    sums = data[:whole].view(np.uint64).reshape(-1, PAGE // 8).sum(axis=1)
+    return zlib.crc32(data[whole:].tobytes(), zlib.crc32(sums.tobytes()))
+
+
+def trailer(checksums: list[int]) -> bytes:
+    """What a converted file ends with: the checksum of each tensor in the order of the plan."""
+    return struct.pack(f"<{len(checksums)}I", *checksums)
+
+
 class ConvertedReader:
-    """Reads the tensors of a converted file by name, each straight into its own memory."""
+    """Reads the tensors of a converted file by name, each straight into its own memory.
+
+    Raises DamagedConversion where one is not what was written, or cannot be read.
+    """
 
     def __init__(self, path: Path, plan: list[Planned], fingerprint: str) -> None:
+        self._path = path
         self._file = path.open("rb", buffering=0)
-        starts = accumulate((item.bytes for item in plan), initial=len(header(plan, fingerprint)))
-        self._places = {item.name: (item, start) for item, start in zip(plan, starts, strict=False)}
+        starts = list(accumulate((item.bytes for item in plan), initial=len(header(plan, fingerprint))))
+        stored = bytearray(trailer([0] * len(plan)))
+        try:
+            self._fill(memoryview(stored), starts[-1])
+        except DamagedConversion:
+            self.close()
+            raise
+        checksums = struct.unpack(f"<{len(plan)}I", stored)
+        self._places = {item.name: (item, start, expected) for item, start, expected in zip(plan, starts, checksums, strict=False)}
 
     def read(self, name: str, buffer: Tensor | None = None) -> Tensor:
         """The tensor, in memory of its own or at the beginning of ``buffer`` (uint8, large enough)."""
-        item, start = self._places[name]
-        self._file.seek(start)
+        item, start, expected = self._places[name]
         memory = torch.empty(item.bytes, dtype=torch.uint8) if buffer is None else buffer[: item.bytes]
         out = memory.view(item.dtype).view(item.shape)
-        view = bytes_of(out)
-        while view:
-            view = view[self._file.readinto(view) or _truncated() :]
+        self._fill(bytes_of(out), start)
+        if checksum(out) != expected:
+            raise DamagedConversion(f"{self._path} is damaged in {name}")
         return out
 
+    def _fill(self, view: memoryview, start: int) -> None:
+        try:
+            self._file.seek(start)
+            while view:
+                count = self._file.readinto(view)
+                if not count:
+                    raise EOFError("it ends too early")
+                view = view[count:]
+        except (OSError, EOFError) as problem:
+            raise DamagedConversion(f"{self._path} cannot be read ({problem})") from problem
+
     def map(self, name: str) -> npt.NDArray[Any]:
-        """The tensor as it lies in the file, read only: its pages come into memory when they are used, and leave it freely."""
-        item, start = self._places[name]
+        """The tensor as it lies in the file, read only: its pages come into memory when they are used, and leave it freely. It is
+        not held against its checksum."""
+        item, start, _ = self._places[name]
         return np.memmap(self._file, dtype=_NUMPY_TYPES[item.dtype], mode="r", offset=start, shape=item.shape)
 
     def close(self) -> None:
@@ -91,15 +135,11 @@ def bytes_of(tensor: Tensor) -> memoryview:
     return memoryview(array)
 
 
-def _truncated() -> int:
-    raise EOFError("the converted weights end too early")
-
-
 def is_converted(path: Path, plan: list[Planned], fingerprint: str) -> bool:
-    """Whether ``path`` holds exactly these converted weights."""
+    """Whether ``path`` holds these converted weights, by its header and size."""
     expected = header(plan, fingerprint)
     try:
-        if path.stat().st_size != len(expected) + sum(item.bytes for item in plan):
+        if path.stat().st_size != len(expected) + sum(item.bytes for item in plan) + len(trailer([0] * len(plan))):
             return False
         with path.open("rb") as file:
             return file.read(len(expected)) == expected
@@ -107,8 +147,16 @@ def is_converted(path: Path, plan: list[Planned], fingerprint: str) -> bool:
         return False
 
 
+def set_aside(path: Path, why: str) -> None:
+    """Rename a converted file that is of no use and say ``why``; an earlier one that was set aside is replaced."""
+    aside = path.with_name(f"{path.stem}.damaged")
+    log.warning("%s; it is set aside as %s.", why, aside.name)
+    with suppress(OSError):
+        path.replace(aside)
+
+
 class ConvertedWriter:
-    """Writes tensors in the order of the plan to a temporary file beside ``path``; ``finish`` puts it in place.
+    """Writes tensors in the order of the plan to a file of its own beside ``path``; ``finish`` puts it in place.
 
     A disk that is full or read-only costs the next load its speed, not this one its result: the first failure is logged once,
     what was written is removed, and further writes do nothing.
@@ -116,40 +164,38 @@ class ConvertedWriter:
 
     def __init__(self, path: Path, plan: list[Planned], fingerprint: str) -> None:
         self._path = path
-        self._temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        self._file: BinaryIO | None = None
+        self._replacement: Replacement | None = None
+        self._checksums: list[int] = []
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._temporary.open("wb")
-            self._file.write(header(plan, fingerprint))
+            self._replacement = Replacement(path, durable=True)
+            self._replacement.file.write(header(plan, fingerprint))
         except OSError as problem:
             self._give_up(problem)
 
     def write(self, tensor: Tensor) -> None:
-        if self._file is None:
+        if self._replacement is None:
             return
+        tensor = tensor.contiguous()
+        self._checksums.append(checksum(tensor))
         try:
-            self._file.write(bytes_of(tensor.contiguous()))
+            self._replacement.file.write(bytes_of(tensor))
         except OSError as problem:
             self._give_up(problem)
 
     def finish(self) -> None:
-        if self._file is None:
+        if self._replacement is None:
             return
         try:
-            self._file.close()
-            self._temporary.replace(self._path)
+            self._replacement.file.write(trailer(self._checksums))
+            self._replacement.finish()
         except OSError as problem:
             self._give_up(problem)
 
     def abandon(self) -> None:
         """Remove what was written; for a conversion that was interrupted."""
-        file, self._file = self._file, None
-        if file is not None:
-            with suppress(OSError):
-                file.close()
-            with suppress(OSError):
-                self._temporary.unlink(missing_ok=True)
+        if self._replacement is not None:
+            self._replacement.abandon()
+            self._replacement = None
 
     def _give_up(self, problem: OSError) -> None:
         log.warning(

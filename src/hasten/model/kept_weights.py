@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-from contextlib import suppress
 from pathlib import Path
 
 from hasten.model import storage
-from hasten.model.conversion import is_converted
+from hasten.model.conversion import is_converted, set_aside
 from hasten.model.precision import INT4, Precision
 from hasten.model.weights import Weights, conversion_plan
 
@@ -26,13 +25,6 @@ def kept_weights(source: Weights, precision: Precision, name: str) -> Path | Non
         if is_converted(calibrated, conversion_plan(source, precision), source.fingerprint):
             return calibrated
         if calibrated.exists():
-            _set_aside(calibrated)
+            set_aside(calibrated, f"{calibrated} is damaged or of another version of Hasten")
         log.warning("int4 weights of '%s' are rounded plainly; run 'hasten quantize %s' once for better int4.", name, name)
     return storage.converted_path(source.fingerprint, precision.name)
-
-
-def _set_aside(path: Path) -> None:
-    aside = path.with_name(f"{path.stem}.damaged")
-    log.warning("%s is damaged or of another version of Hasten; it is set aside as %s.", path, aside.name)
-    with suppress(OSError):
-        path.replace(aside)

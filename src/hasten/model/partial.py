@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from hasten.core.errors import ModelError
-from hasten.model.conversion import Planned, bytes_of, header
+from hasten.core.replacement import sync_folder
+from hasten.model.conversion import Planned, bytes_of, checksum, header, trailer
 
 
 class PartialConversion:
@@ -34,6 +35,7 @@ class PartialConversion:
             size = self._file.seek(0, os.SEEK_END)
             self.present = sum(1 for _ in takewhile(lambda stop: stop <= size, self._starts[1:]))
             self._file.truncate(self._starts[self.present])
+            self._checksums = [checksum(self.read(item.name)) for item in plan[: self.present]]
         except OSError as problem:
             raise self._refused(problem) from problem
 
@@ -45,8 +47,10 @@ class PartialConversion:
             self._file.seek(self._starts[self.present])
             self._file.write(bytes_of(tensor.contiguous()))
             self._file.flush()
+            os.fsync(self._file.fileno())  # so that what counts as whole is whole after a power cut, too
         except OSError as problem:
             raise self._refused(problem) from problem
+        self._checksums.append(checksum(tensor.contiguous()))
         self.present += 1
 
     def has(self, name: str) -> bool:
@@ -66,9 +70,13 @@ class PartialConversion:
         """Put the whole file in place."""
         assert self.present == len(self._plan), "every tensor is written"
         try:
+            self._file.seek(self._starts[-1])
+            self._file.write(trailer(self._checksums))
+            self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
             self.partial.replace(self._path)
+            sync_folder(self._path.parent)
         except OSError as problem:
             raise self._refused(problem) from problem
 

@@ -5,7 +5,8 @@
     │   ├── NAME.partial/                       what an interrupted download left, and goes on from
     │   └── NAME.lock                           held while NAME is being downloaded
     ├── converted/FINGERPRINT-PRECISION.weights weights converted for this engine, with a .json that names their source;
-    │                                           -calibrated before the dot: made by `hasten quantize`
+    │                                           -calibrated before the dot: made by `hasten quantize`;
+    │                                           .damaged for .weights: what was set aside
     ├── drafts/                                 past outputs, and what `hasten draft build` made (``draft.kept``)
     ├── learnt/                                 costs of rows, and which drafters were worth it (``control.store``)
     └── trimmed/DRAFT-VOCABULARY.json           which ids a draft model computes (``hasten draft trim``)
@@ -29,6 +30,7 @@ import platformdirs
 from filelock import FileLock, Timeout
 
 from hasten.core.errors import ConfigError, ModelError
+from hasten.core.replacement import Replacement
 
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}")
 
@@ -113,13 +115,8 @@ def record_conversion(path: Path, source: Path) -> None:
     """Write the note beside the converted weights ``path`` that says what they were made from, so that ``hasten rm`` finds
     them. Raises OSError when the disk refuses."""
     note = path.with_suffix(".json")
-    temporary = note.with_suffix(f".json.{os.getpid()}.tmp")
-    note.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        temporary.write_text(json.dumps({"source": str(source.resolve())}), encoding="utf-8")
-        temporary.replace(note)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with Replacement(note) as replacement:
+        replacement.file.write(json.dumps({"source": str(source.resolve())}).encode())
 
 
 def conversions_of(source: Path) -> list[Path]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hasten.core.progress import Progress, silent
-from hasten.model.conversion import ConvertedReader, ConvertedWriter, Planned, is_converted
+from hasten.model.conversion import ConvertedReader, ConvertedWriter, DamagedConversion, Planned, is_converted, set_aside
 from hasten.model.decoder import Decoder, DecoderWeights, EmbeddingTable, LayerWeights
 from hasten.model.description import ModelDescription
 from hasten.model.hadamard import hadamard_block, rotate
@@ -132,10 +132,20 @@ def _pieces(source: Weights, parts: tuple[str, ...]) -> Iterator[Tensor]:
 def load_decoder(
     source: Weights, precision: Precision, device: torch.device, converted: Path | None, progress: Progress = silent
 ) -> Decoder:
-    """Build the decoder. ``converted`` is where int8 and int4 weights are kept between loads (None: nowhere).
+    """Build the decoder. ``converted`` is where int8 and int4 weights are kept between loads (None: nowhere). Where what is kept
+    turns out to be damaged it is set aside, and the source converted without being kept.
 
     Raises ConfigError where the precision does not fit the source or this machine.
     """
+    try:
+        return _load(source, precision, device, converted, progress)
+    except DamagedConversion as problem:
+        assert converted is not None
+        set_aside(converted, str(problem))
+        return _load(source, precision, device, None, progress)
+
+
+def _load(source: Weights, precision: Precision, device: torch.device, converted: Path | None, progress: Progress) -> Decoder:
     make: _Maker
     if precision is FILE:
         block_source(source)
@@ -305,6 +315,8 @@ class _IntegerMaker:
             self._writer.finish()
 
     def abandon(self) -> None:
+        if self._reader is not None:
+            self._reader.close()
         if self._writer is not None:
             self._writer.abandon()
 
