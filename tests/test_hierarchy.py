@@ -202,17 +202,18 @@ def rewritten(path: Path, **changes: int) -> bytes:
         body[changes["at"]] = changes["token"]
     if "place" in changes:
         body[fields[3] + changes["at"]] = changes["place"]
-    fields[5] = zlib.crc32(body.tobytes())
+    fields[5] = 0
+    fields[5] = zlib.crc32(HEADER.pack(*fields).ljust(DATA_OFFSET, b"\0") + body.tobytes())
     return HEADER.pack(*fields).ljust(DATA_OFFSET, b"\0") + body.tobytes()
 
 
-HOSTILE = ["empty", "short", "truncated", "longer", "magic", "version", "depth", "count", "huge", "checksum", "token", "margin",
-           "place low", "place high", "no boundary"]  # fmt: skip
+HOSTILE = ["empty", "short", "truncated", "longer", "magic", "version", "depth", "count", "huge", "checksum", "vocabulary", "padding", "token",
+           "margin", "place low", "place high", "no boundary"]  # fmt: skip
 
 
 def hostile(path: Path, kind: str) -> bytes:
     whole = bytearray(path.read_bytes())
-    offsets = {"magic": 0, "version": 8, "depth": 12, "count": 16, "checksum": 32}
+    offsets = {"magic": 0, "version": 8, "depth": 12, "count": 16, "checksum": 32, "vocabulary": 36, "padding": 120}
     if kind in offsets:
         whole[offsets[kind]] ^= 1
         return bytes(whole)

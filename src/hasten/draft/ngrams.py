@@ -28,8 +28,8 @@ DEPTH = 16  # tokens before a place that decide its order
 MOST_PLACES = 32  # looked at in one look-up
 MOST_TOKENS = 1 << 24
 MAGIC = b"HASTENNG"
-VERSION = 1
-HEADER = struct.Struct("<8sIIQQI64s")  # magic, version, depth, tokens, places, CRC-32 of what follows, vocabulary
+VERSION = 2
+HEADER = struct.Struct("<8sIIQQI64s")  # magic, version, depth, tokens, places, checksum, vocabulary
 DATA_OFFSET = 128
 
 Tokens = npt.NDArray[np.int32]
@@ -146,11 +146,16 @@ def _dense(keys: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
 
 def _write(path: Path, tokens: Tokens, places: Tokens, vocabulary: str) -> None:
     data = tokens.astype("<i4").tobytes(), places.astype("<i4").tobytes()
-    checksum = zlib.crc32(data[1], zlib.crc32(data[0]))
-    header = HEADER.pack(MAGIC, VERSION, DEPTH, len(tokens), len(places), checksum, _name(vocabulary))
+    fields = len(tokens), len(places), _name(vocabulary)
+    checksum = zlib.crc32(data[1], zlib.crc32(data[0], zlib.crc32(_header(*fields))))
     with Replacement(path, durable=True, private=True) as replacement:
-        for part in (header.ljust(DATA_OFFSET, b"\0"), *data):
+        for part in (_header(*fields, checksum), *data):
             replacement.file.write(part)
+
+
+def _header(tokens: int, places: int, name: bytes, checksum: int = 0) -> bytes:
+    """What a file begins with. The checksum is the CRC-32 of the whole file with 0 in its place."""
+    return HEADER.pack(MAGIC, VERSION, DEPTH, tokens, places, checksum, name).ljust(DATA_OFFSET, b"\0")
 
 
 def _mapped(path: Path, vocabulary: str) -> tuple[Tokens, Tokens]:
@@ -167,11 +172,12 @@ def _mapped(path: Path, vocabulary: str) -> tuple[Tokens, Tokens]:
         raise CorruptModel(f"{path} is of another format ({version}); build it again with `hasten draft build`.")
     if not DEPTH < count <= MOST_TOKENS or not 0 < places_count < count or size != DATA_OFFSET + 4 * (count + places_count):
         raise CorruptModel(f"{path} is truncated or its sizes are wrong; build it again with `hasten draft build`.")
+    data = np.memmap(path, dtype="<i4", mode="r", offset=DATA_OFFSET, shape=(count + places_count,))
+    own = zlib.crc32(data.data, zlib.crc32(_header(count, places_count, name)))
+    if own != checksum or start != _header(count, places_count, name, checksum):
+        raise CorruptModel(f"{path} is damaged; build it again with `hasten draft build`.")
     if name != _name(vocabulary):
         raise VocabularyMismatch(f"{path} was built for another vocabulary; build it again with `hasten draft build`.")
-    data = np.memmap(path, dtype="<i4", mode="r", offset=DATA_OFFSET, shape=(count + places_count,))
-    if zlib.crc32(data.data) != checksum:
-        raise CorruptModel(f"{path} is damaged; build it again with `hasten draft build`.")
     tokens, places = np.asarray(data[:count], dtype=np.int32), np.asarray(data[count:], dtype=np.int32)
     sound = tokens.min() >= BOUNDARY and (tokens[:DEPTH] == BOUNDARY).all() and tokens[-1] == BOUNDARY
     if not sound or places.min() <= DEPTH or places.max() >= count:
