@@ -207,8 +207,8 @@ def rewritten(path: Path, **changes: int) -> bytes:
     return HEADER.pack(*fields).ljust(DATA_OFFSET, b"\0") + body.tobytes()
 
 
-HOSTILE = ["empty", "short", "truncated", "longer", "magic", "version", "depth", "count", "huge", "checksum", "vocabulary", "padding", "token",
-           "margin", "place low", "place high", "no boundary"]  # fmt: skip
+HOSTILE = ["empty", "short", "truncated", "longer", "magic", "version", "depth", "count", "huge", "checksum", "vocabulary",
+           "padding", "token", "margin", "place low", "place high", "no boundary"]  # fmt: skip
 
 
 def hostile(path: Path, kind: str) -> bytes:

@@ -19,6 +19,7 @@ from hasten.core.progress import Progress, silent
 from hasten.model.conversion import ConvertedReader, ConvertedWriter, DamagedConversion, Planned, is_converted, set_aside
 from hasten.model.decoder import Decoder, DecoderWeights, EmbeddingTable, LayerWeights
 from hasten.model.description import ModelDescription
+from hasten.model.finite import finite
 from hasten.model.hadamard import hadamard_block, rotate
 from hasten.model.linear import DenseLinear, Linear, int8_linear, make_mlp
 from hasten.model.linear_file import (
@@ -81,7 +82,8 @@ def layer_projections(source: Weights, index: int) -> list[FusedLinear]:
 def projection_bias(source: Weights, linear: FusedLinear, stream: torch.dtype) -> Tensor | None:
     """[outputs] in the stream dtype, or None."""
     names = source.names()
-    found = [source.read(f"{part}_bias").to(stream) for part in linear.parts if f"{part}_bias" in names]
+    biases = [f"{part}_bias" for part in linear.parts]
+    found = [finite(source.read(name), name).to(stream) for name in biases if name in names]
     return torch.cat(found) if found else None
 
 
@@ -135,7 +137,8 @@ def load_decoder(
     """Build the decoder. ``converted`` is where int8 and int4 weights are kept between loads (None: nowhere). Where what is kept
     turns out to be damaged it is set aside, and the source converted without being kept.
 
-    Raises ConfigError where the precision does not fit the source or this machine.
+    Raises ConfigError where the precision does not fit the source or this machine, CorruptModel where norms, biases or int8 scales
+    hold NaN or infinity.
     """
     try:
         return _load(source, precision, device, converted, progress)
@@ -167,10 +170,10 @@ def _assemble(source: Weights, precision: Precision, device: torch.device, make:
     names = source.names()
 
     def vector(name: str) -> Tensor | None:
-        return source.read(name).to(device, precision.stream) if name in names else None
+        return needed(name) if name in names else None
 
     def needed(name: str) -> Tensor:
-        return source.read(name).to(device, precision.stream)
+        return finite(source.read(name), name).to(device, precision.stream)
 
     def bias(linear: FusedLinear) -> Tensor | None:
         found = projection_bias(source, linear, precision.stream)
@@ -281,7 +284,7 @@ class _IntegerMaker:
         else:
             codes, scale = quantise_weights(_pieces(self._source, linear.parts), linear.outputs, linear.inputs)
             self._keep(codes, scale)
-        return partial(int8_linear, codes, scale, bias)
+        return partial(int8_linear, codes, finite(scale, linear.name), bias)
 
     def _buffer(self, linear: FusedLinear) -> Tensor | None:
         """Where codes are read to until they are packed. Used in turn: fresh memory for every projection is memory that the
@@ -299,9 +302,10 @@ class _IntegerMaker:
             packed = self._reader.read(f"{linear.name}.{PACKED_LAYOUT}", packed4_room(linear.outputs, linear.inputs))
             scale = self._reader.read(f"{linear.name}.scale")
         else:
-            packed, scale = pack4(_pieces(self._source, linear.parts), linear.outputs)
+            pieces = (finite(piece, linear.name) for piece in _pieces(self._source, linear.parts))
+            packed, scale = pack4(pieces, linear.outputs)
             self._keep(packed, scale)
-        return partial(linear4, packed, scale, bias, linear.inputs)
+        return partial(linear4, packed, finite(scale, linear.name), bias, linear.inputs)
 
     def _keep(self, *tensors: Tensor) -> None:
         if self._writer is not None:
@@ -355,7 +359,8 @@ class _FileMaker:
         return has_codes(stored)
 
     def _rounded(self, name: str, bias: Tensor | None) -> Part:
-        return int8_linear(*quantise_weights(_pieces(self._source, (name,)), *self._source.shape(name)), bias)
+        codes, scale = quantise_weights(_pieces(self._source, (name,)), *self._source.shape(name))
+        return int8_linear(codes, finite(scale, name), bias)
 
     def finish(self) -> None:
         pass
