@@ -170,7 +170,7 @@ def test_a_much_slower_machine_is_measured_anew() -> None:
 @pytest.mark.parametrize(
     "change",
     [{"rows": []}, {"rows": [2, 1]}, {"seconds": "no"}, {"seconds": [float("inf")]}, {"slopes": [1]}, {"reference": -1},
-     {"rows": None}, {"seconds": [-1.0] * 12}],
+     {"rows": None}, {"reference": 10**400}, {"seconds": [-1.0] * 12}],
 )  # fmt: skip
 def test_damaged_profiles_are_set_aside(change: dict[str, object], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "cost.json"
@@ -432,7 +432,7 @@ def test_damaged_memories_never_stop_anything(tmp_path: Path, caplog: pytest.Log
     whole = path.read_text()
     content = json.loads(whole)
     damaged = [whole[:length] for length in range(0, len(whole), 37)] + ["[" * 100_000, "[]", "\x00", "nul"]
-    for name, nonsense in product(content, (None, -1, "x", [], [[1]], {"a": 1}, {"lm/warm": [1, 2]}, float("nan"))):
+    for name, nonsense in product(content, (None, -1, "x", [], [[1]], {"a": 1}, {"lm/warm": [1, 2]}, float("nan"), 10**400)):
         damaged.append(json.dumps(content | {name: nonsense}))
     for text in damaged:
         path.write_text(text)
@@ -441,6 +441,18 @@ def test_damaged_memories_never_stop_anything(tmp_path: Path, caplog: pytest.Log
         assert 0.0 <= controller.calibrator.probability("lm", 0.5, "warm") <= 1.0
         memory.save(learnt())
     assert "set aside" in caplog.text
+
+
+def test_a_disk_that_refuses_is_told_once_a_folder_with_the_remedy(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "file").write_text("in the way")
+    for number in range(3):
+        store.write(tmp_path / "file" / f"{number}.json", {})
+    assert len(caplog.records) == 1
+    assert "HASTEN_HOME" in caplog.text
+    (tmp_path / "other").write_text("in the way")
+    store.write(tmp_path / "other" / "a.json", {})
+    assert len(caplog.records) == 2
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["file", "other"]
 
 
 def test_file_names_stay_in_their_folder() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import re
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from hasten.model import storage
 
 log = logging.getLogger(__name__)
 LARGEST = 1 << 20
+_refused: set[Path] = set()  # folders that could not be written
 
 
 def folder() -> Path:
@@ -46,12 +46,17 @@ def read(path: Path) -> dict[str, Any] | None:
 
 
 def write(path: Path, content: dict[str, Any]) -> None:
-    """Replace the file in one go. A disk that refuses is told in a warning: what was learnt is only lost."""
+    """Replace the file in one go. A disk that refuses is told in one warning a process and folder: what was learnt is only lost."""
     try:
         with Replacement(path) as replacement:
             replacement.file.write(json.dumps(content, allow_nan=False).encode())
     except OSError as problem:
-        log.warning("What was learnt could not be kept in %s (%s).", path, problem.strerror)
+        if path.parent not in _refused:
+            _refused.add(path.parent)
+            log.warning(
+                "What was learnt could not be kept in %s (%s); free some space, or set HASTEN_HOME to a folder that can be written.",
+                path.parent, problem.strerror,
+            )  # fmt: skip
 
 
 def set_aside(path: Path, why: str) -> None:
@@ -64,9 +69,9 @@ def set_aside(path: Path, why: str) -> None:
 
 
 def number(value: object, low: float, high: float) -> float:
-    """``value`` as a float. Raises ValueError when it is no number from ``low`` to ``high``."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or not low <= value <= high:
-        raise ValueError(f"{value!r} is not a number from {low:g} to {high:g}")
+    """``value`` as a float. Raises ValueError when it is no number from ``low`` to ``high``, both finite."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:  # NaN is in no range
+        raise ValueError(f"{repr(value)[:40]} is not a number from {low:g} to {high:g}")
     return float(value)
 
 
