@@ -54,7 +54,7 @@ def write(path: Path, content: dict[str, Any]) -> None:
         if path.parent not in _refused:
             _refused.add(path.parent)
             log.warning(
-                "What was learnt could not be kept in %s (%s); free some space, or set HASTEN_HOME to a folder that can be written.",
+                "What was learnt could not be kept in %s (%s); free some space or set HASTEN_HOME to a folder that can be written.",
                 path.parent, problem.strerror,
             )  # fmt: skip
 
