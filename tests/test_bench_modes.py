@@ -16,7 +16,8 @@ from hasten.bench.session import ResultFile, Session, read_rows
 from hasten.bench.tables import Comparison
 from hasten.bench.workloads import Load, Question
 from hasten.cache.blocks import BlockManager
-from hasten.cli.bench import automatic, bench, with_named_drafters
+from hasten.cli.bench import bench
+from hasten.cli.bench_options import automatic, with_named_drafters
 from hasten.core.config import EngineConfig
 from hasten.core.errors import ConfigError, ModelError
 from hasten.core.types import BLOCK_SIZE, SamplingParams

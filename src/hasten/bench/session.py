@@ -61,7 +61,8 @@ class ResultFile:
 
     @classmethod
     def open(cls, path: Path, settings: Row, machine: Row, restart: bool = False) -> ResultFile:
-        """Begin a file, or go on with one of the same settings and commit. Raises ConfigError when it is of others."""
+        """Begin a file, or go on with one of the same settings and commit. Raises ConfigError when it is of others: it
+        says which."""
         path.parent.mkdir(parents=True, exist_ok=True)
         rows = [] if restart else read_rows(path)
         if not rows:
@@ -70,9 +71,9 @@ class ResultFile:
             out.add({"kind": "about", "settings": settings, "machine": machine})
             return out
         about = rows[0]
-        old, now = about.get("settings"), json.loads(json.dumps(settings))
-        if old != now or about["machine"].get("commit") != machine.get("commit"):
-            what = "another commit" if old == now else "other settings"
+        other = differing(about.get("settings", {}), json.loads(json.dumps(settings)))
+        if other or about["machine"].get("commit") != machine.get("commit"):
+            what = f"other settings ({', '.join(other)})" if other else "another commit"
             raise ConfigError(f"{path} holds results of {what}; give another --out, or --restart to begin anew.")
         with path.open("w", encoding="utf-8") as file:  # without a last line that was cut off
             file.writelines(json.dumps(row) + "\n" for row in rows)
@@ -86,6 +87,18 @@ class ResultFile:
         self.rows.append(json.loads(line))
         if row["kind"] == "run":
             self.done.add(key_of(row))
+
+
+def differing(old: Row, new: Row) -> list[str]:
+    """Names of the settings that are not the same; of a group of settings, those in it."""
+    out: list[str] = []
+    for name in dict.fromkeys([*old, *new]):
+        one, other = old.get(name), new.get(name)
+        if isinstance(one, dict) and isinstance(other, dict):
+            out += differing(one, other)
+        elif one != other:
+            out.append(name)
+    return out
 
 
 def read_rows(path: Path) -> list[Row]:

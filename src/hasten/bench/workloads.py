@@ -152,7 +152,7 @@ def hostile(llm: ChatModel, params: SamplingParams, count: int | None, vocabular
     mixed = random.Random(16).sample(UNRELATED, len(UNRELATED))
     meaningless = [Question(f"{at + 1}", tokens) for at, tokens in enumerate(noise)]
     return [
-        Load("creative, T=1.2", _asked(llm, CREATIVE[:count]), sampled),
+        Load("creative", _asked(llm, CREATIVE[:count]), sampled),
         Load("random tokens", meaningless, replace(sampled, temperature=1.0)),
         Load("unknown language", _asked(llm, UNKNOWN_LANGUAGE[:count]), params),
         Load("16 unrelated at once", _asked(llm, mixed), params, batch=16),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, closing
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from hasten.cli.bench_loads import all_loads, settings
+from hasten.cli.bench_options import automatic, check, in_precisions, mode_names, numbers, with_named_drafters
 from hasten.cli.generate import load
 from hasten.cli.options import Verb, engine_config, engine_options, without_past
 from hasten.cli.prompts import Prompt, collect
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from hasten.bench.workloads import Load
 
 LEAST_ROOM, GUESS_ROOM = 1024, 64  # positions that other engines are given
-NEVER_SLOWER_WORKLOADS = ("spec-bench", "humaneval", "hostile")
 
 
 @click.command(cls=Verb)
@@ -103,66 +103,6 @@ def bench(ctx: click.Context, /, out: str, plots: bool, **options: Any) -> None:
         say_notes([f"The page is {write_page(found, folder, draw_all(found, folder))}."])
     if stopped:
         ctx.exit(130)
-
-
-def check(options: dict[str, Any]) -> None:
-    """Raise ConfigError for what does not go together, before a model is loaded."""
-    for name, low in (("max_tokens", 2), ("repeats", 1), ("per_group", 1), ("seed", 0), ("perplexity_chunks", 1)):
-        value = options[name]
-        if value is not None and value < low:
-            raise ConfigError(f"--{name.replace('_', '-')} must be at least {low}, not {value}.")
-    if options["ablation"] and options["never_slower"]:
-        raise ConfigError("Give --ablation or --never-slower, not both; each is a comparison of its own.")
-    if (options["ablation"] or options["never_slower"]) and options["modes"]:
-        raise ConfigError("--ablation and --never-slower choose the modes; leave --compare out.")
-    if options["server"] and (options["ablation"] or options["never_slower"]):
-        raise ConfigError("--server compares plain, auto and other engines; leave --ablation and --never-slower out.")
-    if options["also"] and (options["server"] or options["ablation"] or options["never_slower"]):
-        raise ConfigError("--also stands beside --compare and --against; leave --server, --ablation and --never-slower out.")
-    if options["draft"] == "none":
-        raise ConfigError("A comparison needs drafters; for plain decoding alone give --compare plain.")
-    if options["against"]:
-        from hasten.bench.peers import check_names
-
-        check_names(options["against"])
-    numbers(options["batches"], int, 1, 1024, "batches")
-    numbers(options["temperatures"], float, 0.0, 100.0, "temperatures")
-
-
-def numbers(text: str, kind: type, low: float, high: float, name: str) -> list[Any]:
-    """A list such as "1,8". Raises ConfigError."""
-    try:
-        values = [kind(part) for part in text.split(",")]
-    except ValueError as problem:
-        raise ConfigError(f"--{name} must be numbers with commas between them, not '{text}'.") from problem
-    if not all(low <= value <= high for value in values):
-        raise ConfigError(f"--{name} must lie between {low:g} and {high:g}, not '{text}'.")
-    return values
-
-
-def with_named_drafters(config: EngineConfig, modes: str | None) -> EngineConfig:
-    """Where drafters are chosen automatically, those that modes name are loaded too; the mode "auto" stays without them."""
-    from hasten.draft import DRAFTERS
-
-    named = [name for mode in (modes or "").split(",") for name in mode.strip().partition("@")[0].split("+")]
-    known = [name for name in dict.fromkeys(named) if name in DRAFTERS.names() and name != "none"]
-    return replace(config, draft="+".join(["auto", *known])) if config.draft == "auto" and known else config
-
-
-def automatic(config: EngineConfig, loaded: list[str]) -> tuple[str, ...] | None:
-    """Whom the mode "auto" asks where others are loaded beside them, None where nobody is."""
-    from hasten.engine.loading import FREE_DRAFTERS
-
-    beside = config.draft.startswith("auto+")
-    return tuple(name for name in loaded if name in (*FREE_DRAFTERS, "lm")) if beside else None
-
-
-def in_precisions(config: EngineConfig, also: str | None) -> list[EngineConfig]:
-    """The model as it is asked for, and in each of the other precisions. Raises ConfigError where one is none, or named twice."""
-    names = [] if also is None else [name.strip() for name in also.split(",")]
-    if len({config.precision, *names}) <= len(names):
-        raise ConfigError(f"--also must name precisions once each, and not '{config.precision}' again, not '{also}'.")
-    return [config, *(replace(config, precision=name) for name in names)]
 
 
 def measure(llms: dict[str, LLM], config: EngineConfig, folder: Path, items: list[Prompt] | None, options: dict[str, Any]) -> bool:
@@ -248,64 +188,6 @@ def other_engines(llm: LLM, config: EngineConfig, options: dict[str, Any], loads
     )
     room = min(llm.context_length, max(LEAST_ROOM, longest + GUESS_ROOM))
     return make_peers(check_names(options["against"]), target.path, path, threads, room, say, stack)
-
-
-def mode_names(options: dict[str, Any], loaded: list[str]) -> list[str]:
-    """Names of the modes that are asked for; plain decoding is always among them, first."""
-    from hasten.bench.contestants import ablation_modes, each_mode
-
-    if options["ablation"]:
-        return ablation_modes(loaded)
-    if options["never_slower"]:
-        return ["plain", "off", "auto"]
-    asked = (options["modes"] or "plain,auto").split(",")
-    names = [name.strip() for part in asked for name in (each_mode(loaded) if part.strip() == "each" else [part])]
-    return list(dict.fromkeys(["plain", *names]))
-
-
-def all_loads(llm: LLM, items: list[Prompt] | None, options: dict[str, Any]) -> list[Load]:
-    """Every workload in every batch size at every temperature, under names that tell them apart."""
-    from hasten.bench.workloads import from_prompts, loads
-
-    vocabulary = llm.engine.vocabulary
-    workloads = options["workloads"] or (NEVER_SLOWER_WORKLOADS if options["never_slower"] else () if items else ("spec-bench",))
-    temperatures = numbers(options["temperatures"], float, 0.0, 100.0, "temperatures")
-    out: list[Load] = []
-    for temperature in temperatures:
-        params = SamplingParams(temperature=temperature, seed=options["seed"], max_tokens=options["max_tokens"], ignore_eos=True)
-        for batch in numbers(options["batches"], int, 1, 1024, "batches"):
-            found = [load for name in workloads for load in loads(llm, name, params, options["per_group"], batch, vocabulary)]
-            if items is not None:
-                name = Path(options["prompts"]).stem
-                found += from_prompts(llm, name, [item.for_model(llm, False) for item in items], params, batch)
-            suffix = f", T={temperature:g}" if len(temperatures) > 1 and temperature else ""
-            out += [replace(load, name=load.name + suffix) for load in found]
-    return list({load.name: load for load in out}.values())
-
-
-def settings(
-    llm: LLM, config: EngineConfig, modes: list[str], peers: list[str], loads: list[Load], options: dict[str, Any]
-) -> dict[str, Any]:
-    """What must be the same for two runs to be one comparison."""
-    from hasten.bench.machine import step_bytes
-
-    decoder = llm.engine.executor.decoder
-    return {
-        "model": llm.name,
-        "precision": llm.precision,
-        "drafters": [drafter.name for drafter in llm.engine.drafting.drafters],
-        "draft_model": config.draft_model,
-        "modes": modes,
-        "other_engines": peers,
-        "loads": [{"name": load.name, "questions": len(load.questions), "batch": load.batch} for load in loads],
-        "max_tokens": options["max_tokens"],
-        "repeats": options["repeats"],
-        "seed": options["seed"],
-        "ablation": options["ablation"],
-        "never_slower": options["never_slower"],
-        "server": options["server"],
-        "step_bytes": step_bytes(decoder.weights, decoder.precision.weights.itemsize),
-    }
 
 
 def show(table: Table) -> None:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hasten.cli.bench import numbers, show
+from hasten.cli.bench import show
+from hasten.cli.bench_options import numbers
 from hasten.cli.options import Verb, engine_config, engine_options
 from hasten.cli.profile import check_picture
 from hasten.core.config import EngineConfig

@@ -1,0 +1,82 @@
+"""What ``hasten bench`` asks, and what makes two runs of it one comparison."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hasten.cli.bench_options import numbers
+from hasten.cli.prompts import Prompt
+from hasten.core.config import EngineConfig
+from hasten.core.errors import ConfigError
+from hasten.core.types import SamplingParams
+
+if TYPE_CHECKING:
+    from hasten import LLM
+    from hasten.bench.workloads import Load
+
+NEVER_SLOWER_WORKLOADS = ("spec-bench", "humaneval", "hostile")
+ASKED = ("max_tokens", "repeats", "seed", "ablation", "never_slower", "server", "perplexity_chunks")  # options, as they are given
+
+
+def all_loads(llm: LLM, items: list[Prompt] | None, options: dict[str, Any]) -> list[Load]:
+    """Every workload in every batch size at every temperature, under names that tell them apart. Raises ConfigError where two that
+    are not the same have one name."""
+    from hasten.bench.workloads import from_prompts, loads
+
+    vocabulary, per_group = llm.engine.vocabulary, options["per_group"]
+    workloads = options["workloads"] or (NEVER_SLOWER_WORKLOADS if options["never_slower"] else () if items else ("spec-bench",))
+    out: dict[str, Load] = {}
+    for temperature in numbers(options["temperatures"], float, 0.0, 100.0, "temperatures"):
+        params = SamplingParams(temperature=temperature, seed=options["seed"], max_tokens=options["max_tokens"], ignore_eos=True)
+        for batch in numbers(options["batches"], int, 1, 1024, "batches"):
+            found = [load for name in workloads for load in loads(llm, name, params, per_group, batch, vocabulary)]
+            if items is not None:
+                prompts = [item.for_model(llm, False) for item in items[:per_group]]
+                found += from_prompts(llm, Path(options["prompts"]).stem, prompts, params, batch)
+            for load in map(_with_temperature, found):
+                if out.setdefault(load.name, load) != load:
+                    raise ConfigError(f"Two loads would be called '{load.name}'; give the file of --prompts another name.")
+    return list(out.values())
+
+
+def _with_temperature(load: Load) -> Load:
+    """Named after its temperature too, where it has one."""
+    temperature = load.params.temperature
+    return replace(load, name=f"{load.name}, T={temperature:g}") if temperature else load
+
+
+def settings(
+    llm: LLM, config: EngineConfig, modes: list[str], peers: list[str], loads: list[Load], options: dict[str, Any]
+) -> dict[str, Any]:
+    """What must be the same for two runs to be one comparison."""
+    from hasten.bench.machine import step_bytes
+    from hasten.model.catalogue import resolve
+    from hasten.model.kernels import threads_and_level
+    from hasten.model.loaders import open_source
+
+    decoder = llm.engine.executor.decoder
+    engine = asdict(replace(config, threads=threads_and_level()[0]))
+    return {
+        "model": llm.name,
+        "weights": open_source(resolve(config.model).path).fingerprint,
+        "precision": llm.precision,
+        "drafters": [f"{drafter.name} {drafter.identity}".strip() for drafter in llm.engine.drafting.drafters],
+        "modes": modes,
+        "other_engines": peers,
+        "loads": [
+            {"name": load.name, "questions": len(load.questions), "batch": load.batch, "content": _digest(load)} for load in loads
+        ],
+        **{name: options[name] for name in ASKED},
+        "engine": {name: value for name, value in engine.items() if name not in ("model", "explain")},
+        "step_bytes": step_bytes(decoder.weights, decoder.precision.weights.itemsize),
+    }
+
+
+def _digest(load: Load) -> str:
+    """Changes with any token of the questions and with any parameter of the answers."""
+    content = [asdict(load.params), load.batch, [(question.name, question.tokens) for question in load.questions]]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]

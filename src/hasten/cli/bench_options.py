@@ -1,0 +1,82 @@
+"""What the options of ``hasten bench`` ask for: which of them go together, which drafters are loaded, which modes are compared."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from hasten.core.config import EngineConfig
+from hasten.core.errors import ConfigError
+
+
+def check(options: dict[str, Any]) -> None:
+    """Raise ConfigError for what does not go together, before a model is loaded."""
+    for name, low in (("max_tokens", 2), ("repeats", 1), ("per_group", 1), ("seed", 0), ("perplexity_chunks", 1)):
+        value = options[name]
+        if value is not None and value < low:
+            raise ConfigError(f"--{name.replace('_', '-')} must be at least {low}, not {value}.")
+    if options["ablation"] and options["never_slower"]:
+        raise ConfigError("Give --ablation or --never-slower, not both; each is a comparison of its own.")
+    if (options["ablation"] or options["never_slower"]) and options["modes"]:
+        raise ConfigError("--ablation and --never-slower choose the modes; leave --compare out.")
+    if options["server"] and (options["ablation"] or options["never_slower"]):
+        raise ConfigError("--server compares plain, auto and other engines; leave --ablation and --never-slower out.")
+    if options["also"] and (options["server"] or options["ablation"] or options["never_slower"]):
+        raise ConfigError("--also stands beside --compare and --against; leave --server, --ablation and --never-slower out.")
+    if options["draft"] == "none":
+        raise ConfigError("A comparison needs drafters; for plain decoding alone give --compare plain.")
+    if options["against"]:
+        from hasten.bench.peers import check_names
+
+        check_names(options["against"])
+    numbers(options["batches"], int, 1, 1024, "batches")
+    numbers(options["temperatures"], float, 0.0, 100.0, "temperatures")
+
+
+def numbers(text: str, kind: type, low: float, high: float, name: str) -> list[Any]:
+    """A list such as "1,8". Raises ConfigError."""
+    try:
+        values = [kind(part) for part in text.split(",")]
+    except ValueError as problem:
+        raise ConfigError(f"--{name} must be numbers with commas between them, not '{text}'.") from problem
+    if not all(low <= value <= high for value in values):
+        raise ConfigError(f"--{name} must lie between {low:g} and {high:g}, not '{text}'.")
+    return values
+
+
+def with_named_drafters(config: EngineConfig, modes: str | None) -> EngineConfig:
+    """Where drafters are chosen automatically, those that modes name are loaded too; the mode "auto" stays without them."""
+    from hasten.draft import DRAFTERS
+
+    named = [name for mode in (modes or "").split(",") for name in mode.strip().partition("@")[0].split("+")]
+    known = [name for name in dict.fromkeys(named) if name in DRAFTERS.names() and name != "none"]
+    return replace(config, draft="+".join(["auto", *known])) if config.draft == "auto" and known else config
+
+
+def automatic(config: EngineConfig, loaded: list[str]) -> tuple[str, ...] | None:
+    """Whom the mode "auto" asks where others are loaded beside them, None where nobody is."""
+    from hasten.engine.loading import FREE_DRAFTERS
+
+    beside = config.draft.startswith("auto+")
+    return tuple(name for name in loaded if name in (*FREE_DRAFTERS, "lm")) if beside else None
+
+
+def in_precisions(config: EngineConfig, also: str | None) -> list[EngineConfig]:
+    """The model as it is asked for, and in each of the other precisions. Raises ConfigError where one is none, or named twice."""
+    names = [] if also is None else [name.strip() for name in also.split(",")]
+    if len({config.precision, *names}) <= len(names):
+        raise ConfigError(f"--also must name precisions once each, and not '{config.precision}' again, not '{also}'.")
+    return [config, *(replace(config, precision=name) for name in names)]
+
+
+def mode_names(options: dict[str, Any], loaded: list[str]) -> list[str]:
+    """Names of the modes that are asked for; plain decoding is always among them, first."""
+    from hasten.bench.contestants import ablation_modes, each_mode
+
+    if options["ablation"]:
+        return ablation_modes(loaded)
+    if options["never_slower"]:
+        return ["plain", "off", "auto"]
+    asked = (options["modes"] or "plain,auto").split(",")
+    names = [name.strip() for part in asked for name in (each_mode(loaded) if part.strip() == "each" else [part])]
+    return list(dict.fromkeys(["plain", *names]))

@@ -1,0 +1,68 @@
+"""``hasten bench`` as it is typed: what goes on with a folder's results and what does not, what is refused, what is said."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hasten.bench.session import read_rows
+from hasten.cli.main import run
+
+Bench = Callable[..., int]
+
+
+@pytest.fixture
+def bench(tiny_model: Path, tmp_path: Path) -> Bench:
+    """Runs ``hasten bench`` on the tiny model, with results in the test's own folder; returns the exit status."""
+
+    def typed(*arguments: str) -> int:
+        given = ["bench", "-m", str(tiny_model), "--draft", "trie", "--no-plots", "--out", str(tmp_path / "out"), *arguments]
+        return run([*given, *([] if "--prompts" in arguments else ["--workload", "synthetic:8x4"])])
+
+    return typed
+
+
+def rows(folder: Path, kind: str = "run") -> list[dict[str, object]]:
+    return [row for row in read_rows(folder / "out" / "results.jsonl") if row["kind"] == kind]
+
+
+OTHERS = (
+    ("--temperatures", "0.8"),
+    ("--threads", "1"),
+    ("--verify", "rejection"),
+    ("--cache-tokens", "2048"),
+    ("--max-rows", "32"),
+    ("--no-prefix-cache",),
+    ("--context-length", "256"),
+    ("--draft", "trie(most_counts=999)"),
+    ("--control", "goodput"),
+)
+
+
+def test_results_of_other_settings_are_never_shown_as_these(
+    bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bench("--threads", "2") == 0
+    first = rows(tmp_path)
+    assert bench("--threads", "2") == 0, "the same goes on"
+    capsys.readouterr()
+    for other in OTHERS:
+        assert bench("--threads", "2", *other) == 1, other
+        assert "holds results of other settings" in capsys.readouterr().err, other
+    assert rows(tmp_path) == first
+
+
+def test_an_edited_file_of_prompts_is_another_comparison(bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mine = tmp_path / "mine.jsonl"
+    for text, status in (("Count to ten.", 0), ("Count to ten.", 0), ("Count to six.", 1)):
+        mine.write_text(json.dumps({"prompt": text}) + "\n", encoding="utf-8")
+        assert bench("--prompts", str(mine), "--max-tokens", "4") == status
+    assert "other settings (loads)" in capsys.readouterr().err
+
+
+def test_a_load_that_is_sampled_says_so_in_its_name(bench: Bench, tmp_path: Path) -> None:
+    assert bench("--temperatures", "0.8") == 0
+    assert {row["load"] for row in rows(tmp_path)} == {"8 + 4 random tokens, T=0.8"}
