@@ -36,6 +36,7 @@ class Stub:
 
     name: str
     decode_s: float = 1.0
+    first_s: float = 0.25
     noise: float = 0.0
     text: int = 0
     rounds: int = 10
@@ -57,7 +58,7 @@ class Stub:
         drafted = {"suffix": 20} if self.rounds < 10 else {}
         accepted = {"suffix": 10 - self.rounds} if self.rounds < 10 else {}
         by_position = [(self.rounds, 10 - self.rounds)] if self.rounds < 10 else []
-        one = Sample(tokens[:TOKENS], len(prompts[0]), 0.25, took, self.rounds, drafted, accepted, by_position)
+        one = Sample(tokens[:TOKENS], len(prompts[0]), self.first_s, took, self.rounds, drafted, accepted, by_position)
         return [one] * len(prompts)
 
 
@@ -116,6 +117,18 @@ def test_a_slowdown_of_five_percent_is_detected(slower: float, verdicts: set[str
     assert {row[-1] for row in never_slower_table(found).rows} == verdicts
 
 
+@pytest.mark.parametrize(("first", "verdict"), [(0.25, "faster"), (0.35, "faster"), (0.49, "undecided"), (0.95, SLOWER)])
+def test_who_decodes_sooner_is_not_faster_where_the_answer_comes_later(first: float, verdict: str, tmp_path: Path) -> None:
+    """Ten tokens in 1 to 1.4 s after 0.25 s, against a fifth less time for them after a later first token."""
+    found = compared(tmp_path, [Stub("plain"), Stub("auto", 0.8, first)])
+    (row,) = never_slower_table(found).rows
+    assert row[2:5] == ["1.250", "1.250", "1.250"]
+    assert row[-1] == verdict
+    whole = found.answer_ratio("one", "auto")
+    assert whole is not None
+    assert whole.value == pytest.approx(math.prod((0.25 + 1 + at / 10) / (first + 0.8 + 0.08 * at) for at in range(5)) ** 0.2)
+
+
 def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
     draw = random.Random(3)
     held = sum(
@@ -124,7 +137,8 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
     )
     assert 176 <= held <= 198  # 95 %, less a little for so few prompts
     assert median([3.0]).low == median([3.0]).high == 3.0
-    assert judge(geometric_mean([1.5])) == "too few"
+    one = geometric_mean([1.5])
+    assert judge(one, one) == "too few"
     with pytest.raises(ValueError, match="nothing"):
         median([])
 

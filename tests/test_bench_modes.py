@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
+from torch import Tensor
 
 from hasten.bench.contestants import ModeContestant, ModesInStep
 from hasten.bench.machine import read_bandwidth, step_bytes
@@ -14,13 +16,14 @@ from hasten.bench.modes import PLAIN, Subject, parse_mode, run_in_step
 from hasten.bench.samples import Sample
 from hasten.bench.session import ResultFile, Session, read_rows
 from hasten.bench.tables import Comparison
+from hasten.bench.words import SLOWER, never_slower_table
 from hasten.bench.workloads import Load, Question
 from hasten.cache.blocks import BlockManager
 from hasten.cli.bench import bench
 from hasten.cli.bench_options import automatic, with_named_drafters
 from hasten.core.config import EngineConfig
 from hasten.core.errors import ConfigError, ModelError
-from hasten.core.types import BLOCK_SIZE, SamplingParams
+from hasten.core.types import BLOCK_SIZE, Batch, SamplingParams, Sequence
 from hasten.draft.lm import LanguageModelDrafter
 from hasten.draft.recycling import RecyclingDrafter
 from hasten.draft.suffix import SuffixDrafter
@@ -146,6 +149,47 @@ def test_a_comparison_in_step_is_one_row_a_mode_and_goes_on(tmp_path: Path, subj
     found = Comparison(read_rows(tmp_path / "results.jsonl"))
     assert {mode: len(units) for mode, units in found.by_mode.items()} == {"plain": 3, "auto": 3}
     assert found.differing("one", "auto") == 0
+
+
+@dataclass
+class Late(SuffixDrafter):
+    """Guesses well, and takes ``delay`` of a clock before it begins."""
+
+    clock: list[float]
+    delay: float
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def begin(self, sequence: Sequence) -> None:
+        self.clock[0] += self.delay
+        super().begin(sequence)
+
+
+@pytest.mark.parametrize(("delay", "verdict"), [(0.0, "faster"), (40.0, SLOWER)])
+def test_a_drafter_that_takes_its_time_before_it_begins_is_found_out(
+    delay: float, verdict: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pass takes a second of a clock that nothing else moves, however many rows it has: guessing pays, and waiting does not."""
+    clock = [0.0]
+    engine = tiny_engine(drafters=[Late(clock, delay)])
+    forward = engine.executor.forward
+
+    def timed(batch: Batch) -> Tensor:
+        clock[0] += 1.0
+        return forward(batch)
+
+    monkeypatch.setattr(engine.executor, "forward", timed)
+    monkeypatch.setattr("hasten.bench.modes.time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    subject = Subject(engine)
+    modes = [PLAIN, parse_mode("auto", subject.loaded)]
+    load = Load("one", [Question(str(at), [at, 7, 9] * 6) for at in range(5)], replace(PARAMS, max_tokens=40))
+    results = ResultFile.open(tmp_path / "results.jsonl", {"modes": ["plain", "auto"]}, MACHINE)
+    contestants = [ModeContestant(subject, mode) for mode in modes]
+    assert Session([load], contestants, results, lambda: 20e9, together=ModesInStep(subject, modes)).run()
+    (row,) = never_slower_table(Comparison(results.rows)).rows
+    assert float(row[2]) > 1.2, "decoding alone is faster"
+    assert row[-1] == verdict
 
 
 def test_auto_stays_what_it_is_beside_drafters_that_modes_name() -> None:

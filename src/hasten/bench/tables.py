@@ -136,12 +136,19 @@ class Comparison:
             differs=self.differing(load, mode),
         )
 
-    def ratio(self, load: str, mode: str, baseline: str | None = None) -> Estimate | None:
+    def ratio(self, load: str, mode: str) -> Estimate | None:
         """Geometric mean over tasks of a mode's speed over the baseline's on the same task; None without pairs."""
-        against = self._units(load, baseline or self.baseline)
+        return self._paired(load, mode, speed)
+
+    def answer_ratio(self, load: str, mode: str) -> Estimate | None:
+        """The same of whole answers, from handing the request over to the last token: above 1 they come sooner."""
+        return self._paired(load, mode, answer_speed)
+
+    def _paired(self, load: str, mode: str, measure: Callable[[Row], float | None]) -> Estimate | None:
+        against = self._units(load, self.baseline)
         ratios = []
         for unit, group in self._units(load, mode).items():
-            own, other = _middle(map(speed, group)), _middle(map(speed, against.get(unit, [])))
+            own, other = _middle(map(measure, group)), _middle(map(measure, against.get(unit, [])))
             if own and other:
                 ratios.append(own / other)
         return geometric_mean(ratios) if ratios else None
@@ -192,6 +199,15 @@ def speed(row: Row) -> float | None:
         return float(sum(len(sample["tokens"]) for sample in samples) / row["wall_s"])
     tokens, seconds = len(samples[0]["tokens"]), samples[0]["decode_s"]
     return (tokens - 1) / seconds if tokens > 1 and seconds > 0 else None
+
+
+def answer_speed(row: Row) -> float | None:
+    """Tokens a second of one run with everything that its user waits for: reading the prompt, and whatever drafters do before they
+    guess."""
+    if row["batch"] > 1:
+        return speed(row)  # which counts the whole time already
+    (sample,) = row["samples"]
+    return float(len(sample["tokens"]) / (sample["first_s"] + sample["decode_s"]))
 
 
 def interval(estimate: Estimate, form: Callable[[float], str] = lambda value: f"{value:.2f}") -> str:
