@@ -20,7 +20,7 @@ from hasten.bench.words import SLOWER, never_slower_table
 from hasten.bench.workloads import Load, Question
 from hasten.cache.blocks import BlockManager
 from hasten.cli.bench import bench
-from hasten.cli.bench_options import automatic, with_named_drafters
+from hasten.cli.bench_options import automatic, mode_names, with_named_drafters
 from hasten.core.config import EngineConfig
 from hasten.core.errors import ConfigError, ModelError
 from hasten.core.types import BLOCK_SIZE, Batch, SamplingParams, Sequence
@@ -201,6 +201,21 @@ def test_auto_stays_what_it_is_beside_drafters_that_modes_name() -> None:
     assert automatic(config, loaded) == ("prediction", "suffix", "recycling")
     assert automatic(EngineConfig(model="tiny"), loaded[:3]) is None
     assert parse_mode("auto@fixed(2)", loaded, ("suffix",)).drafters == ("suffix",)
+
+
+def test_control_is_the_rule_of_modes_that_name_none() -> None:
+    options = {
+        "ablation": False,
+        "never_slower": False,
+        "server": False,
+        "modes": "off,auto,suffix@fixed(2)",
+        "control": "fixed(4)",
+    }
+    assert mode_names(options, ["suffix"]) == ["plain", "off", "auto@fixed(4)", "suffix@fixed(2)"]
+    assert mode_names(options | {"never_slower": True}, ["suffix"]) == ["plain", "off", "auto@fixed(4)"]
+    assert mode_names(options | {"modes": "each"}, ["suffix"]) == ["plain", "suffix@fixed(4)", "auto@fixed(4)"]
+    assert mode_names(options | {"modes": None, "server": True}, ["suffix"]) == ["plain", "auto"], "the server is started with it"
+    assert mode_names(options | {"control": "auto"}, ["suffix"]) == ["plain", "off", "auto", "suffix@fixed(2)"]
 
 
 def test_a_repetition_remembers_nothing_of_the_one_before(subject: Subject) -> None:

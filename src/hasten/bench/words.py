@@ -106,9 +106,9 @@ def never_slower_table(found: Comparison) -> Table:
     header = ["mode", "load", "decoding", "low", "high", "whole answer", "low", "high", "tasks", "verdict"]
     note = (
         "Speed over plain decoding, paired by task: geometric mean and ends of the 95 % interval. 'decoding' leaves the time to "
-        "the first token out, 'whole answer' is everything from handing the request over to its last token; where several run at once "
-        f"both are the whole time. 'off' is drafters that are loaded and switched off by the request. {SLOWER}: one of the two "
-        "intervals lies wholly below 1; 'faster': both lie wholly above; else 'undecided'."
+        "the first token out; 'whole answer' is from the request to its last token; where several run at once, both are "
+        f"that. 'off' is drafters that are loaded and switched off by the request. {SLOWER}: one of the two intervals lies wholly "
+        "below 1; 'faster': both lie wholly above; else 'undecided'."
     )
     return Table("Never slower", header, rows, note, 2, (SLOWER,))
 

@@ -70,13 +70,17 @@ def in_precisions(config: EngineConfig, also: str | None) -> list[EngineConfig]:
 
 
 def mode_names(options: dict[str, Any], loaded: list[str]) -> list[str]:
-    """Names of the modes that are asked for; plain decoding is always among them, first."""
+    """Names of the modes that are asked for; plain decoding is always among them, first. --control is the rule of those that
+    draft and name none; a server applies it by itself."""
     from hasten.bench.contestants import ablation_modes, each_mode
 
     if options["ablation"]:
-        return ablation_modes(loaded)
-    if options["never_slower"]:
-        return ["plain", "off", "auto"]
-    asked = (options["modes"] or "plain,auto").split(",")
-    names = [name.strip() for part in asked for name in (each_mode(loaded) if part.strip() == "each" else [part])]
+        names = ablation_modes(loaded)
+    elif options["never_slower"]:
+        names = ["plain", "off", "auto"]
+    else:
+        asked = (options["modes"] or "plain,auto").split(",")
+        names = [name.strip() for part in asked for name in (each_mode(loaded) if part.strip() == "each" else [part])]
+    if options["control"] != "auto" and not options["server"]:
+        names = [name if name in ("plain", "off") or "@" in name else f"{name}@{options['control']}" for name in names]
     return list(dict.fromkeys(["plain", *names]))
