@@ -66,3 +66,13 @@ def test_an_edited_file_of_prompts_is_another_comparison(bench: Bench, tmp_path:
 def test_a_load_that_is_sampled_says_so_in_its_name(bench: Bench, tmp_path: Path) -> None:
     assert bench("--temperatures", "0.8") == 0
     assert {row["load"] for row in rows(tmp_path)} == {"8 + 4 random tokens, T=0.8"}
+
+
+def test_a_file_of_prompts_is_asked_as_the_options_say(bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mine = tmp_path / "mine.jsonl"
+    mine.write_text("".join(json.dumps({"prompt": f"Count to {count}."}) + "\n" for count in range(3)), encoding="utf-8")
+    assert bench("--prompts", str(mine), "--max-tokens", "4", "--per-group", "2") == 0
+    assert [row["task"] for row in rows(tmp_path) if row["mode"] == "plain"] == ["1", "2"]
+    mine.write_text('{"prompt": "one"}\n{"prompt": "two", "temperature": 1.0, "seed": 3}\n', encoding="utf-8")
+    assert bench("--prompts", str(mine), "--restart") == 1
+    assert f"Prompt 2 of '{mine}' sets temperature, seed, and all answers" in capsys.readouterr().err

@@ -156,6 +156,7 @@ def test_prompts_from_standard_input_as_lines(command_line: CommandLine) -> None
         ("[1]", "list"),
         ("[" * 100_000, "JSON"),
         ({"promt": "x"}, "did you mean 'prompt'?"),
+        ({"text": "x"}, "did you mean 'prompt'?"),
         ({"prompt": "x", "temprature": 1}, "did you mean 'temperature'?"),
         ({}, "exactly one"),
         ({"prompt": "x", "turns": ["y"]}, "exactly one"),

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hasten.cli.bench_loads import all_loads, settings
+from hasten.cli.bench_loads import all_loads, own_prompts, settings
 from hasten.cli.bench_options import automatic, check, in_precisions, mode_names, numbers, with_named_drafters
 from hasten.cli.generate import load
 from hasten.cli.options import Verb, engine_config, engine_options, without_past
-from hasten.cli.prompts import Prompt, collect
+from hasten.cli.prompts import Prompt
 from hasten.core.config import EngineConfig
 from hasten.core.errors import ConfigError
-from hasten.core.types import SamplingParams
 
 if TYPE_CHECKING:
     from hasten import LLM
@@ -37,7 +36,7 @@ LEAST_ROOM, GUESS_ROOM = 1024, 64  # positions that other engines are given
     metavar="NAME",
     help="spec-bench (default), humaneval, hostile, synthetic:PROMPTxANSWER.",
 )
-@click.option("--prompts", metavar="FILE", help="JSON lines with prompt, messages or turns.")
+@click.option("--prompts", metavar="FILE", help="JSON lines with prompt, messages or turns, and no sampling fields.")
 @click.option(
     "--compare",
     "modes",
@@ -46,7 +45,9 @@ LEAST_ROOM, GUESS_ROOM = 1024, 64  # positions that other engines are given
 )
 @click.option("--batches", metavar="LIST", default="1", show_default=True, help="How many requests run at once.")
 @click.option("--temperatures", metavar="LIST", default="0", show_default=True, help="Temperatures to measure at.")
-@click.option("--per-group", type=click.INT, metavar="N", help="Questions of each group of a workload; default all.")
+@click.option(
+    "--per-group", type=click.INT, metavar="N", help="Questions of each group of a workload, and of --prompts; default all."
+)
 @click.option("--max-tokens", type=click.INT, metavar="N", default=64, show_default=True, help="Tokens of every answer.")
 @click.option("--repeats", type=click.INT, metavar="N", default=1, show_default=True, help="How often each question is asked.")
 @click.option("--seed", type=click.INT, metavar="N", default=0, show_default=True, help="Seed of sampled answers.")
@@ -85,7 +86,7 @@ def bench(ctx: click.Context, /, out: str, plots: bool, **options: Any) -> None:
 
     if plots:
         check_matplotlib()
-    items = None if options["prompts"] is None else collect(None, options["prompts"], SamplingParams(), False)
+    items = None if options["prompts"] is None else own_prompts(options["prompts"])
     with ExitStack() as stack:
         llms = {each.precision: stack.enter_context(closing(load(each))) for each in in_precisions(config, options["also"])}
         stopped = measure(llms, config, folder, items, options)

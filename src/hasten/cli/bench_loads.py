@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hasten.cli.bench_options import numbers
-from hasten.cli.prompts import Prompt
+from hasten.cli.prompts import Prompt, collect
 from hasten.core.config import EngineConfig
 from hasten.core.errors import ConfigError
 from hasten.core.types import SamplingParams
@@ -20,6 +20,19 @@ if TYPE_CHECKING:
 
 NEVER_SLOWER_WORKLOADS = ("spec-bench", "humaneval", "hostile")
 ASKED = ("max_tokens", "repeats", "seed", "ablation", "never_slower", "server", "perplexity_chunks")  # options, as they are given
+
+
+def own_prompts(file: str) -> list[Prompt]:
+    """The prompts of a user's file. Raises InvalidRequest where it cannot be read, ConfigError where a line says how its answer is
+    to be sampled: all answers of a load are sampled alike."""
+    items = collect(None, file, SamplingParams(), False)
+    for number, item in enumerate(items, start=1):
+        if item.own:
+            raise ConfigError(
+                f"Prompt {number} of '{file}' sets {', '.join(item.own)}, and all answers of a comparison are sampled alike; leave "
+                "that out and give --temperatures, --seed and --max-tokens."
+            )
+    return items
 
 
 def all_loads(llm: LLM, items: list[Prompt] | None, options: dict[str, Any]) -> list[Load]:

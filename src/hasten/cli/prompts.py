@@ -19,6 +19,7 @@ from hasten.core.types import SamplingParams
 
 CONTENTS = ("prompt", "messages", "turns")
 IDS = ("id", "question_id", "task_id")
+CALLED_OTHERWISE = {"text": "prompt", "question": "prompt", "input": "prompt", "content": "prompt", "chat": "messages"}
 PASSED_OVER = ("category", "reference", "entry_point", "canonical_solution", "test")
 SAMPLING_FIELDS = tuple(field.name for field in fields(SamplingParams))
 
@@ -36,12 +37,14 @@ class ChatModel(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One thing to answer: ``text``, or ``messages`` where a conversation was given. ``id`` is the user's own, if any."""
+    """One thing to answer: ``text``, or ``messages`` where a conversation was given. ``id`` is the user's own, if any; ``own`` are
+    the names of the sampling fields that its line holds."""
 
     params: SamplingParams
     text: str | None = None
     messages: list[Message] | None = None
     id: str | int | None = None
+    own: tuple[str, ...] = ()
 
     def for_model(self, llm: ChatModel, raw: bool) -> str | list[int]:
         """What LLM.generate takes. Text becomes a user's message when the model has a chat template, unless ``raw``."""
@@ -69,21 +72,23 @@ def parse_line(line: str, params: SamplingParams) -> Prompt:
     known = [*CONTENTS, *IDS, *PASSED_OVER, *SAMPLING_FIELDS]
     for name in row:
         if name not in known:
-            raise InvalidRequest(f"there is no key {name!r}{nearest(name, known)}")
+            hint = CALLED_OTHERWISE.get(name)
+            raise InvalidRequest(f"there is no key {name!r}" + (f"; did you mean '{hint}'?" if hint else nearest(name, known)))
     given = [name for name in CONTENTS if name in row]
     if len(given) != 1:
         raise InvalidRequest(f"exactly one of {', '.join(CONTENTS)} is needed, not {len(given)}.")
     identity = next((row[name] for name in IDS if name in row), None)
     if identity is not None and (isinstance(identity, bool) or not isinstance(identity, str | int)):
         raise InvalidRequest(f"an id must be a string or a whole number, not {identity!r}.")
+    own = tuple(name for name in SAMPLING_FIELDS if name in row)
     chosen = replace(params, **_overrides(row))
     if given[0] == "messages":
-        return Prompt(chosen, messages=_messages(row["messages"]), id=identity)
+        return Prompt(chosen, messages=_messages(row["messages"]), id=identity, own=own)
     text = row["turns"][0] if given[0] == "turns" and isinstance(row["turns"], list) and row["turns"] else row.get("prompt")
     if not isinstance(text, str) or not text.strip():
         wanted = "text" if given[0] == "prompt" else "a list of texts"
         raise InvalidRequest(f"'{given[0]}' must be {wanted} and not empty.")
-    return Prompt(chosen, text=text, id=identity)
+    return Prompt(chosen, text=text, id=identity, own=own)
 
 
 def _from_file(name: str, params: SamplingParams) -> list[Prompt]:
