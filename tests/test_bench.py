@@ -276,6 +276,7 @@ def test_workloads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         (lambda: loads(Letters(), "spec-bend", PARAMS, None, 1, 50), "did you mean 'spec-bench'"),
         (lambda: loads(Letters(), "humaneval", PARAMS, None, 1, 50), "set HASTEN_SHARED_DATA"),
         (lambda: loads(Letters(), "synthetic:0x7", PARAMS, None, 1, 50), "at least 1 token"),
+        (lambda: loads(Letters(), "synthetic:16x1", PARAMS, None, 1, 50), "and at least 2"),
         (lambda: loads(Letters(), "spec-bench", PARAMS, 1, 9, 50), "too few for a batch of 9"),
     )
     for ask, sentence in refused:

@@ -178,9 +178,9 @@ def _spec_bench_loads(llm: ChatModel, params: SamplingParams, per_group: int | N
 
 
 def _synthetic(prompt: int, answer: int, params: SamplingParams, count: int, vocabulary: int) -> Load:
-    """``count`` prompts of random tokens: shapes whose cost is to be measured, not texts."""
-    if not prompt or not answer:
-        raise ConfigError("A synthetic workload is written synthetic:PROMPTxANSWER, both at least 1 token.")
+    """``count`` prompts of random tokens: shapes whose cost is to be measured, not texts. Raises ConfigError."""
+    if prompt < 1 or answer < 2:  # one token alone has no speed
+        raise ConfigError("A synthetic workload is written synthetic:PROMPTxANSWER, at least 1 token and at least 2.")
     draw = random.Random(prompt)
     questions = [Question(f"{at + 1}", [draw.randrange(vocabulary) for _ in range(prompt)]) for at in range(count)]
     return Load(f"{prompt} + {answer} random tokens", questions, replace(params, max_tokens=answer))
