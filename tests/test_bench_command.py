@@ -76,3 +76,42 @@ def test_a_file_of_prompts_is_asked_as_the_options_say(bench: Bench, tmp_path: P
     mine.write_text('{"prompt": "one"}\n{"prompt": "two", "temperature": 1.0, "seed": 3}\n', encoding="utf-8")
     assert bench("--prompts", str(mine), "--restart") == 1
     assert f"Prompt 2 of '{mine}' sets temperature, seed, and all answers" in capsys.readouterr().err
+
+
+def test_who_cannot_answer_says_why(bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing was measured because nobody has room for the question, and more time would not help."""
+    mine = tmp_path / "mine.jsonl"
+    mine.write_text(json.dumps({"prompt": "Count. " * 300}) + "\n", encoding="utf-8")
+    for again in range(2):
+        assert bench("--prompts", str(mine), "--context-length", "64", "--cache-tokens", "2048") == 1, again
+        said = capsys.readouterr().err
+        assert "plain is left out: The prompt has" in said
+        assert "more time" not in said
+
+
+def test_who_stops_before_the_first_result_is_not_told_to_give_more_time(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hasten.bench.session.Session.run", interrupted)
+    assert bench() == 130
+    assert "Nothing measured yet; the same command begins again." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--seconds", "0"), "--seconds must be more than 0, not 0"),
+        (("--seconds", "-3"), "--seconds must be more than 0, not -3"),
+        (("--out", "{here}/file/folder"), "/file/folder' cannot be written (Not a directory); give another folder"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_a_model_is_loaded(
+    arguments: tuple[str, str], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    given = [argument.format(here=tmp_path) for argument in arguments]
+    assert run(["bench", "-m", "no/such/model.gguf", "--no-plots", "--out", str(tmp_path), *given]) == 1
+    assert sentence in capsys.readouterr().err

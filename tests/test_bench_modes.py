@@ -266,7 +266,22 @@ def test_other_precisions_stand_beside_and_each_is_compared_with_itself(
     assert floors == {mode: mode in ("plain", "auto") for mode in found.modes}, "others read other bytes"
 
 
-@pytest.mark.parametrize("also", ["fp32", "int8,int8", ""])
-def test_precisions_are_named_once(tiny_model: Path, also: str) -> None:
-    with pytest.raises(ConfigError, match=r"precision"):
-        CliRunner().invoke(bench, ["-m", str(tiny_model), "--precision", "fp32", "--also", also], catch_exceptions=False)
+@pytest.mark.parametrize(
+    ("own", "also", "sentence"),
+    [
+        ("fp32", "fp32", "--also names 'fp32' and --precision fp32 is the same"),
+        ("fp32", "int8,fp32", "--also names 'fp32' and --precision fp32 is the same"),
+        ("fp32", "int8,int8", "--also names 'int8' twice"),
+        ("auto", "int8,int8", "--also names 'int8' "),
+        ("auto", "file", "--also names 'file' and --precision auto is the same"),
+        ("file", "auto", "--also names 'auto', which is file here, and --precision file is the same"),
+        ("fp32", "", "precision must be one of"),
+    ],
+)
+def test_precisions_are_named_once(
+    own: str, also: str, sentence: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hasten.model.linear_file.file_runs_best", lambda source: True)
+    asked = ["-m", str(tiny_model), "--precision", own, "--also", also, "--out", str(tmp_path)]
+    with pytest.raises(ConfigError, match=sentence):
+        CliRunner().invoke(bench, asked, catch_exceptions=False)

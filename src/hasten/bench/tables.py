@@ -56,8 +56,13 @@ class Comparison:
     @property
     def modes(self) -> list[str]:
         """In the order in which they were asked for, as far as they have run."""
-        wanted = self.about["settings"].get("modes", [])
+        wanted = self.modes_asked
         return [*(mode for mode in wanted if mode in self.by_mode), *(mode for mode in self.by_mode if mode not in wanted)]
+
+    @property
+    def modes_asked(self) -> list[str]:
+        """All that were asked for, whether they have run or not."""
+        return list(self.about["settings"].get("modes", []))
 
     @property
     def loads(self) -> list[str]:

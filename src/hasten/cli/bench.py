@@ -10,18 +10,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hasten.cli.bench_loads import all_loads, own_prompts, settings
-from hasten.cli.bench_options import automatic, check, in_precisions, mode_names, numbers, with_named_drafters
+from hasten.cli.bench_options import automatic, check, check_folder, in_precisions, mode_names, numbers, with_named_drafters
 from hasten.cli.generate import load
 from hasten.cli.options import Verb, engine_config, engine_options, without_past
 from hasten.cli.prompts import Prompt
 from hasten.core.config import EngineConfig
-from hasten.core.errors import ConfigError
+from hasten.core.errors import ConfigError, HastenError
 
 if TYPE_CHECKING:
     from hasten import LLM
     from hasten.bench.contestants import ModesInStep
     from hasten.bench.peers.process import Peer
     from hasten.bench.session import Contestant
+    from hasten.bench.tables import Comparison
     from hasten.bench.words import Table
     from hasten.bench.workloads import Load
 
@@ -78,6 +79,7 @@ def bench(ctx: click.Context, /, out: str, plots: bool, **options: Any) -> None:
     measured; the same command goes on with it. Works offline once models and other engines are there.
     """
     check(options)
+    check_folder(Path(out))
     config = without_past(with_named_drafters(engine_config(options), options["modes"]))
     folder = Path(out)
     from hasten.bench.plots import check_matplotlib, draw_all
@@ -94,7 +96,11 @@ def bench(ctx: click.Context, /, out: str, plots: bool, **options: Any) -> None:
 
     found = Comparison(read_rows(folder / "results.jsonl"))
     if not found.loads:
-        raise ConfigError("Nothing was measured yet; give --seconds more time, or the same command again.")
+        say_notes([f"{mode} is left out: {why}" for mode, why in found.failures.items()])
+        if stopped:
+            say_notes(["Nothing measured yet; the same command begins again."])
+            ctx.exit(130)
+        raise nothing_measured(found)
     for table in all_tables(found):
         show(table)
     say_notes(notes(found))
@@ -104,6 +110,13 @@ def bench(ctx: click.Context, /, out: str, plots: bool, **options: Any) -> None:
         say_notes([f"The page is {write_page(found, folder, draw_all(found, folder))}."])
     if stopped:
         ctx.exit(130)
+
+
+def nothing_measured(found: Comparison) -> HastenError:
+    """Why there is no result: nobody could answer, or the time was too short for one."""
+    if set(found.modes_asked) <= set(found.failures):
+        return HastenError("Nothing could be measured, for the reasons above; mend one of them and give the same command again.")
+    return ConfigError("Nothing was measured yet; give --seconds more time, or the same command again.")
 
 
 def measure(llms: dict[str, LLM], config: EngineConfig, folder: Path, items: list[Prompt] | None, options: dict[str, Any]) -> bool:

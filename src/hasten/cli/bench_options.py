@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from hasten.core.config import EngineConfig
@@ -15,6 +17,8 @@ def check(options: dict[str, Any]) -> None:
         value = options[name]
         if value is not None and value < low:
             raise ConfigError(f"--{name.replace('_', '-')} must be at least {low}, not {value}.")
+    if options["seconds"] is not None and not options["seconds"] > 0:
+        raise ConfigError(f"--seconds must be more than 0, not {options['seconds']:g}; leave it out to measure to the end.")
     if options["ablation"] and options["never_slower"]:
         raise ConfigError("Give --ablation or --never-slower, not both; each is a comparison of its own.")
     if (options["ablation"] or options["never_slower"]) and options["modes"]:
@@ -61,12 +65,42 @@ def automatic(config: EngineConfig, loaded: list[str]) -> tuple[str, ...] | None
     return tuple(name for name in loaded if name in (*FREE_DRAFTERS, "lm")) if beside else None
 
 
+def check_folder(folder: Path) -> None:
+    """Make the folder of the results. Raises ConfigError where it cannot be written, before a model is loaded."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as problem:
+        raise ConfigError(f"--out '{folder}' cannot be written ({problem.strerror}); give another folder.") from problem
+
+
 def in_precisions(config: EngineConfig, also: str | None) -> list[EngineConfig]:
     """The model as it is asked for, and in each of the other precisions. Raises ConfigError where one is none, or named twice."""
-    names = [] if also is None else [name.strip() for name in also.split(",")]
-    if len({config.precision, *names}) <= len(names):
-        raise ConfigError(f"--also must name precisions once each, and not '{config.precision}' again, not '{also}'.")
-    return [config, *(replace(config, precision=name) for name in names)]
+    others = [] if also is None else [replace(config, precision=name.strip()) for name in also.split(",")]
+    known: list[str] = []
+    for each in [config, *others] if others else []:
+        precision = precision_of(each)
+        if precision in known:
+            same = f"'{each.precision}', which is {precision} here," if each.precision != precision else f"'{precision}'"
+            where = f"and --precision {config.precision} is the same" if precision == known[0] else "twice"
+            raise ConfigError(f"--also names {same} {where}; name every precision once.")
+        known.append(precision)
+    return [config, *others]
+
+
+def precision_of(config: EngineConfig) -> str:
+    """The precision that a model runs in; reads at most the headers of its file. Raises ConfigError where it cannot run so."""
+    if config.precision != "auto":
+        return config.precision
+    from hasten.engine.loading import choose_device
+    from hasten.model.catalogue import resolve
+    from hasten.model.linear_file import file_runs_best
+    from hasten.model.loaders import open_source
+    from hasten.model.precision import choose_precision
+
+    source = open_source(resolve(config.model, fetch=True).path)
+    return choose_precision(config.precision, choose_device(config.device), file_runs_best(source)).name
 
 
 def mode_names(options: dict[str, Any], loaded: list[str]) -> list[str]:
