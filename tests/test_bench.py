@@ -6,7 +6,7 @@ import json
 import math
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +95,19 @@ def test_known_timings_give_the_known_table(tmp_path: Path) -> None:
     assert found.by_position(ALL, "auto") == [(20, 30)]
     assert found.by_drafter(ALL, "auto") == {"suffix": (100, 30)}
     row = speed_table(found).rows[1]
-    assert row[:9] == ["one", "auto", "16.7 [14.3, 20.0]", "2.00 [2.00, 2.00]", "0.83", "2.50", "30 %", "250 / 250", "60.0 / 69.0"]
-    assert row[-1] == "same"
+    assert row[:10] == [
+        "one",
+        "auto",
+        "same",
+        "16.7 [14.3, 20.0]",
+        "2.00 [2.00, 2.00]",
+        "0.83",
+        "2.50",
+        "30 %",
+        "250 / 250",
+        "60.0 / 69.0",
+    ]
+    assert row[-1] == "5"
     assert notes(found) == []
 
 
@@ -148,10 +159,39 @@ def test_other_text_is_flagged(tmp_path: Path) -> None:
     found = compared(tmp_path, [Stub("plain"), Stub("auto", text=1), Stub("peer", text=2), Stub("equal")], settings=peers)
     assert [cell.mode for cell in found.cells() if cell.of_floor is None] == ["peer"], "other engines read other bytes"
     table = speed_table(found)
-    assert {row[1]: row[-1] for row in table.rows} == {"plain": "", "auto": DIFFERS, "peer": "5 other", "equal": "same"}
+    assert table.header[2] == "text", "where no scrolling hides it"
+    assert {row[1]: row[2] for row in table.rows} == {"plain": "", "auto": DIFFERS, "peer": "5 other", "equal": "same"}
     assert DIFFERS in table.marked
+    assert notes(found) == [f"{DIFFERS}: 5 answers of auto on one are not those of plain decoding; see 'hasten prove'."]
     assert first_difference([1, 2, 3], [1, 2]) == 2
     assert first_difference([1, 2], [1, 2]) is None
+
+
+@pytest.mark.parametrize(("temperature", "said"), [(0.0, DIFFERS), (0.8, "5 other")])
+def test_only_sampled_answers_may_differ_under_rejection(temperature: float, said: str, tmp_path: Path) -> None:
+    load = Load("one", asked().questions, replace(PARAMS, temperature=temperature, seed=1))
+    found = compared(tmp_path, [Stub("plain"), Stub("auto", text=1)], [load], settings={"engine": {"verify": "rejection"}})
+    assert speed_table(found).rows[1][2] == said
+    assert bool(notes(found)) == (said == DIFFERS)
+
+
+def test_few_tasks_are_not_shown_as_certain(tmp_path: Path) -> None:
+    found = compared(tmp_path, [Stub("plain"), Stub("auto", 0.5)], [asked(1, "single"), asked(5, "five")])
+    table = speed_table(found)
+    assert [row[3:5] for row in table.rows[:2]] == [["10.0", ""], ["20.0", "2.00"]], "one task has no interval"
+    assert "[" in table.rows[2][3]
+    assert "fewer than 5 tasks" in table.note
+    assert never_slower_table(found).rows[0][2:] == ["2.000", "", "", "1.667", "", "", "1", "too few"]
+    assert "fewer than 5" not in speed_table(compared(tmp_path / "more", [Stub("plain")])).note
+
+
+def test_tasks_are_counted_and_what_fills_no_batch_is_said(tmp_path: Path) -> None:
+    load = asked(11, "chats, 4 at once", 4)
+    settings = {"loads": [{"name": load.name, "questions": 11, "batch": 4}]}
+    found = compared(tmp_path, [Stub("plain")], [load], settings=settings)
+    table = speed_table(found)
+    assert (table.header[-1], table.rows[0][-1]) == ("tasks", "2")
+    assert notes(found) == ["chats, 4 at once: 3 of 11 questions do not fill a batch and are left out."]
 
 
 def test_who_fails_is_a_row_that_says_so(tmp_path: Path) -> None:

@@ -109,9 +109,9 @@ def test_a_whole_comparison_flags_other_text_and_goes_on_after_a_crash(tmp_path:
     load = Load("one", [Question(str(at), [at, 7]) for at in range(3)], PARAMS)
     assert Session([load], [Stub("plain"), *peers], results, lambda: 1e10).run()
     found = Comparison(read_rows(results.path))
-    texts = {row[1]: row[-1] for row in speed_table(found).rows}
+    texts = {row[1]: row[2] for row in speed_table(found).rows}
     assert texts == {"plain": "", "peer": "same", "other text": "3 other", "no logits": "same", "crashes": ""}
-    assert speed_table(found).rows[-1][1:3] == ["crashes", "failed"]
+    assert speed_table(found).rows[-1][1:4] == ["crashes", "", "failed"]
     assert "SIGSEGV" in found.failures["crashes"]
     assert any("crashes is left out" in line for line in notes(found))
 

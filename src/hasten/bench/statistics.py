@@ -16,8 +16,8 @@ Values = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A statistic of ``count`` prompts, with the ends of its 95 % interval. With one prompt the interval is the value itself, and
-    says nothing."""
+    """A statistic of ``count`` prompts, with the ends of its 95 % interval. With one prompt the ends are the value itself,
+    which says nothing: it is not to be shown as an interval."""
 
     value: float
     low: float

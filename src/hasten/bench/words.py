@@ -41,24 +41,42 @@ def all_tables(found: Comparison) -> list[Table]:
 def notes(found: Comparison) -> list[str]:
     """What the reader must know before the numbers: what is missing, what failed."""
     out = [] if found.finished else ["This comparison is not finished: some of what was asked for has not been measured."]
+    out += _other_texts(found)
+    for load in found.about["settings"].get("loads", []):
+        left = load["questions"] % load["batch"]
+        if left:
+            out.append(f"{load['name']}: {left} of {load['questions']} questions do not fill a batch and are left out.")
     for row in found.rows:
         if row["kind"] == "perplexity" and row["value"] is None:
             out.append(f"No perplexity of {row['modes'][0]}: {row['why']}")
     return out + [f"{mode} is left out: {why}" for mode, why in found.failures.items()]
 
 
+def _other_texts(found: Comparison) -> list[str]:
+    """What must never be: answers of Hasten's own that are not those of plain decoding."""
+    out = []
+    for load in found.loads:
+        for mode in found.modes:
+            count = found.differing(load, mode)
+            if count and not found.may_differ(load, mode):
+                out.append(f"{DIFFERS}: {count} answers of {mode} on {load} are not those of plain decoding; see 'hasten prove'.")
+    return out
+
+
 def speed_table(found: Comparison) -> Table:
     """The main table, a row a load and mode."""
-    energy = any(cell.joules_per_token is not None for cell in found.cells())
-    header = ["load", "mode", "tok/s [95 %]", f"over {found.baseline} [95 %]", "of floor", "tok/round", "accepted"]
+    cells = found.cells()
+    energy = any(cell.joules_per_token is not None for cell in cells)
+    header = ["load", "mode", "text", "tok/s [95 %]", f"over {found.baseline} [95 %]", "of floor", "tok/round", "accepted"]
     header += ["TTFT ms p50/p95", "TPOT ms p50/p95"]
     quality = found.perplexities
-    header += [*(["J/token"] if energy else []), *(["perplexity"] if quality else []), "prompts", "text"]
+    header += [*(["J/token"] if energy else []), *(["perplexity"] if quality else []), "tasks"]
     rows = []
-    for cell in found.cells():
+    for cell in cells:
         row = [
             cell.load,
             cell.mode,
+            text_of(cell, found),
             interval(cell.speed, lambda value: f"{value:.1f}"),
             "" if cell.ratio is None else interval(cell.ratio),
             _or_blank(cell.of_floor),
@@ -71,8 +89,8 @@ def speed_table(found: Comparison) -> Table:
             row.append(_or_blank(cell.joules_per_token))
         if quality:
             row.append(_or_blank(quality.get(cell.mode)))
-        rows.append([*row, str(cell.speed.count), text_of(cell, found)])
-    rows += [["", mode, FAILED, *[""] * (len(header) - 3)] for mode in found.failures if mode not in found.by_mode]
+        rows.append([*row, str(cell.speed.count)])
+    rows += [["", mode, "", FAILED, *[""] * (len(header) - 4)] for mode in found.failures if mode not in found.by_mode]
     floor = found.floor_speed
     note = ""
     if floor is not None:
@@ -81,18 +99,20 @@ def speed_table(found: Comparison) -> Table:
             f"give {floor:.1f} tok/s: 'of floor' is the share of that. "
         )
     note += "tok/s is decoding alone, prompts left out; where several run at once it is all tokens over the whole time."
+    if any(cell.speed.count < LEAST_TASKS for cell in cells):
+        note += f" With fewer than {LEAST_TASKS} tasks the intervals are too narrow to judge by; of one task there is none."
     if found.peak_bytes:
         note += f" Peak memory of this process: {found.peak_bytes / 1e9:.2f} GB."
-    return Table("Speed", header, rows, note, 2, (DIFFERS, FAILED))
+    return Table("Speed", header, rows, note, 3, (DIFFERS, FAILED))
 
 
 def text_of(cell: Cell, found: Comparison) -> str:
-    """Whether the texts are the baseline's. Hasten's own must be; another engine's may differ, and it is said."""
+    """Whether the texts are the baseline's. Where they may differ, it is said how many do."""
     if cell.differs is None:
         return ""
     if cell.differs == 0:
         return "same"
-    return f"{cell.differs} other" if cell.mode in found.other_engines else DIFFERS
+    return f"{cell.differs} other" if found.may_differ(cell.load, cell.mode) else DIFFERS
 
 
 def never_slower_table(found: Comparison) -> Table:
@@ -114,7 +134,8 @@ def never_slower_table(found: Comparison) -> Table:
 
 
 def _ends(ratio: Estimate) -> list[str]:
-    return [f"{ratio.value:.3f}", f"{ratio.low:.3f}", f"{ratio.high:.3f}"]
+    ends = [f"{ratio.low:.3f}", f"{ratio.high:.3f}"] if ratio.count > 1 else ["", ""]
+    return [f"{ratio.value:.3f}", *ends]
 
 
 def judge(decoding: Estimate, answer: Estimate) -> str:
