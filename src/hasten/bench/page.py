@@ -16,7 +16,9 @@ STYLE = """
 body { background: var(--paper); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
 body { margin: 2rem auto; max-width: 62rem; padding: 0 1rem; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
-.scroll { overflow-x: auto; }
+.facts, .scroll { overflow-x: auto; }
+.scroll { width: max-content; min-width: 100%; max-width: calc(100vw - 3rem); }
+.scroll { margin-left: 50%; transform: translateX(-50%); }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.9rem; }
 th, td { padding: 0.25rem 0.7rem; text-align: right; border-bottom: 1px solid var(--faint); white-space: nowrap; }
 th.left, td.left { text-align: left; }
@@ -27,7 +29,7 @@ img { max-width: 100%; height: auto; } figure { margin: 1rem 0; } figcaption { f
 """
 CAPTIONS = {
     "speeds": "Tokens a second by load and mode.",
-    "ratios": "Speed over plain decoding, paired by prompt.",
+    "ratios": "Speed over plain decoding, paired by task.",
     "acceptance": "How often a guess is right, by its position in the round.",
 }
 
@@ -97,4 +99,4 @@ def _facts(title: str, facts: dict[str, object]) -> str:
         f'<tr><td class="left">{escape(name)}</td><td class="left words">{escape(_said(value))}</td></tr>'
         for name, value in facts.items()
     )
-    return f'<h2>{escape(title)}</h2><div class="scroll"><table>{rows}</table></div>'
+    return f'<h2>{escape(title)}</h2><div class="facts"><table>{rows}</table></div>'

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
+from hasten.bench.statistics import Estimate
 from hasten.bench.tables import ALL, Cell, Comparison
 from hasten.core.errors import ConfigError
 
@@ -19,6 +21,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8
 MARKERS = "osD^vPX*"
 DEEPEST = 16  # positions shown
 MOST_BARS = 6  # modes whose bars are drawn for every load
+ROW_LETTERS = 22  # of a row's name in a line
 LEGEND_LETTERS = 76  # of a picture's width
 FORMATS = ("svg", "png")
 
@@ -100,18 +103,18 @@ def speeds(found: Comparison, figure: Figure) -> bool:
     whole = [cell for cell in cells if cell.load == ALL or len(found.loads) == 1]
     axes = figure.add_subplot()
     if len(modes) > MOST_BARS and whole:
-        figure.set_size_inches(7.0, 1.6 + 0.36 * len(whole))
+        figure.set_size_inches(7.0, 1.6 + max(0.36, _height([cell.mode for cell in whole])) * len(whole))
         _bars(axes, [(place, cell) for place, cell in enumerate(whole)], 0.75, [_colour(modes.index(cell.mode)) for cell in whole])
         _name_rows(axes, [cell.mode for cell in whole])
     else:
         loads, height = _loads(cells), 0.8 / len(modes)
-        figure.set_size_inches(7.0, 1.9 + max(0.32 * len(modes), 0.6) * len(loads))
+        figure.set_size_inches(7.0, 1.9 + max(0.32 * len(modes), 0.6, _height(loads)) * len(loads))
         for at, mode in enumerate(modes):
             middle = (at - (len(modes) - 1) / 2) * height
             own = [(loads.index(cell.load) + middle, cell) for cell in cells if cell.mode == mode]
             _bars(axes, own, 0.9 * height, [_colour(at)] * len(own), mode)
         _name_rows(axes, loads)
-    axes.set_xlabel("tokens a second (median, 95 % interval)")
+    _name_values(figure, "tokens a second (median, 95 % interval)")
     floor = found.floor_speed if any(cell.of_floor is not None for cell in cells) else None
     if floor:
         axes.axvline(floor, color=_ink(figure), linestyle="--", linewidth=1, label="a plain step at full memory speed")
@@ -124,10 +127,9 @@ def speeds(found: Comparison, figure: Figure) -> bool:
 
 def _bars(axes: Axes, placed: list[tuple[float, Cell]], height: float, colours: list[str], label: str | None = None) -> None:
     speeds = [cell.speed for _, cell in placed]
-    errors = [[speed.value - speed.low for speed in speeds], [speed.high - speed.value for speed in speeds]]
     bars = {"ecolor": _ink(axes.get_figure()), "capsize": 2, "elinewidth": 1}
     places = [place for place, _ in placed]
-    axes.barh(places, [speed.value for speed in speeds], height, xerr=errors, color=colours, label=label, error_kw=bars)
+    axes.barh(places, [speed.value for speed in speeds], height, xerr=_errors(speeds), color=colours, label=label, error_kw=bars)
 
 
 def ratios(found: Comparison, figure: Figure) -> bool:
@@ -136,19 +138,18 @@ def ratios(found: Comparison, figure: Figure) -> bool:
     loads, modes = _loads(cells), [mode for mode in found.modes if any(cell.mode == mode for cell in cells)]
     if not cells:
         return False
-    figure.set_size_inches(7.0, 1.9 + max(0.2 * len(modes), 0.5) * len(loads))
+    figure.set_size_inches(7.0, 1.9 + max(0.2 * len(modes), 0.5, _height(loads)) * len(loads))
     axes = figure.add_subplot()
     for at, mode in enumerate(modes):
         own = [cell for cell in cells if cell.mode == mode]
         places = [loads.index(cell.load) + 0.7 * ((at + 0.5) / len(modes) - 0.5) for cell in own]
         found_ratios = [cell.ratio for cell in own if cell.ratio is not None]
         values = [ratio.value for ratio in found_ratios]
-        errors = [[r.value - r.low for r in found_ratios], [r.high - r.value for r in found_ratios]]
         filled = "full" if at < len(COLOURS) - 1 else "none"  # colours come round again
         axes.errorbar(
             values,
             places,
-            xerr=errors,
+            xerr=_errors(found_ratios),
             fmt=MARKERS[at % len(MARKERS)],
             fillstyle=filled,
             color=_colour(at + 1),
@@ -160,8 +161,8 @@ def ratios(found: Comparison, figure: Figure) -> bool:
         [at + 0.5 for at in range(len(loads) - 1)], 0, 1, transform=axes.get_yaxis_transform(), color=_ink(figure), linewidth=0.3
     )
     _name_rows(axes, loads)
-    axes.set_xlim(left=0)
-    axes.set_xlabel(f"speed over {found.baseline} (geometric mean, 95 % interval)")
+    axes.set_xlim(0, 1.06 * max(1.0, *(cell.ratio.high for cell in cells if cell.ratio is not None)))
+    _name_values(figure, f"speed over {found.baseline} (geometric mean, 95 % interval)")
     axes.grid(axis="x")
     axes.set_axisbelow(True)
     _legend(figure, axes)
@@ -195,8 +196,31 @@ def _loads(cells: list[Cell]) -> list[str]:
     return list(dict.fromkeys(cell.load for cell in cells))
 
 
+def _errors(estimates: list[Estimate]) -> list[list[float]]:
+    """How far the ends of the intervals are; nothing is drawn where there is only one task."""
+    shown = [estimate if estimate.count > 1 else None for estimate in estimates]
+    return [
+        [float("nan") if one is None else one.value - one.low for one in shown],
+        [float("nan") if one is None else one.high - one.value for one in shown],
+    ]
+
+
+def _name_values(figure: Figure, text: str) -> None:
+    """Below the whole picture: under the axes, which long names of rows make narrow, it would be cut off."""
+    figure.supxlabel(text, fontsize="medium")
+
+
+def _in_lines(name: str) -> list[str]:
+    return wrap(name, ROW_LETTERS) or [""]
+
+
+def _height(names: list[str]) -> float:
+    """Inches that a row needs for its name."""
+    return 0.1 + 0.22 * max(len(_in_lines(name)) for name in names)
+
+
 def _name_rows(axes: Axes, names: list[str]) -> None:
-    axes.set_yticks(range(len(names)), names)
+    axes.set_yticks(range(len(names)), ["\n".join(_in_lines(name)) for name in names])
     axes.set_ylim(len(names) - 0.45, -0.55)
 
 

@@ -55,11 +55,14 @@ def notes(found: Comparison) -> list[str]:
 def _other_texts(found: Comparison) -> list[str]:
     """What must never be: answers of Hasten's own that are not those of plain decoding."""
     out = []
-    for load in found.loads:
-        for mode in found.modes:
-            count = found.differing(load, mode)
-            if count and not found.may_differ(load, mode):
-                out.append(f"{DIFFERS}: {count} answers of {mode} on {load} are not those of plain decoding; see 'hasten prove'.")
+    for mode in found.modes:
+        counts = {load: found.differing(load, mode) or 0 for load in found.loads if not found.may_differ(load, mode)}
+        loads = [load for load, count in counts.items() if count]
+        if loads:
+            total = sum(counts.values())
+            out.append(
+                f"{DIFFERS}: {total} answers of {mode} ({'; '.join(loads)}) are not those of plain decoding; see 'hasten prove'."
+            )
     return out
 
 
@@ -122,15 +125,15 @@ def never_slower_table(found: Comparison) -> Table:
         for load in [*found.loads, *([ALL] if len(found.loads) > 1 else [])]:
             decoding, answer = found.ratio(load, mode), found.answer_ratio(load, mode)
             if mode != found.baseline and decoding is not None and answer is not None:
-                rows.append([mode, load, *_ends(decoding), *_ends(answer), str(decoding.count), judge(decoding, answer)])
-    header = ["mode", "load", "decoding", "low", "high", "whole answer", "low", "high", "tasks", "verdict"]
+                rows.append([mode, load, judge(decoding, answer), *_ends(decoding), *_ends(answer), str(decoding.count)])
+    header = ["mode", "load", "verdict", "decoding", "low", "high", "whole answer", "low", "high", "tasks"]
     note = (
         "Speed over plain decoding, paired by task: geometric mean and ends of the 95 % interval. 'decoding' leaves the time to "
         "the first token out; 'whole answer' is from the request to its last token; where several run at once, both are "
         f"that. 'off' is drafters that are loaded and switched off by the request. {SLOWER}: one of the two intervals lies wholly "
         "below 1; 'faster': both lie wholly above; else 'undecided'."
     )
-    return Table("Never slower", header, rows, note, 2, (SLOWER,))
+    return Table("Never slower", header, rows, note, 3, (SLOWER,))
 
 
 def _ends(ratio: Estimate) -> list[str]:
@@ -160,7 +163,7 @@ def mode_by_load_table(found: Comparison) -> Table:
             best = max((v.value for (_, where), v in values.items() if where == load and v is not None), default=0.0)
             row.append("" if own is None else f"{own.value:.2f}{'*' if own.value == best else ''}")
         rows.append(row)
-    note = f"Speed over {found.baseline} (geometric mean, paired by prompt); * is the best of its column."
+    note = f"Speed over {found.baseline} (geometric mean, paired by task); * is the best of its column."
     return Table("Ablation", ["mode", *loads], rows, note)
 
 
