@@ -197,6 +197,9 @@ def test_auto_stays_what_it_is_beside_drafters_that_modes_name() -> None:
     assert config.draft == "auto+trie+suffix"
     assert with_named_drafters(EngineConfig(model="tiny"), None).draft == "auto"
     assert with_named_drafters(EngineConfig(model="tiny", draft="suffix"), "trie").draft == "suffix"
+    other = EngineConfig(model="tiny", draft_model="other")
+    assert with_named_drafters(other, "plain,foreign").draft == "auto", "auto loads it, under the name that its vocabulary gives"
+    assert with_named_drafters(other, "lm,foreign,trie").draft == "auto+lm+trie"
     loaded = ["prediction", "suffix", "recycling", "trie"]
     assert automatic(config, loaded) == ("prediction", "suffix", "recycling")
     assert automatic(EngineConfig(model="tiny"), loaded[:3]) is None

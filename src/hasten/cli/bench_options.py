@@ -49,11 +49,13 @@ def numbers(text: str, kind: type, low: float, high: float, name: str) -> list[A
 
 
 def with_named_drafters(config: EngineConfig, modes: str | None) -> EngineConfig:
-    """Where drafters are chosen automatically, those that modes name are loaded too; the mode "auto" stays without them."""
+    """Where drafters are chosen automatically, those that modes name are loaded too; the mode "auto" stays without them. A draft
+    model of another vocabulary is part of what "auto" loads and is not loaded twice."""
     from hasten.draft import DRAFTERS
 
     named = [name for mode in (modes or "").split(",") for name in mode.strip().partition("@")[0].split("+")]
-    known = [name for name in dict.fromkeys(named) if name in DRAFTERS.names() and name != "none"]
+    left_out = ("none", "foreign") if config.draft_model is not None else ("none",)
+    known = [name for name in dict.fromkeys(named) if name in DRAFTERS.names() and name not in left_out]
     return replace(config, draft="+".join(["auto", *known])) if config.draft == "auto" and known else config
 
 
