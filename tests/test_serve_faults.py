@@ -150,6 +150,7 @@ def test_time_limits_end_what_waits_and_what_runs() -> None:
                 with pytest.raises(ApiError) as caught:
                     await tokens_of(ticket)
                 assert caught.value.status == 408
+                assert caught.value.headers["x-should-retry"] == "false"  # official clients would send it again
 
     asyncio.run(scene())
 

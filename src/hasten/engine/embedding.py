@@ -19,10 +19,13 @@ Pooling = Literal["last", "mean"]
 def embed(engine: Engine, tokens: list[int], pooling: Pooling) -> Generator[torch.Tensor | None, None, None]:
     """None after each chunk of the text, so that steps may come between; at last the embedding, [hidden] float64 of length 1.
 
-    Takes blocks of the engine's pool while it runs and frees them, also when it is closed early. ``tokens`` have passed
-    ``Engine.check``. Raises OutOfBlocks when the pool has too few free ones now.
+    Takes blocks of the engine's pool while it runs and frees them, also when it is closed early. While others have so many that
+    too few are left it gives None and waits. ``tokens`` have passed ``Engine.check``.
     """
-    blocks = engine.scheduler.blocks.allocate(-(-len(tokens) // BLOCK_SIZE))
+    pool, needed = engine.scheduler.blocks, -(-len(tokens) // BLOCK_SIZE)
+    while pool.available < needed and pool.used:
+        yield None
+    blocks = pool.allocate(needed)
     try:
         total = torch.zeros(engine.executor.decoder.description.hidden_size, dtype=torch.float64)
         for start in range(0, len(tokens), engine.max_rows):
@@ -35,4 +38,4 @@ def embed(engine: Engine, tokens: list[int], pooling: Pooling) -> Generator[torc
             yield None
         yield torch.nn.functional.normalize(total, dim=0)
     finally:
-        engine.scheduler.blocks.free(blocks)
+        pool.free(blocks)

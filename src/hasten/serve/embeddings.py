@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from typing import Any, Literal
 
 import numpy as np
@@ -15,10 +17,14 @@ from starlette.responses import JSONResponse, Response
 from hasten.core.types import SamplingParams
 from hasten.engine.embedding import Pooling, embed
 from hasten.serve.errors import invalid
+from hasten.serve.generation import check_length, check_room
+from hasten.serve.limits import Limits
+from hasten.serve.models import Host
 from hasten.serve.server import server_of
 from hasten.serve.sse import while_connected
+from hasten.serve.tickets import INTERACTIVE
 from hasten.serve.wire import Identifier, Name, Wire
-from hasten.serve.worker import Worker
+from hasten.serve.worker import Worker, too_long
 
 
 class EmbeddingRequest(Wire):
@@ -37,8 +43,10 @@ async def embeddings(request: Request) -> Response:
     server = server_of(request)
     wire = await server.read(request, EmbeddingRequest)
     inputs: list[Any] = [wire.input] if isinstance(wire.input, str) or _tokens(wire.input) else list(wire.input)
-    if not 0 < len(inputs) <= server.limits.max_batch:
-        raise invalid(f"input takes from 1 to {server.limits.max_batch} entries here, not {len(inputs)}.", "input")
+    most = server.limits.max_embedding_inputs
+    if not 0 < len(inputs) <= most:
+        raise invalid(f"input takes from 1 to {most} entries here, not {len(inputs)}.", "input")
+    began = time.monotonic() - getattr(request.state, "waited", 0.0)
     host = await server.models.acquire(wire.model)
     try:
         llm, worker = host.ready
@@ -48,11 +56,16 @@ async def embeddings(request: Request) -> Response:
         prompts = await asyncio.to_thread(lambda: [llm.encode(one) for one in inputs])
         for prompt in prompts:
             llm.engine.check(prompt, SamplingParams(max_tokens=1), [])
-        vectors = [await while_connected(request, _embedded(worker, prompt, wire.pooling)) for prompt in prompts]
+            check_length(prompt, server.limits)
+        count = sum(map(len, prompts))
+        request.state.log.update(model=host.name, prompt_tokens=count)
+        left = server.limits.request_timeout - (time.monotonic() - began)
+        with _counted(host, server.limits):
+            vectors = await while_connected(request, _all_embedded(worker, prompts, wire.pooling, left))
+    except TimeoutError:
+        raise too_long(server.limits.request_timeout) from None
     finally:
         server.models.release(host)
-    request.state.log.update(model=host.name, prompt_tokens=sum(map(len, prompts)))
-    count = sum(map(len, prompts))
     return JSONResponse(
         {
             "object": "list",
@@ -67,11 +80,41 @@ async def embeddings(request: Request) -> Response:
     )
 
 
+@contextmanager
+def _counted(host: Host, limits: Limits) -> Iterator[None]:
+    """As one of the requests that wait or run. Raises ApiError (429) where there are enough of them."""
+    check_room(host, 1, limits, INTERACTIVE)
+    host.tickets += 1
+    try:
+        yield
+    finally:
+        host.tickets -= 1
+
+
+async def _all_embedded(worker: Worker, prompts: list[list[int]], pooling: Pooling, seconds: float) -> list[torch.Tensor]:
+    """One vector a prompt. Raises TimeoutError when that takes longer."""
+    async with asyncio.timeout(seconds):
+        return [await _embedded(worker, prompt, pooling) for prompt in prompts]
+
+
+def _accounted(worker: Worker, prompt: list[int], pooling: Pooling) -> Generator[torch.Tensor | None, None, None]:
+    """``embed``, seen by the metrics."""
+    worker.embedding += 1
+    try:
+        with closing(embed(worker.llm.engine, prompt, pooling)) as chunks:
+            for vector in chunks:
+                if vector is not None:
+                    worker.totals.add_embedding(len(prompt))
+                yield vector
+    finally:
+        worker.embedding -= 1
+
+
 async def _embedded(worker: Worker, prompt: list[int], pooling: Pooling) -> torch.Tensor:
     """The vector of one input, computed chunk by chunk between the engine's steps."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[torch.Tensor] = loop.create_future()
-    chunks = embed(worker.llm.engine, prompt, pooling)
+    chunks = _accounted(worker, prompt, pooling)
 
     def resolve(vector: torch.Tensor | None, problem: Exception | None) -> None:
         if done.done():

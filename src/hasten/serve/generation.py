@@ -50,19 +50,8 @@ class Generation:
         llm, worker = host.ready
         for job in jobs:
             llm.engine.check(job.prompt, job.params, job.prediction or [], job.constraint is not None)
-            if limits.max_prompt_tokens and len(job.prompt) > limits.max_prompt_tokens:
-                raise ApiError(
-                    400,
-                    f"The prompt has {len(job.prompt)} tokens and at most {limits.max_prompt_tokens} are allowed here.",
-                    code="context_length_exceeded",
-                )
-        if host.tickets + len(jobs) > limits.max_queue:
-            raise ApiError(
-                429,
-                f"The server has {host.tickets} requests in work and takes at most {limits.max_queue}; try again soon.",
-                code="queue_full",
-                retry_after=worker.expected_wait(jobs[0].priority) or 1.0,
-            )
+            check_length(job.prompt, limits)
+        check_room(host, len(jobs), limits, jobs[0].priority)
         wait = worker.expected_wait(jobs[0].priority)
         deadline = jobs[0].deadline
         if deadline is not None and wait is not None and wait + jobs[0].waited > deadline:
@@ -162,6 +151,27 @@ class Generation:
         finally:
             for task in tasks:
                 task.cancel()
+
+
+def check_length(prompt: list[int], limits: Limits) -> None:
+    """Raise ApiError (400) where a prompt has more tokens than this server takes."""
+    if limits.max_prompt_tokens and len(prompt) > limits.max_prompt_tokens:
+        raise ApiError(
+            400,
+            f"The prompt has {len(prompt)} tokens and at most {limits.max_prompt_tokens} are allowed here.",
+            code="context_length_exceeded",
+        )
+
+
+def check_room(host: Host, count: int, limits: Limits, priority: str) -> None:
+    """Raise ApiError (429) where ``count`` more requests are more than wait or run at once."""
+    if host.tickets + count > limits.max_queue:
+        raise ApiError(
+            429,
+            f"The server has {host.tickets} requests in work and takes at most {limits.max_queue}; try again soon.",
+            code="queue_full",
+            retry_after=host.ready[1].expected_wait(priority) or 1.0,
+        )
 
 
 def merged(events: list[tuple[int, StreamEvent]]) -> list[tuple[int, StreamEvent]]:

@@ -23,8 +23,8 @@ _ALIAS = re.compile(r"(?P<alias>[A-Za-z0-9][\w.:/-]{0,127})=(?P<model>.+)")
 
 @dataclass(slots=True, eq=False)
 class Host:
-    """One model, loaded or not. ``users`` are HTTP requests that use it now, ``tickets`` the engine's requests behind them;
-    ``bytes`` is what it is expected to take in memory."""
+    """One model, loaded or not. ``users`` are HTTP requests that use it now, ``tickets`` the engine's requests behind them, one a
+    request for embeddings; ``bytes`` is what it is expected to take in memory."""
 
     name: str
     config: EngineConfig

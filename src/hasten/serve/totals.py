@@ -52,6 +52,11 @@ class Totals:
         """How many times sooner than plain decoding the requests of late had their tokens."""
         return self.recent_plain / self.recent_decode if self.recent_decode > 0.0 else None
 
+    def add_embedding(self, tokens: int) -> None:
+        """The embedding of a text of so many tokens is made."""
+        self.prompt_tokens += tokens
+        self.finished["stop"] = self.finished.get("stop", 0) + 1
+
     def add(self, request: Request, times: Times, reason: str) -> None:
         """A request is over."""
         tokens = sum(answer.sequence.output_length for answer in request.answers)

@@ -33,6 +33,7 @@ class Worker(threading.Thread):
         super().__init__(name=f"engine-{llm.name}", daemon=True)
         self.llm = llm
         self.totals = Totals()
+        self.embedding = 0  # texts whose embeddings are being made between the steps; changed by this thread only
         self._engine = llm.engine
         self._max_sequences = max_sequences
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -64,7 +65,7 @@ class Worker(threading.Thread):
 
     @property
     def running(self) -> int:
-        return len(self._running)
+        return len(self._running) + self.embedding
 
     def expected_wait(self, priority: str) -> float | None:
         """Seconds that a request which came now would wait for its turn, from the pace of late; None where that is unknown."""
@@ -138,15 +139,7 @@ class Worker(threading.Thread):
                     self._drop(ticket, late(deadline, self._pace))
         for ticket in [*self._running.values(), *self._waiting[INTERACTIVE], *self._waiting[BATCH]]:
             if now - ticket.times.arrived > ticket.job.timeout:
-                self._drop(
-                    ticket,
-                    ApiError(
-                        408,
-                        f"The request took longer than {ticket.job.timeout:g} seconds, which is the most allowed; "
-                        "ask for fewer tokens.",
-                        code="timeout",
-                    ),
-                )
+                self._drop(ticket, too_long(ticket.job.timeout))
 
     def _deliver(self, told: list[Request]) -> None:
         now = time.monotonic()
@@ -188,6 +181,17 @@ class Worker(threading.Thread):
             gap = now - self._last_end
             self._pace = gap if self._pace is None else FORGETTING * self._pace + (1 - FORGETTING) * gap
         self._last_end = now
+
+
+def too_long(seconds: float) -> ApiError:
+    """What ends a request whose time is up. Official clients send a 408 again unless they are told not to: it would only take as
+    long once more."""
+    return ApiError(
+        408,
+        f"The request took longer than {seconds:g} seconds, which is the most allowed; ask for less at once.",
+        code="timeout",
+        headers={"x-should-retry": "false"},
+    )
 
 
 def late(deadline: float, pace: float | None) -> ApiError:
