@@ -68,8 +68,6 @@ async def live(request: Request) -> Response:
 async def ready(request: Request) -> Response:
     """``GET /health`` and ``/health/ready``: requests can be served now."""
     server = server_of(request)
-    if server.draining:
-        raise ApiError(503, "The server is stopping.", code="stopping", retry_after=5)
     if not server.models.ready:
         raise ApiError(503, "The model is still loading.", code="loading", retry_after=2)
     for host in server.models.hosts.values():

@@ -15,14 +15,14 @@ from hasten.engine.llm import LLM
 from hasten.model.tokenizer import Tokenizer
 from hasten.serve.account import account, provenance, usage
 from hasten.serve.constraints import constraint_of
-from hasten.serve.errors import invalid
+from hasten.serve.errors import ApiError, invalid
 from hasten.serve.generation import Collected, Generation
 from hasten.serve.limits import Limits
 from hasten.serve.logprobs import chat_logprobs
 from hasten.serve.messages_in import for_template
 from hasten.serve.reply import reply
 from hasten.serve.server import Server, identifier, server_of
-from hasten.serve.sse import DONE, data
+from hasten.serve.sse import DONE, data, openai_error
 from hasten.serve.tools import ToolReader, Toolset, read_whole, reader_of, toolset_of
 from hasten.serve.wire import ChatRequest, check_range, sampling_params
 
@@ -157,6 +157,10 @@ class Answer:
         if self.wire.stream_options is not None and self.wire.stream_options.include_usage:
             yield data({**self._frame([]), "usage": usage(self.generation.whole)})
         yield DONE
+
+    def error(self, error: ApiError) -> bytes:
+        """An error inside a stream."""
+        return openai_error(error)
 
     def _of_event(self, event: StreamEvent, stream: _Stream) -> list[dict[str, Any]]:
         out: list[dict[str, Any]] = []

@@ -13,12 +13,12 @@ from starlette.responses import Response
 from hasten.core.results import StreamEvent
 from hasten.serve.account import account, provenance, usage
 from hasten.serve.constraints import constraint_of
-from hasten.serve.errors import invalid
+from hasten.serve.errors import ApiError, invalid
 from hasten.serve.generation import Collected, Generation
 from hasten.serve.logprobs import text_logprobs
 from hasten.serve.reply import reply
 from hasten.serve.server import identifier, server_of
-from hasten.serve.sse import DONE, data
+from hasten.serve.sse import DONE, data, openai_error
 from hasten.serve.wire import CompletionRequest, sampling_params
 
 
@@ -84,6 +84,10 @@ class Answer:
         if self.wire.stream_options is not None and self.wire.stream_options.include_usage:
             yield data({**self._frame([]), "usage": usage(self.generation.whole)})
         yield DONE
+
+    def error(self, error: ApiError) -> bytes:
+        """An error inside a stream."""
+        return openai_error(error)
 
     def _chunk(self, prompt: int, event: StreamEvent) -> dict[str, Any]:
         index = prompt * self.n + event.index

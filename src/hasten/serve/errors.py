@@ -77,6 +77,11 @@ def unsupported(name: str, why: str = "is not supported by this server; leave it
     return ApiError(400, f"'{name}' {why}.", param=name, code="unsupported_parameter")
 
 
+def stopping() -> ApiError:
+    """What a request ends with that outlives the server's time to stop."""
+    return ApiError(503, "The server is stopping.", code="stopping", retry_after=5)
+
+
 def api_error(problem: BaseException) -> ApiError:
     """Whatever was raised, as an answer. Of errors that are not meant for users nothing is told."""
     if isinstance(problem, ApiError):

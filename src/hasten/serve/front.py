@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
@@ -17,26 +18,24 @@ from hasten.serve import messages, responses
 from hasten.serve.affinity import trail_of
 from hasten.serve.app import engine_routes, guarded
 from hasten.serve.body import parse_json, read_body
-from hasten.serve.errors import ApiError, api_error
+from hasten.serve.errors import ApiError, api_error, stopping
 from hasten.serve.fleet import Call, Fleet, Message
 from hasten.serve.fleet_metrics import fleet_metrics
 from hasten.serve.guard import Guard, Policy
 from hasten.serve.limits import Limits
 from hasten.serve.server import note_problem
-from hasten.serve.sse import openai_error, until_gone
+from hasten.serve.sse import openai_error, send_last, until_gone
 
 _PASSED_ON = frozenset({b"content-type", b"accept", b"anthropic-version", b"anthropic-beta"})  # no keys, no cookies
-_DESCRIBE = {"/v1/messages": messages.error_event, "/v1/responses": responses.error_event}
 
 
 @dataclass(slots=True, eq=False)
 class Front:
-    """``draining``: the server was told to stop; it finishes what runs and takes nothing new."""
+    """``requests``: the answers so far by path and status, for the metrics."""
 
     fleet: Fleet
     limits: Limits
-    draining: bool = False
-    requests: dict[tuple[str, int], int] = field(default_factory=dict)  # by path and status, for the metrics
+    requests: dict[tuple[str, int], int] = field(default_factory=dict)
 
 
 def make_front(front: Front, policy: Policy) -> Guard:
@@ -60,8 +59,6 @@ def front_of(request: Request) -> Front:
 async def _ready(request: Request) -> Response:
     """``GET /health`` and ``/health/ready``: whether a replica can serve now, and which."""
     front = front_of(request)
-    if front.draining:
-        raise ApiError(503, "The server is stopping.", code="stopping", retry_after=5)
     if not front.fleet.live:
         raise ApiError(503, "No replica lives now.", code="no_replica", retry_after=5)
     replicas = [
@@ -96,27 +93,39 @@ class _Answer:
     def __init__(self, request: Request, found: AsyncIterator[Message]) -> None:
         self._request = request
         self._found = found
+        self._started = False
+        self._events = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await until_gone(self._send_all(send), receive)
+        try:
+            await until_gone(self._send_all(send), receive)
+        except asyncio.CancelledError:  # only the server's end cancels an answer
+            if self._started:
+                await self._break_off(send, stopping())
+            raise
 
     async def _send_all(self, send: Send) -> None:
-        started = False
         try:
             async with aclosing(self._found) as found:  # type: ignore[type-var]
                 async for message in found:
                     if message["type"] == "log":
                         self._note(message["noted"])
                         continue
-                    started = True
+                    self._started = True
+                    self._events += message.get("body", b"").count(b"\ndata: ")  # JSON has no raw line break
                     await send(message)
         except Exception as problem:
-            if not started:
+            if not self._started:
                 raise
-            note_problem(self._request, problem)
-            describe = _DESCRIBE.get(self._request.scope["path"], openai_error)
-            await send({"type": "http.response.body", "body": describe(api_error(problem)), "more_body": True})
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            await self._break_off(send, problem)
+
+    async def _break_off(self, send: Send, problem: Exception) -> None:
+        note_problem(self._request, problem)
+        error, path = api_error(problem), self._request.scope["path"]
+        if path == "/v1/responses":
+            await send_last(send, responses.error_event(error, self._events))
+        else:
+            await send_last(send, messages.error_event(error) if path == "/v1/messages" else openai_error(error))
 
     def _note(self, noted: dict[str, Any]) -> None:
         self._request.state.log.update(noted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import json
 import logging
@@ -16,7 +17,7 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from hasten.serve.errors import ApiError, api_error, error_response
+from hasten.serve.errors import ApiError, api_error, error_response, stopping
 from hasten.serve.keys import Keys
 
 log = logging.getLogger(__name__)
@@ -66,7 +67,8 @@ class Guard:
     app: ASGIApp
     policy: Policy
     ended: Callable[[Scope, int, float], None] = lambda scope, status, began: None
-    _connections: int = field(default=0)
+    _tasks: set[asyncio.Task[Any]] = field(default_factory=set)  # one a request
+    _stopping: bool = field(default=False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -90,13 +92,23 @@ class Guard:
                 _finish_headers(MutableHeaders(scope=message), request_id, origin if origin in self.policy.origins else None)
             await send(message)
 
-        self._connections += 1
+        task = asyncio.current_task()
+        assert task is not None, "a request is served by a task"
+        self._tasks.add(task)
         try:
             await self._serve(scope, receive, answer, headers, lambda: status)
         finally:
-            self._connections -= 1
+            self._tasks.discard(task)
             self.ended(scope, status, began)
             self._record(scope, status, time.monotonic() - began, noted)
+
+    def break_off(self) -> None:
+        """End what still runs: an answer that has not begun becomes an error, in a stream the error is an event."""
+        self._stopping = True
+        if self._tasks:
+            log.warning("Stopping: requests that outlived --drain-timeout end here: %d.", len(self._tasks))
+        for task in self._tasks:
+            task.cancel()
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send, headers: Headers, status: Callable[[], int]) -> None:
         try:
@@ -105,6 +117,13 @@ class Guard:
                 await _preflight(send)
                 return
             await self.app(scope, receive, send)
+        except asyncio.CancelledError:
+            if not self._stopping:
+                raise
+            error = stopping()
+            scope["state"]["log"].setdefault("error", error.code)
+            if not status():
+                await error_response(error, scope["path"])(scope, receive, send)
         except Exception as problem:
             error = api_error(problem)
             scope["state"]["log"].setdefault("error", error.code or type(problem).__name__)
@@ -115,7 +134,7 @@ class Guard:
 
     def _check(self, scope: Scope, headers: Headers) -> None:
         """Raise ApiError where the request may not come in; else note its tenant."""
-        if self._connections > self.policy.max_connections:
+        if len(self._tasks) > self.policy.max_connections:
             raise ApiError(503, "The server has as many connections as it takes; try again soon.", code="busy", retry_after=1)
         host = headers.get("host", "")
         if self.policy.hosts is not None and not host:

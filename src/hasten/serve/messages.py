@@ -30,7 +30,7 @@ async def messages(request: Request) -> Response:
     wire = await server.read(request, MessagesRequest)
     generation, tools = await begin(server, request, as_chat(wire))
     headers = {"request-id": request.state.request_id}  # where Anthropic's clients look for it
-    return await reply(request, generation, Answer(generation, wire, tools), wire.stream, error_event, headers)
+    return await reply(request, generation, Answer(generation, wire, tools), wire.stream, headers)
 
 
 async def count_tokens(request: Request) -> Response:
@@ -91,6 +91,10 @@ class Answer:
         delta = {"type": "message_delta", "delta": self._ending(reason, self._called), "usage": self._usage()}
         yield named("message_delta", {**delta, "hasten": account(self._generation.whole, self._wire.provenance)})
         yield named("message_stop", {"type": "message_stop"})
+
+    def error(self, error: ApiError) -> bytes:
+        """An error inside a stream."""
+        return error_event(error)
 
     def _of_event(self, event: StreamEvent, reader: ToolReader | None) -> list[bytes]:
         text, calls = reader.take(event) if reader is not None else (event.text, [])

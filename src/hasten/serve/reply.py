@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any, Protocol
 
 from starlette.requests import Request
@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 from hasten.serve.errors import ApiError
 from hasten.serve.generation import Collected, Generation
 from hasten.serve.server import note, note_problem, server_of
-from hasten.serve.sse import EventStream, openai_error, while_connected
+from hasten.serve.sse import EventStream, while_connected
 
 
 class Form(Protocol):
@@ -23,17 +23,19 @@ class Form(Protocol):
     def events(self) -> AsyncIterator[bytes]:
         """The streamed answer, event by event."""
 
+    def error(self, error: ApiError) -> bytes:
+        """What ends a stream that has begun and cannot be finished."""
+
 
 async def reply(
     request: Request,
     generation: Generation,
     form: Form,
     stream: bool | None,
-    describe: Callable[[ApiError], bytes] = openai_error,
     headers: dict[str, str] | None = None,
 ) -> Response:
-    """The answer; the generation ends with it, with the client's leaving, or with what went wrong. ``describe`` writes an error
-    into a stream that has begun; before its first token an error is raised and can still become a status."""
+    """The answer; the generation ends with it, with the client's leaving, or with what went wrong. Before a stream's first token
+    an error is raised and can still become a status."""
     server = server_of(request)
 
     def end() -> None:
@@ -47,7 +49,7 @@ async def reply(
                 form.events(),
                 server.limits.keep_alive,
                 end,
-                describe,
+                form.error,
                 lambda problem: note_problem(request, problem),
                 headers or {},
             )

@@ -70,7 +70,7 @@ async def responses(request: Request) -> Response:
     server = server_of(request)
     wire = await server.read(request, ResponsesRequest)
     generation, _ = await begin(server, request, as_chat(wire))
-    return await reply(request, generation, Answer(generation, wire), wire.stream, error_event)
+    return await reply(request, generation, Answer(generation, wire), wire.stream)
 
 
 def as_chat(wire: ResponsesRequest) -> ChatRequest:
@@ -136,6 +136,13 @@ class Answer:
         self._id, self._item = identifier("resp_"), identifier("msg_")
         self._created = int(time.time())
         self._number = 0
+
+    def error(self, error: ApiError) -> bytes:
+        """The error's own event, and the response that failed by it."""
+        told = error_event(error, self._number)
+        self._number += 1
+        failed = {**self._frame("failed"), "error": {"code": "server_error", "message": error.message}}
+        return told + self._event("response.failed", response=failed)
 
     def whole(self, answers: list[Collected]) -> dict[str, Any]:
         """The finished response."""
@@ -220,7 +227,8 @@ def _part(text: str) -> dict[str, Any]:
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
 
 
-def error_event(error: ApiError) -> bytes:
-    """An error inside a stream, in this interface's form."""
+def error_event(error: ApiError, number: int) -> bytes:
+    """An error inside a stream, in this interface's form, as the event of that number."""
     inner = openai_body(error)["error"]
-    return named("error", {"type": "error", "code": inner["code"], "message": inner["message"], "param": inner["param"]})
+    said = {"code": inner["code"], "message": inner["message"], "param": inner["param"]}
+    return named("error", {"type": "error", "sequence_number": number, **said})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import signal
 import socket
 from collections.abc import Awaitable, Callable, Iterator
@@ -31,6 +32,7 @@ from hasten.serve.server import Server
 from hasten.serve.tracing import tracing_of
 
 log = logging.getLogger(__name__)
+LAST_WORDS_SECONDS = 2  # from the end of the drain to uvicorn's own: for errors to reach those who wait
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +75,9 @@ def policy_of(settings: Settings) -> Policy:
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """What is served: the application, the state that has ``draining``, and what has to be done before it is ready."""
+    """What is served: the application, and what has to be done before it is ready."""
 
     app: Guard
-    state: Server | Front
     start: Callable[[], Awaitable[None]]
     names: list[str]
 
@@ -101,7 +102,7 @@ def _alone(settings: Settings, policy: Policy, load: Callable[[EngineConfig], LL
     """One engine a model, in this process."""
     models = Models(hosts_of(settings.models, settings.engine), settings.memory_budget, load, footprint)
     server = Server(models, settings.limits, tracing=tracing_of(settings.trace_endpoint))
-    yield Service(make_app(server, policy), server, models.preload, list(models.hosts))
+    yield Service(make_app(server, policy), models.preload, list(models.hosts))
 
 
 @contextmanager
@@ -120,7 +121,7 @@ def _several(settings: Settings, policy: Policy) -> Iterator[Service]:
         async def start() -> None:
             await front.fleet.start(await asyncio.to_thread(begin))
 
-        yield Service(make_front(front, policy), front, start, [host.name for host in hosts])
+        yield Service(make_front(front, policy), start, [host.name for host in hosts])
 
 
 async def _serve(service: Service, policy: Policy, settings: Settings, listener: socket.socket) -> int:
@@ -131,13 +132,13 @@ async def _serve(service: Service, policy: Policy, settings: Settings, listener:
         server_header=False,
         date_header=True,
         timeout_keep_alive=30,
-        timeout_graceful_shutdown=round(settings.limits.drain_timeout),
+        timeout_graceful_shutdown=math.ceil(settings.limits.drain_timeout) + LAST_WORDS_SECONDS,
         h11_max_incomplete_event_size=64 << 10,
         http=connection_of(settings.limits),
         ws="none",
         lifespan="on",
     )
-    web = _Web(config, service.state)
+    web = _Web(config, service.app, settings.limits.drain_timeout)
     loop = asyncio.get_running_loop()
     if policy.keys is not None and hasattr(signal, "SIGHUP"):
         loop.add_signal_handler(signal.SIGHUP, _reload, policy.keys)
@@ -160,11 +161,12 @@ async def _serve(service: Service, policy: Policy, settings: Settings, listener:
 
 
 class _Web(uvicorn.Server):
-    """Tells routes that the end is near, so that nothing new is begun while the rest is finished."""
+    """Ends what still runs ``seconds`` after it was told to stop, in a way that clients understand; uvicorn itself would cut it."""
 
-    def __init__(self, config: uvicorn.Config, state: Server | Front) -> None:
+    def __init__(self, config: uvicorn.Config, app: Guard, seconds: float) -> None:
         super().__init__(config)
-        self._state = state
+        self._app = app
+        self._seconds = seconds
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -179,9 +181,12 @@ class _Web(uvicorn.Server):
                 loop.remove_signal_handler(number)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._state.draining = True
         log.info("Stopping: finishing what runs, taking nothing new.")
-        await super().shutdown(sockets)
+        timer = asyncio.get_running_loop().call_later(self._seconds, self._app.break_off)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            timer.cancel()
 
 
 def _reload(keys: Keys) -> None:

@@ -28,13 +28,12 @@ LARGE_BODY = 64 << 10  # bytes; parsing more would hold up the event loop
 
 @dataclass(slots=True, eq=False)
 class Server:
-    """``draining``: the server was told to stop; it finishes what runs and takes nothing new."""
+    """``requests``: the answers so far by path and status, for the metrics."""
 
     models: Models
     limits: Limits
-    draining: bool = False
     tracing: Tracing | None = None
-    requests: dict[tuple[str, int], int] = field(default_factory=dict)  # by path and status, for the metrics
+    requests: dict[tuple[str, int], int] = field(default_factory=dict)
 
     async def read(self, request: Request, kind: type[Wire]) -> Wire:
         """The body as a wire type. Raises ApiError."""

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
-from hasten.serve.errors import ApiError, api_error, openai_body
+from hasten.serve.errors import ApiError, api_error, openai_body, stopping
 
 Result = TypeVar("Result")
 KEEP_ALIVE = b": still at work\n\n"
@@ -33,7 +33,7 @@ class EventStream:
     """An ASGI response that sends ``parts`` as they come, and a comment whenever nothing came for ``keep_alive`` seconds.
 
     ``on_end`` is called once, however it ends: all sent, the client gone, or an error. An error after the first part becomes
-    what ``describe`` makes of it.
+    what ``describe`` makes of it; so does being cancelled, which is the server's end.
     """
 
     def __init__(
@@ -53,9 +53,16 @@ class EventStream:
         self._headers = [(name.encode(), value.encode()) for name, value in {**HEADERS, **headers}.items()]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = False
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self._headers})
+            begun = True
             await until_gone(self._send_all(send), receive)
+        except asyncio.CancelledError:
+            if begun:
+                self._report(stopping())
+                await send_last(send, self._describe(stopping()))
+            raise
         finally:
             self._on_end()
 
@@ -80,8 +87,13 @@ class EventStream:
             await body(self._describe(api_error(problem)))
         finally:
             upcoming.cancel()
-        with suppress(OSError):
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        await send_last(send, b"")
+
+
+async def send_last(send: Send, part: bytes) -> None:
+    """The last part of an answer that has begun."""
+    with suppress(OSError):
+        await send({"type": "http.response.body", "body": part, "more_body": False})
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, Result]) -> Result:

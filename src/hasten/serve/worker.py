@@ -18,7 +18,7 @@ from typing import Any
 from hasten.core.errors import HastenError
 from hasten.engine.llm import LLM
 from hasten.engine.requests import Request
-from hasten.serve.errors import ApiError
+from hasten.serve.errors import ApiError, stopping
 from hasten.serve.tickets import BATCH, INTERACTIVE, News, Ticket, post_all
 from hasten.serve.totals import Totals
 
@@ -86,7 +86,7 @@ class Worker(threading.Thread):
                 told = self._engine.fail(problem)
             self._deliver(told)
         for ticket in [*self._running.values(), *self._waiting[INTERACTIVE], *self._waiting[BATCH]]:
-            self._drop(ticket, ApiError(503, "The server is stopping.", code="stopping", retry_after=5))
+            self._drop(ticket, stopping())
         self.llm.close()
 
     def _obey(self) -> None:
