@@ -522,3 +522,28 @@ def test_a_stream_that_breaks_ends_with_the_interfaces_own_error() -> None:
             await fleet.close()
 
     run(work)
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses"])
+def test_a_door_that_stops_tells_those_who_wait(path: str) -> None:
+    async def work() -> None:
+        link = Scripted([[START, part('event: a\ndata: "1"\n\n'), part(KEEP_ALIVE.decode()), HANGS], [HANGS]])
+        fleet = await fleet_of(link)
+        door = make_front(Front(fleet, Limits()), Policy(None, LOOPBACK_NAMES))
+        async with client(door) as several:
+            begun = asyncio.ensure_future(several.post(path, json={"stream": True}))
+            while not link.open:
+                await asyncio.sleep(0.005)
+            waiting = asyncio.ensure_future(several.post(path, json={}))
+            while link.open < 2:
+                await asyncio.sleep(0.005)
+            door.break_off()
+            last = (await begun).text.split("\n\n")[-2]
+            told = json.loads(last.split("data: ")[1])
+            assert (told if path == "/v1/responses" else told["error"])["code"] == "stopping"
+            assert told.get("sequence_number", 1) == 1
+            assert ((await waiting).status_code, (await waiting).json()["error"]["code"]) == (503, "stopping")
+            assert link.open == 0
+        await fleet.close()
+
+    run(work)
