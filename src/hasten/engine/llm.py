@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, cast
@@ -151,15 +152,20 @@ class LLM:
         messages: Sequence[Message],
         tools: Sequence[Mapping[str, Any]] | None = None,
         extra: Mapping[str, Any] | None = None,
+        unfinished: bool = False,
     ) -> list[int]:
         """Token ids of a conversation, ready for the model's turn; ``tools`` are functions that the model may call, as OpenAI
-        writes them, ``extra`` further names for the template. Safe from any thread.
+        writes them, ``extra`` further names for the template. ``unfinished``: the last message, whose content is a text, is the
+        model's own, and the model writes on where it ends. Safe from any thread.
 
         Raises InvalidRequest when the model has no template, or it refuses these.
         """
         if self._template is None:
             raise InvalidRequest(f"'{self.name}' has no chat template; give it a plain prompt (--raw on the command line).")
-        text = self._template.render(messages, add_generation_prompt=True, tools=tools, extra=extra)
+        if unfinished:
+            text = _unfinished(self._template, messages, tools, extra)
+        else:
+            text = self._template.render(messages, add_generation_prompt=True, tools=tools, extra=extra)
         return self.engine.tokenizer.encode(text, add_bos=False)
 
     def encode(self, prompt: Prompt) -> list[int]:
@@ -244,3 +250,20 @@ def _several(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if listed and all(isinstance(token, int) for token in listed):
         return [cast("list[int]", listed)]
     return cast("list[Prompt]", listed)
+
+
+def _unfinished(
+    template: ChatTemplate,
+    messages: Sequence[Message],
+    tools: Sequence[Mapping[str, Any]] | None,
+    extra: Mapping[str, Any] | None,
+) -> str:
+    """A conversation up to the end of its last message's content. What the template writes behind that is cut off; a mark says
+    where, because content may be trimmed or be found twice."""
+    mark = secrets.token_hex(16)
+    last = {**messages[-1], "content": f"{messages[-1]['content']}{mark}"}
+    text = template.render([*messages[:-1], last], add_generation_prompt=False, tools=tools, extra=extra)
+    begun, found, _ = text.rpartition(mark)
+    if not found:
+        raise InvalidRequest("The model's chat template does not show the last message's text; let a user's message be the last.")
+    return begun

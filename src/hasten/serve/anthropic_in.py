@@ -9,7 +9,8 @@ from pydantic import Field
 
 from hasten.serve.body import validated
 from hasten.serve.errors import invalid, unsupported
-from hasten.serve.wire import AnthropicTemperature, ChatRequest, FunctionName, Length, Name, Speculation, Wire
+from hasten.serve.fields import refuse_unknown
+from hasten.serve.wire import AnthropicTemperature, Body, ChatRequest, FunctionName, Length, Name, Speculation, Wire
 
 
 class AnthropicTool(Wire):
@@ -17,6 +18,13 @@ class AnthropicTool(Wire):
     description: str | None = None
     input_schema: dict[str, Any]
     type: Literal["custom"] | None = None
+    strict: bool | None = None
+    defer_loading: Literal[False] | None = None
+    allowed_callers: list[Literal["direct"]] | None = None
+    # Taken and without effect on an answer: the cache is always on, arguments come when they are whole.
+    cache_control: dict[str, Any] | None = None
+    eager_input_streaming: bool | None = None
+    input_examples: list[dict[str, Any]] | None = None
 
 
 class ToolChoice(Wire):
@@ -25,8 +33,34 @@ class ToolChoice(Wire):
     disable_parallel_tool_use: bool | None = None
 
 
-class Conversation(Wire):
+class OutputFormat(Wire):
+    type: Literal["json_schema"]
+    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+
+
+class OutputConfig(Wire):
+    format: OutputFormat | None = None
+
+
+class Conversation(Body):
     """What the model is shown."""
+
+    elsewhere = frozenset(
+        {
+            "betas",
+            "compaction",
+            "container",
+            "context_management",
+            "diagnostics",
+            "fallbacks",
+            "inference_geo",
+            "mcp_servers",
+            "output_format",
+            "speed",
+            "user_profile_id",
+            "workspace_id",
+        }
+    )
 
     model: Name
     messages: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=4096)]
@@ -34,6 +68,8 @@ class Conversation(Wire):
     tools: list[AnthropicTool] | None = None
     tool_choice: ToolChoice | None = None
     thinking: dict[str, Any] | None = None
+    output_config: OutputConfig | None = None
+    cache_control: dict[str, Any] | None = None  # taken; the cache is always on
 
 
 class CountTokensRequest(Conversation):
@@ -80,10 +116,30 @@ def as_chat(wire: Conversation) -> ChatRequest:
     }
     if wire.tools:
         fields["tools"] = [
-            {"type": "function", "function": {"name": t.name, "description": t.description, "parameters": t.input_schema}}
-            for t in wire.tools
+            {
+                "type": "function",
+                "function": {
+                    "name": tool.name,
+                    "description": tool.description,
+                    "parameters": tool.input_schema,
+                    "strict": tool.strict,
+                },
+            }
+            for tool in wire.tools
         ]
+    if wire.output_config is not None and wire.output_config.format is not None:
+        if turns[-1]["role"] == "assistant":
+            raise invalid(
+                "output_config.format needs an answer of its own; let a user's message be the last.", "output_config.format"
+            )
+        schema = {"name": "answer", "schema": wire.output_config.format.schema_, "strict": True}
+        fields["response_format"] = {"type": "json_schema", "json_schema": schema}
     return validated(ChatRequest, fields | (_sampling(wire) if isinstance(wire, MessagesRequest) else {}))
+
+
+def unfinished(chat: ChatRequest) -> bool:
+    """Whether the last message is the model's own, with which the answer goes on."""
+    return bool(chat.messages[-1]["role"] == "assistant")
 
 
 def _sampling(wire: MessagesRequest) -> dict[str, Any]:
@@ -108,14 +164,9 @@ def _turns(at: int, message: dict[str, Any]) -> list[dict[str, Any]]:
         if kind == "text":
             texts.append(_text([block], f"messages[{at}]"))
         elif kind == "tool_use" and role == "assistant":
-            arguments = block.get("input")
-            if arguments is not None and not isinstance(arguments, dict):
-                raise invalid(f"messages[{at}] has a tool_use whose input is no object.", f"messages.{at}")
-            function = {"name": block.get("name"), "arguments": json.dumps(arguments or {})}
-            calls.append({"id": block.get("id"), "type": "function", "function": function})
+            calls.append(_call(at, block))
         elif kind == "tool_result" and role == "user":
-            text = "" if block.get("content") is None else _text(block["content"], f"messages[{at}]")
-            results.append({"role": "tool", "content": text, "tool_call_id": block.get("tool_use_id")})
+            results.append(_result(at, block))
         else:
             raise invalid(
                 f"messages[{at}] has a block of type {str(kind)[:40]!r}; this server reads text and tools.", f"messages.{at}"
@@ -127,6 +178,30 @@ def _turns(at: int, message: dict[str, Any]) -> list[dict[str, Any]]:
     return out
 
 
+def _call(at: int, block: dict[str, Any]) -> dict[str, Any]:
+    """A tool_use block as the other interface has it."""
+    refuse_unknown(block, frozenset({"type", "name", "input"}), f"A tool_use of messages[{at}]", f"messages.{at}")
+    name, given = block.get("name"), block.get("input")
+    if not isinstance(name, str) or not isinstance(block.get("id"), str):
+        raise invalid(f"messages[{at}] has a tool_use without an id and a name.", f"messages.{at}")
+    if given is not None and not isinstance(given, dict):
+        raise invalid(f"messages[{at}] has a tool_use whose input is no object.", f"messages.{at}")
+    return {"id": block["id"], "type": "function", "function": {"name": name, "arguments": json.dumps(given or {})}}
+
+
+def _result(at: int, block: dict[str, Any]) -> dict[str, Any]:
+    """A tool_result block as the other interface has it, where an error is told in words."""
+    known = frozenset({"type", "tool_use_id", "content", "is_error"})
+    refuse_unknown(block, known, f"A tool_result of messages[{at}]", f"messages.{at}")
+    failed = block.get("is_error")
+    if not isinstance(block.get("tool_use_id"), str):
+        raise invalid(f"messages[{at}] has a tool_result without a tool_use_id.", f"messages.{at}")
+    if not isinstance(failed, bool | None):
+        raise invalid(f"messages[{at}] has a tool_result whose is_error is neither true nor false.", f"messages.{at}")
+    text = "" if block.get("content") is None else _text(block["content"], f"messages[{at}]")
+    return {"role": "tool", "content": f"Error: {text}" if failed else text, "tool_call_id": block["tool_use_id"]}
+
+
 def _text(value: Any, where: str) -> str:
     """The text of a string or of text blocks."""
     if isinstance(value, str):
@@ -135,4 +210,6 @@ def _text(value: Any, where: str) -> str:
     texts = [block.get("text") if isinstance(block, dict) and block.get("type") == "text" else None for block in blocks]
     if not isinstance(value, list) or not all(isinstance(text, str) for text in texts):
         raise invalid(f"{where} must be text, or a list of text blocks.", where)
+    for block in blocks:
+        refuse_unknown(block, frozenset({"type", "text"}), f"A text of {where}", where.replace("[", ".").replace("]", ""))
     return "\n".join(text for text in texts if text is not None)

@@ -87,6 +87,10 @@ async def tokenize(request: Request) -> Response:
     wire = await server.read(request, TokenizeRequest)
     if (wire.prompt is None) == (wire.messages is None):
         raise invalid("Give prompt or messages, one of them.", "prompt")
+    if wire.messages is not None and "add_special_tokens" in wire.model_fields_set:
+        raise invalid("add_special_tokens is only for a prompt: a template writes a conversation's own.", "add_special_tokens")
+    if wire.prompt is not None and wire.tools:
+        raise invalid("tools are only for messages: a plain prompt shows none.", "tools")
     host = await server.models.acquire(wire.model)
     try:
         llm, _ = host.ready

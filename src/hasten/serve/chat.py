@@ -36,8 +36,8 @@ async def chat_completions(request: Request) -> Response:
     return await reply(request, generation, Answer(generation, wire, tools), wire.stream)
 
 
-async def begin(server: Server, request: Request, wire: ChatRequest) -> tuple[Generation, Toolset | None]:
-    """Check the request and queue it. Raises ApiError or InvalidRequest."""
+async def begin(server: Server, request: Request, wire: ChatRequest, unfinished: bool = False) -> tuple[Generation, Toolset | None]:
+    """Check the request and queue it. ``unfinished``: the answer goes on with the last message. Raises ApiError."""
     asked = wire.max_tokens if wire.max_completion_tokens is None else wire.max_completion_tokens
     top = _top_logprobs(wire, server.limits.max_logprobs)
     messages = checked(wire, server.limits)
@@ -47,7 +47,7 @@ async def begin(server: Server, request: Request, wire: ChatRequest) -> tuple[Ge
         raise invalid("stream_options is only for streams; send stream as true or leave it out.", "stream_options")
 
     def prompts(llm: LLM) -> list[list[int]]:
-        prompt, tools[0] = prompt_of(llm, wire, messages)
+        prompt, tools[0] = prompt_of(llm, wire, messages, unfinished)
         return [prompt]
 
     generation = await server.generate(
@@ -69,14 +69,16 @@ def checked(wire: ChatRequest, limits: Limits) -> list[dict[str, Any]]:
     return for_template(wire.messages)
 
 
-def prompt_of(llm: LLM, wire: ChatRequest, messages: list[dict[str, Any]]) -> tuple[list[int], Toolset | None]:
+def prompt_of(
+    llm: LLM, wire: ChatRequest, messages: list[dict[str, Any]], unfinished: bool = False
+) -> tuple[list[int], Toolset | None]:
     """The tokens of a conversation, and the tools that the model is shown in it. Not for the event loop: a template and a long text
     take their time. Raises ApiError or InvalidRequest (400)."""
     if not llm.has_chat_template:
         raise invalid("This model has no chat template and cannot chat; use /v1/completions.", "model")
     tools = toolset_of(wire, llm.chat_template)
     shown = tools.shown if tools is not None else None
-    return llm.render_chat(messages, tools=shown, extra=wire.chat_template_kwargs), tools
+    return llm.render_chat(messages, tools=shown, extra=wire.chat_template_kwargs, unfinished=unfinished), tools
 
 
 def _top_logprobs(wire: ChatRequest, most: int) -> int | None:

@@ -123,6 +123,11 @@ class Generation:
     def prompt_tokens(self) -> int:
         return sum(len(ticket.job.prompt) for ticket in self.tickets)
 
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens of the prompts that were in the prefix cache, known with the first event."""
+        return sum(ticket.cached for ticket in self.tickets)
+
     def _noted(self, prompt: int, event: StreamEvent) -> tuple[int, StreamEvent]:
         if event.completion is not None:
             self.completions[prompt] = event.completion

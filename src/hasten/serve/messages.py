@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 
 from hasten.core.results import StreamEvent
 from hasten.serve.account import account, provenance
-from hasten.serve.anthropic_in import CountTokensRequest, MessagesRequest, as_chat
+from hasten.serve.anthropic_in import CountTokensRequest, MessagesRequest, as_chat, unfinished
 from hasten.serve.chat import begin, checked, prompt_of
 from hasten.serve.errors import ApiError, anthropic_body
 from hasten.serve.generation import Collected, Generation
@@ -28,7 +28,8 @@ async def messages(request: Request) -> Response:
     """Answer a conversation, whole or streamed."""
     server = server_of(request)
     wire = await server.read(request, MessagesRequest)
-    generation, tools = await begin(server, request, as_chat(wire))
+    chat = as_chat(wire)
+    generation, tools = await begin(server, request, chat, unfinished(chat))
     headers = {"request-id": request.state.request_id}  # where Anthropic's clients look for it
     return await reply(request, generation, Answer(generation, wire, tools), wire.stream, headers)
 
@@ -40,7 +41,7 @@ async def count_tokens(request: Request) -> Response:
     conversation = checked(chat, server.limits)
     host = await server.models.acquire(chat.model)
     try:
-        prompt, _ = await asyncio.to_thread(prompt_of, host.ready[0], chat, conversation)
+        prompt, _ = await asyncio.to_thread(prompt_of, host.ready[0], chat, conversation, unfinished(chat))
     finally:
         server.models.release(host)
     return JSONResponse({"input_tokens": len(prompt)}, headers={"request-id": request.state.request_id})
@@ -70,25 +71,28 @@ class Answer:
         return {
             **self._frame(content),
             **self._ending(one.finish_reason or "stop", bool(calls)),
-            "usage": self._usage(),
+            "usage": self._usage(sum(completion.usage.cached_tokens for completion in self._generation.whole)),
             "hasten": own,
         }
 
     async def events(self) -> AsyncIterator[bytes]:
         """The streamed answer: message_start, the content blocks, message_delta with the end's reason, message_stop."""
         start = {**self._frame([]), "stop_reason": None, "stop_sequence": None}
-        start["usage"] = {"input_tokens": self._generation.prompt_tokens, "output_tokens": 0}
-        yield named("message_start", {"type": "message_start", "message": start})
-        yield named("ping", {"type": "ping"})
         reader = reader_of(self._tools)
         reason = "stop"
+        cached: int | None = None
         async for _, event in self._generation.events():
+            if cached is None:  # what was cached is known with the first token
+                cached = self._generation.cached_tokens
+                start["usage"] = self._usage(cached)
+                yield named("message_start", {"type": "message_start", "message": start})
+                yield named("ping", {"type": "ping"})
             for part in self._of_event(event, reader):
                 yield part
             reason = event.finish_reason or reason
         for part in self._close():
             yield part
-        delta = {"type": "message_delta", "delta": self._ending(reason, self._called), "usage": self._usage()}
+        delta = {"type": "message_delta", "delta": self._ending(reason, self._called), "usage": self._usage(cached or 0)}
         yield named("message_delta", {**delta, "hasten": account(self._generation.whole, self._wire.provenance)})
         yield named("message_stop", {"type": "message_stop"})
 
@@ -139,14 +143,12 @@ class Answer:
             return {"stop_reason": "stop_sequence", "stop_sequence": found}
         return {"stop_reason": STOP_REASONS.get(finish, "end_turn"), "stop_sequence": None}
 
-    def _usage(self) -> dict[str, int]:
-        whole = self._generation.whole
-        cached = sum(completion.usage.cached_tokens for completion in whole)
+    def _usage(self, cached: int) -> dict[str, int]:
         return {
-            "input_tokens": sum(completion.usage.prompt_tokens for completion in whole) - cached,
+            "input_tokens": self._generation.prompt_tokens - cached,
             "cache_creation_input_tokens": 0,
             "cache_read_input_tokens": cached,
-            "output_tokens": sum(completion.usage.completion_tokens for completion in whole),
+            "output_tokens": sum(completion.usage.completion_tokens for completion in self._generation.whole),
         }
 
 

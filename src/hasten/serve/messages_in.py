@@ -7,16 +7,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hasten.serve.errors import invalid
+from hasten.serve.fields import refuse_unknown
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 KNOWN = {
-    "system": {"role", "content", "name"},
-    "developer": {"role", "content", "name"},
-    "user": {"role", "content", "name"},
-    "assistant": {"role", "content", "name", "tool_calls", "refusal", "audio", "function_call", "annotations", "reasoning_content"},
-    "tool": {"role", "content", "name", "tool_call_id"},
+    "system": frozenset({"role", "content", "name"}),
+    "developer": frozenset({"role", "content", "name"}),
+    "user": frozenset({"role", "content", "name"}),
+    "assistant": frozenset({"role", "content", "name", "tool_calls"}),
+    "tool": frozenset({"role", "content", "name", "tool_call_id"}),
 }
-ONLY_EMPTY = ("refusal", "audio", "function_call", "annotations", "reasoning_content")  # clients send back what they were given
+ONLY_EMPTY = frozenset({"refusal", "audio", "function_call", "reasoning_content"})  # clients send back what they were given
 
 
 def for_template(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -31,17 +32,20 @@ def _message(at: int, message: Mapping[str, Any]) -> dict[str, Any]:
         raise invalid(
             f"messages[{at}] has the role {str(role)[:40]!r}; it must be one of {', '.join(ROLES)}.", f"messages.{at}.role"
         )
-    for name in message:
-        if name not in KNOWN[role]:
-            raise invalid(f"messages[{at}] has an unknown field {name[:40]!r}.", f"messages.{at}.{name[:40]}", "unknown_parameter")
-    out = {name: value for name, value in message.items() if name not in ONLY_EMPTY}
-    for name in ONLY_EMPTY:
+    where, param = f"messages[{at}]", f"messages.{at}"
+    for name in sorted(ONLY_EMPTY):
         if message.get(name):
-            raise invalid(
-                f"messages[{at}].{name} is not supported; leave it out.", f"messages.{at}.{name}", "unsupported_parameter"
-            )
+            raise invalid(f"{where}.{name} is not supported; leave it out.", f"{param}.{name}", "unsupported_parameter")
+    refuse_unknown(message, KNOWN[role] | ONLY_EMPTY, where, param)
+    if role == "tool" and not isinstance(message.get("tool_call_id"), str):
+        raise invalid(f"{where} is a tool's answer and needs the tool_call_id of its call.", f"{param}.tool_call_id")
+    if isinstance(message.get("content"), list):
+        for part in message["content"]:
+            if isinstance(part, Mapping) and part.get("type") == "text":
+                refuse_unknown(part, frozenset({"type", "text"}), f"A part of {where}", f"{param}.content")
+    out = {name: message[name] for name in message if name in KNOWN[role]}
     out["role"] = "system" if role == "developer" else role
-    if out.get("tool_calls") is None:
+    if out.get("tool_calls") in (None, []):
         out.pop("tool_calls", None)
     else:
         out["tool_calls"] = _tool_calls(at, out["tool_calls"])
@@ -50,14 +54,18 @@ def _message(at: int, message: Mapping[str, Any]) -> dict[str, Any]:
 
 def _tool_calls(at: int, calls: Any) -> list[dict[str, Any]]:
     """Calls with their arguments as objects, which templates write as JSON themselves."""
-    where = f"messages[{at}].tool_calls"
-    if not isinstance(calls, list) or not calls:
-        raise invalid(f"{where} must be a list of calls.", f"messages.{at}.tool_calls")
+    where, param = f"messages[{at}].tool_calls", f"messages.{at}.tool_calls"
+    if not isinstance(calls, list):
+        raise invalid(f"{where} must be a list of calls.", param)
     out: list[dict[str, Any]] = []
     for call in calls:
+        if isinstance(call, Mapping) and call.get("type", "function") != "function":
+            raise invalid(f"{where} has a call of type {str(call['type'])[:40]!r}; this server knows functions.", param)
         function = call.get("function") if isinstance(call, Mapping) else None
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-            raise invalid(f"{where} must hold objects with a function of a name and arguments.", f"messages.{at}.tool_calls")
+            raise invalid(f"{where} must hold objects with a function of a name and arguments.", param)
+        refuse_unknown(call, frozenset({"type", "function"}), f"A call in {where}", param)
+        refuse_unknown(function, frozenset({"name", "arguments"}), f"A call in {where}", param)
         arguments = function.get("arguments") or "{}"
         try:
             parsed = json.loads(arguments) if isinstance(arguments, str) else arguments

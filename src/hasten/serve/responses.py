@@ -14,11 +14,12 @@ from hasten.serve.account import account, provenance, usage
 from hasten.serve.body import validated
 from hasten.serve.chat import begin
 from hasten.serve.errors import ApiError, invalid, openai_body, unsupported
+from hasten.serve.fields import refuse_unknown
 from hasten.serve.generation import Collected, Generation
 from hasten.serve.reply import reply
 from hasten.serve.server import identifier, server_of
 from hasten.serve.sse import named
-from hasten.serve.wire import ChatRequest, Identifier, Length, Name, Speculation, Temperature, Wire
+from hasten.serve.wire import Body, ChatRequest, Identifier, Length, Name, Speculation, Temperature, Wire
 
 ROLES = ("user", "assistant", "system", "developer")
 
@@ -33,10 +34,29 @@ class TextFormat(Wire):
 
 class TextOptions(Wire):
     format: TextFormat | None = None
+    verbosity: Literal["medium"] | None = None
 
 
-class ResponsesRequest(Wire):
+class ResponseStreamOptions(Wire):
+    include_obfuscation: Literal[False] | None = None
+
+
+class ResponsesRequest(Body):
     """``/v1/responses``."""
+
+    elsewhere = frozenset(
+        {
+            "context_management",
+            "conversation",
+            "max_tool_calls",
+            "moderation",
+            "prompt",
+            "prompt_cache_options",
+            "prompt_cache_retention",
+            "reasoning",
+            "top_logprobs",
+        }
+    )
 
     model: Name | None = None
     input: str | Annotated[list[dict[str, Any]], Field(min_length=1, max_length=4096)]
@@ -50,7 +70,9 @@ class ResponsesRequest(Wire):
     background: bool | None = None
     previous_response_id: str | None = None
     truncation: Literal["disabled"] | None = None
+    stream_options: ResponseStreamOptions | None = None
     tools: list[dict[str, Any]] | None = None
+    tool_choice: Literal["none", "auto"] | None = None
     include: list[str] | None = None
     parallel_tool_calls: bool | None = None
     service_tier: Literal["auto", "default"] | None = None
@@ -75,6 +97,8 @@ async def responses(request: Request) -> Response:
 
 def as_chat(wire: ResponsesRequest) -> ChatRequest:
     """The same request as a conversation. Raises ApiError (400) for what needs a memory that this server has not."""
+    if wire.stream_options is not None and not wire.stream:
+        raise invalid("stream_options is only for streams; send stream as true or leave it out.", "stream_options")
     for name in ("previous_response_id", "background", "store", "tools", "include"):
         if getattr(wire, name):
             raise unsupported(name, "is not supported here: nothing is stored and only text is given; leave it out or send false")
@@ -114,6 +138,9 @@ def _turn(at: int, item: dict[str, Any]) -> dict[str, Any]:
     role, content = item["role"], item.get("content")
     if role not in ROLES:
         raise invalid(f"input[{at}] has the role {str(role)[:40]!r}; it must be one of {', '.join(ROLES)}.", f"input.{at}.role")
+    refuse_unknown(item, frozenset({"type", "role", "content"}), f"input[{at}]", f"input.{at}")
+    if not isinstance(content, str | list):
+        raise invalid(f"input[{at}].content must be text or a list of parts.", f"input.{at}.content")
     if isinstance(content, list):
         parts = [
             part.get("text") if isinstance(part, dict) and part.get("type") in ("input_text", "output_text") else None
@@ -123,6 +150,8 @@ def _turn(at: int, item: dict[str, Any]) -> dict[str, Any]:
             raise invalid(
                 f"input[{at}] has a part that is no text; this server reads input_text and output_text.", f"input.{at}.content"
             )
+        for part in content:
+            refuse_unknown(part, frozenset({"type", "text"}), f"A part of input[{at}]", f"input.{at}.content")
         content = "\n".join(part for part in parts if part is not None)
     return {"role": role, "content": content}
 
@@ -203,8 +232,8 @@ class Answer:
             "max_output_tokens": wire.max_output_tokens,
             "temperature": 1.0 if wire.temperature is None else wire.temperature,
             "top_p": 1.0 if wire.top_p is None else wire.top_p,
-            "parallel_tool_calls": False,
-            "tool_choice": "none",
+            "parallel_tool_calls": wire.parallel_tool_calls is not False,
+            "tool_choice": wire.tool_choice or "auto",
             "tools": [],
             "store": False,
             "previous_response_id": None,
@@ -216,7 +245,7 @@ class Answer:
         counted = usage(self._generation.whole)
         return {
             "input_tokens": counted["prompt_tokens"],
-            "input_tokens_details": counted["prompt_tokens_details"],
+            "input_tokens_details": {**counted["prompt_tokens_details"], "cache_write_tokens": 0},
             "output_tokens": counted["completion_tokens"],
             "output_tokens_details": {"reasoning_tokens": 0},
             "total_tokens": counted["total_tokens"],

@@ -52,13 +52,15 @@ class Times:
 class Ticket:
     """Events travel from the engine's thread to the loop; ``next`` is for the loop, ``post`` for any thread.
 
-    ``request`` belongs to the engine's thread.
+    ``request`` belongs to the engine's thread. ``cached``: tokens of the prompt that were in the prefix cache, set before the
+    first event.
     """
 
     def __init__(self, job: Job, loop: asyncio.AbstractEventLoop) -> None:
         self.job = job
         self.times = Times(time.monotonic() - job.waited)
         self.request: Request | None = None
+        self.cached = 0
         self._loop = loop
         self._events: deque[StreamEvent] = deque()
         self._problem: BaseException | None = None

@@ -8,9 +8,9 @@ checked by ``SamplingParams``; here are those that belong to an interface, under
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from hasten.core.config import MOST_NODES, SpeculationParams
@@ -46,6 +46,19 @@ class Wire(BaseModel):
     """Base of everything that comes in: no coercion between types, no unknown names."""
 
     model_config = ConfigDict(strict=True, extra="forbid", hide_input_in_errors=True)
+
+
+class Body(Wire):
+    """Base of what a route takes. ``elsewhere``: names that the interface has and this server has not; null leaves them out."""
+
+    elsewhere: ClassVar[frozenset[str]] = frozenset()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {name: given for name, given in value.items() if given is not None or name not in cls.elsewhere}
 
 
 class Speculation(Wire):
@@ -97,7 +110,7 @@ class Prediction(Wire):
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
-class Sampled(Wire):
+class Sampled(Body):
     """Fields that every way of generating shares."""
 
     model: Name | None = None
@@ -156,6 +169,20 @@ class NamedTool(Wire):
 
 class ChatRequest(Sampled):
     """``/v1/chat/completions``."""
+
+    elsewhere = frozenset(
+        {
+            "audio",
+            "function_call",
+            "functions",
+            "moderation",
+            "prompt_cache_options",
+            "prompt_cache_retention",
+            "reasoning_effort",
+            "verbosity",
+            "web_search_options",
+        }
+    )
 
     messages: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=4096)]
     max_tokens: Length | None = None

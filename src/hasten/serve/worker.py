@@ -151,7 +151,9 @@ class Worker(threading.Thread):
             events = list(ticket.request.inbox)
             ticket.request.inbox.clear()
             if events:
-                ticket.times.first = ticket.times.first or now
+                if ticket.times.first is None:
+                    ticket.times.first = now
+                    ticket.cached = max(answer.sequence.cached for answer in ticket.request.answers)
                 ticket.times.last = now
             problem = ticket.request.problem
             if ticket.request.finished:

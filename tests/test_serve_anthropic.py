@@ -1,0 +1,123 @@
+"""What Anthropic's clients send beyond plain conversations: hints without effect, formats, begun answers, results of tools."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal
+
+import pytest
+from pydantic import BaseModel
+
+from hasten.serve.anthropic_in import MessagesRequest, as_chat
+from hasten.serve.body import validated
+from hasten.serve.errors import ApiError
+from serving import Running
+
+anthropic = pytest.importorskip("anthropic")
+
+ASK: list[dict[str, Any]] = [{"role": "user", "content": "def fibonacci(number):"}]
+TOOL: dict[str, Any] = {"name": "weather", "input_schema": {"type": "object", "properties": {"city": {"type": "string"}}}}
+USE = {"type": "tool_use", "id": "toolu_1", "name": "weather", "input": {"city": "Oslo"}}
+RESULT = {"type": "tool_result", "tool_use_id": "toolu_1", "content": "no such place"}
+HINT = {"cache_control": {"type": "ephemeral"}}
+
+
+def turns(**fields: Any) -> list[dict[str, Any]]:
+    return as_chat(validated(MessagesRequest, {"model": "tiny", "max_tokens": 4, "messages": ASK} | fields)).messages
+
+
+def after_call(result: dict[str, Any], use: dict[str, Any] = USE) -> list[dict[str, Any]]:
+    return [*ASK, {"role": "assistant", "content": [use]}, {"role": "user", "content": [result]}]
+
+
+class Place(BaseModel):
+    city: Literal["Oslo", "Rome"]
+
+
+@pytest.fixture(scope="module")
+def claude(server: Running) -> Any:
+    with anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0) as made:
+        yield made
+
+
+def test_hints_change_nothing(server: Running) -> None:
+    plain = {"model": "tiny", "max_tokens": 8, "temperature": 0, "messages": ASK, "tools": [TOOL]}
+    more = {"strict": True, "eager_input_streaming": True, "input_examples": [{"city": "Oslo"}], "defer_loading": False}
+    hinted = {**plain, **HINT, "tools": [TOOL | HINT | more], "container": None, "context_management": None}
+    answers = [server.post("/v1/messages", body) for body in (plain, hinted)]
+    assert [answer.status_code for answer in answers] == [200, 200], answers[1].text
+    assert answers[0].json()["content"] == answers[1].json()["content"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tools": [TOOL | {"defer_loading": True}]},
+        {"output_config": {"effort": "high"}},
+        {"context_management": {"edits": []}},
+        {"thinking": {"type": "adaptive"}},
+    ],
+)
+def test_wishes_that_cannot_be_met_are_refused(server: Running, change: dict[str, Any]) -> None:
+    answer = server.post("/v1/messages", {"model": "tiny", "max_tokens": 4, "messages": ASK} | change)
+    assert answer.status_code == 400
+    assert next(iter(change)) in answer.json()["error"]["message"]
+
+
+def test_an_answer_in_a_format(claude: Any) -> None:
+    message = claude.messages.parse(model="tiny", max_tokens=300, messages=ASK, output_format=Place)
+    assert message.parsed_output.city in ("Oslo", "Rome")
+    again = [*ASK, {"role": "assistant", "content": message.content}, *ASK]  # the loop that the client's manual shows
+    assert claude.messages.parse(model="tiny", max_tokens=300, messages=again, output_format=Place).parsed_output
+
+
+def test_an_answer_goes_on_where_the_last_message_ends(server: Running) -> None:
+    """As if the model had been given the very text; blanks at its end count, too."""
+    for begun in ("The answer is", "So \n"):
+        shown = server.post("/detokenize", {"tokens": server.post("/tokenize", {"messages": ASK}).json()["tokens"]}).json()[
+            "prompt"
+        ]
+        prompt = server.post("/tokenize", {"prompt": shown + begun, "add_special_tokens": False}).json()["tokens"]
+        same = server.post("/v1/completions", {"prompt": prompt, "max_tokens": 20, "temperature": 0}).json()
+        body = {"model": "tiny", "messages": [*ASK, {"role": "assistant", "content": [{"type": "text", "text": begun}]}]}
+        answer = server.post("/v1/messages", {**body, "max_tokens": 20, "temperature": 0}).json()
+        assert answer["content"][0]["text"] == same["choices"][0]["text"]
+        assert server.post("/v1/messages/count_tokens", body).json()["input_tokens"] == len(prompt)
+    form = {"format": {"type": "json_schema", "schema": Place.model_json_schema()}}
+    refused = server.post("/v1/messages", {**body, "max_tokens": 20, "output_config": form})
+    assert (refused.status_code, "output_config.format" in refused.text) == (400, True)
+
+
+def test_a_stream_counts_the_same_from_start_to_end(server: Running) -> None:
+    body = {"model": "tiny", "max_tokens": 4, "messages": [{"role": "user", "content": "many words " * 60}]}
+    whole = [server.post("/v1/messages", body).json()["usage"] for _ in range(2)][-1]
+    assert whole["cache_read_input_tokens"] >= 64
+    events = [
+        json.loads(line[6:]) for line in server.post("/v1/messages", body | {"stream": True}).text.splitlines() if line[:1] == "d"
+    ]
+    start = events[0]["message"]["usage"]
+    end = next(event["usage"] for event in events if event["type"] == "message_delta")
+    assert start | {"output_tokens": 0} == end | {"output_tokens": 0} == whole | {"output_tokens": 0}
+
+
+def test_a_tool_that_failed_says_so() -> None:
+    assert turns(messages=after_call(RESULT))[-1]["content"] == "no such place"
+    assert turns(messages=after_call(RESULT | {"is_error": False}))[-1]["content"] == "no such place"
+    assert turns(messages=after_call(RESULT | HINT | {"is_error": True}))[-1]["content"] == "Error: no such place"
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "x", "bold": True}]}]}, "'bold'"),
+        ({"system": [{"type": "text", "text": "x", "bold": True}]}, "'bold'"),
+        ({"messages": after_call(RESULT | {"retry": 1})}, "'retry'"),
+        ({"messages": after_call(RESULT | {"is_error": "yes"})}, "is_error"),
+        ({"messages": after_call({**RESULT, "tool_use_id": None})}, "tool_use_id"),
+        ({"messages": after_call(RESULT, USE | {"retry": 1})}, "'retry'"),
+        ({"messages": after_call(RESULT, {**USE, "name": None})}, "tool_use without an id and a name"),
+    ],
+)
+def test_fields_inside_messages_are_known_or_refused(fields: dict[str, Any], named: str) -> None:
+    with pytest.raises(ApiError, match=named):
+        turns(**fields)

@@ -1,0 +1,109 @@
+"""Fields inside conversations, in OpenAI's two forms: read, let pass because clients only copy them, or refused by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from hasten.serve.errors import ApiError
+from hasten.serve.messages_in import for_template
+from hasten.serve.responses import ResponsesRequest, as_chat
+from serving import Running
+
+CALL: dict[str, Any] = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
+COPIED: dict[str, Any] = {
+    "refusal": None,
+    "audio": None,
+    "function_call": None,
+    "annotations": [],
+    "provider_specific_fields": None,
+}
+
+
+def test_a_message_may_be_sent_back_as_a_client_holds_it() -> None:
+    plain = {"role": "assistant", "content": "one"}
+    assert for_template([{**plain, **COPIED, "tool_calls": [], "parsed": {"a": 1}}]) == [plain]
+    assert for_template([{**plain, **COPIED, "tool_calls": None}]) == [plain]
+    called = for_template([{**plain, "tool_calls": [CALL]}])
+    parsed = CALL["function"] | {"parsed_arguments": {}}
+    assert for_template([{**plain, "tool_calls": [CALL | {"index": 0, "function": parsed}]}]) == called
+    part = {"type": "text", "text": "one", "cache_control": {"type": "ephemeral"}}
+    assert for_template([{"role": "user", "content": [part]}])
+
+
+@pytest.mark.parametrize(
+    ("message", "named"),
+    [
+        ({"role": "user", "content": [{"type": "text", "text": "x", "bold": True}]}, "'bold'"),
+        ({"role": "user", "content": "x", "tool_calls": [CALL]}, "'tool_calls'"),
+        ({"role": "user", "content": "x", "refusal": "no"}, "refusal"),
+        ({"role": "assistant", "content": "x", "reasoning_content": "hm"}, "reasoning_content"),
+        ({"role": "assistant", "content": "x", "tool_calls": [CALL | {"retry": 1}]}, "'retry'"),
+        ({"role": "assistant", "tool_calls": [CALL | {"function": {"name": "a", "arguments": "{}", "retry": 1}}]}, "'retry'"),
+        ({"role": "assistant", "tool_calls": [{"id": "c", "type": "custom", "custom": {"name": "a", "input": "x"}}]}, "'custom'"),
+        ({"role": "tool", "content": "x"}, "tool_call_id"),
+    ],
+)
+def test_what_a_message_cannot_say_is_refused(message: dict[str, Any], named: str) -> None:
+    with pytest.raises(ApiError, match=named) as caught:
+        for_template([message])
+    assert (caught.value.param or "").startswith("messages.0")
+
+
+def test_items_of_a_response_may_be_sent_back() -> None:
+    part = {"type": "output_text", "text": "one", "annotations": [], "logprobs": []}
+    item = {"type": "message", "id": "msg_1", "status": "completed", "phase": None, "role": "assistant", "content": [part]}
+    assert as_chat(ResponsesRequest(input=[item])).messages == [{"role": "assistant", "content": "one"}]
+
+
+@pytest.mark.parametrize(
+    ("item", "named"),
+    [
+        ({"role": "user", "content": "x", "mood": "good"}, "'mood'"),
+        ({"role": "user", "content": [{"type": "input_text", "text": "x", "bold": True}]}, "'bold'"),
+        ({"role": "user", "content": None}, r"input\[0\].content must be text"),
+        ({"role": "user"}, r"input\[0\].content must be text"),
+    ],
+)
+def test_what_an_item_cannot_say_is_refused(item: dict[str, Any], named: str) -> None:
+    with pytest.raises(ApiError, match=named) as caught:
+        as_chat(ResponsesRequest(input=[item]))
+    assert (caught.value.param or "").startswith("input.0")
+
+
+def test_what_codex_sends_with_a_response(server: Running) -> None:
+    body = {"input": "x", "max_output_tokens": 2, "tools": [], "include": [], "store": False, "reasoning": None}
+    for more in ({"tool_choice": "auto", "parallel_tool_calls": True}, {"tool_choice": "none", "parallel_tool_calls": False}):
+        answer = server.post("/v1/responses", body | more)
+        assert answer.status_code == 200, answer.text
+        assert more.items() <= answer.json().items()
+        assert answer.json()["usage"]["input_tokens_details"]["cache_write_tokens"] == 0
+    options = {"stream": True, "stream_options": {"include_obfuscation": False}, "text": {"verbosity": None}}
+    assert server.post("/v1/responses", body | options).status_code == 200
+    for wrong in ({"reasoning": {"effort": "low"}}, {"tool_choice": "required"}, {"stream_options": {}}):
+        refused = server.post("/v1/responses", body | wrong)
+        assert (refused.status_code, next(iter(wrong)) in refused.json()["error"]["message"]) == (400, True)
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses"])
+def test_null_leaves_out_what_only_others_have(server: Running, path: str) -> None:
+    names = {
+        "/v1/chat/completions": ["reasoning_effort", "verbosity", "functions", "audio"],
+        "/v1/responses": ["conversation", "prompt"],
+    }
+    body: dict[str, Any] = (
+        {"input": "x"} if path == "/v1/responses" else {"messages": [{"role": "user", "content": "x"}], "max_tokens": 2}
+    )
+    assert server.post(path, body | dict.fromkeys(names[path])).status_code == 200
+    for name in names[path]:
+        assert server.post(path, body | {name: "x"}).json()["error"]["param"] == name
+    assert server.post(path, body | {"mood": None}).json()["error"]["param"] == "mood"
+
+
+def test_tokens_are_counted_of_what_is_shown_only(server: Running) -> None:
+    chat = {"messages": [{"role": "user", "content": "x"}]}
+    tool = {"type": "function", "function": {"name": "weather"}}
+    assert server.post("/tokenize", chat).status_code == 200
+    assert server.post("/tokenize", chat | {"add_special_tokens": False}).json()["error"]["param"] == "add_special_tokens"
+    assert server.post("/tokenize", {"prompt": "x", "tools": [tool]}).json()["error"]["param"] == "tools"
