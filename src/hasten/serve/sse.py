@@ -15,13 +15,14 @@ from hasten.serve.errors import ApiError, api_error, openai_body, stopping
 
 Result = TypeVar("Result")
 KEEP_ALIVE = b": still at work\n\n"
+LINE_ENDS = str.maketrans({mark: f"\\u{ord(mark):04x}" for mark in "\x85\u2028\u2029"})  # JSON lets them be, splitlines() does not
 DONE = b"data: [DONE]\n\n"
 HEADERS = {"cache-control": "no-cache", "content-type": "text/event-stream; charset=utf-8", "x-accel-buffering": "no"}
 
 
 def data(value: Any) -> bytes:
     """One unnamed event."""
-    return b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+    return b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).translate(LINE_ENDS).encode() + b"\n\n"
 
 
 def named(event: str, value: Any) -> bytes:
