@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
 
+from hasten.core.types import TokenLogprob
+from hasten.serve.logprobs import text_logprobs
 from serving import Running
 
 openai = pytest.importorskip("openai")
@@ -207,6 +210,15 @@ def test_cached_tokens_are_reported(client: Any) -> None:
     long = [{"role": "user", "content": "many words " * 60}]
     chat(client, messages=long, max_tokens=2)
     assert chat(client, messages=long, max_tokens=2).usage.prompt_tokens_details.cached_tokens >= 64
+
+
+def test_logprobs_of_parts_of_characters_are_told_apart() -> None:
+    pieces = [b"a", b"\xf0", b"\xf0\x9f", b"a", b"z"]
+    tokenizer: Any = SimpleNamespace(token_bytes=lambda token: pieces[token])
+    entry = TokenLogprob(4, -5.0, ((0, -0.5), (1, -1.0), (2, -2.0), (3, -3.0)))
+    told = text_logprobs([entry], ["z"], 0, tokenizer)
+    assert told["tokens"] == ["z"]
+    assert told["top_logprobs"] == [{"a": -0.5, "bytes:\\xf0": -1.0, "bytes:\\xf0\\x9f": -2.0, "z": -5.0}]
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [

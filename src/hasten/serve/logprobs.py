@@ -27,11 +27,28 @@ def text_logprobs(entries: list[TokenLogprob], pieces: list[str], offset: int, t
         offsets.append(offset)
         offset += len(piece)
     return {
-        "tokens": [tokenizer.token_text(entry.token) for entry in entries],
+        "tokens": [_spelled(entry.token, tokenizer) for entry in entries],
         "token_logprobs": [_finite(entry.logprob) for entry in entries],
-        "top_logprobs": [{tokenizer.token_text(token): _finite(value) for token, value in entry.top} for entry in entries],
+        "top_logprobs": [_by_text(entry, tokenizer) for entry in entries],
         "text_offset": offsets,
     }
+
+
+def _by_text(entry: TokenLogprob, tokenizer: Tokenizer) -> dict[str, float]:
+    """The likeliest tokens by their text, likeliest first, and the chosen one. Of two with one text the likelier counts."""
+    found: dict[str, float] = {}
+    for token, value in (*entry.top, (entry.token, entry.logprob)):
+        found.setdefault(_spelled(token, tokenizer), _finite(value))
+    return found
+
+
+def _spelled(token: int, tokenizer: Tokenizer) -> str:
+    """A token's text, or its bytes where they are only a part of a character: those would all look alike."""
+    raw = tokenizer.token_bytes(token)
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
 
 
 def _named(token: int, logprob: float, tokenizer: Tokenizer) -> dict[str, Any]:
