@@ -239,6 +239,8 @@ def test_words_are_not_held_back_longer_than_they_may_be_a_call() -> None:
         ("Let me see. " + CALL, "Let me see. ", [("f", '{"x": "<tool"}')]),
         (CALL + "\n\nIt is done.  Well.\n", "\n\nIt is done.  Well.\n", [("f", '{"x": "<tool"}')]),
         (CALL + "\n" + CALL.replace('"f"', '"g"'), "", [("f", '{"x": "<tool"}'), ("g", '{"x": "<tool"}')]),
+        ("Well. " + CALL + "\n" + CALL.replace('"f"', '"g"'), "Well. ", [("f", '{"x": "<tool"}'), ("g", '{"x": "<tool"}')]),
+        (CALL + '\n<tool_call>\n{"na', '\n<tool_call>\n{"na', [("f", '{"x": "<tool"}')]),
         (CALL.removesuffix("</tool_call>"), "", [("f", '{"x": "<tool"}')]),
         (CALL.replace('"f"', '"unknown"'), CALL.replace('"f"', '"unknown"'), []),
         ("<tool_call>not json</tool_call> end", "<tool_call>not json</tool_call> end", []),
@@ -284,12 +286,12 @@ def test_one_call_only_where_several_are_not_wanted(client: Any, server: Running
         if stream:
             chunks = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: {")]
             parts = [choice for chunk in chunks for choice in chunk["choices"]]
-            assert "".join(part["delta"].get("content") or "" for part in parts).strip() == "Well."
+            assert "".join(part["delta"].get("content") or "" for part in parts) == "Well. "
             names = [call["function"]["name"] for part in parts for call in part["delta"].get("tool_calls", [])]
             found[several] = (names, chunks[-1]["usage"]["completion_tokens"], parts[-1]["finish_reason"])
         else:
             choice = answer.json()["choices"][0]
-            assert choice["message"]["content"] == "Well."
+            assert choice["message"]["content"] == "Well. "
             names = [call["function"]["name"] for call in choice["message"]["tool_calls"]]
             found[several] = (names, answer.json()["usage"]["completion_tokens"], choice["finish_reason"])
     assert found[True][0] == ["stop_all", "stop_all"]

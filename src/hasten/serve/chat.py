@@ -137,7 +137,7 @@ class Answer:
         finish: str = answer.finish_reason or "stop"
         words, calls = read_whole(answer.text, self.tools)
         if calls:
-            message["content"] = words.strip() or None
+            message["content"] = words if words.strip() else None
             message["tool_calls"] = [call.to_json() for call in calls]
             finish = "tool_calls" if finish == "stop" else finish
         return {

@@ -132,18 +132,17 @@ class ToolReader:
             begin = self._held.find(OPEN)
             if begin < 0:
                 keep = _overlap(self._held, OPEN)
-                words += self._held[: len(self._held) - keep]
+                words += self._between(self._held[: len(self._held) - keep])
                 self._held = self._held[len(self._held) - keep :]
-                return self._between(words), calls
+                return words, calls
             end = self._held.find(CLOSE, begin)
+            words += self._between(self._held[:begin])
             if end < 0:
-                words += self._held[:begin]
                 self._held = self._held[begin:]
-                return self._between(words), calls
-            words += self._held[:begin]
+                return words, calls
             found = self._call(self._held[begin + len(OPEN) : end])
             if found is None:
-                words += self._held[begin : end + len(CLOSE)]
+                words += self._between(self._held[begin : end + len(CLOSE)])
             elif self._tools.several or not self._calls:
                 calls.append(self._counted(found))
             self._held = self._held[end + len(CLOSE) :]
