@@ -293,7 +293,33 @@ def test_a_web_origin_that_is_allowed(guarded: Running) -> None:
     answer = httpx.options(guarded.url + "/v1/chat/completions", headers=asked)
     assert answer.status_code == 204
     assert answer.headers["access-control-allow-origin"] == "https://good.example"
-    assert httpx.options(guarded.url + "/v1/chat/completions", headers=asked | {"origin": "https://bad.example"}).status_code == 403
+    for wanted in (
+        "x-stainless-lang,x-stainless-retry-count",
+        "authorization, x-my_header",
+    ):  # official clients send some of their own
+        answer = httpx.options(guarded.url + "/v1/models", headers=asked | {"access-control-request-headers": wanted})
+        assert answer.headers["access-control-allow-headers"] == wanted
+    for odd in ("a b", "a,", "x:y", "a" * 2001):
+        answer = httpx.options(guarded.url + "/v1/models", headers=asked | {"access-control-request-headers": odd})
+        assert "x-api-key" in answer.headers["access-control-allow-headers"]
+        assert odd not in answer.headers["access-control-allow-headers"]
+    for stranger in ("https://bad.example", "null", guarded.url.replace("http:", "app:")):
+        assert httpx.options(guarded.url + "/v1/chat/completions", headers=asked | {"origin": stranger}).status_code == 403
+
+
+def test_a_target_with_the_servers_name_is_its_path(guarded: Running, keys: dict[str, str]) -> None:
+    """As for a proxy; the door stands before what it leads to."""
+    name = guarded.url.removeprefix("http://")
+
+    def asked(target: str, key: str = "", host: str = name) -> bytes:
+        head = f"GET {target} HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {key}\r\nConnection: close\r\n\r\n"
+        return closed_after(guarded, head.encode(), b"")[1].split(b"\r\n")[0]
+
+    assert b" 200 " in asked(f"{guarded.url}/health/live")
+    assert b" 200 " in asked(guarded.url)
+    assert b" 401 " in asked(f"{guarded.url}/v1/models")
+    assert b" 200 " in asked(f"{guarded.url}/v1/models?a=b", keys["anna"])
+    assert b" 400 " in asked("http://other.example/health/live")
 
 
 def test_hangup_reads_the_keys_again(guarded: Running, key_file: Path, keys: dict[str, str]) -> None:
@@ -318,6 +344,7 @@ def test_termination_finishes_what_runs_and_takes_nothing_new(tmp_path: Path, ti
         with server.client.stream("POST", server.url + "/v1/chat/completions", json=body) as answer:
             lines = answer.iter_lines()
             next(lines)
+            server.process.send_signal(signal.SIGHUP)  # no keys to read again, and no reason to end
             server.process.send_signal(signal.SIGTERM)
             rest = [line for line in lines if line]
         assert rest[-1] == "data: [DONE]"
@@ -344,8 +371,11 @@ def test_it_does_not_stand_open(tmp_path: Path, capsys: pytest.CaptureFixture[st
     ] * 4 + [False] * 2
     new_key(tmp_path / "keys", "a")
     assert policy_of(settings(tmp_path, host="0.0.0.0", api_key_file=tmp_path / "keys")).hosts is None
-    with pytest.raises(ConfigError, match="origin"):
-        policy_of(settings(tmp_path, allow_origins=("*",)))
+    apps = ("app://obsidian.md", "tauri://localhost", "vscode-webview://1a2b", "chrome-extension://abc", "http://a:80", "https://a")
+    assert policy_of(settings(tmp_path, allow_origins=apps)).origins == frozenset(apps)
+    for wrong in ("*", "null", "app", "https://", "https://a/", "https://a/b", "https://*.a", "https://a b", "https://a,https://b"):
+        with pytest.raises(ConfigError, match="origin"):
+            policy_of(settings(tmp_path, allow_origins=(wrong,)))
 
 
 def test_key_files(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -26,6 +26,8 @@ access = logging.getLogger("hasten.access")
 REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 ALLOWED_METHODS = "GET, POST, OPTIONS"
+HEADER_NAMES = re.compile(r"(?=.{1,2000}$)[!#$%&'*+.^_`|~0-9A-Za-z-]+(?: *, *[!#$%&'*+.^_`|~0-9A-Za-z-]+)*")
+ABSOLUTE = re.compile(r"https?://(?P<host>[^/]*)(?P<path>/.*)?", re.IGNORECASE | re.DOTALL)
 ALLOWED_HEADERS = "authorization, content-type, x-api-key, x-request-id, anthropic-version, anthropic-beta"
 HEADERS = {
     "x-content-type-options": "nosniff",
@@ -77,6 +79,7 @@ class Guard:
         if scope["type"] != "http":  # websockets are not spoken here
             await send({"type": "websocket.close", "code": 1008})
             return
+        _to_origin_form(scope)
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
         request_id = given if REQUEST_ID.fullmatch(given) else f"req-{secrets.token_hex(12)}"
@@ -114,7 +117,7 @@ class Guard:
         try:
             self._check(scope, headers)
             if scope["method"] == "OPTIONS" and headers.get("origin") in self.policy.origins:
-                await _preflight(send)
+                await _preflight(send, headers.get("access-control-request-headers", ""))
                 return
             await self.app(scope, receive, send)
         except asyncio.CancelledError:
@@ -137,6 +140,8 @@ class Guard:
         if len(self._tasks) > self.policy.max_connections:
             raise ApiError(503, "The server has as many connections as it takes; try again soon.", code="busy", retry_after=1)
         host = headers.get("host", "")
+        if (named := scope["state"].get("authority")) is not None and named.lower() != host.lower():
+            raise ApiError(400, "The request names one server in its first line and another in its Host header.")
         if self.policy.hosts is not None and not host:
             raise ApiError(403, "The request does not say whom it is for; send the header Host with this server's address.")
         if self.policy.hosts is not None and _name_of(host) not in self.policy.hosts:
@@ -144,7 +149,7 @@ class Guard:
                 403, f"This server is not called {host[:80]!r}; use its own address, or allow the name with --allow-host."
             )
         origin = headers.get("origin")
-        if origin is not None and origin not in self.policy.origins and urlsplit(origin).netloc.lower() != host.lower():
+        if origin is not None and origin not in self.policy.origins and not _is_own(origin, host):
             raise ApiError(
                 403, f"Pages of {origin[:80]!r} may not call this server; the operator can allow them with --allow-origin."
             )
@@ -186,14 +191,32 @@ def _finish_headers(headers: MutableHeaders, request_id: str, origin: str | None
         headers["cross-origin-resource-policy"] = "cross-origin"
 
 
-async def _preflight(send: Send) -> None:
+async def _preflight(send: Send, asked: str) -> None:
+    """What an allowed origin may send: all the headers it ``asked`` for, of which clients have many of their own."""
+    allowed = asked if HEADER_NAMES.fullmatch(asked) else ALLOWED_HEADERS
     headers = [
         (b"access-control-allow-methods", ALLOWED_METHODS.encode()),
-        (b"access-control-allow-headers", ALLOWED_HEADERS.encode()),
+        (b"access-control-allow-headers", allowed.encode()),
+        (b"vary", b"access-control-request-headers"),
         (b"access-control-max-age", b"600"),
     ]
     await send({"type": "http.response.start", "status": 204, "headers": headers})
     await send({"type": "http.response.body", "body": b""})
+
+
+def _to_origin_form(scope: Scope) -> None:
+    """A target that names the server, too, as clients write it for a proxy, becomes the path that all else looks at."""
+    found = ABSOLUTE.fullmatch(scope["path"])
+    if found is not None:
+        scope["path"] = found["path"] or "/"
+        scope["raw_path"] = quote(scope["path"]).encode()
+        scope.setdefault("state", {})["authority"] = found["host"]
+
+
+def _is_own(origin: str, host: str) -> bool:
+    """Whether a page is one of this server's."""
+    parts = urlsplit(origin)
+    return parts.scheme in ("http", "https") and parts.netloc.lower() == host.lower()
 
 
 def _key_of(headers: Headers) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import re
 import signal
 import socket
 from collections.abc import Awaitable, Callable, Iterator
@@ -31,6 +32,7 @@ from hasten.serve.replica import Contents
 from hasten.serve.server import Server
 from hasten.serve.tracing import tracing_of
 
+ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/?#@*,]+")
 log = logging.getLogger(__name__)
 LAST_WORDS_SECONDS = 2  # from the end of the drain to uvicorn's own: for errors to reach those who wait
 
@@ -65,8 +67,8 @@ def policy_of(settings: Settings) -> Policy:
             "(make keys with `hasten serve --new-key TENANT --api-key-file FILE`), or stay on 127.0.0.1."
         )
     for origin in settings.allow_origins:
-        if not origin.startswith(("http://", "https://")) or origin.count("/") != 2 or "*" in origin:
-            raise ConfigError(f"An origin is written https://name or https://name:port, not {origin!r}.")
+        if not ORIGIN.fullmatch(origin):
+            raise ConfigError(f"An origin is written https://name, https://name:port or, of an app, scheme://name, not {origin!r}.")
     named = frozenset(name.lower() for name in settings.allow_hosts)
     # With keys a page that rebinds its name still has no key, so any name will do unless the operator says otherwise.
     hosts = named | LOOPBACK_NAMES | {settings.host.lower()} if loopback or named else None
@@ -140,7 +142,7 @@ async def _serve(service: Service, policy: Policy, settings: Settings, listener:
     )
     web = _Web(config, service.app, settings.limits.drain_timeout)
     loop = asyncio.get_running_loop()
-    if policy.keys is not None and hasattr(signal, "SIGHUP"):
+    if hasattr(signal, "SIGHUP"):
         loop.add_signal_handler(signal.SIGHUP, _reload, policy.keys)
     serving = asyncio.ensure_future(web.serve(sockets=[listener]))
     loading = asyncio.ensure_future(service.start())
@@ -189,7 +191,10 @@ class _Web(uvicorn.Server):
             timer.cancel()
 
 
-def _reload(keys: Keys) -> None:
+def _reload(keys: Keys | None) -> None:
+    if keys is None:
+        log.info("There is no key file to read again (--api-key-file).")
+        return
     try:
         keys.reload()
         log.info("The key file was read again; it has %d keys.", len(keys))
