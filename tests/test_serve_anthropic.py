@@ -40,6 +40,14 @@ def claude(server: Running) -> Any:
         yield made
 
 
+def test_models_are_listed(claude: Any) -> None:
+    found = claude.models.list()
+    assert [(model.id, model.type, model.display_name) for model in found] == [("tiny", "model", "tiny")]
+    assert (found.has_more, found.first_id, found.last_id) == (False, "tiny", "tiny")
+    assert claude.models.retrieve("tiny").created_at == found.data[0].created_at
+    assert found.data[0].created_at.year > 2000
+
+
 def test_hints_change_nothing(server: Running) -> None:
     plain = {"model": "tiny", "max_tokens": 8, "temperature": 0, "messages": ASK, "tools": [TOOL]}
     more = {"strict": True, "eager_input_streaming": True, "input_examples": [{"city": "Oslo"}], "defer_loading": False}

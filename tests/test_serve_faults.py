@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import re
 import shutil
 import time
@@ -25,7 +26,7 @@ from hasten.serve.errors import ApiError
 from hasten.serve.generation import Generation
 from hasten.serve.limits import Limits
 from hasten.serve.models import Host, Models
-from hasten.serve.sse import KEEP_ALIVE, EventStream, openai_error
+from hasten.serve.sse import KEEP_ALIVE, EventStream, data, openai_error
 from hasten.serve.tickets import Job, Ticket
 from hasten.serve.worker import Worker
 from serving import running
@@ -207,6 +208,22 @@ def test_a_fixed_pace_hides_the_steps() -> None:
     asyncio.run(scene())
 
 
+def test_the_tokens_of_what_ran_out_of_time_are_told() -> None:
+    async def scene() -> None:
+        with working(tiny_engine()) as worker:
+            llm: Any = worker.llm
+            host = Host("tiny", EngineConfig(), llm=llm, worker=worker, users=1)
+            endless = job("r", SamplingParams(max_tokens=None, ignore_eos=True), timeout=0.1)
+            generation = Generation(Models([host], load=lambda config: llm), host, [endless], Limits())
+            with pytest.raises(ApiError, match="longer than"):
+                await generation.collect()
+            assert generation.completion_tokens > 0
+            assert not generation.whole
+            generation.end()
+
+    asyncio.run(scene())
+
+
 async def sent(parts: AsyncIterator[bytes], leave_after: float = 60.0) -> tuple[list[bytes], list[str]]:
     """What a client gets of an event stream that it leaves after so long, and what was called."""
     bodies: list[bytes] = []
@@ -245,6 +262,12 @@ def test_what_is_no_users_mistake_is_not_told() -> None:
     bodies, _ = asyncio.run(sent(parts()))
     assert b"secret" not in b"".join(bodies)
     assert b"server_error" in bodies[-2]
+
+
+def test_an_event_is_one_line_whatever_counts_as_its_end() -> None:
+    said = {"text": "a\u2028b\u2029c\x85d\ne"}
+    lines = data(said).decode().splitlines()
+    assert [json.loads(line.removeprefix("data: ")) for line in lines if line] == [said]
 
 
 def test_a_client_that_leaves_ends_the_stream() -> None:

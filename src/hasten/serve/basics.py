@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -38,7 +39,9 @@ class DetokenizeRequest(Wire):
 async def models(request: Request) -> Response:
     """``GET /v1/models``."""
     server = server_of(request)
-    return JSONResponse({"object": "list", "data": [_described(host) for host in server.models.hosts.values()]})
+    names = list(server.models.hosts)
+    pages = {"has_more": False, "first_id": names[0], "last_id": names[-1]}  # of Anthropic's form: there is one page
+    return JSONResponse({"object": "list", "data": [_described(host) for host in server.models.hosts.values()], **pages})
 
 
 async def one_model(request: Request) -> Response:
@@ -47,7 +50,18 @@ async def one_model(request: Request) -> Response:
 
 
 def _described(host: Host) -> dict[str, Any]:
-    out: dict[str, Any] = {"id": host.name, "object": "model", "created": host.created, "owned_by": "hasten", "loaded": host.loaded}
+    """In the forms of OpenAI's and Anthropic's clients at once."""
+    out: dict[str, Any] = {
+        "id": host.name,
+        "object": "model",
+        "created": host.created,
+        "owned_by": "hasten",
+        "type": "model",
+        "display_name": host.name,
+        "created_at": datetime.fromtimestamp(host.created, UTC).isoformat().replace("+00:00", "Z"),
+        "lifecycle": "active",
+        "loaded": host.loaded,
+    }
     if host.llm is not None:
         drafters = [drafter.name for drafter in host.llm.engine.drafting.drafters]
         out |= {

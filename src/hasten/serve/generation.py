@@ -63,6 +63,7 @@ class Generation:
         self._interval = limits.stream_interval
         self.tickets = [Ticket(job, asyncio.get_running_loop()) for job in jobs]
         self._early: list[tuple[int, StreamEvent]] = []
+        self._seen = [0] * len(jobs)  # tokens of each prompt's answers so far
         host.tickets += len(jobs)
         for ticket in self.tickets:
             worker.submit(ticket)
@@ -124,11 +125,20 @@ class Generation:
         return sum(len(ticket.job.prompt) for ticket in self.tickets)
 
     @property
+    def completion_tokens(self) -> int:
+        """Tokens of the answers, as far as they have come."""
+        return sum(
+            seen if completion is None else completion.usage.completion_tokens
+            for seen, completion in zip(self._seen, self.completions, strict=True)
+        )
+
+    @property
     def cached_tokens(self) -> int:
         """Tokens of the prompts that were in the prefix cache, known with the first event."""
         return sum(ticket.cached for ticket in self.tickets)
 
     def _noted(self, prompt: int, event: StreamEvent) -> tuple[int, StreamEvent]:
+        self._seen[prompt] += len(event.tokens)
         if event.completion is not None:
             self.completions[prompt] = event.completion
         return prompt, event

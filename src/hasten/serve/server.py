@@ -95,7 +95,7 @@ def note(request: Request, generation: Generation) -> None:
     request.state.log.update(
         model=generation.host.name,
         prompt_tokens=generation.prompt_tokens,
-        completion_tokens=sum(completion.usage.completion_tokens for completion in whole),
+        completion_tokens=generation.completion_tokens,
         finish_reason=whole[0].finish_reason if len(whole) == len(generation.completions) else "cancelled",
     )
 

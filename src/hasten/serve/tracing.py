@@ -160,7 +160,7 @@ def _of_generation(generation: Generation) -> Attributes:
         "gen_ai.request.top_k": params.top_k,
         "gen_ai.request.frequency_penalty": params.frequency_penalty,
         "gen_ai.request.presence_penalty": params.presence_penalty,
-        "gen_ai.usage.output_tokens": sum(one.usage.completion_tokens for one in whole),
+        "gen_ai.usage.output_tokens": generation.completion_tokens,
         "gen_ai.usage.cache_read.input_tokens": sum(one.usage.cached_tokens for one in whole),
         "gen_ai.response.finish_reasons": [answer.finish_reason for one in whole for answer in one.answers] or ["cancelled"],
         "hasten.priority": job.priority,
