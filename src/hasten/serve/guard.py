@@ -187,7 +187,7 @@ def _finish_headers(headers: MutableHeaders, request_id: str, origin: str | None
     headers.add_vary_header("origin")
     if origin is not None:
         headers["access-control-allow-origin"] = origin
-        headers["access-control-expose-headers"] = "x-request-id, retry-after"
+        headers["access-control-expose-headers"] = "x-request-id, request-id, retry-after, x-should-retry"
         headers["cross-origin-resource-policy"] = "cross-origin"
 
 
