@@ -64,6 +64,9 @@ def test_hints_change_nothing(server: Running) -> None:
         {"output_config": {"effort": "high"}},
         {"context_management": {"edits": []}},
         {"thinking": {"type": "adaptive"}},
+        {"thinking": {"type": "disabled", "budget_tokens": 1024}},
+        {"tool_choice": {"type": "auto", "name": "weather"}},
+        {"messages": [{"role": "user", "content": []}]},
     ],
 )
 def test_wishes_that_cannot_be_met_are_refused(server: Running, change: dict[str, Any]) -> None:
@@ -104,6 +107,7 @@ def test_a_stream_counts_the_same_from_start_to_end(server: Running) -> None:
         json.loads(line[6:]) for line in server.post("/v1/messages", body | {"stream": True}).text.splitlines() if line[:1] == "d"
     ]
     start = events[0]["message"]["usage"]
+    assert start["output_tokens"] == 0
     end = next(event["usage"] for event in events if event["type"] == "message_delta")
     assert start | {"output_tokens": 0} == end | {"output_tokens": 0} == whole | {"output_tokens": 0}
 

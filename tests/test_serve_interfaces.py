@@ -237,6 +237,7 @@ def test_embeddings(client: Any, server: Running) -> None:
     assert not np.allclose(last["data"][0]["embedding"], vectors[0], atol=1e-3)
     coded = server.post("/v1/embeddings", {"model": "tiny", "input": texts[2], "encoding_format": "base64"}).json()
     assert np.allclose(np.frombuffer(base64.b64decode(coded["data"][0]["embedding"]), "<f4"), vectors[2], atol=1e-7)
+    assert server.post("/v1/embeddings", {"input": "x", "encoding_format": None, "user": None}).status_code == 200
     for wrong in ({"input": []}, {"input": ""}, {"input": [""]}, {"dimensions": 8, "input": "x"}, {"pooling": "max", "input": "x"}):
         assert server.post("/v1/embeddings", {"model": "tiny", **wrong}).status_code == 400
     server.wait_idle()

@@ -95,14 +95,18 @@ class MessagesRequest(Conversation):
 
 def as_chat(wire: Conversation) -> ChatRequest:
     """The same request in the other interface's words. Raises ApiError (400)."""
-    if wire.thinking is not None and wire.thinking.get("type") != "disabled":
+    if wire.thinking not in (None, {"type": "disabled"}):
         raise unsupported("thinking")
     turns: list[dict[str, Any]] = []
     if wire.system is not None:
         turns.append({"role": "system", "content": _text(wire.system, "system")})
     for at, message in enumerate(wire.messages):
         turns += _turns(at, message)
+    if not turns:
+        raise invalid("messages hold no block of text or tools.", "messages")
     choice = wire.tool_choice
+    if choice is not None and choice.name is not None and choice.type != "tool":
+        raise invalid(f"tool_choice of type {choice.type} takes no name.", "tool_choice")
     chosen: Any = None
     if choice is not None:
         chosen = {"auto": "auto", "any": "required", "none": "none"}.get(choice.type)

@@ -32,7 +32,7 @@ class EmbeddingRequest(Wire):
 
     model: Name | None = None
     input: str | list[str] | list[int] | list[list[int]]
-    encoding_format: Literal["float", "base64"] = "float"
+    encoding_format: Literal["float", "base64"] | None = None
     pooling: Pooling = "mean"
     dimensions: int | None = None
     user: Identifier | None = None
@@ -154,7 +154,7 @@ def _tokens(value: Any) -> bool:
     return bool(value) and isinstance(value[0], int)
 
 
-def _written(vector: torch.Tensor, form: str) -> Any:
+def _written(vector: torch.Tensor, form: str | None) -> Any:
     if form == "base64":
         return base64.b64encode(vector.numpy().astype("<f4").tobytes()).decode()
     return [float(value) for value in vector.numpy().astype(np.float32)]

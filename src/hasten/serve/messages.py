@@ -84,7 +84,7 @@ class Answer:
         async for _, event in self._generation.events():
             if cached is None:  # what was cached is known with the first token
                 cached = self._generation.cached_tokens
-                start["usage"] = self._usage(cached)
+                start["usage"] = self._usage(cached) | {"output_tokens": 0}
                 yield named("message_start", {"type": "message_start", "message": start})
                 yield named("ping", {"type": "ping"})
             for part in self._of_event(event, reader):

@@ -69,8 +69,8 @@ class Speculation(Wire):
 
 
 class StreamOptions(Wire):
-    include_usage: bool = False
-    include_obfuscation: Literal[False] = False
+    include_usage: bool | None = None
+    include_obfuscation: Literal[False] | None = None
 
 
 class JsonSchema(Wire):
