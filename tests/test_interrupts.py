@@ -11,6 +11,7 @@ import pytest
 
 from hasten.core.types import Batch, DraftTree, Sequence, Verdict
 from hasten.draft.suffix import SuffixDrafter
+from hasten.engine import interrupts
 from hasten.engine.interrupts import interrupts_held_back, interrupts_let_through
 from hasten.engine.llm import LLM
 from test_exact import GREEDY, prompt_of
@@ -18,10 +19,14 @@ from tiny import tiny_engine
 
 
 @pytest.fixture(autouse=True)
-def usual_handler() -> Iterator[None]:
+def usual_handler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    monkeypatch.setattr(interrupts._State, "watching", False)
     yield
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, "what held Ctrl-C back is gone"
+    assert interrupts._State.depth == 0, "blocks have ended"
+    if signal.getsignal(signal.SIGINT) is not before:
+        with pytest.raises(KeyboardInterrupt):  # outside of blocks as ever
+            press()
     signal.signal(signal.SIGINT, before)
 
 

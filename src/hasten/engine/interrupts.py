@@ -2,54 +2,70 @@
 
 Python raises KeyboardInterrupt at any line of the main thread. Held back, it is raised where the books agree again; the second one
 at once, for whoever cannot wait. Other threads, and programs with a handler of their own for SIGINT, are left alone.
+
+Holding back is entered twice a step, so it only counts: the handler that looks at the count takes the place of Python's own when
+the main thread first enters a block, and stays. Outside of such blocks it does what Python's own does.
 """
 
 from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ContextDecorator
 from types import FrameType
 
-_asked = False  # whether Ctrl-C came while it was held back
+
+class _State:
+    """``depth`` of blocks that hold back, of the main thread; whether Ctrl-C was ``asked`` for within them."""
+
+    depth = 0
+    asked = False
+    watching = False
 
 
-@contextmanager
-def interrupts_held_back() -> Iterator[None]:
+class interrupts_held_back(ContextDecorator):
     """Raises KeyboardInterrupt at the end of the block when Ctrl-C came within it. Blocks may lie within each other."""
-    global _asked
-    if not _handled_by(signal.default_int_handler):
-        yield
-        return
-    _asked = False
-    signal.signal(signal.SIGINT, _note)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        if _asked:
+
+    def __enter__(self) -> None:
+        if not _in_main_thread():
+            return
+        if not _State.watching:
+            _State.watching = True
+            if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+                signal.signal(signal.SIGINT, _hear)
+        _State.depth += 1
+
+    def __exit__(self, *problem: object) -> None:
+        if not _in_main_thread():
+            return
+        _State.depth -= 1
+        if _State.depth == 0 and _State.asked:
+            _State.asked = False
             raise KeyboardInterrupt
 
 
-@contextmanager
-def interrupts_let_through() -> Iterator[None]:
+class interrupts_let_through(ContextDecorator):
     """Within a block that holds them back: a part that takes long and touches no books."""
-    if not _handled_by(_note):
-        yield
+
+    def __init__(self) -> None:
+        self._depth = 0
+
+    def __enter__(self) -> None:
+        if _in_main_thread():
+            self._depth, _State.depth = _State.depth, 0
+
+    def __exit__(self, *problem: object) -> None:
+        if _in_main_thread():
+            _State.depth = self._depth
+
+
+def _in_main_thread() -> bool:
+    return threading.get_ident() == threading.main_thread().ident
+
+
+def _hear(number: int, frame: FrameType | None) -> None:
+    if _State.depth and not _State.asked:
+        _State.asked = True
         return
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, _note)
-
-
-def _handled_by(handler: object) -> bool:
-    return threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is handler
-
-
-def _note(number: int, frame: FrameType | None) -> None:
-    global _asked
-    _asked = True
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    _State.asked = False
+    raise KeyboardInterrupt

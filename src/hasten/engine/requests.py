@@ -47,6 +47,11 @@ class Request:
     def finished(self) -> bool:
         return all(answer.sequence.finished for answer in self.answers)
 
+    @property
+    def cached(self) -> int:
+        """Tokens of the prompt that the prefix cache held when the first answer began."""
+        return self.answers[0].sequence.cached or 0
+
     def account(self, tree: DraftTree, accepted: list[int]) -> None:
         """Count one verification round."""
         self.speculation.rounds += 1
@@ -107,7 +112,7 @@ class Request:
             precision=precision,
             exact=True,
             answers=[_answer(state) for state in self.answers],
-            usage=Usage(sequences[0].prompt_length, produced, sequences[0].cached or 0),
+            usage=Usage(sequences[0].prompt_length, produced, self.cached),
             timing=Timing(load_seconds, first - begun, decode),
             speed=Speed(rate, plain),
             speculation=self.speculation,

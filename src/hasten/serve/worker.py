@@ -153,7 +153,7 @@ class Worker(threading.Thread):
             if events:
                 if ticket.times.first is None:
                     ticket.times.first = now
-                    ticket.cached = max(answer.sequence.cached for answer in ticket.request.answers)
+                    ticket.cached = ticket.request.cached
                 ticket.times.last = now
             problem = ticket.request.problem
             if ticket.request.finished:
