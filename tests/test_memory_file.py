@@ -189,7 +189,7 @@ def closed_store(path: Path) -> bytearray:
 
 def changed(path: Path, statement: str) -> bytes:
     with sqlite3.connect(path) as connection:
-        connection.execute(statement)
+        connection.executescript(statement)
     connection.close()
     return path.read_bytes()
 
@@ -209,6 +209,7 @@ DAMAGES = {
     "infinite size": lambda path, whole: changed(path, "UPDATE outputs SET size = 9e999"),
     "huge size": lambda path, whole: changed(path, f"UPDATE outputs SET size = {2**63 - 1}"),
     "size that is text": lambda path, whole: changed(path, "UPDATE outputs SET size = 'x'"),
+    "tables and number": lambda path, whole: changed(path, "ALTER TABLE outputs ADD COLUMN more; PRAGMA user_version = 65536"),
     "last number": lambda path, whole: changed(path, f"UPDATE sqlite_sequence SET seq = {2**63 - 1}"),
     "another table": lambda path, whole: changed(path, "CREATE TABLE more(x)"),
 }

@@ -21,6 +21,7 @@ import numpy.typing as npt
 log = logging.getLogger(__name__)
 APPLICATION = 0x48415354  # "HAST", in the file's header
 VERSION = 1
+MOST_VERSIONS = 99  # a higher number is damage
 PATIENCE_MS = 20  # for another process's lock, while a sequence ends
 OPENING_PATIENCE_S = 1.0
 MOST_WAITING = 64  # outputs kept for the next transaction while the file is locked
@@ -221,7 +222,7 @@ def _prepare(connection: sqlite3.Connection) -> None:
     if tables and application != APPLICATION:
         raise _Foreign("it is another program's database")
     if tables and tables != {TABLE, INDEX}:
-        if version > VERSION:
+        if VERSION < version <= MOST_VERSIONS:
             raise sqlite3.NotSupportedError(f"it was written by a newer Hasten, format {version}")
         raise _Foreign("its tables are not those of this program")
     if tables and version != VERSION:
