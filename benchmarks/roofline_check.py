@@ -16,8 +16,10 @@ from dataclasses import asdict
 
 from common import machine, read_bandwidth, table
 from hasten import LLM
-from hasten.bench.roofline import Checked, check
+from hasten.bench.roofline import Checked, check, form_of
 from hasten.cli.roofline import CHECK_CONTEXTS, CHECK_ROWS
+from hasten.model.catalogue import resolve
+from hasten.model.loaders import open_source
 
 MOST = 0.15
 
@@ -25,8 +27,9 @@ MOST = 0.15
 def checked(model: str, precision: str) -> list[Checked]:
     """Every row count and context that was not calibrated with."""
     room = max(CHECK_CONTEXTS) + max(CHECK_ROWS)
+    form = form_of(precision, open_source(resolve(model, fetch=True).path))
     with closing(LLM(model, draft="none", precision=precision, cache_tokens=2 * room)) as llm:
-        return check(llm.engine.executor, precision, read_bandwidth(), CHECK_ROWS, CHECK_CONTEXTS)[1]
+        return check(llm.engine.executor, form, read_bandwidth(), CHECK_ROWS, CHECK_CONTEXTS)[1]
 
 
 def main() -> None:

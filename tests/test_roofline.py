@@ -9,17 +9,22 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from gguf.constants import GGMLQuantizationType
 
 import hasten.cli.roofline as verb
 from hasten.bench.hardware import DENSE, INT8, MACHINES, Machine, named
+from hasten.bench.machine import step_bytes
 from hasten.bench.roofline import (
     CALIBRATED,
+    FORMS,
     Checked,
     best_depth,
     cache_bytes,
     check,
     expected_tokens,
     floor_seconds,
+    form_of,
     idealised_seconds,
     seconds,
     solved,
@@ -30,6 +35,11 @@ from hasten.bench.roofline import (
 from hasten.cli.main import run
 from hasten.core.errors import ConfigError
 from hasten.model.description import ModelDescription
+from hasten.model.loaders.gguf_source import open_gguf
+from hasten.model.precision import FILE
+from hasten.model.weights import load_decoder
+from hasten.native.loader import load, status
+from loader_files import write_gguf
 from tiny import DESCRIPTIONS, tiny_executor
 
 SHAPE = ModelDescription("qwen2", 151_936, 1536, 8960, 28, 12, 2, 128, 32_768, 1e-6, 1e6)
@@ -55,44 +65,62 @@ def test_attention_counts_keys_that_are_seen(kind: str, rows: int, context: int)
     shape = DESCRIPTIONS[kind]
     sliding = shape.sliding or (False,) * shape.layers
     exact = sum(min(context + row + 1, shape.sliding_window if slides else 10**9) for slides in sliding for row in range(rows))
-    work = step_work(shape, "bf16", rows, context)
+    work = step_work(shape, FORMS["bf16"], rows, context)
     assert work.attention / (4 * shape.heads * shape.head_dim) == pytest.approx(exact, abs=shape.layers * rows * (rows / 2 + 1))
 
 
 def test_batches_read_each_cache_and_the_weights_once() -> None:
-    one, eight = step_work(SHAPE, "int8", 1, 1000), step_work(SHAPE, "int8", 8, 1000, sequences=8)
+    one, eight = step_work(SHAPE, FORMS["int8"], 1, 1000), step_work(SHAPE, FORMS["int8"], 8, 1000, sequences=8)
     assert eight.weights == one.weights
     assert eight.cache == pytest.approx(8 * one.cache)
     assert eight.operations == pytest.approx(8 * one.operations)
-    assert cache_bytes(SHAPE, "int8", 1000) == 2 * 28 * 2 * 128 * 2 * 1000
-    with pytest.raises(ConfigError, match="knows the precisions"):
-        step_work(SHAPE, "fp64", 1, 1)
+    assert cache_bytes(SHAPE, FORMS["int8"], 1000) == 2 * 28 * 2 * 128 * 2 * 1000
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("kind", ["Q4_0", "Q5_1", "Q8_0"])
+def test_precision_file_counts_what_a_step_reads(kind: str, tied: bool, tmp_path: Path) -> None:
+    """Against the bytes that the kernels' own matrices have once they are loaded."""
+    if load() is None:
+        pytest.skip(f"native kernels: {status()['reason']}")
+    write_gguf(tmp_path / "a.gguf", kind=GGMLQuantizationType[kind], tied=tied)
+    source = open_gguf(tmp_path / "a.gguf")
+    weights = load_decoder(source, FILE, torch.device("cpu"), None).weights
+    assert step_work(source.description, form_of("file", source), 1, 0).weights == pytest.approx(step_bytes(weights, 0), rel=0.02)
+
+
+def test_precisions_without_an_account_are_refused(tiny_model: Path) -> None:
+    source = open_gguf(tiny_model)
+    assert form_of("int8", source) is FORMS["int8"]
+    assert form_of("file", source).weight_bytes == pytest.approx(FORMS["int8"].weight_bytes), "floats become int8"
+    with pytest.raises(ConfigError, match="knows the precisions int8, int4, bf16, fp32, file, not 'fp64'"):
+        form_of("fp64", source)
 
 
 def test_a_known_machine_gives_known_times() -> None:
     machine = Machine("test", 1e9, {DENSE: 1e12, INT8: 2e12}, 1e-3, "")
-    work = step_work(SHAPE, "int8", 1, 0)
+    work = step_work(SHAPE, FORMS["int8"], 1, 0)
     assert floor_seconds(work, machine) == pytest.approx(work.bytes / 1e9)
     assert seconds(work, machine) == pytest.approx(28e-3 + work.bytes / 1e9, rel=1e-3), "one row is bound by memory"
-    many = step_work(SHAPE, "int8", 100_000, 0)
+    many = step_work(SHAPE, FORMS["int8"], 100_000, 0)
     assert seconds(many, machine) >= many.linear / 2e12
-    reading, answering = idealised_seconds(SHAPE, "int8", machine, 600, 11)
-    assert answering == pytest.approx(10 * seconds(step_work(SHAPE, "int8", 1, 605), machine))
-    assert reading > seconds(step_work(SHAPE, "int8", 512, 0, logits=0), machine)
+    reading, answering = idealised_seconds(SHAPE, FORMS["int8"], machine, 600, 11)
+    assert answering == pytest.approx(10 * seconds(step_work(SHAPE, FORMS["int8"], 1, 605), machine))
+    assert reading > seconds(step_work(SHAPE, FORMS["int8"], 512, 0, logits=0), machine)
 
 
 @pytest.mark.parametrize("overlapping", [True, False])
 def test_a_machine_is_found_again_from_its_own_timings(overlapping: bool) -> None:
     truth = Machine("here", 30e9, {DENSE: 2e11, INT8: 2e11}, 2e-4, "", overlapping, 4e9, 3e10)
-    measured = {point: seconds(step_work(SHAPE, "int8", *point), truth) for point in CALIBRATED}
-    found = solved(SHAPE, "int8", 30e9, measured)
+    measured = {point: seconds(step_work(SHAPE, FORMS["int8"], *point), truth) for point in CALIBRATED}
+    found = solved(SHAPE, FORMS["int8"], 30e9, measured)
     assert found.overlapping is overlapping
     assert found.cache_bytes_s == pytest.approx(4e9, rel=1e-3)
     assert found.attention_operations_s == pytest.approx(3e10, rel=1e-3)
     for rows in (1, 2, 16, 200):
         for context in (0, 300, 5000):
             for shape in (SHAPE, SMALL):
-                work = step_work(shape, "int8", rows, context)
+                work = step_work(shape, FORMS["int8"], rows, context)
                 assert seconds(work, found) == pytest.approx(seconds(work, truth), rel=0.02)
 
 
@@ -101,14 +129,16 @@ def test_speedups() -> None:
     assert expected_tokens(1.0, 4) == 5.0
     assert expected_tokens(0.0, 4) == 1.0
     machine = named("h100")
-    assert speedup(SHAPE, SMALL, "bf16", machine, 0.9, 0, 128) == pytest.approx(1.0)
-    free_depth, free = best_depth(SHAPE, None, "bf16", machine, 0.8, 128)
-    depth, gain = best_depth(SHAPE, SMALL, "bf16", machine, 0.8, 128)
+    assert speedup(SHAPE, (SMALL, FORMS["bf16"]), FORMS["bf16"], machine, 0.9, 0, 128) == pytest.approx(1.0)
+    free_depth, free = best_depth(SHAPE, None, FORMS["bf16"], machine, 0.8, 128)
+    depth, gain = best_depth(SHAPE, (SMALL, FORMS["bf16"]), FORMS["bf16"], machine, 0.8, 128)
     assert free > gain >= 1.0
     assert free_depth >= depth
-    assert best_depth(SHAPE, SMALL, "bf16", machine, 0.0, 128) == (0, 1.0), "guesses that are never right are not made"
+    assert best_depth(SHAPE, (SMALL, FORMS["bf16"]), FORMS["bf16"], machine, 0.0, 128) == (0, 1.0), (
+        "guesses that are never right are not made"
+    )
     slow = replace(machine, operations_s={DENSE: 1e10, INT8: 1e10})
-    assert best_depth(SHAPE, None, "bf16", slow, 0.6, 128)[1] < free, "where computing binds, rows are not free"
+    assert best_depth(SHAPE, None, FORMS["bf16"], slow, 0.6, 128)[1] < free, "where computing binds, rows are not free"
 
 
 def test_named_machines_say_where_their_figures_come_from() -> None:
@@ -120,7 +150,7 @@ def test_named_machines_say_where_their_figures_come_from() -> None:
 
 def test_check_leaves_out_what_was_calibrated_with() -> None:
     executor = tiny_executor("llama", num_blocks=18)
-    machine, found = check(executor, "fp32", 1e10, [1, 2, 8, 1100], [64, 128], rounds=1)
+    machine, found = check(executor, FORMS["fp32"], 1e10, [1, 2, 8, 1100], [64, 128], rounds=1)
     assert machine.name == "here"
     assert {(one.rows, one.context) for one in found} == {(1, 128), (2, 64), (2, 128), (8, 128)}
     assert all(one.measured_s > 0 for one in found)
@@ -129,7 +159,7 @@ def test_check_leaves_out_what_was_calibrated_with() -> None:
 
 @pytest.fixture
 def without_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verb, "shapes", lambda config: (SHAPE, SMALL))
+    monkeypatch.setattr(verb, "counted", lambda config: ((SHAPE, FORMS["int8"]), (SMALL, FORMS["int8"])))
 
 
 def test_the_verb(without_files: None, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -147,6 +177,20 @@ def test_the_verb(without_files: None, capsys: pytest.CaptureFixture[str], tmp_p
         path = tmp_path / f"roof{len(dark)}.png"
         assert run(["roofline", "-m", "x", "--picture", str(path), *dark]) == 0
         assert path.stat().st_size > 5000
+
+
+def test_the_verb_counts_in_the_precision_that_runs(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``auto`` is whatever it is on this machine."""
+    for best, precision in ((True, "file"), (False, "int8")):
+        monkeypatch.setattr("hasten.model.linear_file.file_runs_best", lambda source, best=best: best)
+        assert run(["roofline", "-m", str(tiny_model), "--on", "laptop"]) == 0
+        out = capsys.readouterr().out
+        assert f"Steps in {precision}" in out
+        assert ("bytes in this file" in out) == best
+    assert run(["roofline", "-m", str(tiny_model), "--on", "laptop", "--precision", "fp64"]) == 1
+    assert "knows the precisions" in capsys.readouterr().err
 
 
 def test_the_check_is_reported(without_files: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

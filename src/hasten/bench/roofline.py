@@ -24,16 +24,32 @@ from hasten.core.types import BLOCK_SIZE
 from hasten.engine.profiling import timed_passes
 from hasten.model.description import ModelDescription
 from hasten.model.executor import Executor
+from hasten.model.linear_file import BlockSource, has_codes
+from hasten.model.loaders import WeightSource
 
-# Bytes a weight, with scales; bytes a number of the cache; which speed of the machine counts.
-PRECISIONS = {
-    "int8": (1.003, 2.0, INT8),
-    "int4": (0.54, 2.0, INT8),
-    "bf16": (2.0, 2.0, DENSE),
-    "fp32": (4.0, 4.0, DENSE),
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How a precision counts: bytes a weight, with its scales; bytes a number of the cache; which speed of the machine."""
+
+    precision: str
+    weight_bytes: float
+    cache_bytes: float
+    speed: str
+
+
+FORMS = {
+    form.precision: form
+    for form in (
+        Form("int8", 1.003, 2.0, INT8),
+        Form("int4", 0.54, 2.0, INT8),
+        Form("bf16", 2.0, 2.0, DENSE),
+        Form("fp32", 4.0, 4.0, DENSE),
+    )
 }
 PROMPT_CHUNK = 512
 Point = tuple[int, int]  # rows and context
+Counted = tuple[ModelDescription, Form]  # a model, and how its precision counts
 CALIBRATED: tuple[Point, ...] = ((1, 64), (8, 64), (64, 64), (1, 1024), (64, 1024))
 
 
@@ -68,14 +84,34 @@ def weights_of(shape: ModelDescription) -> tuple[int, int]:
     return shape.layers * (attention + 3 * shape.hidden_size * shape.intermediate_size), shape.hidden_size * shape.vocabulary_size
 
 
-def step_work(
-    shape: ModelDescription, precision: str, rows: int, context: int, sequences: int = 1, logits: int | None = None
-) -> Work:
+def form_of(precision: str, source: WeightSource | BlockSource) -> Form:
+    """How that precision counts for these weights. In ``file`` every matrix takes the bytes that it has in the file, or those of
+    int8 where it holds no codes. Raises ConfigError for a precision that has no such account."""
+    if precision == "file":
+        return Form("file", _file_bytes(source), 2.0, INT8)
+    if precision not in FORMS:
+        raise ConfigError(f"The roofline knows the precisions {', '.join([*FORMS, 'file'])}, not '{precision}'.")
+    return FORMS[precision]
+
+
+def _file_bytes(source: WeightSource | BlockSource) -> float:
+    """Bytes a weight of all matrices that a step reads: those of the layers and the head, which may be the embedding's."""
+    if not isinstance(source, BlockSource):
+        raise ConfigError("precision file counts the codes of a GGUF file, and this model is a folder of safetensors; give int8.")
+    names = [name for name in source.names() if len(source.shape(name)) > 1]
+    read = [name for name in names if name != "embedding" or "head" not in names]
+    size = count = 0.0
+    for name in read:
+        rows, columns = source.shape(name)
+        kept = has_codes(source.stored_dtype(name))
+        size += rows * (source.read_blocks(name, 0, 1).numel() if kept else FORMS["int8"].weight_bytes * columns)
+        count += rows * columns
+    return size / count
+
+
+def step_work(shape: ModelDescription, form: Form, rows: int, context: int, sequences: int = 1, logits: int | None = None) -> Work:
     """A step of ``rows`` new tokens in all, of ``sequences`` that each have ``context`` before; ``logits`` of them choose a token
-    (default all). Raises ConfigError for a precision that has no such account."""
-    if precision not in PRECISIONS:
-        raise ConfigError(f"The roofline knows the precisions {', '.join(PRECISIONS)}, not '{precision}'.")
-    size, cache_size, speed = PRECISIONS[precision]
+    (default all)."""
     body, head = weights_of(shape)
     own = rows / sequences
     seen = sum(min(context + own / 2, window) for window in windows(shape))  # keys that a row sees, over all layers
@@ -83,7 +119,12 @@ def step_work(
     linear = 2.0 * body * rows + 2.0 * head * (rows if logits is None else logits)
     attention = 4.0 * shape.heads * shape.head_dim * seen * rows
     return Work(
-        size * (body + head), 2.0 * shape.kv_heads * shape.head_dim * cache_size * read, linear, attention, shape.layers, speed
+        form.weight_bytes * (body + head),
+        2.0 * shape.kv_heads * shape.head_dim * form.cache_bytes * read,
+        linear,
+        attention,
+        shape.layers,
+        form.speed,
     )
 
 
@@ -93,9 +134,9 @@ def windows(shape: ModelDescription) -> list[float]:
     return [float(shape.sliding_window) if layer and shape.sliding_window else float("inf") for layer in sliding]
 
 
-def cache_bytes(shape: ModelDescription, precision: str, positions: int) -> float:
+def cache_bytes(shape: ModelDescription, form: Form, positions: int) -> float:
     """Memory of the keys and values of so many positions."""
-    return 2.0 * shape.layers * shape.kv_heads * shape.head_dim * PRECISIONS[precision][1] * positions
+    return 2.0 * shape.layers * shape.kv_heads * shape.head_dim * form.cache_bytes * positions
 
 
 def seconds(work: Work, machine: Machine) -> float:
@@ -112,13 +153,13 @@ def floor_seconds(work: Work, machine: Machine) -> float:
     return work.bytes / machine.read_bytes_s
 
 
-def idealised_seconds(shape: ModelDescription, precision: str, machine: Machine, prompt: int, answer: int) -> tuple[float, float]:
+def idealised_seconds(shape: ModelDescription, form: Form, machine: Machine, prompt: int, answer: int) -> tuple[float, float]:
     """Prompt and decoding of a request that is alone on the machine (the idealised run time of 2305.02440, from shapes)."""
     reading = 0.0
     for start in range(0, prompt, PROMPT_CHUNK):
         rows = min(PROMPT_CHUNK, prompt - start)
-        reading += seconds(step_work(shape, precision, rows, start, logits=1 if start + rows == prompt else 0), machine)
-    middle = step_work(shape, precision, 1, prompt + answer // 2)  # the cost grows linearly with the context
+        reading += seconds(step_work(shape, form, rows, start, logits=1 if start + rows == prompt else 0), machine)
+    middle = step_work(shape, form, 1, prompt + answer // 2)  # the cost grows linearly with the context
     return reading, (answer - 1) * seconds(middle, machine)
 
 
@@ -129,8 +170,8 @@ def expected_tokens(acceptance: float, depth: int) -> float:
 
 def speedup(
     shape: ModelDescription,
-    draft: ModelDescription | None,
-    precision: str,
+    draft: Counted | None,
+    form: Form,
     machine: Machine,
     acceptance: float,
     depth: int,
@@ -138,34 +179,34 @@ def speedup(
 ) -> float:
     """Speed over plain decoding with chains of ``depth`` guesses: tokens a round over what a round costs in plain steps
     (2211.17192, theorem 3.8, with the cost of verification not taken for that of one row). Without ``draft`` guesses are free."""
-    plain = seconds(step_work(shape, precision, 1, context), machine)
-    verify = seconds(step_work(shape, precision, depth + 1, context), machine)
-    level = 0.0 if draft is None else seconds(step_work(draft, precision, 1, context), machine)
+    plain = seconds(step_work(shape, form, 1, context), machine)
+    verify = seconds(step_work(shape, form, depth + 1, context), machine)
+    level = 0.0 if draft is None else seconds(step_work(*draft, 1, context), machine)
     return expected_tokens(acceptance, depth) * plain / (verify + depth * level)
 
 
 def best_depth(
-    shape: ModelDescription, draft: ModelDescription | None, precision: str, machine: Machine, acceptance: float, context: int
+    shape: ModelDescription, draft: Counted | None, form: Form, machine: Machine, acceptance: float, context: int
 ) -> tuple[int, float]:
     """The depth from 0 to 16 that gains most, and its speed-up."""
-    found = [(speedup(shape, draft, precision, machine, acceptance, depth, context), -depth) for depth in range(17)]
+    found = [(speedup(shape, draft, form, machine, acceptance, depth, context), -depth) for depth in range(17)]
     gain, depth = max(found)
     return -depth, gain
 
 
-def calibrated(executor: Executor, precision: str, read_bytes_s: float) -> Machine:
+def calibrated(executor: Executor, form: Form, read_bytes_s: float) -> Machine:
     """This machine, from its memory's speed and five passes of a loaded model. Every other number of rows, every other context and
     every other model is then a prediction."""
-    return solved(executor.decoder.description, precision, read_bytes_s, step_times(executor, CALIBRATED))
+    return solved(executor.decoder.description, form, read_bytes_s, step_times(executor, CALIBRATED))
 
 
-def solved(shape: ModelDescription, precision: str, read_bytes_s: float, measured: dict[Point, float]) -> Machine:
+def solved(shape: ModelDescription, form: Form, read_bytes_s: float, measured: dict[Point, float]) -> Machine:
     """The machine on which the passes ``CALIBRATED`` take that long.
 
     Attention's speeds come first, from what context adds to one row and to many. Then, with and without overlap, one row says what
     a layer costs besides, many rows how fast is multiplied; the pass between them says which of both is true.
     """
-    works = {point: step_work(shape, precision, *point) for point in CALIBRATED}
+    works = {point: step_work(shape, form, *point) for point in CALIBRATED}
     (one, few, many), (far_one, far_many) = CALIBRATED[:3], CALIBRATED[3:]
     cache_s, operation_s = _attention(
         [
@@ -186,7 +227,7 @@ def solved(shape: ModelDescription, precision: str, read_bytes_s: float, measure
             speed = (works[many].linear - works[one].linear) / max(left[many] - left[one], 1e-9)
             layer = max(0.0, left[one] - reading - works[one].linear / speed) / shape.layers
         machine = Machine(
-            "here", read_bytes_s, {DENSE: speed, INT8: speed}, layer, f"measured with {len(CALIBRATED)} passes in {precision}",
+            "here", read_bytes_s, {DENSE: speed, INT8: speed}, layer, f"measured with {len(CALIBRATED)} passes in {form.precision}",
             overlapping, 1.0 / cache_s, 1.0 / operation_s,
         )  # fmt: skip
         found.append((abs(seconds(works[few], machine) - measured[few]), not overlapping, machine))
@@ -227,7 +268,7 @@ class Checked:
 
 
 def check(
-    executor: Executor, precision: str, read_bytes_s: float, rows: Sequence[int], contexts: Sequence[int], rounds: int = 9
+    executor: Executor, form: Form, read_bytes_s: float, rows: Sequence[int], contexts: Sequence[int], rounds: int = 9
 ) -> tuple[Machine, list[Checked]]:
     """Calibrate, then predict every combination that was not calibrated with and that the pool holds. All are measured in turns."""
     most = executor.pool.num_blocks * BLOCK_SIZE
@@ -235,5 +276,5 @@ def check(
     others = [point for point in wanted if point not in CALIBRATED]
     measured = step_times(executor, [*CALIBRATED, *others], rounds)
     shape = executor.decoder.description
-    machine = solved(shape, precision, read_bytes_s, measured)
-    return machine, [Checked(*point, seconds(step_work(shape, precision, *point), machine), measured[point]) for point in others]
+    machine = solved(shape, form, read_bytes_s, measured)
+    return machine, [Checked(*point, seconds(step_work(shape, form, *point), machine), measured[point]) for point in others]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hasten.cli.bench import show
-from hasten.cli.bench_options import numbers
+from hasten.cli.bench_options import numbers, precision_of
 from hasten.cli.options import Verb, engine_config, engine_options
 from hasten.cli.profile import check_picture
 from hasten.core.config import EngineConfig
@@ -18,7 +18,7 @@ from hasten.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from hasten.bench.hardware import Machine
-    from hasten.bench.roofline import Checked
+    from hasten.bench.roofline import Checked, Counted, Form
     from hasten.model.description import ModelDescription
 
 CHECK_ROWS, CHECK_CONTEXTS = [1, 2, 4, 8, 16, 32], [64, 512, 2048]
@@ -48,42 +48,45 @@ def roofline(check: bool, picture: str | None, dark: bool, as_json: bool, **opti
     if picture is not None:
         check_picture(Path(picture))
     from hasten.bench.hardware import named
-    from hasten.bench.roofline import PRECISIONS
 
     names = [name.strip() for name in options["on"].split(",")]
     if check and "here" not in names:
         names.insert(0, "here")
-    precision = "int8" if config.precision == "auto" else config.precision
-    if precision not in PRECISIONS:
-        raise ConfigError(f"The roofline knows the precisions {', '.join(PRECISIONS)}, not '{precision}'.")
     machines = [named(name) for name in names if name != "here"]
-    shape, draft = shapes(config)
+    (shape, form), draft = counted(config)
     checked: list[Checked] = []
     if "here" in names:
-        here, checked = measured(config, precision, check)
+        here, checked = measured(config, form, check)
         machines.insert(names.index("here"), here)
     if as_json:
-        click.echo(json.dumps(facts(shape, precision, machines, rows, contexts, checked), indent=1))
+        click.echo(json.dumps(facts(shape, form, machines, rows, contexts, checked), indent=1))
     else:
-        report(shape, draft, precision, machines, rows, contexts, options["acceptance"])
+        report(shape, draft, form, machines, rows, contexts, options["acceptance"])
         if checked:
             report_check(checked)
     if picture is not None:
-        draw(shape, precision, machines, Path(picture), dark)
+        draw(shape, form, machines, Path(picture), dark)
 
 
-def shapes(config: EngineConfig) -> tuple[ModelDescription, ModelDescription | None]:
-    """Of the model and of its draft model, if it has one. No weights are read."""
+def counted(config: EngineConfig) -> tuple[Counted, Counted | None]:
+    """The model and its draft model, if it has one, with how their precision counts. No weights are read."""
+    from hasten.bench.roofline import form_of
     from hasten.model.catalogue import resolve
     from hasten.model.loaders import open_source
 
+    precision = precision_of(config)
+
+    def found(path: Path) -> Counted:
+        source = open_source(path)
+        return source.description, form_of(precision, source)
+
     target = resolve(config.model, fetch=True)
     draft = config.draft_model or target.draft
-    found = None if draft is None or config.draft == "none" else open_source(resolve(draft, fetch=True).path).description
-    return open_source(target.path).description, found
+    beside = None if draft is None or config.draft == "none" else found(resolve(draft, fetch=True).path)
+    return found(target.path), beside
 
 
-def measured(config: EngineConfig, precision: str, check: bool) -> tuple[Machine, list[Checked]]:
+def measured(config: EngineConfig, form: Form, check: bool) -> tuple[Machine, list[Checked]]:
     """This machine, and with ``check`` the predictions beside measurements."""
     from dataclasses import replace
 
@@ -93,18 +96,16 @@ def measured(config: EngineConfig, precision: str, check: bool) -> tuple[Machine
     from hasten.cli.generate import load
 
     tokens = max(CHECK_CONTEXTS) + max(CHECK_ROWS)
-    llm = load(replace(config, draft="none", precision=precision, cache_tokens=max(tokens, config.cache_tokens)))
+    llm = load(replace(config, draft="none", precision=form.precision, cache_tokens=max(tokens, config.cache_tokens)))
     executor = llm.engine.executor
     speed = read_bandwidth()
-    found = (
-        compare(executor, precision, speed, CHECK_ROWS, CHECK_CONTEXTS) if check else (calibrated(executor, precision, speed), [])
-    )
+    found = compare(executor, form, speed, CHECK_ROWS, CHECK_CONTEXTS) if check else (calibrated(executor, form, speed), [])
     llm.close()
     return found
 
 
 def facts(
-    shape: ModelDescription, precision: str, machines: list[Machine], rows: list[int], contexts: list[int], checked: list[Checked]
+    shape: ModelDescription, form: Form, machines: list[Machine], rows: list[int], contexts: list[int], checked: list[Checked]
 ) -> dict[str, Any]:
     """Everything as --json gives it; seconds and bytes."""
     from dataclasses import asdict
@@ -115,11 +116,11 @@ def facts(
     for machine in machines:
         for count in rows:
             for context in contexts:
-                work = step_work(shape, precision, count, context)
+                work = step_work(shape, form, count, context)
                 cost = {"floor_s": floor_seconds(work, machine), "step_s": seconds(work, machine)}
                 size = {"bytes": work.bytes, "operations": work.operations}
                 steps.append({"machine": machine.name, "rows": count, "context": context, **size, **cost})
-    out: dict[str, Any] = {"precision": precision, "machines": [asdict(machine) for machine in machines], "steps": steps}
+    out: dict[str, Any] = {"precision": form.precision, "machines": [asdict(machine) for machine in machines], "steps": steps}
     if checked:
         out["check"] = [asdict(found) | {"error": found.error} for found in checked]
         out["median_error"] = statistics.median(found.error for found in checked)
@@ -128,8 +129,8 @@ def facts(
 
 def report(
     shape: ModelDescription,
-    draft: ModelDescription | None,
-    precision: str,
+    draft: Counted | None,
+    form: Form,
     machines: list[Machine],
     rows: list[int],
     contexts: list[int],
@@ -143,21 +144,23 @@ def report(
     for machine in machines:
         for context in contexts:
             for count in rows:
-                work = step_work(shape, precision, count, context)
+                work = step_work(shape, form, count, context)
                 cost = [f"{1e3 * floor_seconds(work, machine):.3f}", f"{1e3 * seconds(work, machine):.3f}"]
                 amounts = [f"{work.bytes / 1e9:.3f}", f"{work.operations / 1e9:.2f}", f"{work.intensity:.1f}"]
                 steps.append([machine.name, str(context), str(count), *amounts, *cost])
-        prompt, answer = idealised_seconds(shape, precision, machine, 512, 128)
-        free_depth, free = best_depth(shape, None, precision, machine, acceptance, contexts[0])
+        prompt, answer = idealised_seconds(shape, form, machine, 512, 128)
+        free_depth, free = best_depth(shape, None, form, machine, acceptance, contexts[0])
         cells = [machine.name, f"{prompt:.3f}", f"{answer:.3f}", f"{free:.2f} ({free_depth})"]
         if draft is not None:
-            depth, gain = best_depth(shape, draft, precision, machine, acceptance, contexts[0])
+            depth, gain = best_depth(shape, draft, form, machine, acceptance, contexts[0])
             cells.append(f"{gain:.2f} ({depth})")
         gains.append(cells)
-    per_token = cache_bytes(shape, precision, 1)
+    per_token = cache_bytes(shape, form, 1)
     note = f"Keys and values take {per_token / 1e3:.1f} kB a position. The floor is reading alone."
+    if form.precision == "file":
+        note += f" A weight takes {form.weight_bytes:.3f} bytes in this file."
     header = ["machine", "context", "rows", "GB", "10^9 operations", "operations/byte", "floor ms", "step ms"]
-    show(Table(f"Steps in {precision}", header, steps, note))
+    show(Table(f"Steps in {form.precision}", header, steps, note))
     header = ["machine", "512 prompt tokens s", "128 answer tokens s", "gain, free guesses (depth)"]
     header += ["gain, draft model (depth)"] * (draft is not None)
     note = (
@@ -180,21 +183,20 @@ def report_check(checked: list[Checked]) -> None:
     show(Table("Predicted and measured here", ["context", "rows", "predicted ms", "measured ms", "error"], body, note, 0))
 
 
-def draw(shape: ModelDescription, precision: str, machines: list[Machine], path: Path, dark: bool) -> None:
+def draw(shape: ModelDescription, form: Form, machines: list[Machine], path: Path, dark: bool) -> None:
     """Operations a second over operations a byte, a line a machine, with this model's steps as marks; both axes logarithmic."""
     from hasten.bench.plots import COLOURS, DARK, LIGHT, MARKERS, themed
-    from hasten.bench.roofline import PRECISIONS, step_work
+    from hasten.bench.roofline import step_work
 
-    speed = PRECISIONS[precision][2]
     with themed(DARK if dark else LIGHT) as figure:
         axes = figure.add_subplot()
         for at, machine in enumerate(machines):
-            colour, peak = COLOURS[at % len(COLOURS)], machine.operations_s[speed]
+            colour, peak = COLOURS[at % len(COLOURS)], machine.operations_s[form.speed]
             ridge = peak / machine.read_bytes_s
             points = [0.5, ridge, max(4.0 * ridge, 2000.0)]
             axes.plot(points, [min(peak, x * machine.read_bytes_s) / 1e9 for x in points], color=colour, label=machine.name)
             for count, marker in zip((1, 16, 128), MARKERS, strict=False):
-                x = step_work(shape, precision, count, 512).intensity
+                x = step_work(shape, form, count, 512).intensity
                 axes.plot([x], [min(peak, x * machine.read_bytes_s) / 1e9], marker, color=colour, markersize=6)
         axes.set_xscale("log")
         axes.set_yscale("log")
