@@ -79,7 +79,6 @@ def bench(ctx: click.Context, /, out: str, plots: bool, **options: Any) -> None:
     measured; the same command goes on with it. Works offline once models and other engines are there.
     """
     check(options)
-    check_folder(Path(out))
     config = without_past(with_named_drafters(engine_config(options), options["modes"]))
     folder = Path(out)
     from hasten.bench.plots import check_matplotlib, draw_all
@@ -89,6 +88,7 @@ def bench(ctx: click.Context, /, out: str, plots: bool, **options: Any) -> None:
     if plots:
         check_matplotlib()
     items = None if options["prompts"] is None else own_prompts(options["prompts"])
+    check_folder(folder)
     with ExitStack() as stack:
         llms = {each.precision: stack.enter_context(closing(load(each))) for each in in_precisions(config, options["also"])}
         stopped = measure(llms, config, folder, items, options)
