@@ -43,6 +43,7 @@ class Reply:
     raw: list[bytes] | None = None
     status: int = 200
     refusal: str = ""
+    code: str | None = None
 
 
 def words(text: str, codes: str = "mssl") -> list[tuple[str, str]]:
@@ -101,7 +102,7 @@ class FakeChat:
         if refused is not None:
             return refused
         if reply.status != 200:
-            return error(reply.status, reply.refusal)
+            return error(reply.status, reply.refusal, reply.code)
         return StreamingResponse(self._stream(reply, body["model"]), media_type="text/event-stream")
 
     async def _stream(self, reply: Reply, model: str) -> AsyncIterator[bytes]:
@@ -149,9 +150,9 @@ def account(tokens: list[tuple[str, str]]) -> dict[str, Any]:
         "by_drafter": by_drafter,
         "legend": LEGEND,
         "decisions": {
-            "suffix": "suffix: on, 0.82 of its guesses are accepted; asked in 20 of 24 rounds, +0.31 s saved",
-            "lm": "lm: on, 0.71 of its guesses are accepted, best 4 deep; asked in 8 of 24 rounds, +0.12 s saved",
-            "recycling": "recycling: off, at 0.12 accepted a level does not pay; it is tried again in 16 rounds",
+            "suffix": "suffix: on, its guesses are expected to be right 0.82 of the time; asked in 20 of 24 rounds, +0.31 s saved",
+            "lm": "lm: on, its guesses are expected to be right 0.71 of the time, best 4 deep; asked in 8 of 24 rounds, +0.12 s saved",
+            "recycling": "recycling: off, expected to be right 0.12 of the time it does not pay; it is tried again in 16 rounds",
         },
     }
 
@@ -170,8 +171,8 @@ def event(value: Any) -> bytes:
     return b"data: " + json.dumps(value).encode() + b"\n\n"
 
 
-def error(status: int, message: str) -> Response:
-    body = {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": None}}
+def error(status: int, message: str, code: str | None = None) -> Response:
+    body = {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": code}}
     return JSONResponse(body, status_code=status, headers={"Retry-After": "3"} if status in (429, 503) else None)
 
 

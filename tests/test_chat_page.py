@@ -200,10 +200,10 @@ def test_the_panel_names_drafters_shares_and_reasons(chat: FakeChat, visited: Vi
     assert set(rows) == {"model", "suffix", "lm", "recycling"}
     assert "50 %" in rows["suffix"]
     assert "10 of 20 guesses right." in rows["suffix"]
-    assert "0.82 of its guesses are accepted" in rows["suffix"]
+    assert "Its guesses are expected to be right 0.82 of the time" in rows["suffix"]
     assert "25 %" in rows["lm"]
     assert "off" in rows["recycling"]
-    assert "At 0.12 accepted a level does not pay" in rows["recycling"]
+    assert "Expected to be right 0.12 of the time it does not pay" in rows["recycling"]
     assert visited.page.locator("#rate").inner_text() == "50.0"
     assert visited.page.get_attribute("#meter", "aria-valuetext") == "50.0 tokens per second, 2.50 times plain decoding"
     assert visited.page.locator("#rate-note").inner_text() == "2.50× plain decoding (20.0 here)"

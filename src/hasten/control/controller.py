@@ -108,7 +108,7 @@ class Controller:
             if not own.begun:
                 own.on, own.why = self._begin(round, own, standing)
             elif own.balance > 0.0:
-                own.on, own.why = True, f"{own.acceptance(standing):.2f} of its guesses are accepted"
+                own.on, own.why = True, f"its guesses are expected to be right {own.acceptance(standing):.2f} of the time"
             else:
                 self._probe(own, standing, own.probe_due(self._steps), "it has cost more than it brought here")
 
@@ -126,7 +126,7 @@ class Controller:
         )
         for at in ready[:count]:
             own, round = owns[at], rounds[at]
-            own.on, own.why = True, f"{acceptances[at]:.2f} of its guesses are accepted, best {depth} deep"
+            own.on, own.why = True, f"its guesses are expected to be right {acceptances[at]:.2f} of the time, best {depth} deep"
             if not own.begun:
                 own.on, own.why = self._begin(round, own, standings[at], self.costs.reading(drafter, round.context), gain)
         self._look_again(drafter, rounds, owns, standings, [at for at in range(len(owns)) if at not in ready[:count]])
@@ -147,7 +147,8 @@ class Controller:
                 own.on, own.why = False, f"reading {rounds[at].context} tokens takes {reading:.2f} s, more than a try is worth"
                 continue
             lost = own.begun and own.balance <= 0.0
-            why = "it has cost more than it brought here" if lost else f"at {own.acceptance(standing):.2f} accepted it does not pay"
+            expected = f"expected to be right {own.acceptance(standing):.2f} of the time it does not pay"
+            why = "it has cost more than it brought here" if lost else expected
             self._probe(own, standing, at in due, why)
             if own.on and not own.begun:
                 own.begun, own.allowance = True, self._allowance(rounds[at], standing)
