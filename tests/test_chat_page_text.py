@@ -102,6 +102,17 @@ EXAMPLES = {
     ),
     "|x| < 3 holds": "<p>|x| < 3 holds</p>",
     "[link](http://x) ![i](y) <b>html</b> &amp;": "<p>[link](http://x) ![i](y) <b>html</b> &amp;</p>",
+    r"so \(a_1 * b_2 * \frac{x}{y}\) is" + "\n": "<p>so <span>\\(a_1 * b_2 * \\frac{x}{y}\\)</span> is\n</p>",
+    "\\[\n x_1 = 2\n- y_1 \\\\\n\\]\nso": "<p><span>\\[\n x_1 = 2\n- y_1 \\\\\n\\]</span>\nso</p>",
+    "$$a*b*c$$ and 5$ and $x": "<p><span>$$a*b*c$$</span> and 5$ and $x</p>",
+    r"\(open *it*": "<p>(open <em>it</em></p>",
+    "~~old~~ new ~5~ ~~~x": "<p><s>old</s> new ~5~ ~~~x</p>",
+    "- [ ] one\n- [x] two\n- [link]": "<ul><li><span>☐</span><p>one\n</p></li><li><span>☑</span><p>two\n</p></li><li><p>[link]</p></li></ul>",
+    "a | b\n--- | ---\n1 | 2\n\nc | d": (
+        "<div><table><tbody><tr><th>a</th><th>b</th></tr><tr><td>1</td><td>2</td></tr></tbody></table></div><p>c | d</p>"
+    ),
+    "so:\na | b\n:-- | --:\nx": "<p>so:\n</p><div><table><tbody><tr><th>a</th><th>b</th></tr></tbody></table></div><p>x</p>",
+    "a | b\nc | d": "<p>a | b\nc | d</p>",
     "": "",
     "\n\n \n": "",
 }
@@ -117,6 +128,7 @@ BITS = (
     "***", "_", "__", "`", "``", "```", "```py\n", "\n```\n", "~~~", "\\", "- ", "\n- ", "\n  - ",
     "1. ", "\n2) ", "# ", "\n### ", "> ", "\n> ", "|", "| a | b |\n",
     "|---|\n", "---", "\n***\n", "é", "😀", "\u202e", "\t", "    ", "a_b", "x*y",
+    "~~", "$$", "\\(", "\\)", "\\[", "\\]", "- [ ] ", "\na | b\n", "--- | :-:\n", "שלום",
 )  # fmt: skip
 
 
@@ -173,6 +185,10 @@ LONG = {
     "rule that is none": "- " * 20_000 + "x",
     "code": "```\n" + "line of code\n" * 3_000,
     "backslashes": "\\" * 40_000,
+    "struck": "~~" * 20_000,
+    "open maths": "\\(a " * 12_000,
+    "dollars": "$" * 40_000,
+    "bare bars": "a | " * 10_000 + "\n" + "--- | " * 10_000,
     "brackets": "[" * 20_000 + "](" * 10_000,
 }
 

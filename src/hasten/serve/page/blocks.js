@@ -16,26 +16,41 @@ const RULE = /^ {0,3}(?:(?:- *){3,}|(?:\* *){3,}|(?:_ *){3,})$/;
 const ROW = /^ {0,3}\|(?:.*\|[ \t]*)?$/;
 const BEGUN_ROW = /^ {0,3}\|/;
 const DIVIDER = /^[ \t]*\|(?:[ \t]*:?-+:?[ \t]*\|)+[ \t]*$/;
+const BARE_DIVIDER = /^ {0,3}:?-+:?[ \t]*(?:\|[ \t]*:?-+:?[ \t]*)+$/; // of a table without bars at its sides
+const TASK = /^\[([ xX])\][ \t]+/;
+const DISPLAY = [["\\[", "\\]"], ["$$", "$$"]]; // maths that has lines of its own
 const MOST_CELLS = 64; // of a table's line; the last one takes the rest
 const BLANK = /^\s*$/;
 
-/** The block that begins at or after `start`, or null where only blank lines are left. `finished`: no more text will come. */
-export function readBlock(text, start, finished) {
+/**
+ * The block that begins at or after `start`, or null where only blank lines are left. `finished`: no more text will come; `afterRow`: what
+ * ends at `start` is a table's row.
+ */
+export function readBlock(text, start, finished, afterRow = false) {
   let line = readLine(text, start);
   while (line !== null && BLANK.test(line.text)) line = readLine(text, line.next);
   if (line === null) return null;
-  const kind = kindOf(line, finished);
+  const goesOn = afterRow && line.start === start && line.text.includes("|");
+  const kind = goesOn ? "row" : kindOf(text, line, finished);
   return READERS[kind](text, line, finished);
 }
 
-function kindOf({ text, complete }, finished) {
+function kindOf(whole, line, finished) {
+  const { text, complete } = line;
   if (FENCE.test(text)) return "code";
   if (HEADING.test(text)) return "heading";
   if (RULE.test(text)) return "rule";
   if (ITEM.test(text)) return "item";
   if (QUOTE.test(text)) return "quote";
   if (ROW.test(text) || (!complete && !finished && BEGUN_ROW.test(text))) return "row";
+  if (text.includes("|") && isBareHead(whole, line, finished)) return "row";
   return "paragraph";
+}
+
+/** Whether the line below says that this one is the head of a table. */
+function isBareHead(text, line, finished) {
+  const below = readLine(text, line.next);
+  return below !== null && (below.complete || finished) && BARE_DIVIDER.test(below.text);
 }
 
 const READERS = { code, heading, rule, item, quote, row, paragraph };
@@ -92,7 +107,9 @@ function rule(text, line, finished) {
 function item(text, first, finished) {
   const [marker, , bullet, number] = ITEM.exec(first.text);
   const more = { ordered: bullet === undefined, number: Number(number ?? 0), content: marker.length };
-  const segments = [[first.start + marker.length, first.next]];
+  const [box, task] = TASK.exec(first.text.slice(marker.length)) ?? ["", undefined];
+  more.task = task?.toLowerCase();
+  const segments = [[first.start + marker.length + box.length, first.next]];
   return gather(text, "item", first, segments, finished, indentOf, more);
 }
 
@@ -108,26 +125,41 @@ function paragraph(text, first, finished) {
 /** The block goes on over lines of text, and over lines of the kind `own`, until a blank line or another kind of block. */
 function gather(text, kind, first, segments, finished, content, more, own = "paragraph") {
   let last = first;
+  let maths = openMaths(first.text);
   for (let line = readLine(text, first.next); ; line = readLine(text, line.next)) {
     if (line === null) return block(kind, first, last, segments, finished, more);
-    const next = kindOf(line, finished);
+    const next = maths ? own : kindOf(text, line, finished);
     if (BLANK.test(line.text) || (next !== "paragraph" && next !== own)) {
       return block(kind, first, last, segments, line.complete || finished, more);
     }
-    segments.push([line.start + content(line), line.next]);
+    segments.push([line.start + (maths ? 0 : content(line)), line.next]);
     last = line;
+    maths = maths ? !line.text.includes(maths) && maths : openMaths(line.text);
   }
 }
 
-function row(text, line, finished) {
-  const divider = DIVIDER.test(line.text);
-  const cells = divider ? [] : cellsOf(line);
-  return block("row", line, line, cells, line.complete || finished, { divider });
+/** What closes the maths that begins a line and is not closed in it; false where none does. A minus in it begins no list. */
+function openMaths(line) {
+  const bare = line.trim();
+  const [open, close] = DISPLAY.find(([mark]) => bare.startsWith(mark)) ?? [];
+  return open !== undefined && !bare.includes(close, open.length) && close;
 }
 
-/** Ranges between the bars of a table's line; a bar behind a backslash belongs to its cell, and the last bar may not be there yet. */
+function row(text, line, finished) {
+  const divider = DIVIDER.test(line.text) || BARE_DIVIDER.test(line.text);
+  const cells = cellsOf(line);
+  const aligned = divider ? cells.map(([start, end]) => alignment(text.slice(start, end))) : null;
+  return block("row", line, line, divider ? [] : cells, line.complete || finished, { divider, aligned });
+}
+
+function alignment(dashes) {
+  if (dashes.endsWith(":")) return dashes.startsWith(":") ? "center" : "right";
+  return dashes.startsWith(":") ? "left" : null;
+}
+
+/** Ranges between the bars of a table's line, which needs none at its sides; a bar behind a backslash belongs to its cell, and the last bar may not be there yet. */
 function cellsOf(line) {
-  const bars = [];
+  const bars = line.text.trimStart().startsWith("|") ? [] : [-1];
   for (let at = 0; at < line.text.length; at += 1) {
     if (line.text[at] === "\\") at += 1;
     else if (line.text[at] === "|" && bars.length <= MOST_CELLS) bars.push(at);

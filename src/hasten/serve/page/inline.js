@@ -1,10 +1,13 @@
 /**
- * Marks inside a paragraph: `code`, **strong**, *emphasis*, and characters behind a backslash. Linear in the text's length.
+ * Marks inside a paragraph: `code`, **strong**, *emphasis*, ~~struck~~, and characters behind a backslash; maths as LaTeX writes it stays
+ * as it came. Linear in the text's length.
  *
- * Nodes are {kind: "text" | "code" | "strong" | "emphasis", start, end, children?}; what lies between them is markers.
+ * Nodes are {kind: "text" | "code" | "maths" | "strong" | "emphasis" | "struck", start, end, children?}; what lies between them is markers.
  */
 
-const SPECIAL = /[\\`*_]/g;
+const SPECIAL = /[\\`*_~$]/g;
+const MATHS = new Map([["\\(", "\\)"], ["\\[", "\\]"], ["$$", "$$"]]);
+const KINDS = { "*": "emphasis", _: "emphasis", "**": "strong", __: "strong", "~~": "struck" };
 const ESCAPABLE = /[!-/:-@[-`{-~]/;
 const WORD = /[\p{L}\p{N}_]/u;
 const FARTHEST = 2000; // characters to a closing marker; farther away the opening one is text
@@ -34,7 +37,7 @@ function lastRun(text, start) {
   const marker = text.at(-1) ?? "x";
   let from = text.length;
   if (marker === "\\") from -= 1;
-  else if ("`*_".includes(marker)) while (from > start && text[from - 1] === marker) from -= 1;
+  else if ("`*_~$".includes(marker)) while (from > start && text[from - 1] === marker) from -= 1;
   return Math.max(from, start);
 }
 
@@ -44,7 +47,7 @@ function scanned(scan, start, end, depth) {
   let at = nextSpecial(scan.text, start);
   const flush = (to) => to > from && nodes.push({ kind: "text", start: from, end: to, before: from, after: to });
   while (at < end) {
-    const found = scan.text[at] === "\\" ? escaped(scan.text, at, end) : spanned(scan, at, end, depth);
+    const found = maths(scan, at, end) ?? (scan.text[at] === "\\" ? escaped(scan.text, at, end) : spanned(scan, at, end, depth));
     if (found.node) {
       flush(at);
       nodes.push(found.node);
@@ -61,6 +64,18 @@ function nextSpecial(text, start) {
   return SPECIAL.exec(text)?.index ?? text.length;
 }
 
+/** From an opening mark of maths to its closing one, all of it as it came: a backslash there is no escape. */
+function maths(scan, at, end) {
+  const close = MATHS.get(scan.text.slice(at, at + 2));
+  if (close === undefined) return null;
+  const found = nearest(scan, close, at + 2, () => true);
+  if (found < 0 || found + 2 > end) {
+    leftOpen(scan, at, end);
+    return null;
+  }
+  return { node: { kind: "maths", start: at, end: found + 2, before: at, after: found + 2 }, next: found + 2 };
+}
+
 /** A backslash vanishes before punctuation: the character behind it is text. */
 function escaped(text, at, end) {
   if (at + 1 >= end || !ESCAPABLE.test(text[at + 1])) return { next: at + 1 };
@@ -72,13 +87,13 @@ function spanned(scan, at, end, depth) {
   const run = runLength(text, at);
   if (text[at] === "`") return coded(scan, at, end, run);
   const width = run >= 2 ? 2 : 1;
+  if (text[at] === "$" || (text[at] === "~" && run !== 2)) return { next: at + run };
   const marker = text[at].repeat(width);
   if (depth >= DEEPEST || run > 3 || !opens(text, at, width, end)) return { next: at + run };
   const close = closing(scan, marker, at + width, end);
   if (close < 0) return { next: at + run };
   const children = scanned(scan, at + width, close, depth + 1);
-  const kind = width === 2 ? "strong" : "emphasis";
-  return { node: { kind, start: at + width, end: close, children, before: at, after: close + width }, next: close + width };
+  return { node: { kind: KINDS[marker], start: at + width, end: close, children, before: at, after: close + width }, next: close + width };
 }
 
 function coded(scan, at, end, run) {

@@ -17,6 +17,7 @@ export class Rendering {
     this.tokens = tokens;
     this.formatted = formatted;
     this.closedEnd = 0;
+    this.afterRow = false; // whether a table's row ends there
     this.open = null;
     this.lists = [];
     this.table = null;
@@ -30,11 +31,12 @@ export class Rendering {
     }
     const { text } = this.tokens;
     for (;;) {
-      const block = readBlock(text, this.closedEnd, finished);
+      const block = readBlock(text, this.closedEnd, finished, this.afterRow);
       if (block === null) break;
       this.#draw(block, text);
       if (!block.closed) break;
       this.closedEnd = block.end;
+      this.afterRow = block.kind === "row";
       this.open = null;
     }
   }
@@ -103,9 +105,9 @@ export class Rendering {
       const frame = element("div", { class: "table", tabindex: "0", role: "group", "aria-label": "Table" }, element("table", {}, body));
       this.host.append(frame);
       state.madeFor = frame;
-      this.table = body;
+      this.table = { body, aligned: [] };
     }
-    this.table.append(state.outer);
+    this.table.body.append(state.outer);
   }
 
   #drawRow(block, text) {
@@ -113,16 +115,27 @@ export class Rendering {
     const first = outer.previousElementSibling === null;
     outer.replaceChildren();
     outer.hidden = block.divider;
-    for (const [start, end] of block.segments) {
-      const cell = element(first ? "th" : "td", { scope: first ? "col" : null });
+    if (block.divider && block.closed) this.#align(block.aligned);
+    block.segments.forEach(([start, end], index) => {
+      const cell = element(first ? "th" : "td", { scope: first ? "col" : null, class: alignClass(this.table.aligned[index]) });
       outer.append(cell);
       this.#inline(cell, new Content([[start, end]], text), 0);
-    }
+    });
+    if (block.closed) setDirection(this.table.body.parentElement, outer.textContent);
+  }
+
+  /** The divider says how the columns stand, those of the head above it too. */
+  #align(aligned) {
+    this.table.aligned = aligned;
+    const head = this.table.body.firstElementChild;
+    [...head.children].forEach((cell, index) => aligned[index] && cell.classList.add(alignClass(aligned[index])));
   }
 
   #drawContent(state, block, text) {
     const { content, target } = state;
     content.take(block.segments, text);
+    if (block.kind === "item") setDirection(state.outer.parentElement, content.text);
+    if (block.kind === "quote") setDirection(state.outer, content.text);
     if (block.kind === "code") {
       content.paint(this.tokens, target, state.drawn, content.text.length);
       state.drawn = content.text.length;
@@ -146,7 +159,7 @@ export class Rendering {
       if (node.kind === "text") {
         content.paint(this.tokens, target, Math.max(node.start, from), Math.min(node.end, to));
       } else if (node.before >= from && node.before < to) {
-        const inner = element(TAGS[node.kind]);
+        const inner = element(...TAGS[node.kind]);
         if (node.children) this.#nodes(inner, content, node.children, node.start, node.end);
         else content.paint(this.tokens, inner, node.start, node.end);
         target.append(inner);
@@ -155,14 +168,18 @@ export class Rendering {
   }
 }
 
-const TAGS = { code: "code", strong: "strong", emphasis: "em" };
+const TAGS = { code: ["code"], maths: ["span", { class: "maths" }], strong: ["strong"], emphasis: ["em"], struck: ["s"] };
 
 const SHAPES = {
   paragraph: () => whole(element("p")),
   // All of one rank below the page's own two: a model that begins with ### would leave ranks out.
   heading: (block) => whole(element("h3", { class: `level-${block.level}` })),
   quote: () => within(element("blockquote"), element("p")),
-  item: () => within(element("li"), element("p")),
+  item: ({ task }) => {
+    const shape = within(element("li", { class: task ? "task" : null }), element("p"));
+    if (task) shape.outer.prepend(element("span", { class: "box", role: "img", "aria-label": task === "x" ? "done" : "to do" }, task === "x" ? "☑" : "☐"));
+    return shape;
+  },
   rule: () => whole(element("hr")),
   row: () => whole(element("tr")),
   code: (block) => {
@@ -174,6 +191,20 @@ const SHAPES = {
   },
 };
 
+function alignClass(side) {
+  return side ? `align-${side}` : null;
+}
+
+const LETTER = /\p{L}/u;
+const RIGHT_TO_LEFT = /[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc\u{10800}-\u{10fff}\u{1e800}-\u{1efff}]/u;
+
+/** The first letter tells on which side numbers, bars and columns begin; CSS alone turns only the lines of text. */
+function setDirection(box, text) {
+  if (box.dir !== "") return;
+  const letter = LETTER.exec(text)?.[0];
+  if (letter) box.dir = RIGHT_TO_LEFT.test(letter) ? "rtl" : "ltr";
+}
+
 function whole(made) {
   return { outer: made, target: made };
 }
@@ -184,7 +215,7 @@ function within(outer, inner) {
 }
 
 function sameShape(one, other) {
-  return ["kind", "start", "level", "ordered", "number", "indent", "content", "language"].every((name) => one[name] === other[name]);
+  return ["kind", "start", "level", "ordered", "number", "indent", "content", "task", "language"].every((name) => one[name] === other[name]);
 }
 
 /** The content of a block without its markers, and the way back from its offsets to those of the whole text. */
