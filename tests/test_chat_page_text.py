@@ -107,7 +107,9 @@ EXAMPLES = {
     "$$a*b*c$$ and 5$ and $x": "<p><span>$$a*b*c$$</span> and 5$ and $x</p>",
     r"\(open *it*": "<p>(open <em>it</em></p>",
     "~~old~~ new ~5~ ~~~x": "<p><s>old</s> new ~5~ ~~~x</p>",
-    "- [ ] one\n- [x] two\n- [link]": "<ul><li><span>☐</span><p>one\n</p></li><li><span>☑</span><p>two\n</p></li><li><p>[link]</p></li></ul>",
+    "- [ ] one\n- [x] two\n- [no]": (
+        "<ul><li><span>☐</span><p>one\n</p></li><li><span>☑</span><p>two\n</p></li><li><p>[no]</p></li></ul>"
+    ),
     "a | b\n--- | ---\n1 | 2\n\nc | d": (
         "<div><table><tbody><tr><th>a</th><th>b</th></tr><tr><td>1</td><td>2</td></tr></tbody></table></div><p>c | d</p>"
     ),
@@ -218,6 +220,28 @@ def test_marks_of_direction_are_kept_inside_their_token(page_visit: Visit) -> No
         }"""
     )
     assert classes == [["token mark-0 direction", "isolate"], ["token mark-1", "normal"], ["token direction", "isolate"]]
+
+
+def test_columns_stand_as_the_divider_says_and_right_to_left_text_begins_on_its_side(page_visit: Visit) -> None:
+    found = page_visit.page.evaluate(
+        """async () => {
+            const { Tokens } = await import('/tokens.js');
+            const { Rendering } = await import('/rendering.js');
+            const drawn = (text) => {
+                const [tokens, host] = [new Tokens(), document.createElement('div')];
+                tokens.append(text, [], []);
+                new Rendering(host, tokens, true).update(true);
+                return host;
+            };
+            const table = drawn('| a | b | c |\\n|:--|:-:|--:|\\n| 1 | 2 | 3 |');
+            const mixed = drawn('- 1. שלום\\n- two\\n\\n> \u0645\u0631\u062d\u0628\u0627\\n\\n1. one\\n\\n| א | b |\\n|---|---|\\n');
+            return [
+                [...table.querySelectorAll('th, td')].map((cell) => cell.className),
+                [...mixed.querySelectorAll('ul, blockquote, ol, table')].map((box) => box.dir),
+            ];
+        }"""
+    )
+    assert found == [["align-left", "align-center", "align-right"] * 2, ["rtl", "rtl", "ltr", "rtl"]]
 
 
 # The stream

@@ -10,8 +10,9 @@ export class Announcements {
     this.begin();
   }
 
-  begin() {
-    this.heard = 0;
+  /** @param {number} heard how much of the answer was heard, or seen, before */
+  begin(heard = 0) {
+    this.heard = heard;
     this.last = performance.now();
   }
 

@@ -2,11 +2,12 @@
 
 import { eventData } from "./sse.js";
 
-/** What went wrong, in one sentence for people. `status` is 0 where no answer came. */
+/** What went wrong, in one sentence for people. `status` is 0 where no answer came, `code` the server's word for it. */
 export class ApiError extends Error {
-  constructor(message, status = 0) {
+  constructor(message, status = 0, code = "") {
     super(message);
     this.status = status;
+    this.code = code;
   }
 }
 
@@ -22,7 +23,7 @@ export async function listModels(key) {
  * @param {object} request a body of /v1/chat/completions without its stream fields
  * @param {string} key the API key, or ""
  * @param {AbortSignal} signal
- * @yields {{text: string, codes: string[], pieces: string[], finish: ?string, usage: ?object, account: ?object}}
+ * @yields {{text: string, codes: string[], pieces: string[], finish: ?string, usage: ?object, account: ?object, legend: ?object}}
  */
 export async function* streamChat(request, key, signal) {
   const body = { ...request, stream: true, stream_options: { include_usage: true }, provenance: true };
@@ -47,7 +48,7 @@ export async function* streamChat(request, key, signal) {
 function event(chunk) {
   if (chunk.error) throw new ApiError(sentence(chunk.error) || "The server gave up on this answer.");
   const choice = chunk.choices?.[0];
-  const { provenance = "", pieces = [], ...account } = chunk.hasten ?? {};
+  const { provenance = "", pieces = [], legend = null, ...account } = chunk.hasten ?? {};
   return {
     text: choice?.delta?.content ?? "",
     codes: [...provenance], // one letter a token
@@ -55,10 +56,14 @@ function event(chunk) {
     finish: choice?.finish_reason ?? null,
     usage: chunk.usage ?? null,
     account: Object.keys(account).length > 0 ? account : null,
+    legend,
   };
 }
 
 function headers(key) {
+  const strange = /[^\x21-\x7e]/.exec(key)?.[0];
+  // The browser would refuse to send it, with an error like that of a server that is gone.
+  if (strange) throw new ApiError(`The API key has a character that no key can have (“${strange}”). Copy it once more.`, 401);
   return key ? { Authorization: `Bearer ${key}` } : {};
 }
 
@@ -71,7 +76,7 @@ async function ask(path, options) {
     throw new ApiError("The server cannot be reached. Is hasten serve still running?");
   }
   if (answer.ok) return answer;
-  throw new ApiError(await refusal(answer), answer.status);
+  throw await refusal(answer);
 }
 
 async function refusal(answer) {
@@ -79,7 +84,8 @@ async function refusal(answer) {
   const later = wait ? ` Try again in ${wait} s.` : "";
   const body = await answer.json().catch(() => null); // a proxy's error page is no JSON; the status line must do
   const told = sentence(body?.error);
-  return (told || `The server answered ${answer.status} ${answer.statusText}.`) + later;
+  const message = (told || `The server answered ${answer.status} ${answer.statusText}.`) + later;
+  return new ApiError(message, answer.status, body?.error?.code ?? "");
 }
 
 function sentence(error) {

@@ -37,6 +37,19 @@ export function iconButton(name, label, onclick, { text = false, ...properties }
   return element("button", { type: "button", class: "quiet", onclick, ...named, ...properties }, icon(name), text ? label : null);
 }
 
+/** Whether the key belongs to an input method that is still composing; Safari says so by the code 229 alone. */
+export function composing(event) {
+  return event.isComposing || event.keyCode === 229;
+}
+
+/** Gives the focus back where what had it is gone. On touch devices not to the question field, which would bring up the keyboard. */
+export function holdFocus(field) {
+  const { activeElement } = document;
+  if (activeElement !== document.body && activeElement?.checkVisibility()) return;
+  if (window.matchMedia("(hover: none)").matches) byId("transcript").focus();
+  else field.focus();
+}
+
 /** The element of that id; the page is broken without it. */
 export function byId(id) {
   const found = document.getElementById(id);

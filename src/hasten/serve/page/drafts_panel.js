@@ -1,14 +1,47 @@
 /** The panel beside the conversation: each drafter with its mark, what it guesses from, its share, and why it is on or off. */
 
-import { element } from "./dom.js";
+import { byId, element, oneLine } from "./dom.js";
 import { MODEL_CODE, about, codeOf, markOf, nameOf } from "./drafters.js";
-import { decimal, whole } from "./speed.js";
+import { decimal, rateOf, whole } from "./speed.js";
+
+/**
+ * Tells of the answer that is coming, else of the last one that was measured.
+ * @param {import("./speed.js").Gauge} gauge @param {object[]} turns of the conversation that is shown
+ * @param {?object} exchange the one that runs there @param {object[]} conversations all of them @param {string} model the chosen one
+ */
+export function showSpeed(gauge, turns, exchange, conversations, model) {
+  const last = (wanted) => turns.findLast(({ answer }) => answer !== null && wanted(answer))?.answer ?? null;
+  const measured = exchange?.answer ?? last(rateOf);
+  const told = exchange?.answer ?? last((answer) => answer.tokens.codes.length > 0);
+  const plain = measured?.account?.plain_tokens_per_second ?? plainOf(measured?.model, conversations);
+  const other = measured !== null && measured.model !== model ? oneLine(measured.model) : "";
+  gauge.show(exchange ? exchange.rate : rateOf(measured), plain, exchange !== null, other);
+  showDrafters(byId("drafter-list"), told);
+  const { exact, precision } = told?.account ?? {};
+  byId("promise").textContent = promiseOf(exact, precision);
+}
+
+/** What plain decoding last made with that model on this machine, from the newest account that says so. */
+function plainOf(model, conversations) {
+  for (const { turns } of conversations) {
+    const told = turns.findLast(({ answer }) => answer?.model === model && answer.account?.plain_tokens_per_second);
+    if (told) return told.answer.account.plain_tokens_per_second;
+  }
+  return null;
+}
+
+function promiseOf(exact, precision) {
+  const bits = precision ? `Precision ${precision}. ` : "";
+  if (exact === true) return `${bits}Exact: token by token what plain decoding would have given.`;
+  if (exact === false) return `${bits}Not exact: approximate speculation was asked for.`;
+  return "";
+}
 
 /**
  * @param {Element} list gets one item a drafter
  * @param {?object} answer the answer that is told about, or null
  */
-export function showDrafters(list, answer) {
+function showDrafters(list, answer) {
   const counts = answer?.tokens.counts() ?? new Map();
   const total = [...counts.values()].reduce((sum, count) => sum + count, 0);
   const codes = new Set([MODEL_CODE, ...counts.keys(), ...Object.keys(answer?.account?.decisions ?? {}).map(codeOf)]);

@@ -1,6 +1,8 @@
 /** Questions to begin with, chosen for what drafters can do with them: much to copy, something to reason, plain prose. */
 
-export const EXAMPLES = [
+import { element } from "./dom.js";
+
+const EXAMPLES = [
   {
     title: "Turn a list into JSON",
     prompt:
@@ -10,3 +12,12 @@ export const EXAMPLES = [
   { title: "Explain something", prompt: "Why is the sky blue, and why are sunsets red? Explain it to a curious ten-year-old." },
   { title: "Work it out", prompt: "A train leaves at 9:40 and arrives at 13:05 after two stops of 12 minutes each. How long was it moving? Show each step." },
 ];
+
+/** @param {Element} list @param {(prompt: string) => void} ask */
+export function showExamples(list, ask) {
+  for (const { title, prompt } of EXAMPLES) {
+    const name = element("strong", {}, title);
+    const button = element("button", { type: "button", class: "example", onclick: () => ask(prompt) }, name, element("span", {}, prompt));
+    list.append(element("li", {}, button));
+  }
+}

@@ -15,6 +15,8 @@ export class Exchange {
     this.conversation = conversation;
     this.turn = turn;
     this.request = requestOf(conversation, turn, settings);
+    this.replaced = turn.answer;
+    this.saved = performance.now(); // when what came was last kept
     this.answer = turn.answer = newAnswer(settings.model);
     this.meter = new SpeedMeter();
     this.aborter = new AbortController();
@@ -39,16 +41,21 @@ export class Exchange {
       if (!(problem instanceof ApiError)) throw problem;
       answer.state = "failed";
       answer.error = problem.message;
+      answer.code = problem.code;
       return problem;
     } finally {
       if (answer.state === "running") Object.assign(answer, { state: "failed", error: "Something on this page broke; please report it." });
+      if (!answer.account?.tokens_per_second) answer.rate = this.meter.rate();
       this.conversation.updated = Date.now();
     }
   }
 
   #take(event, onevent) {
     const { answer } = this;
-    if (event.account?.legend) learnLegend(event.account.legend);
+    if (event.legend) {
+      learnLegend(event.legend);
+      answer.legend = { ...answer.legend, ...event.legend };
+    }
     answer.tokens.append(event.text, event.codes, event.pieces);
     answer.finish = event.finish ?? answer.finish;
     answer.usage = event.usage ?? answer.usage;
@@ -65,11 +72,12 @@ export class Exchange {
 
 function requestOf(conversation, turn, settings) {
   const messages = conversation.system ? [{ role: "system", content: conversation.system }] : [];
-  for (const each of conversation.turns) {
-    messages.push({ role: "user", content: each.question });
-    if (each === turn) break;
-    if (each.answer?.tokens.text) messages.push({ role: "assistant", content: each.answer.tokens.text });
+  for (const { question, answer } of conversation.turns.slice(conversation.since, conversation.turns.indexOf(turn))) {
+    // A question that failed would fail again with every one that follows.
+    if (!answer?.tokens.text || answer.state === "failed") continue;
+    messages.push({ role: "user", content: question }, { role: "assistant", content: answer.tokens.text });
   }
+  messages.push({ role: "user", content: turn.question });
   // Halves of surrogate pairs cannot be sent as UTF-8.
   const sound = messages.map(({ role, content }) => ({ role, content: content.toWellFormed() }));
   return { model: settings.model, messages: sound, ...sampling(settings) };
@@ -78,4 +86,11 @@ function requestOf(conversation, turn, settings) {
 function sampling({ temperature, maxTokens, seed }) {
   const chosen = { temperature, max_tokens: maxTokens, seed };
   return Object.fromEntries(Object.entries(chosen).filter(([, value]) => value !== "").map(([name, value]) => [name, Number(value)]));
+}
+
+/** From now on the older half of what was sent with the last question is left out. Returns false where there is nothing to leave out. */
+export function leaveOutOldest(conversation) {
+  const sent = conversation.turns.length - 1 - conversation.since;
+  conversation.since += Math.ceil(sent / 2);
+  return sent > 0;
 }

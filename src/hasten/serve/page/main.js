@@ -1,41 +1,47 @@
-/** The page: holds the conversations, runs one answer at a time, and connects the parts. */
+/** The page: shows one of the conversations, runs the answers, and connects the parts. */
 
+import { addressed, setAddress } from "./address.js";
 import { Announcements } from "./announcements.js";
-import { listModels } from "./api.js";
+import { copyText, installCodeCopy } from "./clipboard.js";
 import { Composer } from "./composer.js";
-import { byId, element, oneLine } from "./dom.js";
+import { Conversations } from "./conversations.js";
+import { byId, composing, holdFocus, oneLine } from "./dom.js";
 import { about, learnLegend, nameOf } from "./drafters.js";
-import { showDrafters } from "./drafts_panel.js";
-import { EXAMPLES } from "./examples.js";
-import { Exchange } from "./exchange.js";
-import { Panel } from "./panels.js";
+import { showSpeed } from "./drafts_panel.js";
+import { showExamples } from "./examples.js";
+import { Exchange, leaveOutOldest } from "./exchange.js";
+import { download } from "./export.js";
+import { Look } from "./look.js";
+import { Models } from "./models.js";
+import { sidePanels } from "./panels.js";
+import { Question } from "./question.js";
 import { SettingsForm } from "./settings_form.js";
 import { installShortcuts } from "./shortcuts.js";
 import { Sidebar } from "./sidebar.js";
 import { Gauge } from "./speed.js";
 import * as storage from "./storage.js";
+import { installTabs } from "./tabs.js";
 import { Toast } from "./toast.js";
 import { installTokenTip } from "./token_tip.js";
 import { Transcript } from "./transcript.js";
-import { accountLine } from "./turns.js";
+import { LONG_WAIT_MS, accountLine } from "./turns.js";
 
 const SAVE_EVERY_MS = 1000;
-const THEMES = ["system", "light", "dark"];
-const THEME_NAMES = { system: "as the system has it", light: "light", dark: "dark" };
 const REFUSED = new Set([401, 403]);
+const CHANGED_SERVER = new Set([0, 404]); // gone, or it does not know the model: it may have come back with another one
 
 class Page {
   constructor() {
     this.settings = storage.loadSettings();
-    const { conversations, unreadable } = storage.loadConversations();
-    this.conversations = conversations;
+    this.exchanges = new Map(); // the answers that are coming, by conversation
+    this.conversations = new Conversations((each) => this.exchanges.has(each));
     this.current = storage.newConversation(this.settings.system);
-    this.exchange = null;
-    this.editing = null;
-    this.saved = 0;
+    this.refused = null; // the turn that failed for want of a key
+    this.toldUnsaved = new WeakSet();
     this.toast = new Toast();
+    this.look = new Look(this.settings, this.toast);
     this.live = new Announcements(byId("live"));
-    this.gauge = new Gauge(gaugeParts());
+    this.gauge = new Gauge();
     this.transcript = new Transcript((action, turn) => this.act(action, turn), () => this.drawn());
     this.sidebar = new Sidebar({
       open: (each) => this.open(each),
@@ -43,100 +49,122 @@ class Page {
       exportIt: (each) => download(each),
       remove: (each) => this.remove(each),
     });
-    this.composer = new Composer({ send: (text) => this.send(text), stop: () => this.stop(), leave: () => this.edit(null) });
+    this.composer = new Composer({
+      send: (text) => this.send(text),
+      stop: () => this.exchange?.stop(),
+      leave: () => this.question.edit(null),
+      typed: () => this.question.keep(),
+    });
+    this.question = new Question(this.composer);
+    this.models = new Models(this.settings, { failed: (problem) => this.unlisted(problem), listed: () => this.listed(), chosen: () => this.showSpeed() });
     this.form = new SettingsForm(this.settings, (name) => this.changed(name), (text) => this.setSystem(text));
-    this.panels = this.#panels();
-    for (const each of conversations) for (const { answer } of each.turns) learnLegend(answer?.account?.legend);
+    this.panels = sidePanels();
+    for (const each of this.conversations.list) learn(each);
+    const { unreadable } = this.conversations;
     if (unreadable > 0) this.toast.say(`${unreadable} saved conversation${unreadable > 1 ? "s" : ""} could not be read.`);
     this.#wire();
-    this.#examples();
-    this.open(conversations[0] ?? this.current);
-    this.loadModels();
+    showExamples(byId("examples"), (prompt) => this.ask(prompt));
+    this.arrive();
+    this.models.load();
   }
 
-  #panels() {
-    const scrim = () => (byId("scrim").hidden = !Object.values(this.panels ?? {}).some((panel) => panel.over));
-    const side = new Panel("conversations", "toggle-conversations", "(min-width: 56rem)", scrim);
-    const drafts = new Panel("drafts", "toggle-drafts", "(min-width: 78rem)", scrim);
-    return { side, drafts };
+  /** The answer that is coming in the conversation that is shown, or null. */
+  get exchange() {
+    return this.exchanges.get(this.current) ?? null;
   }
 
   #wire() {
     byId("new").addEventListener("click", () => this.begin());
-    byId("marks").addEventListener("click", () => this.toggleMarks());
-    byId("theme").addEventListener("click", () => this.nextTheme());
     byId("speed-strip").addEventListener("click", () => this.panels.drafts.toggle());
-    byId("model").addEventListener("change", (event) => {
-      this.settings.model = event.target.value;
-      this.saveSettings();
-    });
     byId("open-shortcuts").addEventListener("click", () => byId("shortcuts").showModal());
-    byId("turns").addEventListener("click", (event) => {
-      const button = event.target.closest("[data-copy]");
-      if (button) this.copy(button.closest(".code").querySelector("code").textContent, "Code copied.");
+    installCodeCopy(this.toast, byId("turns"));
+    // Without this the way there would take the conversation out of the address.
+    document.querySelector(".skip").addEventListener("click", (event) => {
+      event.preventDefault();
+      this.composer.focus();
     });
     installTokenTip(byId("tip"), (code) => `${nameOf(code)} · ${about(code)}`);
+    const last = () => this.current.turns.at(-1);
     installShortcuts(byId("shortcut-list"), {
       new: () => this.begin(),
       question: () => this.composer.focus(),
-      again: () => this.current.turns.length > 0 && this.act("again", this.current.turns.at(-1)),
-      copy: () => this.current.turns.at(-1)?.answer && this.act("copy-answer", this.current.turns.at(-1)),
-      marks: () => this.toggleMarks(),
+      again: () => last() && this.act("again", last()),
+      copy: () => last()?.answer && this.act("copy-answer", last()),
+      marks: () => this.look.toggleMarks(),
       conversations: () => this.panels.side.toggle(),
       drafts: () => this.panels.drafts.toggle(),
       settings: () => this.form.open(),
       shortcuts: () => byId("shortcuts").showModal(),
     });
-    document.addEventListener("keydown", (event) => event.key === "Escape" && !event.defaultPrevented && this.escape());
+    document.addEventListener("keydown", (event) => event.key === "Escape" && !event.defaultPrevented && !composing(event) && this.escape());
+    installTabs(this.conversations, {
+      settings: () => this.takeSettings(),
+      removed: (each) => this.#deleted(each),
+      replaced: (each) => each === this.current && this.#replaced(),
+      copied: (each) => {
+        this.save(each);
+        this.#copied(each);
+      },
+      heard: (each) => {
+        learn(each);
+        this.showList();
+      },
+    });
+    window.addEventListener("popstate", () => addressed() !== null && this.arrive());
     // Else the fetch that dies with the page would be kept as a failure.
-    window.addEventListener("beforeunload", () => this.stop());
-    window.addEventListener("pagehide", () => this.exchange && this.save(this.exchange.conversation));
-    this.showTheme();
-    this.showMarks();
+    window.addEventListener("beforeunload", () => this.exchanges.forEach((each) => each.stop()));
+    window.addEventListener("pagehide", () => [...this.exchanges.keys()].forEach((each) => this.save(each)));
   }
 
-  #examples() {
-    for (const { title, prompt } of EXAMPLES) {
-      const name = element("strong", {}, title);
-      const button = element("button", { type: "button", class: "example", onclick: () => this.send(prompt) }, name, element("span", {}, prompt));
-      byId("examples").append(element("li", {}, button));
-    }
+  unlisted(problem) {
+    if (REFUSED.has(problem.status)) this.form.askForKey(problem.message);
+    else this.toast.offer(problem.message, "Try again", () => this.models.load(), this.models);
   }
 
-  async loadModels() {
-    const select = byId("model");
-    try {
-      const names = await listModels(storage.loadKey());
-      select.replaceChildren(...names.map((name) => element("option", { value: name }, oneLine(name))));
-      select.disabled = names.length === 0;
-      if (!names.includes(this.settings.model)) this.settings.model = names[0] ?? "";
-      select.value = this.settings.model;
-    } catch (problem) {
-      if (REFUSED.has(problem.status)) this.form.askForKey(problem.message);
-      else this.toast.say(problem.message, { name: "Try again", run: () => this.loadModels() });
-    }
+  /** The server told its models, so it takes the key. */
+  listed() {
+    const { refused } = this;
+    this.refused = null;
+    this.toast.withdraw(this.models);
+    this.form.keyTaken();
+    if (refused === null || refused !== this.current.turns.at(-1)) return;
+    this.toast.offer("The server takes the key.", "Ask again", () => this.act("again", refused), this.current);
   }
 
   // Conversations
 
+  /** Opens what the address names, else the newest conversation. */
+  arrive() {
+    const id = addressed();
+    const fresh = () => (this.current.turns.length === 0 ? this.current : storage.newConversation(this.settings.system));
+    const named = id === "" ? fresh() : this.conversations.find(id);
+    this.open(named ?? this.conversations.list[0] ?? fresh(), false);
+  }
+
   begin() {
-    this.open(storage.newConversation(this.settings.system));
+    if (this.current.turns.length > 0) this.open(storage.newConversation(this.settings.system));
+    if (this.panels.side.over) this.panels.side.set(false);
     this.composer.focus();
   }
 
-  open(conversation) {
+  /** @param {object} conversation @param {boolean} step whether the way back leads to the one before */
+  open(conversation, step = true) {
     this.current = conversation;
-    this.edit(null);
+    this.question.open(conversation);
+    this.composer.setBusy(this.exchange !== null);
+    this.live.begin(this.exchange?.answer.tokens.text.length);
     this.form.system.value = conversation.system;
-    this.transcript.show(conversation.turns, this.settings.formatted);
+    this.showTurns();
+    this.transcript.follow();
     this.gauge.clearTape();
-    if (this.panels?.side.over) this.panels.side.set(false);
+    if (this.panels.side.over) this.panels.side.set(false);
+    setAddress(conversation, step);
     this.showList();
     this.showSpeed();
   }
 
   rename(conversation, title) {
-    if (title !== null) {
+    if (title !== null && this.conversations.includes(conversation)) {
       conversation.title = oneLine(title);
       this.save(conversation);
     }
@@ -144,28 +172,64 @@ class Page {
   }
 
   remove(conversation) {
-    if (this.exchange?.conversation === conversation) this.stop();
-    this.conversations = this.conversations.filter((each) => each !== conversation);
-    storage.forgetConversation(conversation.id);
-    if (conversation === this.current) this.open(this.conversations[0] ?? storage.newConversation(this.settings.system));
+    this.conversations.remove(conversation);
+    this.#left(conversation, `Deleted “${storage.titleOf(conversation)}”.`, "Undo");
+  }
+
+  /** It is off the list: its answer ends, another one is shown, and it can be brought back. */
+  #left(conversation, told, back) {
+    this.exchanges.get(conversation)?.stop();
+    if (conversation === this.current) this.open(this.conversations.list[0] ?? storage.newConversation(this.settings.system), false);
     this.showList();
-    const back = () => {
+    holdFocus(this.composer);
+    this.toast.offer(told, back, () => {
       this.save(conversation);
       this.open(conversation);
-    };
-    this.toast.say(`Deleted “${storage.titleOf(conversation)}”.`, { name: "Undo", run: back });
+    });
   }
 
   save(conversation) {
-    this.saved = performance.now();
-    if (!this.conversations.includes(conversation)) this.conversations.unshift(conversation);
-    if (storage.saveConversation(conversation)) return;
+    const exchange = this.exchanges.get(conversation);
+    if (exchange) exchange.saved = performance.now();
+    const outcome = this.conversations.save(conversation);
+    if (outcome === "gone") this.#deleted(conversation);
+    if (outcome === "copied") this.#copied(conversation);
+    if (outcome !== "full" || this.toldUnsaved.has(conversation)) return;
+    this.toldUnsaved.add(conversation);
     this.toast.say("This browser's storage is full or closed to this page: the conversation will be lost with the tab. Export it, or delete others.");
   }
 
+  /** Another tab deleted it. What this tab does not show goes without a word. */
+  #deleted(conversation) {
+    if (conversation === this.current) this.#left(conversation, `“${storage.titleOf(conversation)}” was deleted in another tab.`, "Keep it");
+    else this.exchanges.get(conversation)?.stop();
+  }
+
+  /** Another tab went on with the conversation that is shown. */
+  #replaced() {
+    const { current } = this;
+    if (!current.turns.includes(this.question.editing)) this.question.edit(null);
+    if (document.activeElement !== this.form.system) this.form.system.value = current.system;
+    this.showTurns();
+    this.showSpeed();
+  }
+
+  #copied(conversation) {
+    if (conversation === this.current) {
+      setAddress(conversation, false);
+      this.question.keep();
+    }
+    this.toast.say(`Another tab went on with the same conversation; what was said in this one is kept as “${storage.titleOf(conversation)}”.`);
+    this.showList();
+  }
+
+  showTurns() {
+    this.transcript.show(this.current.turns, this.settings.formatted);
+  }
+
   showList() {
-    this.conversations.sort((one, other) => other.updated - one.updated);
-    this.sidebar.show(this.conversations, this.current.id, this.exchange?.conversation.id);
+    this.conversations.sort();
+    this.sidebar.show(this.conversations.list, this.current, (each) => this.exchanges.has(each));
     const title = storage.titleOf(this.current);
     byId("title").textContent = title;
     document.title = this.current.turns.length > 0 ? `${oneLine(title)} · Hasten` : "Hasten";
@@ -173,180 +237,158 @@ class Page {
 
   // Questions and answers
 
+  /** Sends what stands in the question field: as the next question, or instead of the one that is being changed. */
   send(question) {
+    const { current } = this;
+    const { editing } = this.question;
+    const before = { turns: [...current.turns], since: current.since };
+    const from = editing === null ? current.turns.length : current.turns.indexOf(editing);
+    this.question.sent();
+    current.turns.splice(from);
+    current.since = Math.min(current.since, from);
+    this.ask(question);
+    if (editing === null) return;
+    this.toast.offer("The changed question replaced the old one and what followed it.", "Undo", () => this.#putBack(current, before), current);
+  }
+
+  ask(question) {
     if (this.exchange !== null) return;
     const turn = { question, answer: null };
-    const { turns } = this.current;
-    if (this.editing !== null) turns.splice(turns.indexOf(this.editing));
-    turns.push(turn);
-    this.composer.clear();
+    if (!this.conversations.includes(this.current)) this.question.forgetNew();
+    this.current.turns.push(turn);
+    this.question.keep();
     this.answer(turn);
   }
 
-  stop() {
-    this.exchange?.stop();
+  #putBack(conversation, before) {
+    this.exchanges.get(conversation)?.stop();
+    Object.assign(conversation, before);
+    this.save(conversation);
+    this.open(conversation);
   }
 
   /** Asks for the answer of that turn, the conversation's last. */
   async answer(turn) {
     const conversation = this.current;
+    this.question.edit(null);
     const exchange = new Exchange(conversation, turn, this.settings);
-    this.exchange = exchange;
+    this.exchanges.set(conversation, exchange);
     conversation.updated = Date.now();
-    this.edit(null);
     this.save(conversation);
-    this.transcript.show(conversation.turns, this.settings.formatted);
+    this.toast.withdraw(conversation);
+    if (worth(exchange.replaced)) {
+      const old = () => this.#putBack(conversation, { turns: [...conversation.turns.slice(0, -1), { ...turn, answer: exchange.replaced }] });
+      this.toast.offer("Answering again.", "Keep the old answer", old, conversation);
+    }
+    this.showTurns();
+    this.transcript.follow();
+    setAddress(conversation, false);
     this.gauge.clearTape();
     this.composer.setBusy(true);
     this.showList();
+    holdFocus(this.composer);
     this.live.begin();
     this.live.say("The answer is coming.");
+    setTimeout(() => this.exchange === exchange && this.transcript.schedule(), LONG_WAIT_MS);
     const problem = await exchange.run(storage.loadKey(), (codes) => this.came(exchange, codes));
     this.ended(exchange, problem);
   }
 
   came(exchange, codes) {
-    if (exchange.conversation === this.current) {
+    if (exchange === this.exchange) {
       if (codes.length > 0) this.gauge.step(codes);
       this.transcript.schedule();
     }
-    if (performance.now() - this.saved > SAVE_EVERY_MS) this.save(exchange.conversation);
+    if (performance.now() - exchange.saved > SAVE_EVERY_MS) this.save(exchange.conversation);
   }
 
   ended(exchange, problem) {
-    const { conversation, answer } = exchange;
-    this.exchange = null;
+    const { conversation, turn, answer, replaced } = exchange;
+    this.exchanges.delete(conversation);
+    let told = answer.error || (answer.state === "stopped" ? "Stopped." : accountLine(answer));
+    if ((problem || answer.tokens.text === "") && worth(replaced)) {
+      turn.answer = replaced;
+      told = problem ? `${problem.message} The old answer is kept.` : "The old answer is kept.";
+      this.toast.withdraw(conversation);
+      this.toast.say(told);
+    }
     if (this.conversations.includes(conversation)) this.save(conversation);
-    this.composer.setBusy(false);
     this.showList();
     if (conversation === this.current) {
+      this.composer.setBusy(false);
+      this.showTurns();
       this.transcript.draw();
-      this.live.finish(answer.tokens.text, answer.error || (answer.state === "stopped" ? "Stopped." : accountLine(answer)));
+      this.live.finish(answer.tokens.text, told);
     }
-    if (problem && REFUSED.has(problem.status)) this.form.askForKey(problem.message);
+    if (problem && REFUSED.has(problem.status)) {
+      this.refused = turn;
+      this.form.askForKey(problem.message);
+    }
+    if (problem && CHANGED_SERVER.has(problem.status)) this.models.load(true);
   }
 
   act(action, turn) {
-    if (action === "copy-answer") this.copy(turn.answer.tokens.text, "Answer copied.");
-    if (action === "copy-question") this.copy(turn.question, "Question copied.");
+    if (action === "copy-answer") copyText(this.toast, turn.answer.tokens.text, "Answer copied.");
+    if (action === "copy-question") copyText(this.toast, turn.question, "Question copied.");
+    if (action === "new") this.begin();
     if (this.exchange !== null) return;
-    if (action === "again" && turn === this.current.turns.at(-1)) this.answer(turn);
-    if (action === "edit") this.edit(turn);
-  }
-
-  /** Begins to change an earlier question, or with null leaves that. */
-  edit(turn) {
-    if (turn !== null) this.composer.fill(turn.question);
-    else if (this.editing !== null) this.composer.clear();
-    this.editing = turn;
-    this.composer.setEditing(turn !== null);
+    if (action === "edit") this.question.edit(turn);
+    if (turn !== this.current.turns.at(-1)) return;
+    if (action === "again") this.answer(turn);
+    if (action === "shorten" && leaveOutOldest(this.current)) this.answer(turn);
+    else if (action === "shorten") this.toast.say("No older turn is sent with this question; it is too long by itself.");
   }
 
   drawn() {
     this.showSpeed();
-    if (this.exchange?.conversation === this.current) this.live.hear(this.exchange.answer.tokens.text);
+    if (this.exchange !== null) this.live.hear(this.exchange.answer.tokens.text);
   }
 
   showSpeed() {
-    const running = this.exchange?.conversation === this.current ? this.exchange : null;
-    const answer = running?.answer ?? this.current.turns.findLast((turn) => turn.answer?.account)?.answer ?? null;
-    const plain = answer?.account?.plain_tokens_per_second ?? this.plainOf(answer?.model);
-    this.gauge.show(running ? running.rate : (answer?.account?.tokens_per_second ?? null), plain, running !== null);
-    showDrafters(byId("drafter-list"), answer);
-    const { exact, precision } = answer?.account ?? {};
-    byId("promise").textContent = promiseOf(exact, precision);
-  }
-
-  /** What plain decoding last made with that model on this machine, from the newest account that says so. */
-  plainOf(model) {
-    for (const { turns } of this.conversations) {
-      const told = turns.findLast(({ answer }) => answer?.model === model && answer.account?.plain_tokens_per_second);
-      if (told) return told.answer.account.plain_tokens_per_second;
-    }
-    return null;
+    showSpeed(this.gauge, this.current.turns, this.exchange, this.conversations.list, this.settings.model);
   }
 
   // Settings and the rest
 
   changed(name) {
-    if (name === "key") this.loadModels();
-    if (name === "formatted") this.transcript.show(this.current.turns, this.settings.formatted);
-    if (name === "marks") this.showMarks();
-    this.saveSettings();
+    if (name === "key") this.models.load();
+    else storage.saveSettings({ [name]: this.settings[name] });
+    if (name === "formatted") this.showTurns();
+    this.look.show();
+  }
+
+  /** Another tab changed the settings. The model stays: two tabs may well ask two models. */
+  takeSettings() {
+    const { model, ...others } = storage.loadSettings();
+    Object.assign(this.settings, others);
+    this.form.refresh();
+    this.showTurns();
+    this.look.show();
   }
 
   setSystem(text) {
     this.current.system = text;
     this.settings.system = text;
     if (this.current.turns.length > 0) this.save(this.current);
-    this.saveSettings();
-  }
-
-  saveSettings() {
-    storage.saveSettings(this.settings);
-  }
-
-  toggleMarks() {
-    this.settings.marks = !this.settings.marks;
-    this.changed("marks");
-    this.toast.say(this.settings.marks ? "Tokens wear the mark of who guessed them." : "Marks are off.");
-  }
-
-  showMarks() {
-    document.documentElement.dataset.marks = this.settings.marks ? "on" : "off";
-    byId("marks").setAttribute("aria-pressed", String(this.settings.marks));
-  }
-
-  nextTheme() {
-    this.settings.theme = THEMES[(THEMES.indexOf(this.settings.theme) + 1) % THEMES.length];
-    this.showTheme();
-    this.saveSettings();
-  }
-
-  showTheme() {
-    const { theme } = this.settings;
-    if (theme === "system") delete document.documentElement.dataset.theme;
-    else document.documentElement.dataset.theme = theme;
-    byId("theme").setAttribute("aria-label", `Theme: ${THEME_NAMES[theme]}`);
-    byId("theme").title = `Theme: ${THEME_NAMES[theme]}`;
+    storage.saveSettings({ system: text });
   }
 
   escape() {
     const over = Object.values(this.panels).find((panel) => panel.over);
     if (document.querySelector("dialog[open]")) return;
     if (over) over.set(false);
-    else if (this.exchange !== null) this.stop();
-    else if (this.editing !== null) this.edit(null);
-  }
-
-  async copy(text, done) {
-    try {
-      await navigator.clipboard.writeText(text);
-      this.toast.say(done);
-    } catch {
-      this.toast.say("This browser does not let the page copy (it wants HTTPS or localhost); select the text instead.");
-    }
+    else if (this.exchange !== null) this.exchange.stop();
+    else this.question.edit(null);
   }
 }
 
-function promiseOf(exact, precision) {
-  const bits = precision ? `Precision ${precision}. ` : "";
-  if (exact === true) return `${bits}Exact: token by token what plain decoding would have given.`;
-  if (exact === false) return `${bits}Not exact: approximate speculation was asked for.`;
-  return "";
+/** Whether an answer has something that would be missed. */
+function worth(answer) {
+  return Boolean(answer?.tokens.text) && answer.state !== "failed";
 }
 
-function gaugeParts() {
-  const ids = { box: "speed", rate: "rate", note: "rate-note", meter: "meter", small: "small-rate", smallMeter: "small-meter", tape: "tape" };
-  return Object.fromEntries(Object.entries(ids).map(([name, id]) => [name, byId(id)]));
-}
-
-function download(conversation) {
-  const body = new Blob([JSON.stringify(storage.exported(conversation), null, 2)], { type: "application/json" });
-  const address = URL.createObjectURL(body);
-  const name = storage.titleOf(conversation).replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-|-$/g, "") || "conversation";
-  element("a", { href: address, download: `${name}.json` }).click();
-  setTimeout(() => URL.revokeObjectURL(address), 1000);
+function learn({ turns }) {
+  for (const { answer } of turns) learnLegend(answer?.legend);
 }
 
 new Page();

@@ -2,9 +2,22 @@
 
 import { byId } from "./dom.js";
 
-export class Panel {
+/** Both of them; while one lies over the rest, the rest cannot be reached. */
+export function sidePanels() {
+  const panels = {};
+  const changed = () => {
+    const over = Object.values(panels).some((panel) => panel.over);
+    byId("scrim").hidden = !over;
+    for (const selector of [".bar", ".main"]) document.querySelector(selector).inert = over;
+  };
+  panels.side = new Panel("conversations", "toggle-conversations", "(min-width: 56rem)", changed);
+  panels.drafts = new Panel("drafts", "toggle-drafts", "(min-width: 78rem)", changed);
+  return panels;
+}
+
+class Panel {
   /** @param {string} id of the panel @param {string} button id of its button @param {string} roomy media query for "beside" */
-  constructor(id, button, roomy, onchange = () => {}) {
+  constructor(id, button, roomy, onchange) {
     this.element = byId(id);
     this.button = byId(button);
     this.roomy = window.matchMedia(roomy);
@@ -32,7 +45,7 @@ export class Panel {
     this.element.dataset.open = String(opened);
     document.documentElement.toggleAttribute(`data-${this.element.id}`, opened);
     this.button.setAttribute("aria-expanded", String(opened));
-    if (!opened && within) this.button.focus();
     this.onchange();
+    if (!opened && within) this.button.focus();
   }
 }

@@ -11,6 +11,7 @@ export class SettingsForm {
     this.settings = settings;
     this.dialog = byId("settings");
     this.error = byId("key-error");
+    this.ranges = byId("range-error");
     for (const [name, id] of Object.entries(NUMBERS)) this.#number(name, byId(id), onchange);
     this.#box("formatted", byId("formatted"), onchange);
     this.#box("marks", byId("marks-setting"), onchange);
@@ -24,13 +25,30 @@ export class SettingsForm {
     });
     byId("open-settings").addEventListener("click", () => this.open());
     this.dialog.addEventListener("click", (event) => event.target === this.dialog && this.dialog.close());
+    this.dialog.addEventListener("close", () => this.refresh());
     byId("settings-form").noValidate = true; // Enter and the close button always close; a wrong number is told and not taken
   }
 
   open() {
     this.error.hidden = true;
+    this.refresh();
+    if (!this.dialog.open) this.dialog.showModal();
+  }
+
+  /** Shows the settings that count; what was typed and is not allowed is gone. */
+  refresh() {
+    for (const [name, id] of Object.entries(NUMBERS)) {
+      byId(id).value = this.settings[name];
+      byId(id).setAttribute("aria-invalid", "false");
+    }
+    byId("formatted").checked = this.settings.formatted;
     byId("marks-setting").checked = this.settings.marks;
-    this.dialog.showModal();
+    this.ranges.hidden = true;
+  }
+
+  /** The server took the key. */
+  keyTaken() {
+    this.error.hidden = true;
   }
 
   /** The server wants another key. */
@@ -46,9 +64,17 @@ export class SettingsForm {
     field.addEventListener("input", () => {
       const valid = field.validity.valid;
       field.setAttribute("aria-invalid", String(!valid));
-      this.settings[name] = valid ? field.value : "";
+      this.#tellRange(name, field);
+      if (!valid) return;
+      this.settings[name] = field.value;
       onchange(name);
     });
+  }
+
+  #tellRange(name, field) {
+    const kept = this.settings[name] === "" ? "it stays with the server's choice" : `${this.settings[name]} stays`;
+    this.ranges.hidden = field.validity.valid;
+    this.ranges.textContent = `${field.labels[0].textContent} is ${field.dataset.range}; ${kept}.`;
   }
 
   #box(name, field, onchange) {

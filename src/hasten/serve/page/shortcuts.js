@@ -28,6 +28,7 @@ export function installShortcuts(list, actions) {
     const action = event.altKey && event.shiftKey && !event.ctrlKey && !event.metaKey ? byCode.get(event.code) : undefined;
     if (!action) return;
     event.preventDefault();
+    if (document.querySelector("dialog[open]")) return; // what lies behind it is out of reach for the pointer too
     action();
   });
 }

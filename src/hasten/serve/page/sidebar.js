@@ -1,6 +1,6 @@
 /** The list of conversations: open, rename in place, export, delete with a way back. */
 
-import { byId, element, iconButton } from "./dom.js";
+import { byId, composing, element, iconButton } from "./dom.js";
 import { titleOf } from "./storage.js";
 
 export class Sidebar {
@@ -8,12 +8,19 @@ export class Sidebar {
   constructor(acts) {
     this.acts = acts;
     this.list = byId("conversation-list");
+    this.renaming = false;
   }
 
-  show(conversations, currentId, runningId) {
-    const focused = this.list.contains(document.activeElement) ? document.activeElement.closest("li")?.dataset.id : null;
-    this.list.replaceChildren(...conversations.map((each) => this.#row(each, each.id === currentId, each.id === runningId)));
-    if (focused) this.list.querySelector(`[data-id="${CSS.escape(focused)}"] button`)?.focus();
+  /** @param {object[]} conversations @param {object} current @param {(conversation: object) => boolean} busy whether an answer is coming there */
+  show(conversations, current, busy) {
+    if (this.renaming) return; // the list is shown again when that has ended
+    const focused = this.list.contains(document.activeElement) ? document.activeElement.closest("li") : null;
+    const place = [...this.list.children].indexOf(focused);
+    this.list.replaceChildren(...conversations.map((each) => this.#row(each, each === current, busy(each))));
+    if (focused === null) return;
+    const same = this.list.querySelector(`[data-id="${CSS.escape(focused.dataset.id)}"]`);
+    const near = same ?? this.list.children[Math.min(place, conversations.length - 1)];
+    (near?.querySelector("button") ?? byId("new")).focus();
   }
 
   #row(conversation, current, running) {
@@ -42,15 +49,17 @@ export class Sidebar {
     const finish = (keep) => {
       if (done) return;
       done = true;
+      this.renaming = false;
       this.acts.rename(conversation, keep ? field.value : null);
       this.list.querySelector(`[data-id="${CSS.escape(conversation.id)}"] button`)?.focus();
     };
     field.addEventListener("keydown", (event) => {
-      if (event.key === "Enter" && !event.isComposing) finish(true);
-      if (event.key === "Escape") finish(false);
-      if (event.key === "Enter" || event.key === "Escape") event.stopPropagation();
+      if (event.key !== "Enter" && event.key !== "Escape") return;
+      event.stopPropagation();
+      if (!composing(event)) finish(event.key === "Enter");
     });
     field.addEventListener("blur", () => finish(true));
+    this.renaming = true;
     row.replaceChildren(field);
     field.select();
   }

@@ -1,6 +1,6 @@
 /** How fast tokens come, against plain decoding: a number, a meter, and a tape of what arrived together. */
 
-import { element } from "./dom.js";
+import { byId, element } from "./dom.js";
 import { markOf } from "./drafters.js";
 
 const WINDOW_MS = 2500;
@@ -14,6 +14,11 @@ export function decimal(value, digits = 1) {
 
 export function whole(value) {
   return value.toLocaleString("en");
+}
+
+/** Tokens a second of an answer: the server's own number, else what the page counted, else null. */
+export function rateOf(answer) {
+  return answer?.account?.tokens_per_second ?? answer?.rate ?? null;
 }
 
 /** Tokens a second over the last moments. What the first event brings came out of reading the prompt and starts the clock. */
@@ -39,19 +44,20 @@ export class SpeedMeter {
 
 /** The gauge in the panel and its small twin above the composer. */
 export class Gauge {
-  constructor(parts) {
-    this.parts = parts; // {box, rate, note, meter, small, smallMeter, tape}
+  constructor() {
+    const ids = { box: "speed", rate: "rate", note: "rate-note", meter: "meter", small: "small-rate", smallMeter: "small-meter", tape: "tape" };
+    this.parts = Object.fromEntries(Object.entries(ids).map(([name, id]) => [name, byId(id)]));
     this.told = 0;
     this.show(null, null, false);
   }
 
-  /** @param {?number} rate tokens a second @param {?number} plain the same, plain @param {boolean} live still streaming */
-  show(rate, plain, live) {
+  /** @param {?number} rate tokens a second @param {?number} plain the same, plain @param {boolean} live still streaming @param {string} model named beside the numbers, or "" */
+  show(rate, plain, live, model = "") {
     const { parts } = this;
     const gain = rate && plain ? rate / plain : null;
     parts.rate.textContent = rate ? decimal(rate) : "";
     parts.box.dataset.measured = String(Boolean(rate));
-    parts.note.textContent = noteOf(rate, plain, gain);
+    parts.note.textContent = noteOf(rate, plain, gain, model);
     parts.small.textContent = rate ? `${decimal(rate)} tok/s${gain ? ` · ${decimal(gain, 2)}× plain` : ""}` : "";
     for (const meter of [parts.meter, parts.smallMeter]) this.#bar(meter, rate, plain);
     const now = performance.now();
@@ -88,8 +94,9 @@ function scaleOf(rate, plain) {
   return Math.max(1, 3 * (plain ?? 0), 1.15 * (rate ?? 0));
 }
 
-function noteOf(rate, plain, gain) {
-  if (gain) return `${decimal(gain, 2)}× plain decoding (${decimal(plain)} here)`;
-  if (rate) return "Plain decoding has not been measured here yet.";
+function noteOf(rate, plain, gain, model) {
+  const which = model ? `With ${model}. ` : "";
+  if (gain) return `${which}${decimal(gain, 2)}× plain decoding (${decimal(plain)} here)`;
+  if (rate) return `${which}Plain decoding has not been measured here yet.`;
   return "Measured with the first answer: tokens a second, against plain decoding on this machine.";
 }

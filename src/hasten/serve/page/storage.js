@@ -1,12 +1,18 @@
-/** What this browser keeps: settings and conversations in localStorage, the API key until the tab is closed. Nothing goes elsewhere. */
+/** What this browser keeps: settings and conversations in localStorage; the API key and unsent questions until the tab is closed. */
 
 import { oneLine } from "./dom.js";
 import { Tokens } from "./tokens.js";
 
-const SETTINGS = "hasten.settings";
-const CONVERSATION = "hasten.conversation.";
+export const SETTINGS = "hasten.settings";
+export const CONVERSATION = "hasten.conversation.";
 const KEY = "hasten.key";
+const UNSENT = "hasten.unsent.";
 const TITLE_LENGTH = 60;
+
+// Functions, because a browser that blocks site data throws as soon as one of these names is read.
+const lasting = () => localStorage;
+const forTab = () => sessionStorage;
+const forgetful = new Map(); // what the browser does not keep for the tab lives as long as the page
 
 /** Numbers are kept as typed; "" leaves the choice to the server, whose temperature of 1 makes small models ramble. */
 export const DEFAULTS = {
@@ -21,35 +27,52 @@ export const DEFAULTS = {
 };
 
 export function loadSettings() {
-  const saved = parsed(read(localStorage, SETTINGS)) ?? {};
-  const known = Object.keys(DEFAULTS).filter((name) => typeof saved[name] === typeof DEFAULTS[name]);
-  return { ...DEFAULTS, ...Object.fromEntries(known.map((name) => [name, saved[name]])) };
+  return { ...DEFAULTS, ...savedSettings() };
 }
 
-/** Returns whether the browser took it. */
-export function saveSettings(settings) {
-  return write(localStorage, SETTINGS, JSON.stringify(settings));
+/** Saves these settings and leaves the others as they are, another tab may have changed them. Returns whether the browser took it. */
+export function saveSettings(changed) {
+  return write(lasting, SETTINGS, JSON.stringify({ ...savedSettings(), ...changed }));
+}
+
+function savedSettings() {
+  const saved = parsed(read(lasting, SETTINGS)) ?? {};
+  const known = Object.keys(DEFAULTS).filter((name) => typeof saved[name] === typeof DEFAULTS[name]);
+  return Object.fromEntries(known.map((name) => [name, saved[name]]));
 }
 
 export function loadKey() {
-  return read(sessionStorage, KEY) ?? "";
+  return readForTab(KEY) ?? "";
 }
 
 export function saveKey(key) {
-  return write(sessionStorage, KEY, key);
+  writeForTab(KEY, key);
+}
+
+/** What stands in the question field of that conversation: {text, edit}; `edit` is null or {turn, text}, an earlier question being changed. */
+export function loadUnsent(id) {
+  const { text, edit } = parsed(readForTab(UNSENT + id)) ?? {};
+  const editing = Number.isInteger(edit?.turn) && typeof edit.text === "string";
+  return { text: typeof text === "string" ? text : "", edit: editing ? edit : null };
+}
+
+export function saveUnsent(id, unsent) {
+  writeForTab(UNSENT + id, unsent.text === "" && unsent.edit === null ? null : JSON.stringify(unsent));
 }
 
 /**
- * A conversation: {id, title, created, updated, system, turns}. A turn: {question, answer}. An answer: {tokens, model, state,
- * error, finish, usage, account}, its state "running", "done", "stopped" or "failed".
+ * A conversation: {id, title, created, updated, system, since, turns}; `since` is the first turn that is still sent. A turn:
+ * {question, answer}. An answer: {tokens, model, state, error, code, finish, usage, account, legend, rate}, its state "running",
+ * "done", "stopped", "failed" or "elsewhere" (it comes in another tab); `rate` is what the page counted, tokens a second, where the server's account did not come.
  */
 export function newConversation(system) {
   const now = Date.now();
-  return { id: identifier(), title: "", created: now, updated: now, system, turns: [] };
+  return { id: identifier(), title: "", created: now, updated: now, system, since: 0, turns: [] };
 }
 
 export function newAnswer(model) {
-  return { tokens: new Tokens(), model, state: "running", error: "", finish: null, usage: null, account: null };
+  const tokens = new Tokens();
+  return { tokens, model, state: "running", error: "", code: "", finish: null, usage: null, account: null, legend: {}, rate: null };
 }
 
 export function titleOf(conversation) {
@@ -57,81 +80,75 @@ export function titleOf(conversation) {
   return title.length > TITLE_LENGTH ? `${title.slice(0, TITLE_LENGTH).toWellFormed()}…` : title || "New conversation";
 }
 
-/** All that can be read, newest first, and how many could not. */
-export function loadConversations() {
-  const all = storedNames().map((name) => revived(read(localStorage, name)));
-  const readable = all.filter((conversation) => conversation !== null);
-  return { conversations: readable.sort((one, other) => other.updated - one.updated), unreadable: all.length - readable.length };
+/** The saved text of each conversation, by its identifier. */
+export function savedConversations() {
+  try {
+    const names = Object.keys(lasting()).filter((name) => name.startsWith(CONVERSATION));
+    return new Map(names.map((name) => [name.slice(CONVERSATION.length), read(lasting, name)]));
+  } catch {
+    return new Map();
+  }
+}
+
+/** The saved text of that conversation, null where there is none. */
+export function savedConversation(id) {
+  return read(lasting, CONVERSATION + id);
 }
 
 /** Returns whether the browser took it; false where its storage is full or forbidden. */
-export function saveConversation(conversation) {
-  return write(localStorage, CONVERSATION + conversation.id, JSON.stringify(conversation));
+export function writeConversation(id, json) {
+  return write(lasting, CONVERSATION + id, json);
 }
 
 export function forgetConversation(id) {
-  try {
-    localStorage.removeItem(CONVERSATION + id);
-  } catch {
-    // Storage is forbidden here, so there is nothing to forget.
-  }
+  write(lasting, CONVERSATION + id, null);
 }
 
-/** What "Export" writes: messages as the API has them, each answer with the owner of every token. */
-export function exported(conversation) {
-  const messages = conversation.system ? [{ role: "system", content: conversation.system }] : [];
-  for (const { question, answer } of conversation.turns) {
-    messages.push({ role: "user", content: question });
-    if (answer === null) continue;
-    const { text, ends, codes } = answer.tokens;
-    const pieces = ends.map((end, index) => text.slice(ends[index - 1] ?? 0, end));
-    const { model, state, finish, usage, account } = answer;
-    messages.push({ role: "assistant", content: text, model, state, finish_reason: finish, usage, pieces, provenance: codes, hasten: account });
-  }
-  return { title: titleOf(conversation), created: new Date(conversation.created).toISOString(), messages };
-}
-
-function revived(json) {
+/** The conversation of a saved text, or null where it cannot be read. `cut` is the state of an answer that had not ended. */
+export function revived(json, cut = "stopped") {
   try {
-    const { id, title, created, updated, system, turns } = JSON.parse(json);
+    const { id, title, created, updated, system, since, turns } = JSON.parse(json);
     const texts = [id, title, system].every((value) => typeof value === "string");
-    if (!texts || !Number.isFinite(created) || !Number.isFinite(updated)) return null;
-    return { id, title, created, updated, system, turns: turns.map(revivedTurn) };
+    if (!texts || ![created, updated, since].every(Number.isFinite)) return null;
+    return { id, title, created, updated, system, since, turns: turns.map((turn) => revivedTurn(turn, cut)) };
   } catch {
     return null;
   }
 }
 
-function revivedTurn({ question, answer }) {
+function revivedTurn({ question, answer }, cut) {
   if (typeof question !== "string") throw new TypeError("not a turn");
   if (answer === null) return { question, answer };
-  const { model, state, error, finish, usage, account } = answer;
+  const { model, state, error, code, finish, usage, account, legend, rate } = answer;
   if (typeof model !== "string") throw new TypeError("not an answer");
-  // The page was closed while this answer came.
-  const cut = state === "running";
+  const ended = state !== "running" && state !== "elsewhere";
   const tokens = Tokens.from(answer.tokens);
-  return { question, answer: { tokens, model, state: cut ? "stopped" : state, error: String(error ?? ""), finish, usage, account } };
+  const told = { error: String(error ?? ""), code, finish, usage, account, legend, rate: Number.isFinite(rate) ? rate : null };
+  return { question, answer: { tokens, model, state: ended ? state : cut, ...told } };
 }
 
-function storedNames() {
-  try {
-    return Object.keys(localStorage).filter((name) => name.startsWith(CONVERSATION));
-  } catch {
-    return [];
-  }
+function readForTab(name) {
+  return forgetful.get(name) ?? read(forTab, name);
+}
+
+function writeForTab(name, value) {
+  if (write(forTab, name, value)) forgetful.delete(name);
+  else forgetful.set(name, value);
 }
 
 function read(storage, name) {
   try {
-    return storage.getItem(name);
+    return storage().getItem(name);
   } catch {
     return null;
   }
 }
 
+/** null takes it away. */
 function write(storage, name, value) {
   try {
-    storage.setItem(name, value);
+    if (value === null) storage().removeItem(name);
+    else storage().setItem(name, value);
     return true;
   } catch {
     return false;
@@ -146,7 +163,7 @@ function parsed(json) {
   }
 }
 
-function identifier() {
+export function identifier() {
   // crypto.randomUUID exists on secure origins only, and the page may be served over plain HTTP in a home network.
   return Array.from(crypto.getRandomValues(new Uint8Array(12)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }

@@ -1,36 +1,56 @@
-/** A short notice at the foot of the page, with at most one thing to do about it. It stays until it is read and dismissed. */
+/** Short notices at the foot of the page, one with something to do about it and one without: neither takes the other's place. */
 
 import { byId } from "./dom.js";
 
 const SHORT_MS = 3500;
 
-export class Toast {
-  constructor() {
-    this.box = byId("toast");
-    this.action = byId("toast-action");
-    this.run = null;
-    byId("toast-close").addEventListener("click", () => this.hide());
-    this.action.addEventListener("click", () => {
-      const { run } = this;
-      this.hide();
-      run?.();
-    });
+class Notice {
+  constructor(id) {
+    this.box = byId(id);
+    this.text = byId(`${id}-text`);
+    byId(`${id}-close`).addEventListener("click", () => this.hide());
   }
 
-  /** @param {string} text @param {{name: string, run: () => void}} [action] */
-  say(text, action) {
+  show(text, forMs = null) {
     clearTimeout(this.timer);
-    byId("toast-text").textContent = text;
-    this.run = action?.run ?? null;
-    this.action.textContent = action?.name ?? "";
-    this.action.hidden = !action;
+    this.text.textContent = text;
     this.box.hidden = false;
-    // Only what needs no answer goes by itself.
-    if (!action && text.length < 60) this.timer = setTimeout(() => this.hide(), SHORT_MS);
+    if (forMs !== null) this.timer = setTimeout(() => this.hide(), forMs);
   }
 
   hide() {
     clearTimeout(this.timer);
     this.box.hidden = true;
+  }
+}
+
+export class Toast {
+  constructor() {
+    this.notice = new Notice("toast");
+    this.offered = new Notice("offer");
+    this.subject = null;
+    this.action = byId("offer-action");
+    this.action.addEventListener("click", () => {
+      this.offered.hide();
+      this.run();
+    });
+  }
+
+  /** What needs no answer; it goes by itself where it is short. */
+  say(text) {
+    this.notice.show(text, text.length < 60 ? SHORT_MS : null);
+  }
+
+  /** Something that can be done about what happened; it stays until it is done, dismissed, withdrawn or replaced. */
+  offer(text, name, run, subject = null) {
+    this.run = run;
+    this.subject = subject;
+    this.action.textContent = name;
+    this.offered.show(text);
+  }
+
+  /** What was offered about that subject cannot be done any more. */
+  withdraw(subject) {
+    if (subject === this.subject) this.offered.hide();
   }
 }

@@ -18,29 +18,32 @@ export class Transcript {
     this.toEnd = byId("to-end");
     this.views = [];
     this.following = true;
+    this.top = 0; // where the reader was when last heard of
     this.drawing = false;
     this.scroller.addEventListener("scroll", () => this.#scrolled(), { passive: true });
+    // A small step upwards would be undone by the next jump before the browser has scrolled it.
+    this.scroller.addEventListener("wheel", (event) => event.deltaY < 0 && this.#leave(), { passive: true });
+    this.scroller.addEventListener("touchmove", () => this.#leave(), { passive: true });
+    this.scroller.addEventListener("touchend", () => this.#left <= 1 && this.follow(), { passive: true });
     this.toEnd.addEventListener("click", () => this.follow());
+    new ResizeObserver(() => this.following && this.#jump()).observe(this.scroller);
   }
 
-  /** Shows these turns from scratch. */
+  /** Shows these turns. What is on the screen of them already stays as it is; the reader stays at the end or where they are. */
   show(turns, formatted) {
+    const drawn = (view, index) => formatted === this.formatted && view.turn === turns[index] && view.answer === turns[index].answer;
+    const changed = this.views.findIndex((view, index) => !drawn(view, index));
+    for (const view of changed < 0 ? [] : this.views.splice(changed)) view.element.remove();
     this.formatted = formatted;
-    this.views = [];
-    this.turns.replaceChildren();
+    for (const turn of turns.slice(this.views.length)) {
+      const view = new TurnView(turn, { formatted, act: this.act });
+      this.views.push(view);
+      this.turns.append(view.element);
+    }
+    this.views.forEach((view, index) => view.setLast(index === turns.length - 1));
     byId("empty").hidden = turns.length > 0;
-    this.toEnd.hidden = true;
-    for (const turn of turns) this.add(turn);
-    if (turns.length === 0) this.scroller.scrollTop = 0;
-  }
-
-  add(turn) {
-    byId("empty").hidden = true;
-    this.views.at(-1)?.setLast(false);
-    const view = new TurnView(turn, true, { formatted: this.formatted, act: this.act });
-    this.views.push(view);
-    this.turns.append(view.element);
-    this.follow();
+    if (this.following) this.#jump();
+    this.#showWay();
   }
 
   /** Draws the last turn's news in the next frame; slow drawings leave the page time to breathe. */
@@ -70,19 +73,37 @@ export class Transcript {
     else setTimeout(ready, Math.min(LONGEST_REST_MS, LARGEST_SHARE * took));
   }
 
+  /** Goes to the end, or to the top of an empty page, and stays at the end as it moves. */
   follow() {
     this.following = true;
-    this.toEnd.hidden = true;
     this.#jump();
+    this.#showWay();
   }
 
   #jump() {
-    this.scroller.scrollTop = this.scroller.scrollHeight;
+    this.scroller.scrollTop = this.views.length > 0 ? this.scroller.scrollHeight : 0;
+    this.top = this.scroller.scrollTop;
   }
 
+  /** Pixels below what is seen. */
+  get #left() {
+    return this.scroller.scrollHeight - this.scroller.scrollTop - this.scroller.clientHeight;
+  }
+
+  #leave() {
+    if (this.scroller.scrollHeight > this.scroller.clientHeight) this.following = false;
+  }
+
+  /** Upwards, however little, means leaving; downwards to about the end means following again. */
   #scrolled() {
-    const left = this.scroller.scrollHeight - this.scroller.scrollTop - this.scroller.clientHeight;
-    this.following = left < NEAR_END;
+    const { scrollTop } = this.scroller;
+    if (scrollTop < this.top - 1 && this.#left > 1) this.following = false;
+    else if (scrollTop > this.top && this.#left < NEAR_END) this.following = true;
+    this.top = scrollTop;
+    this.#showWay();
+  }
+
+  #showWay() {
     this.toEnd.hidden = this.following || this.views.length === 0;
   }
 }

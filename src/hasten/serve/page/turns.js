@@ -3,26 +3,30 @@
 import { about, nameOf } from "./drafters.js";
 import { element, iconButton } from "./dom.js";
 import { Rendering } from "./rendering.js";
-import { decimal, whole } from "./speed.js";
+import { decimal, rateOf, whole } from "./speed.js";
 
+export const LONG_WAIT_MS = 3000; // without a token
+const TOO_LONG = "context_length_exceeded";
 const MOST_RUNS = 1000; // rows of the token list; more would only slow the page down
 
 export class TurnView {
   /**
    * @param {object} turn see storage.js
-   * @param {boolean} last whether it is the conversation's last turn
    * @param {{formatted: boolean, act: (action: string, turn: object) => void}} options
    */
-  constructor(turn, last, { formatted, act }) {
+  constructor(turn, { formatted, act }) {
     this.turn = turn;
+    this.answer = turn.answer;
     this.act = act;
+    this.made = performance.now();
+    this.last = true;
+    this.forLast = []; // buttons
     this.body = element("div", { class: "body" });
     this.status = element("p", { class: "status", hidden: true });
     this.foot = element("div", { class: "foot" });
     this.heading = element("h2", { class: "who" }, element("bdi", {}, turn.answer?.model ?? ""));
     this.element = element("article", { class: "turn" }, this.#question(), this.#answer());
     this.rendering = turn.answer === null ? null : new Rendering(this.body, turn.answer.tokens, formatted);
-    this.last = last;
     this.update();
   }
 
@@ -35,7 +39,7 @@ export class TurnView {
     this.rendering.update(!running);
     this.element.classList.toggle("running", running);
     this.#tell(answer);
-    if (!running) this.#close(answer);
+    if (!running && answer.state !== "elsewhere") this.#close(answer);
   }
 
   /** Whether something came since the last drawing. */
@@ -47,7 +51,7 @@ export class TurnView {
   /** Only the last turn can be asked for again. */
   setLast(last) {
     this.last = last;
-    if (this.again) this.again.hidden = !last;
+    for (const button of this.forLast) button.hidden = !last;
   }
 
   #question() {
@@ -64,7 +68,9 @@ export class TurnView {
 
   #tell(answer) {
     const waiting = answer.state === "running" && answer.tokens.text === "";
-    const said = waiting ? "Reading what you wrote" : (STATES[answer.state]?.(answer) ?? "");
+    const long = performance.now() - this.made >= LONG_WAIT_MS;
+    const wait = long ? "Still waiting: the model may be loading, and a long text takes its time" : "Reading what you wrote";
+    const said = waiting ? wait : (STATES[answer.state]?.(answer) ?? "");
     this.status.className = `status ${waiting ? "waiting" : answer.state}`;
     this.status.hidden = said === "";
     if (this.status.textContent !== said) this.status.textContent = said;
@@ -72,11 +78,17 @@ export class TurnView {
 
   #close(answer) {
     if (this.foot.childElementCount > 0) return;
-    this.again = iconButton("again", "Answer again", () => this.act("again", this.turn), { text: true, hidden: !this.last });
+    this.forLast = [iconButton("again", "Answer again", () => this.act("again", this.turn), { text: true })];
+    if (answer.code === TOO_LONG) this.forLast.push(this.#button("Ask without the oldest turns", "shorten"), this.#button("New conversation", "new"));
+    this.setLast(this.last);
     const copy = iconButton("copy", "Copy", () => this.act("copy-answer", this.turn), { text: true });
-    const actions = element("div", { class: "actions" }, copy, this.again);
+    const actions = element("div", { class: "actions" }, copy, ...this.forLast);
     this.foot.append(element("p", { class: "account" }, accountLine(answer)), actions);
     if (answer.tokens.codes.some((code) => code !== "")) this.foot.append(this.#runs(answer.tokens));
+  }
+
+  #button(label, action) {
+    return element("button", { type: "button", class: "quiet", onclick: () => this.act(action, this.turn) }, label);
   }
 
   /** Who guessed what, as a list: what the colours say, for those who do not see them. */
@@ -94,6 +106,7 @@ export class TurnView {
 
 const STATES = {
   stopped: () => "Stopped here.",
+  elsewhere: () => "This answer is coming in another tab.",
   failed: (answer) => answer.error,
   done: (answer) => (answer.finish === "length" ? "Cut here: the limit of tokens was reached." : ""),
 };
@@ -103,7 +116,8 @@ export function accountLine(answer) {
   const { tokens, usage, account } = answer;
   const count = usage?.completion_tokens ?? tokens.ends.length;
   const parts = [`${whole(count)} token${count === 1 ? "" : "s"}`];
-  if (account?.tokens_per_second) parts.push(`${decimal(account.tokens_per_second)} a second`);
+  const rate = rateOf(answer);
+  if (rate) parts.push(`${decimal(rate)} a second`);
   if (account?.speedup) parts.push(`${decimal(account.speedup, 2)}× plain`);
   const counts = Object.values(account?.by_drafter ?? {});
   const drafted = counts.reduce((sum, each) => sum + each.drafted, 0);
