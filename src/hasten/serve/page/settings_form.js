@@ -21,7 +21,8 @@ export class SettingsForm {
     this.key.value = loadKey();
     this.key.addEventListener("change", () => {
       saveKey(this.key.value.trim());
-      onchange("key");
+      // Not while the field is still losing the focus: to be given it back then, it would not tell of its next change.
+      setTimeout(() => onchange("key"));
     });
     byId("open-settings").addEventListener("click", () => this.open());
     this.dialog.addEventListener("click", (event) => event.target === this.dialog && this.dialog.close());
