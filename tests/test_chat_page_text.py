@@ -115,6 +115,9 @@ EXAMPLES = {
     ),
     "so:\na | b\n:-- | --:\nx": "<p>so:\n</p><div><table><tbody><tr><th>a</th><th>b</th></tr></tbody></table></div><p>x</p>",
     "a | b\nc | d": "<p>a | b\nc | d</p>",
+    "| a |\n\n| b |": (
+        "<div><table><tbody><tr><th>a</th></tr></tbody></table></div><div><table><tbody><tr><th>b</th></tr></tbody></table></div>"
+    ),
     "": "",
     "\n\n \n": "",
 }
@@ -237,7 +240,7 @@ def test_columns_stand_as_the_divider_says_and_right_to_left_text_begins_on_its_
             const mixed = drawn('- שלום\\n- two\\n\\n> \u0645\u0631\u062d\u0628\u0627\\n\\n1. one\\n\\n| א | b |\\n|---|---|\\n');
             return [
                 [...table.querySelectorAll('th, td')].map((cell) => cell.className),
-                [...mixed.querySelectorAll('ul, blockquote, ol, table')].map((box) => box.dir),
+                [...mixed.querySelectorAll('ul, blockquote, ol, .table')].map((box) => box.dir),
             ];
         }"""
     )

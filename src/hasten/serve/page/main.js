@@ -113,7 +113,7 @@ class Page {
     window.addEventListener("popstate", () => addressed() !== null && this.arrive());
     // Else the fetch that dies with the page would be kept as a failure.
     window.addEventListener("beforeunload", () => this.exchanges.forEach((each) => each.stop()));
-    window.addEventListener("pagehide", () => [...this.exchanges.keys()].forEach((each) => this.save(each)));
+    window.addEventListener("pagehide", () => this.exchanges.forEach((each) => this.#keep(each)));
   }
 
   unlisted(problem) {
@@ -284,7 +284,7 @@ class Page {
     this.transcript.follow();
     setAddress(conversation, false);
     this.gauge.clearTape();
-    this.composer.setBusy(true);
+    this.composer.setBusy(this.exchange !== null);
     this.showList();
     holdFocus(this.composer);
     this.live.begin();
@@ -299,7 +299,12 @@ class Page {
       if (codes.length > 0) this.gauge.step(codes);
       this.transcript.schedule();
     }
-    if (performance.now() - exchange.saved > SAVE_EVERY_MS) this.save(exchange.conversation);
+    if (performance.now() - exchange.saved > SAVE_EVERY_MS) this.#keep(exchange);
+  }
+
+  /** Saves what has come, but where the conversation was deleted: that would bring it back. */
+  #keep({ conversation }) {
+    if (this.conversations.includes(conversation)) this.save(conversation);
   }
 
   ended(exchange, problem) {
@@ -312,10 +317,10 @@ class Page {
       this.toast.withdraw(conversation);
       this.toast.say(told);
     }
-    if (this.conversations.includes(conversation)) this.save(conversation);
+    this.#keep(exchange);
+    this.composer.setBusy(this.exchange !== null);
     this.showList();
     if (conversation === this.current) {
-      this.composer.setBusy(false);
       this.showTurns();
       this.transcript.draw();
       this.live.finish(answer.tokens.text, told);

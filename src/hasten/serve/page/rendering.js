@@ -68,7 +68,7 @@ export class Rendering {
     const before = { lists: [...this.lists], table: this.table };
     const { outer, target } = SHAPES[block.kind](block);
     const state = { block, outer, target, content: new Content(), drawn: 0, kept: 0, before, madeFor: null };
-    if (block.kind !== "row") this.table = null;
+    if (block.kind !== "row" || block.start !== this.closedEnd) this.table = null;
     if (block.kind === "item") this.#placeItem(block, state);
     else if (block.kind === "row") this.#placeRow(state);
     else this.#parent(block).append(outer);
@@ -105,7 +105,7 @@ export class Rendering {
       const frame = element("div", { class: "table", tabindex: "0", role: "group", "aria-label": "Table" }, element("table", {}, body));
       this.host.append(frame);
       state.madeFor = frame;
-      this.table = { body, aligned: [] };
+      this.table = { frame, body, aligned: [] };
     }
     this.table.body.append(state.outer);
   }
@@ -121,7 +121,7 @@ export class Rendering {
       outer.append(cell);
       this.#inline(cell, new Content([[start, end]], text), 0);
     });
-    if (block.closed) setDirection(this.table.body.parentElement, outer.textContent);
+    if (block.closed) setDirection(this.table.frame, outer.textContent);
   }
 
   /** The divider says how the columns stand, those of the head above it too. */
