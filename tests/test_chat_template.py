@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
 import threading
 import time
@@ -293,9 +294,34 @@ def test_a_killed_worker_is_replaced() -> None:
     assert ours._worker is not None
     ours._worker._process.kill()
     ours._worker._process.wait()
-    with pytest.raises(UnsupportedModel):
-        ours.render(HI)
     assert ours.render(HI) == "ok"
+
+
+def test_a_worker_that_dies_of_a_question_is_asked_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    exchange = chat._Worker._exchange
+    asked: list[bytes] = []
+
+    def dying(worker: chat._Worker, request: bytes) -> dict[str, str] | None:
+        if b"deadly" not in request:
+            return exchange(worker, request)
+        asked.append(request)
+        worker._process.kill()
+        return exchange(worker, request)
+
+    monkeypatch.setattr(chat._Worker, "_exchange", dying)
+    ours = ChatTemplate("{{ messages[0].content }}", "", "")
+    with pytest.raises(UnsupportedModel, match="ended the process"):
+        ours.render([{"role": "user", "content": "deadly"}])
+    assert len(asked) == 2
+    assert ours.render(HI) == HI[0]["content"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="process groups are POSIX")
+def test_the_worker_is_not_in_the_group_that_ctrl_c_reaches() -> None:
+    ours = ChatTemplate("ok", "", "")
+    ours.render(HI)
+    assert ours._worker is not None
+    assert os.getpgid(ours._worker._process.pid) != os.getpgid(0)
 
 
 def test_threads_take_turns() -> None:

@@ -98,10 +98,18 @@ class ChatTemplate:
         return str(answer["text"]) if "text" in answer else _fail(answer["error"], answer["message"])
 
     def _ask(self, request: bytes) -> dict[str, str]:
-        """One question to the worker, which is started where there is none and ended where it does not answer."""
-        if self._worker is None or not self._worker.alive:
-            self._worker = _Worker()
-        return self._worker.ask(request, RENDER_SECONDS)
+        """One question to the worker, which is started where there is none and ended where it does not answer.
+
+        One that is gone without an answer may have been ended by anybody: a new one is asked once more.
+        """
+        answer: dict[str, str] = {}
+        for _ in range(2):
+            if self._worker is None or not self._worker.alive:
+                self._worker = _Worker()
+            answer = self._worker.ask(request, RENDER_SECONDS)
+            if answer.get("error") != "died":
+                break
+        return answer
 
 
 class _Worker:
@@ -116,15 +124,21 @@ class _Worker:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
+                start_new_session=True,  # else the terminal's Ctrl-C, which is meant for an answer, would end it
                 env={**kept, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONDONTWRITEBYTECODE": "1"},
             )
         except OSError as problem:
             raise _no_worker() from problem
         weakref.finalize(self, _end, self._process)
-        self.alive = True
+        self._given_up = False
         if self.ask(json.dumps({"source": "", "names": {}}).encode(), START_SECONDS) != {"text": ""}:
             _end(self._process)
             raise _no_worker()
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can be asked: it runs, and was not ended here."""
+        return not self._given_up and self._process.poll() is None
 
     def ask(self, request: bytes, seconds: float) -> dict[str, str]:
         """The worker's answer; of kind "time" where it had to be killed, "died" where it is gone without one."""
@@ -143,7 +157,7 @@ class _Worker:
             timer.cancel()
         if answer is None or late.is_set() or answer.get("error") == "memory":
             _end(self._process)
-            self.alive = False
+            self._given_up = True
         return answer if answer is not None else {"error": "time" if late.is_set() else "died", "message": ""}
 
     def _exchange(self, request: bytes) -> dict[str, str] | None:
