@@ -50,6 +50,21 @@ def test_any_pool_can_be_measured(positions: int) -> None:
     assert not curve.known or curve.predict(1) > 0.0
 
 
+def test_a_machine_that_takes_seconds_a_pass_is_not_measured_for_minutes() -> None:
+    now = 0.0
+    asked: list[tuple[int, int]] = []
+
+    def slow(rows: int, context: int) -> float:
+        nonlocal now
+        asked.append((rows, context))
+        now += 4.0 * rows
+        return 4.0 * rows
+
+    curve = measure(slow, 4096, clock=lambda: now)
+    assert asked == [(1, 128), (1, 128), (2, 128)]
+    assert curve.predict(2) == pytest.approx(8.0)
+
+
 def test_curves_never_fall_whatever_is_observed() -> None:
     rng = random.Random(3)
     curve = CostCurve.measured({1: 5.0, 2: 3.0, 8: 4.0, 32: 9.0}, {1: 0.01, 8: 0.005}, 100)

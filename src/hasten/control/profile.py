@@ -22,6 +22,7 @@ FRAME = 7
 FAR_ROWS = (1, 8, 32)
 NEAR, FAR = 128, 1024  # contexts
 BUDGET_S = 2.5  # after the frame was measured once, go on no longer than this
+FRAME_S = 10.0  # and with the frame, of which two points are enough, no longer than this
 REPEATS = 5
 CHECKED_ROWS = (1, 16)
 CHECK_REPEATS = 2
@@ -113,7 +114,8 @@ def contexts(positions: int) -> tuple[int, int]:
 
 
 def measure(timed: Timed, positions: int, clock: Callable[[], float] = time.perf_counter) -> CostCurve:
-    """Least seconds of a few passes at each point, the most important points first, within ``BUDGET_S`` or once the frame.
+    """Least seconds of a few passes at each point, the most important points first, within ``BUDGET_S`` or once the frame
+    within ``FRAME_S``.
 
     An empty curve where the pool is too small to tell anything.
     """
@@ -121,17 +123,18 @@ def measure(timed: Timed, positions: int, clock: Callable[[], float] = time.perf
     near, far = contexts(positions)
     if near <= 0:
         return CostCurve()
-    end = clock() + BUDGET_S
+    started = clock()
+    end, frame_end = started + BUDGET_S, started + FRAME_S
     points: dict[int, float] = {}
     distant: dict[int, float] = {}
     timed(1, near)  # the first pass pays for what is set up once
     for turn in range(REPEATS):
         for place, count in enumerate(rows):
-            if (turn or place >= FRAME) and clock() > end:
+            if clock() > (end if turn or place >= FRAME else frame_end) and len(points) > 1:
                 break
             points[count] = min(points.get(count, math.inf), timed(count, near))
         for count in FAR_ROWS if far else ():
-            if turn and clock() > end:
+            if clock() > (end if turn else frame_end):
                 break
             distant[count] = min(distant.get(count, math.inf), timed(count, far))
     slopes = {count: (distant[count] - points[count]) / (far - near) for count in distant if count in points}
