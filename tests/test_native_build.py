@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from hasten.core.config import EngineConfig
+from hasten.core.errors import ModelNotFound
+from hasten.engine.loading import load_engine
 from hasten.native import build
 from hasten.native.loader import load, status
 
@@ -56,6 +59,15 @@ def test_environment_chooses_level_and_library() -> None:
     assert "switched off" in in_a_new_process({"HASTEN_NATIVE": "off"}, code)
     assert "not built" in in_a_new_process({"HASTEN_NATIVE_LIBRARY": "/nowhere/x.so"}, code)
     assert in_a_new_process({"HASTEN_NATIVE_LIBRARY": __file__}, code).startswith("None")
+
+
+def test_loading_a_model_without_kernels_says_so(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    for mode, said in (("auto", 0 if load() else 1), ("off", 1)):
+        monkeypatch.setenv("HASTEN_NATIVE", mode)
+        caplog.clear()
+        with pytest.raises(ModelNotFound):
+            load_engine(EngineConfig(model="no-such-model"))
+        assert [line.count("No native kernels (") for line in caplog.messages] == [1] * said
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from hasten.core.config import SpeculationParams
 from hasten.core.errors import ConfigError, CorruptModel
 from hasten.model.linear_file import (
     FileEmbedding,
+    choose_precision,
     file_linear,
     file_runs_best,
     has_codes,
@@ -23,7 +24,7 @@ from hasten.model.linear_file import (
     tensors_without_codes,
 )
 from hasten.model.loaders.gguf_source import GGUFSource, open_gguf
-from hasten.model.precision import BF16, FILE, INT8, choose_precision
+from hasten.model.precision import BF16, FILE, FP32, INT8
 from hasten.model.weights import load_decoder
 from hasten.native.grouped import GroupedLinear
 from hasten.native.loader import load, status
@@ -116,6 +117,14 @@ def test_auto_takes_it_where_it_is_faster(tmp_path: Path, monkeypatch: pytest.Mo
     assert choose_precision("auto", CPU, False) is INT8
     assert choose_precision("int8", CPU, True) is INT8
     assert choose_precision("auto", torch.device("cuda"), True) is BF16
+
+
+def test_auto_without_kernels_is_what_pytorch_multiplies_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HASTEN_NATIVE", "off")
+    for capability, expected in (("AVX512", BF16), ("AVX512_AMX", BF16), ("AVX2", FP32), ("DEFAULT", FP32)):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda capability=capability: capability)
+        assert choose_precision("auto", CPU) is expected
+    assert choose_precision("int8", CPU) is INT8
 
 
 def test_where_it_cannot_run_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,9 +11,9 @@ from hasten.engine.loading import DEFAULT_CACHE_TOKENS, choose_device
 from hasten.model import catalogue
 from hasten.model.attention import choose_cache
 from hasten.model.description import ModelDescription
-from hasten.model.linear_file import file_runs_best
+from hasten.model.linear_file import choose_precision, file_runs_best
 from hasten.model.loaders import open_source
-from hasten.model.precision import Precision, choose_precision
+from hasten.model.precision import Precision
 
 
 def footprint(config: EngineConfig) -> int:

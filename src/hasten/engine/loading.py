@@ -37,10 +37,9 @@ from hasten.model.attention import choose_cache
 from hasten.model.executor import Executor
 from hasten.model.head import TrimmedHead
 from hasten.model.kept_weights import kept_weights
-from hasten.model.kernels import set_threads
-from hasten.model.linear_file import draft_precision, file_runs_best
+from hasten.model.kernels import missing_kernels, set_threads
+from hasten.model.linear_file import choose_precision, draft_precision, file_runs_best
 from hasten.model.loaders import open_source
-from hasten.model.precision import choose_precision
 from hasten.model.tokenizer import Tokenizer, load_tokenizer
 from hasten.model.weights import load_decoder
 
@@ -71,6 +70,8 @@ def load_engine(config: EngineConfig, progress: Progress = silent, redo_profile:
     """
     started = time.perf_counter()
     device = choose_device(config.device)
+    if device.type == "cpu" and (reason := missing_kernels()):
+        log.warning("No native kernels (%s): every model is many times slower; see 'hasten doctor'.", reason)
     specs = parse_specs(config.draft)
     for spec in specs:
         _check_spec(spec)  # what is wrong is said before anything is loaded

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hasten.model.precision import Precision
-from hasten.native.loader import load
+from hasten.native.loader import load, status
 
 READ_KINDS = 4  # as in native/read.h
 
@@ -51,6 +51,12 @@ def kernels_fingerprint() -> str:
     """Tells one build of the native kernels from another; "" without them."""
     library = load()
     return "" if library is None else library.fingerprint
+
+
+def missing_kernels() -> str:
+    """Why no native kernels are in use; "" where they are."""
+    found = status()
+    return "" if found["available"] else str(found["reason"])
 
 
 def native_reads(buffer: Tensor) -> list[Callable[[], object]]:

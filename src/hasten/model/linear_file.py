@@ -19,7 +19,7 @@ from torch import Tensor
 from hasten.core.errors import ConfigError
 from hasten.model.description import Activation
 from hasten.model.linear import Linear, gated, rms_norm
-from hasten.model.precision import Q4_0, named
+from hasten.model.precision import BF16, FILE, FP32, INT8, Q4_0, Precision, named
 from hasten.native.grouped import KINDS, STRIP_OUTPUTS, GroupedLinear, GroupedMatrix
 from hasten.native.loader import NativeLibrary, load
 
@@ -58,6 +58,25 @@ def file_runs_best(source: Any) -> bool:
     return fast and isinstance(source, BlockSource) and not tensors_without_codes(source)
 
 
+def choose_precision(name: str, device: torch.device, codes_run_best: bool = False) -> Precision:
+    """``auto`` is bf16 on a GPU. On a CPU it is file where its ``codes_run_best`` (``file_runs_best``), else int8; without
+    native kernels what PyTorch multiplies fastest. Raises ConfigError where the device cannot run what was asked for."""
+    if name == "auto":
+        if device.type != "cpu":
+            return BF16
+        return _without_kernels() if load() is None else FILE if codes_run_best else INT8
+    precision = named(name)
+    if precision.quantised and device.type != "cpu":
+        raise ConfigError(f"precision {name} runs on a CPU only, not on {device}; use bf16 or fp32 there.")
+    return precision
+
+
+def _without_kernels() -> Precision:
+    """bf16 where the processor has AVX-512; elsewhere PyTorch emulates it, and a prompt takes longer than in fp32. Its int8
+    products take some fifty times as long as either for a single row."""
+    return BF16 if torch.backends.cpu.get_cpu_capability().startswith("AVX512") else FP32
+
+
 def draft_precision(name: str, device: torch.device) -> str:
     """What a draft model runs in where the target's precision is called ``name``. A level of it costs what reading its weights
     costs, its guesses are checked anyway, and four bits guess as well (docs/drafters/lm.md): so q4_0 beside integer weights, where
@@ -82,7 +101,7 @@ def _kernels() -> NativeLibrary:
     library = load()
     if library is None:
         raise ConfigError(
-            "This precision needs the native kernels, which are not in use here ('hasten doctor' says why); use int8."
+            "This precision needs the native kernels, which are not in use here ('hasten doctor' says why); use --precision auto."
         )
     return library
 

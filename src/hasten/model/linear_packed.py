@@ -22,7 +22,7 @@ def kernels() -> NativeLibrary:
     library = load()
     if library is None:
         raise ConfigError(
-            "precision int4 needs the native kernels, which are not in use here ('hasten doctor' says why); use int8."
+            "precision int4 needs the native kernels, which are not in use here ('hasten doctor' says why); use --precision auto."
         )
     return library
 

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 import torch
 
-from hasten.core.errors import ConfigError
-
 
 @dataclass(frozen=True, slots=True)
 class Precision:
@@ -41,14 +39,3 @@ _BY_NAME = {precision.name: precision for precision in (INT8, INT4, FILE, Q4_0, 
 def named(name: str) -> Precision:
     """The precision of that name; there is one but for ``auto``."""
     return _BY_NAME[name]
-
-
-def choose_precision(name: str, device: torch.device, file_runs_best: bool = False) -> Precision:
-    """``auto`` is, on a CPU, file where that ``file_runs_best`` (see ``linear_file``), else int8; and bf16 elsewhere. Raises
-    ConfigError where the device cannot run what was asked for."""
-    if name == "auto":
-        return BF16 if device.type != "cpu" else FILE if file_runs_best else INT8
-    precision = named(name)
-    if precision.quantised and device.type != "cpu":
-        raise ConfigError(f"precision {name} runs on a CPU only, not on {device}; use bf16 or fp32 there.")
-    return precision

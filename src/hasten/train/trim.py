@@ -34,9 +34,8 @@ from hasten.model.executor import Executor
 from hasten.model.head import HeadRows, TrimmedHead, head_rows
 from hasten.model.kept_weights import kept_weights
 from hasten.model.kernels import set_threads
-from hasten.model.linear_file import draft_precision
+from hasten.model.linear_file import choose_precision, draft_precision
 from hasten.model.loaders import open_source
-from hasten.model.precision import choose_precision
 from hasten.model.tokenizer import Tokenizer, load_tokenizer
 from hasten.model.weights import load_decoder
 from hasten.sampling.likeliest import likeliest
