@@ -7,7 +7,7 @@ import itertools
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,6 +24,25 @@ from hasten.core.types import FinishReason, SamplingParams
 SOURCES = ("model", "suffix", "suffix", "lm")
 
 
+class FakeStream(Iterator[StreamEvent]):
+    """The events of an answer; the first is there after ``prompt_steps`` steps, each of ``delay_s``."""
+
+    def __init__(self, events: Generator[StreamEvent, None, None], prompt_steps: int, delay_s: float) -> None:
+        self.events, self.prompt_steps, self.delay_s = events, prompt_steps, delay_s
+
+    def step(self) -> bool:
+        if self.prompt_steps > 1:
+            time.sleep(self.delay_s)
+        self.prompt_steps -= 1
+        return self.prompt_steps <= 0
+
+    def __next__(self) -> StreamEvent:
+        return next(self.events)
+
+    def close(self) -> None:
+        self.events.close()
+
+
 class FakeLLM:
     """Answers with ``reply`` cut to max_tokens; ``made`` lists every instance, ``asked`` what it was asked."""
 
@@ -31,6 +50,7 @@ class FakeLLM:
     template = True
     delay_s = 0.0
     fail: BaseException | None = None
+    prompt_steps = 1
     load_labels: tuple[str, ...] = ()
     order: Callable[[int], list[int]] = staticmethod(lambda count: list(range(count)))
     made: ClassVar[list[FakeLLM]] = []
@@ -83,17 +103,15 @@ class FakeLLM:
         prompt: str | list[int],
         params: SamplingParams,
         speculation: SpeculationParams = SpeculationParams(),  # noqa: B008
-    ) -> Iterator[StreamEvent]:
+    ) -> FakeStream:
         self.speculation = speculation
         self._note(prompt, params)
         completion = self._completion(prompt, params, 0)
         if completion.usage.prompt_tokens > self.context_length:
             raise PromptTooLong(f"The prompt has {completion.usage.prompt_tokens} tokens and the context {self.context_length}.")
-        return self._events(completion)
+        return FakeStream(self._events(completion), self.prompt_steps, self.delay_s)
 
-    def stream_chat(
-        self, messages: list[dict[str, Any]], params: SamplingParams, speculation: SpeculationParams
-    ) -> Iterator[StreamEvent]:
+    def stream_chat(self, messages: list[dict[str, Any]], params: SamplingParams, speculation: SpeculationParams) -> FakeStream:
         return self.stream(self.render_chat(messages), params, speculation)
 
     def _note(self, prompt: str | list[int], params: SamplingParams) -> None:
@@ -102,7 +120,7 @@ class FakeLLM:
         self.asked.append(prompt if isinstance(prompt, str) else self.decode(prompt))
         self.params.append(params)
 
-    def _events(self, completion: Completion) -> Iterator[StreamEvent]:
+    def _events(self, completion: Completion) -> Generator[StreamEvent, None, None]:
         answer = completion.answers[0]
         try:
             for start in range(0, len(answer.tokens), 3):

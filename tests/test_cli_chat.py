@@ -10,7 +10,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -167,18 +168,9 @@ def test_control_characters_do_not_reach_a_screen() -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
 def test_ctrl_c_in_a_terminal_keeps_the_conversation() -> None:
-    import pty
-
     reply = "FakeLLM.delay_s = 0.06; FakeLLM.reply = 'The sky' + ' is blue' * 40 + ', as Rayleigh found.'"
     settings = f"{reply}\nimport atexit\natexit.register(lambda: print('ASKED', FakeLLM.made[0].asked))"
-    terminal, inside = pty.openpty()
-    environment = {**os.environ, "TERM": "xterm", "NO_COLOR": "1"}
-    process = subprocess.Popen(
-        [*driver(settings), "chat"], stdin=inside, stdout=inside, stderr=inside, env=environment, start_new_session=True
-    )
-    os.close(inside)
-    shown = Terminal(terminal)
-    try:
+    with chat_in_a_terminal(settings) as (process, shown):
         shown.wait_for("> ")
         shown.type("hello\n")
         shown.wait_for("The sky")
@@ -198,12 +190,41 @@ def test_ctrl_c_in_a_terminal_keeps_the_conversation() -> None:
         assert process.wait(timeout=20) == 0
         shown.wait_for("ASKED")
         asked = shown.wait_for("]").replace("\r\n", "")
+    assert re.search(r"<user>hello<assistant>The sky.*<user>one\\ntwo", asked)
+    assert "Traceback" not in shown.all
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_ctrl_c_while_a_long_prompt_is_read() -> None:
+    with chat_in_a_terminal("FakeLLM.delay_s = 0.06; FakeLLM.prompt_steps = 10**6") as (process, shown):
+        shown.wait_for("> ")
+        shown.type("a long text\n")
+        shown.wait_for("reading the conversation")
+        process.send_signal(signal.SIGINT)
+        shown.wait_for("stopped before the answer began")
+        shown.wait_for("> ")
+        shown.type("\x04")
+        assert process.wait(timeout=20) == 0
+    assert "Traceback" not in shown.all
+
+
+@contextmanager
+def chat_in_a_terminal(settings: str) -> Iterator[tuple[subprocess.Popen[bytes], Terminal]]:
+    """``hasten chat`` with the fake model as ``settings`` (Python) make it, at the other end of a pseudo-terminal."""
+    import pty
+
+    terminal, inside = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm", "NO_COLOR": "1"}
+    process = subprocess.Popen(
+        [*driver(settings), "chat"], stdin=inside, stdout=inside, stderr=inside, env=environment, start_new_session=True
+    )
+    os.close(inside)
+    try:
+        yield process, Terminal(terminal)
     finally:
         process.kill()
         process.wait()
         os.close(terminal)
-    assert re.search(r"<user>hello<assistant>The sky.*<user>one\\ntwo", asked)
-    assert "Traceback" not in shown.all
 
 
 class Terminal:

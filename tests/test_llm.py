@@ -62,6 +62,18 @@ def test_streams_read_in_turns(llm: LLM) -> None:
     assert texts == [expected("one two one two", GREEDY), expected("three", SAMPLED)]
 
 
+def test_a_stream_can_be_left_between_the_steps_of_its_prompt(llm: LLM) -> None:
+    stream = llm.stream(list(prompt_of(400, 1)), GREEDY)
+    assert not stream.step()
+    stream.close()
+    assert stream.step()
+    assert llm.engine.idle
+    again = llm.stream("one two", GREEDY)
+    while not again.step():
+        pass
+    assert "".join(event.text for event in again) == expected("one two", GREEDY)
+
+
 def test_a_stream_beside_generate_loses_nothing(llm: LLM) -> None:
     stream = llm.stream("one two one two", GREEDY)
     pieces = [next(stream).text]

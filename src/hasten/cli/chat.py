@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -29,7 +29,7 @@ from hasten.core.results import Completion, StreamEvent
 if TYPE_CHECKING:
     from types import FrameType
 
-    from hasten.engine.llm import LLM
+    from hasten.engine.llm import LLM, EventStream
 
 QUOTES = '"""'
 
@@ -95,7 +95,8 @@ class Chat:
         self._answer()
 
     def _answer(self) -> None:
-        """Stream the answer to the last question. Ctrl-C ends it after the step that runs; what came by then is kept."""
+        """Stream the answer to the last question. Ctrl-C ends it after the step that runs, one that reads a part of a long prompt
+        included; what came by then is kept."""
         text, completion = "", None
         try:
             stream = self.llm.stream_chat(self.conversation.messages(), self.conversation.params, speculation=self.speculation)
@@ -109,17 +110,28 @@ class Chat:
             if self.painter is not None:
                 self.painter.begin()
             with asked_to_stop() as stopped:
-                for event in stream:
+                self._read_prompt(stream, stopped)
+                while not stopped.is_set() and (event := next(stream, None)) is not None:
                     self._show(event)
                     text += event.text
                     completion = event.completion or completion
-                    if stopped.is_set():
-                        break
         finally:
             stream.close()
             self.conversation.answered(text, completion)
+        if not text and completion is None:
+            self._note("stopped before the answer began; your message is taken back")
+            return
         self.out.print("" if text.endswith("\n") else "\n", end="")
         self._account(completion)
+
+    def _read_prompt(self, stream: EventStream, stopped: threading.Event) -> None:
+        """The steps before the first event. A prompt that takes more than one is said to be read, on a terminal."""
+        if stream.step() or stopped.is_set():
+            return
+        spinner = self.notes.status("reading the conversation") if self.notes.is_terminal else nullcontext()
+        with spinner:
+            while not (stopped.is_set() or stream.step()):
+                pass
 
     def _show(self, event: StreamEvent) -> None:
         from hasten.cli.screen import say

@@ -229,11 +229,18 @@ class EventStream(Iterator[StreamEvent]):
         self._engine = engine
         self._request = request
 
-    def __next__(self) -> StreamEvent:
-        while not self._request.inbox:
-            if self._request.finished:
-                raise self._request.problem or StopIteration
+    def step(self) -> bool:
+        """Run one step of the engine where the next event, or the end, needs one; whether it is there now. For whoever wants to
+        look up between the steps that read a long prompt."""
+        if not (self._request.inbox or self._request.finished):
             self._engine.step()
+        return bool(self._request.inbox or self._request.finished)
+
+    def __next__(self) -> StreamEvent:
+        while not self.step():
+            pass
+        if not self._request.inbox:
+            raise self._request.problem or StopIteration
         return self._request.inbox.popleft()
 
     def close(self) -> None:
