@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import click
@@ -169,6 +170,28 @@ def test_ctrl_c_is_a_clean_line() -> None:
     assert "Traceback" not in err
     assert err.strip() == "hasten: stopped."
     assert "Rayleigh" not in out
+
+
+INTERRUPTED_IMPORT = """
+import sys
+from importlib import import_module
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupt())
+module, _, function = {script!r}.partition(":")
+getattr(import_module(module), function)()
+"""
+
+
+@pytest.mark.parametrize("module", ["hasten.cli", "click", "hasten.core.config", "hasten.cli.settings"])
+def test_ctrl_c_during_the_imports_is_a_clean_line(module: str) -> None:
+    settings = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
+    program = INTERRUPTED_IMPORT.format(module=module, script=settings["project"]["scripts"]["hasten"])
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 130
+    assert done.stderr == "hasten: stopped.\n"
 
 
 def test_a_reader_that_leaves_is_no_error() -> None:

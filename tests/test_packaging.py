@@ -54,9 +54,9 @@ def test_the_licence_is_there() -> None:
 
 
 def test_the_console_script_is_the_command_line() -> None:
-    from hasten.cli.main import main
+    from hasten.__main__ import main
 
-    assert PROJECT["scripts"] == {"hasten": "hasten.cli.main:main"}
+    assert PROJECT["scripts"] == {"hasten": "hasten.__main__:main"}
     for point in entry_points(group="console_scripts", name="hasten"):
         assert point.load() is main
 

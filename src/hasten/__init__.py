@@ -5,28 +5,35 @@
     with LLM("smollm2-135m") as llm:
         print(llm.chat([{"role": "user", "content": "Why is the sky blue?"}], SamplingParams(max_tokens=64)).text)
 
-Importing this package is light: torch is loaded when ``LLM`` is first asked for.
+Importing this package is light: each name brings its module, and ``LLM`` torch, when it is first asked for.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from hasten.core.config import EngineConfig
-from hasten.core.errors import HastenError
-from hasten.core.results import Completion, StreamEvent
-from hasten.core.types import SamplingParams
-
 if TYPE_CHECKING:
+    from hasten.core.config import EngineConfig
+    from hasten.core.errors import HastenError
+    from hasten.core.results import Completion, StreamEvent
+    from hasten.core.types import SamplingParams
     from hasten.engine.llm import LLM
 
 __version__ = "0.1.0"
 __all__ = ["LLM", "Completion", "EngineConfig", "HastenError", "SamplingParams", "StreamEvent", "__version__"]
 
+_MODULES = {
+    "LLM": "hasten.engine.llm",
+    "Completion": "hasten.core.results",
+    "EngineConfig": "hasten.core.config",
+    "HastenError": "hasten.core.errors",
+    "SamplingParams": "hasten.core.types",
+    "StreamEvent": "hasten.core.results",
+}
+
 
 def __getattr__(name: str) -> Any:
-    if name == "LLM":
-        from hasten.engine.llm import LLM
-
-        return LLM
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
     raise AttributeError(f"module 'hasten' has no attribute {name!r}")

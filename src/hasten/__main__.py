@@ -1,8 +1,23 @@
-"""``python -m hasten`` is ``hasten``."""
+"""``hasten``, which is ``python -m hasten``: the command line behind the one thing that has to come before its imports.
+
+Imports nothing at the top: a Ctrl-C during the imports must end in a line as any other does, and not in a trace.
+"""
 
 from __future__ import annotations
 
-from hasten.cli.main import main
+
+def main() -> None:
+    """Run the command line and exit with its status; 130 after a Ctrl-C, whenever it comes."""
+    try:
+        from hasten.cli.main import main as command_line
+
+        command_line()
+    except KeyboardInterrupt:
+        import sys
+
+        print("hasten: stopped.", file=sys.stderr)
+        sys.exit(130)
+
 
 if __name__ == "__main__":
     main()
