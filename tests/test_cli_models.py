@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 from hasten.cli import models
 from hasten.cli.draft_forget import forget
 from hasten.control import store
-from hasten.core.errors import HastenError, ModelError, ModelNotFound
+from hasten.core.errors import HastenError, InvalidRequest, ModelError, ModelNotFound
 from hasten.core.progress import Progress
 from hasten.draft.kept import memory_path
 from hasten.model import catalogue, download, hub, storage
@@ -147,8 +147,11 @@ def test_rm_asks_says_what_and_frees() -> None:
     converted.parent.mkdir(parents=True)
     converted.write_bytes(bytes(9))
     storage.record_conversion(converted, path)
+    with pytest.raises(InvalidRequest, match="give --yes"):
+        invoke(models.rm, "qwen2.5-coder-0.5b", answer="")
     result = invoke(models.rm, "qwen2.5-coder-0.5b", answer="n\n")
     assert result.exit_code == 1
+    assert "Nothing was removed." in result.stderr
     assert path.exists()
     assert converted.exists()
     assert str(path) in result.stderr

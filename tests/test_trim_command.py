@@ -52,6 +52,7 @@ def test_a_rate_is_tokens_over_drafting_and_verifying() -> None:
     ("arguments", "sentence"),
     [
         (["--sizes", "1,x"], "--sizes takes whole numbers"),
+        (["--sizes", "16384,0"], "--sizes takes numbers from 1 up, not 0"),
         (["--text", "/nowhere/text"], "cannot be read"),
         (["--prompts", "/nowhere/prompts"], "cannot be read"),
         (["--precision", "int3"], "precision must be one of"),

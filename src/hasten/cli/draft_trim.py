@@ -58,9 +58,12 @@ def trim(prompts: str | None, texts: tuple[str, ...], sizes: str, **options: Any
 
 def _sizes(text: str) -> list[int]:
     try:
-        return [int(part) for part in text.split(",")]
+        sizes = [int(part) for part in text.split(",")]
     except ValueError as problem:
         raise InvalidRequest(f"--sizes takes whole numbers with commas between them, not '{text}'.") from problem
+    if min(sizes) < 1:
+        raise InvalidRequest(f"--sizes takes numbers from 1 up, not {min(sizes)}.")
+    return sizes
 
 
 def _show(outcome: Outcome) -> None:

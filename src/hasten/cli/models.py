@@ -13,7 +13,7 @@ import click
 from rich.table import Table
 
 from hasten.cli.screen import answers, notes, printable, progress_on
-from hasten.core.errors import ModelNotFound
+from hasten.core.errors import InvalidRequest, ModelNotFound
 from hasten.core.progress import Progress
 from hasten.model import hub, storage
 from hasten.model.catalogue import CATALOGUE, Entry, IndexPackages, Source, entry_of, on_disk, resolve
@@ -118,13 +118,26 @@ def _remove(name: str, what: storage.Removal, yes: bool) -> None:
 
 
 def confirm_removal(what: storage.Removal, yes: bool) -> None:
-    """Show what goes, ask unless ``yes``, remove it and say how much that freed."""
+    """Show what goes, ask unless ``yes``, remove it and say how much that freed. A no ends the command with status 1.
+
+    Raises InvalidRequest where there is nobody to ask.
+    """
     for path in what.paths:
         _note(str(path))
-    if not yes:
-        click.confirm(f"Remove these and free {size(what.bytes)}?", abort=True, err=True)
+    if not (yes or _agreed(f"Remove these and free {size(what.bytes)}?")):
+        _note("Nothing was removed.")
+        raise click.exceptions.Exit(1)
     storage.remove(what)
     click.echo(f"Freed {size(what.bytes)}.")
+
+
+def _agreed(question: str) -> bool:
+    try:
+        return click.confirm(question, err=True)
+    except click.Abort as problem:
+        if isinstance(problem.__context__, EOFError):
+            raise InvalidRequest("Standard input has no answer; give --yes to remove without being asked.") from problem
+        raise
 
 
 def _facts(entry: Entry) -> dict[str, Any]:
