@@ -181,10 +181,11 @@ class CommandLine:
         self.llm = type("LLMOfThisTest", (FakeLLM,), {"made": []})
         monkeypatch.setitem(hasten.__dict__, "LLM", self.llm)
 
-    def __call__(self, *arguments: str, stdin: str = "", **environment: str) -> Outcome:
+    def __call__(self, *arguments: str, stdin: str | bytes = "", **environment: str) -> Outcome:
         for name, value in environment.items():
             self.monkeypatch.setenv(name, value)
-        self.monkeypatch.setattr("sys.stdin", io.StringIO(stdin))
+        data = stdin if isinstance(stdin, bytes) else stdin.encode()
+        self.monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data), encoding="ascii", errors="surrogateescape"))
         self.capsys.readouterr()
         status = run(arguments)
         out, err = self.capsys.readouterr()

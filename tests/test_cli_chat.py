@@ -49,6 +49,13 @@ def test_a_script_is_one_message_a_line(command_line: CommandLine) -> None:
     assert "\x1b" not in done.out + done.err
 
 
+def test_a_script_is_utf_8_whatever_the_locale(command_line: CommandLine) -> None:
+    done = command_line("chat", stdin="grün\n".encode() + b"h\xff\n")
+    assert command_line.made.asked == ["<user>grün"]
+    assert done.status == 1
+    assert "Line 2 of standard input is not UTF-8 text (byte 2 is 0xff)" in done.err
+
+
 def test_commands(command_line: CommandLine, tmp_path: Path) -> None:
     file = tmp_path / "saved.json"
     script = f"/temperature 0.5\n/seed 7\n/system New.\nhello\n/stats\n/save {file}\n/reset\nagain\n/quit\nnever\n"

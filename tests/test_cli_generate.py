@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from cli_fakes import CommandLine, FakeLLM
 from hasten.cli.generate import InOrder
-from hasten.cli.prompts import SAMPLING_FIELDS, parse_line
+from hasten.cli.prompts import SAMPLING_FIELDS, collect, parse_line
 from hasten.core.errors import InvalidRequest
 from hasten.core.types import SamplingParams
 
@@ -77,6 +77,17 @@ def test_standard_input(command_line: CommandLine) -> None:
     assert command_line.made.asked == ["kept \n"]
 
 
+def test_standard_input_is_utf_8_whatever_the_locale(command_line: CommandLine) -> None:
+    assert command_line("generate", stdin="grün\r\nblau\n").status == 0
+    assert command_line.made.asked == ["<user>grün\nblau"]
+    command_line.llm.made.clear()
+    for arguments in ([], ["--raw"], ["--prompts", "-"]):
+        done = command_line("generate", *arguments, stdin=b"h\xff\xfe\n")
+        assert done.status == 1
+        assert "Standard input is not UTF-8 text (byte 2 is 0xff)" in done.err
+    assert command_line.llm.made == []
+
+
 @pytest.mark.parametrize("arguments", [[], ["-p", ""], ["-p", "  \n"], ["--raw"]])
 def test_an_empty_prompt_is_refused(command_line: CommandLine, arguments: list[str]) -> None:
     done = command_line("generate", *arguments, stdin="")
@@ -131,6 +142,14 @@ def test_several_prompts_keep_their_order_and_ids(command_line: CommandLine, tmp
     assert llm.params[1] == SamplingParams(max_tokens=4, temperature=0.7, seed=3)
 
 
+def test_messages_may_have_parts_and_calls_of_tools(tmp_path: Path) -> None:
+    parts = [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}]
+    calls = [*parts, {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {}}}]}]
+    for messages in (parts, calls):
+        (item,) = collect(None, lines(tmp_path / "p.jsonl", {"messages": messages}), SamplingParams(), False)
+        assert item.messages == messages
+
+
 def test_several_prompts_as_text(command_line: CommandLine, tmp_path: Path) -> None:
     file = lines(tmp_path / "p.jsonl", {"prompt": "x", "id": 7}, {"prompt": "y", "max_tokens": 2})
     done = command_line("generate", "--prompts", file)
@@ -165,9 +184,12 @@ def test_prompts_from_standard_input_as_lines(command_line: CommandLine) -> None
         ({"turns": []}, "'turns' must be a list"),
         ({"turns": "abc"}, "'turns' must be a list"),
         ({"turns": [3]}, "'turns' must be a list"),
-        ({"messages": []}, "'messages' must be"),
-        ({"messages": [{"role": "user"}]}, "'messages' must be"),
-        ({"messages": [{"role": "user", "content": 3}]}, "'messages' must be"),
+        ({"messages": "hi"}, "'messages' must be a list"),
+        ({"messages": []}, "messages must be a list"),
+        ({"messages": ["hi"]}, "messages[0] must be an object"),
+        ({"messages": [{"role": "user"}]}, "messages[0] must have content"),
+        ({"messages": [{"role": "user", "content": 3}]}, "messages[0] has content that is a int"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "text parts only"),
         ({"prompt": "x", "id": [1]}, "an id must be"),
         ({"prompt": "x", "id": True}, "an id must be"),
         ({"prompt": "x", "temperature": -1}, "temperature"),

@@ -22,6 +22,7 @@ from hasten.cli.options import (
     speculation_options,
     speculation_params,
 )
+from hasten.cli.standard_input import input_lines
 from hasten.core.config import SpeculationParams
 from hasten.core.errors import HastenError, InvalidRequest, PromptTooLong
 from hasten.core.results import Completion, StreamEvent
@@ -162,8 +163,7 @@ class Chat:
     def _lines(self) -> Iterator[str]:
         """Messages and commands as they are typed. Ctrl-C at the prompt clears the line."""
         if not self.interactive:
-            for line in sys.stdin:
-                yield line.rstrip("\n")
+            yield from input_lines()
             return
         _edit_lines()
         while True:

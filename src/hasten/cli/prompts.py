@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
+from hasten.cli.standard_input import whole_input
 from hasten.core.errors import InvalidRequest
 from hasten.core.registry import nearest
 from hasten.core.types import SamplingParams
@@ -95,7 +96,7 @@ def _from_file(name: str, params: SamplingParams) -> list[Prompt]:
     """Every line of the file ('-': standard input); blank lines are passed over."""
     try:
         if name == "-":
-            content = sys.stdin.read()
+            content = whole_input()
         else:
             with open(name, encoding="utf-8-sig") as file:
                 content = file.read()
@@ -119,10 +120,7 @@ def _from_file(name: str, params: SamplingParams) -> list[Prompt]:
 def _standard_input(raw: bool) -> str:
     if sys.stdin.isatty():
         print("Type the prompt, then Ctrl-D on a line of its own.", file=sys.stderr)
-    try:
-        text = sys.stdin.read()
-    except UnicodeDecodeError as problem:
-        raise InvalidRequest("Standard input is not UTF-8 text.") from problem
+    text = whole_input()
     return text if raw else text.removesuffix("\n")
 
 
@@ -153,13 +151,13 @@ def _overrides(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _messages(value: object) -> list[Message]:
-    if isinstance(value, list) and value and all(map(_is_message, value)):
-        return value
-    raise InvalidRequest("'messages' must be a list of objects with the texts 'role' and 'content'.")
+    """The conversation as it stands, checked by whoever will render it."""
+    from hasten.model.chat import checked_messages
 
-
-def _is_message(value: object) -> bool:
-    return isinstance(value, dict) and isinstance(value.get("role"), str) and isinstance(value.get("content"), str)
+    if not isinstance(value, list):
+        raise InvalidRequest("'messages' must be a list of objects with role and content.")
+    checked_messages(value)
+    return value
 
 
 def read_text(name: str) -> str:

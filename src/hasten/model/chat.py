@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 from hasten.core.errors import InvalidRequest, UnsupportedModel
 from hasten.model.tokenizer import Tokenizer
 
-__all__ = ["ChatTemplate"]
+__all__ = ["ChatTemplate", "checked_messages"]
 
 MAXIMUM_SOURCE = 256 << 10  # characters
 MAXIMUM_REQUEST = 64 << 20  # bytes
@@ -80,7 +80,7 @@ class ChatTemplate:
         template itself cannot be used.
         """
         names = {
-            "messages": _checked_messages(messages),
+            "messages": checked_messages(messages),
             "tools": None if tools is None else _plain(list(tools), "tools"),
             "documents": None,
             "add_generation_prompt": add_generation_prompt,
@@ -209,8 +209,8 @@ def _fail(kind: str, message: str) -> NoReturn:
     raise UnsupportedModel(f"The model's chat template {reasons[kind]}; give plain text with --prompt instead.")
 
 
-def _checked_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Plain copies of the messages, their contents as one text each."""
+def checked_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Plain copies of the messages, their contents as one text each. Raises InvalidRequest when they are malformed."""
     if isinstance(messages, str) or not isinstance(messages, Sequence) or not messages:
         raise InvalidRequest("messages must be a list of at least one object with role and content.")
     return [_checked_message(at, message) for at, message in enumerate(messages)]
