@@ -78,6 +78,11 @@ class FakeLLM:
             raise InvalidRequest(f"'{self.name}' has no chat template; give it a plain prompt.")
         return self._encode("".join(f"<{m['role']}>{m['content']}" for m in messages))
 
+    def check(self, prompt: str | list[int], params: SamplingParams) -> None:
+        length = len(prompt.split()) if isinstance(prompt, str) else len(prompt)
+        if length > self.context_length:
+            raise PromptTooLong(f"Prompt is too long: {length} tokens > {self.context_length} maximum; shorten it.")
+
     def decode(self, tokens: list[int]) -> str:
         return "".join(self.vocabulary[token] for token in tokens)
 
@@ -107,8 +112,7 @@ class FakeLLM:
         self.speculation = speculation
         self._note(prompt, params)
         completion = self._completion(prompt, params, 0)
-        if completion.usage.prompt_tokens > self.context_length:
-            raise PromptTooLong(f"The prompt has {completion.usage.prompt_tokens} tokens and the context {self.context_length}.")
+        self.check(prompt, params)
         return FakeStream(self._events(completion), self.prompt_steps, self.delay_s)
 
     def stream_chat(self, messages: list[dict[str, Any]], params: SamplingParams, speculation: SpeculationParams) -> FakeStream:

@@ -224,6 +224,14 @@ def test_a_bad_file_is_named(command_line: CommandLine, tmp_path: Path, content:
     assert part in done.err
 
 
+def test_a_line_that_the_model_cannot_serve_is_named(command_line: CommandLine, tmp_path: Path) -> None:
+    file = lines(tmp_path / "p.jsonl", {"prompt": "fine"}, {"prompt": "much " * 100, "id": "b"})
+    done = command_line("generate", "--prompts", file)
+    assert done.status == 1
+    assert f"{file}, line 2 (id b): Prompt is too long: 101 tokens > 64" in done.err
+    assert command_line.made.asked == []
+
+
 def test_one_source_of_prompts_only(command_line: CommandLine, tmp_path: Path) -> None:
     done = command_line("generate", "-p", "x", "--prompts", lines(tmp_path / "p", {"prompt": "y"}))
     assert done.status == 1

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from drafters import Right
+from hasten.cache.blocks import BlockManager
 from hasten.core.config import SpeculationParams
 from hasten.core.errors import InvalidRequest, ModelError, PromptTooLong
 from hasten.core.results import Completion, StreamEvent
@@ -21,6 +22,7 @@ from hasten.draft.suffix import SuffixDrafter
 from hasten.engine.drafting import _sound
 from hasten.engine.engine import Engine
 from hasten.engine.requests import Request
+from hasten.engine.scheduler import Scheduler
 from hasten.sampling.constraint import Constraint
 from test_exact import GREEDY, SAMPLED, answers, prompt_of
 from tiny import LETTERS, VOCABULARY, FrozenCurve, LetterTokenizer, damage_logits, naive_text, run_all, tiny_engine
@@ -283,9 +285,23 @@ def test_an_answer_that_had_just_ended_leaves_when_its_step_fails(monkeypatch: p
 @pytest.mark.parametrize("num_blocks", [1, 3])
 def test_a_prompt_that_can_never_fit_is_refused_at_once(num_blocks: int) -> None:
     engine = tiny_engine(KIND, num_blocks=num_blocks)
-    with pytest.raises(PromptTooLong, match=f"at most {64 * num_blocks - 1} fit"):
+    with pytest.raises(PromptTooLong, match=f"^Prompt is too long: {64 * num_blocks} tokens > {64 * num_blocks - 1} maximum; "):
         engine.submit([1] * 64 * num_blocks, GREEDY)
     assert engine.idle
+
+
+@pytest.mark.parametrize(
+    ("pool", "context", "model", "fix"),
+    [
+        (128, 1000, 1000, "raise --cache-tokens, up to the context of 1000"),
+        (1024, 500, 1000, "raise --context-length, up to the model's 1000"),
+        (1024, 1000, 1000, "shorten it: the model's context has 1000 positions"),
+    ],
+)
+def test_a_prompt_that_is_too_long_names_the_bound_that_holds(pool: int, context: int, model: int, fix: str) -> None:
+    scheduler = Scheduler(BlockManager(pool // 64), context, 64, 8, model)
+    with pytest.raises(PromptTooLong, match=f"{fix}\\.$"):
+        scheduler.check_length(1000)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hasten.cli.options import Verb, engine_config, engine_options, sampling_options, sampling_params
-from hasten.cli.prompts import Prompt, collect, read_text
+from hasten.cli.prompts import Prompt, collect, for_batch, read_text
 from hasten.core.config import EngineConfig
 from hasten.core.errors import HastenError, InvalidRequest
 from hasten.core.progress import Progress
@@ -91,7 +91,7 @@ def _answers(config: EngineConfig, items: list[Prompt]) -> list[npt.NDArray[np.i
             finished += 1
             progress("", finished, len(items))
 
-        inputs = [item.for_model(llm, False) for item in items]
+        inputs = for_batch(items, llm, False)
         completions = llm.generate(inputs, [item.params for item in items], on_done=on_done)
     return [np.array(answer.tokens, dtype=np.int32) for completion in completions for answer in completion.answers]
 

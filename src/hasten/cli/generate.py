@@ -19,7 +19,7 @@ from hasten.cli.options import (
     speculation_options,
     speculation_params,
 )
-from hasten.cli.prompts import Prompt, collect
+from hasten.cli.prompts import Prompt, collect, for_batch
 from hasten.core.config import EngineConfig, SpeculationParams
 from hasten.core.errors import InvalidRequest
 from hasten.core.results import Completion
@@ -85,7 +85,7 @@ def _answer_all(llm: LLM, items: list[Prompt], raw: bool, as_json: bool, specula
     """Run all prompts as one batch; print each answer as soon as those before it are out."""
     from hasten.cli.screen import answers, batch_account, counting, notes, printable, say
 
-    inputs = [item.for_model(llm, raw) for item in items]
+    inputs = for_batch(items, llm, raw)
     started, finished = time.monotonic(), 0
     screen = notes()
     with counting(screen, f"Answering with {llm.name}", len(items)) as (above, progress):

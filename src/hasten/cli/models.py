@@ -136,6 +136,7 @@ def _agreed(question: str) -> bool:
         return click.confirm(question, err=True)
     except click.Abort as problem:
         if isinstance(problem.__context__, EOFError):
+            click.echo(err=True)  # ends the line of the question
             raise InvalidRequest("Standard input has no answer; give --yes to remove without being asked.") from problem
         raise
 

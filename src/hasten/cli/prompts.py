@@ -35,17 +35,20 @@ class ChatModel(Protocol):
 
     def render_chat(self, messages: list[Message]) -> list[int]: ...
 
+    def check(self, prompt: str | list[int], params: SamplingParams) -> None: ...
+
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """One thing to answer: ``text``, or ``messages`` where a conversation was given. ``id`` is the user's own, if any; ``own`` are
-    the names of the sampling fields that its line holds."""
+    the names of the sampling fields that its line holds; ``line`` says where in a file it stood."""
 
     params: SamplingParams
     text: str | None = None
     messages: list[Message] | None = None
     id: str | int | None = None
     own: tuple[str, ...] = ()
+    line: str = ""
 
     def for_model(self, llm: ChatModel, raw: bool) -> str | list[int]:
         """What LLM.generate takes. Text becomes a user's message when the model has a chat template, unless ``raw``."""
@@ -53,6 +56,19 @@ class Prompt:
             return llm.render_chat(self.messages)
         text = self.text or ""
         return text if raw or not llm.has_chat_template else llm.render_chat([{"role": "user", "content": text}])
+
+
+def for_batch(items: list[Prompt], llm: ChatModel, raw: bool) -> list[str | list[int]]:
+    """What LLM.generate takes for each. Raises the InvalidRequest of the first that cannot be served, with its line and id."""
+    out = []
+    for item in items:
+        try:
+            out.append(item.for_model(llm, raw))
+            llm.check(out[-1], item.params)
+        except InvalidRequest as problem:
+            named = "" if item.id is None else f" (id {item.id})"
+            raise type(problem)(f"{item.line}{named}: {problem}" if item.line else str(problem)) from problem
+    return out
 
 
 def collect(prompt: str | None, file: str | None, params: SamplingParams, raw: bool) -> list[Prompt]:
@@ -109,7 +125,7 @@ def _from_file(name: str, params: SamplingParams) -> list[Prompt]:
         if not line.strip():
             continue
         try:
-            out.append(parse_line(line, params))
+            out.append(replace(parse_line(line, params), line=f"{name}, line {number}"))
         except InvalidRequest as problem:
             raise InvalidRequest(f"{name}, line {number}: {problem}") from problem
     if not out:

@@ -168,6 +168,10 @@ class LLM:
             text = self._template.render(messages, add_generation_prompt=True, tools=tools, extra=extra)
         return self.engine.tokenizer.encode(text, add_bos=False)
 
+    def check(self, prompt: Prompt, params: SamplingParams) -> None:
+        """Raise what ``generate`` would raise for this prompt before anything runs: InvalidRequest or PromptTooLong."""
+        self.engine.check(self.encode(prompt), params, [])
+
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a plain prompt; a list of ids is taken as it is."""
         if isinstance(prompt, str):

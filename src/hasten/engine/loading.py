@@ -81,7 +81,8 @@ def load_engine(config: EngineConfig, progress: Progress = silent, redo_profile:
     drafters = _drafters(specs, config, resolved.draft, target, device, progress)
     _share_rows(drafters)
     blocks = BlockManager(target.num_blocks, prefix_cache=config.prefix_cache)
-    scheduler = Scheduler(blocks, target.context_length, config.max_rows, config.max_sequences)
+    model_context = target.executor.decoder.description.context_length
+    scheduler = Scheduler(blocks, target.context_length, config.max_rows, config.max_sequences, model_context)
     set_threads(config.threads, target.executor.decoder.precision)
     drafting, profiles = make_drafting(config, target.executor, target.fingerprint, drafters, vocabulary, redo_profile)
     engine = Engine(

@@ -54,11 +54,16 @@ class Packed:
 
 
 class Scheduler:
-    """Owns the queues. ``capacity`` is the longest sequence, in positions, that context and pool allow."""
+    """Owns the queues. ``capacity`` is the longest sequence, in positions, that context and pool allow. ``model_context`` is what
+    the model could have, where ``context_length`` is less."""
 
-    def __init__(self, blocks: BlockManager, context_length: int, max_rows: int, max_sequences: int) -> None:
+    def __init__(
+        self, blocks: BlockManager, context_length: int, max_rows: int, max_sequences: int, model_context: int | None = None
+    ) -> None:
         self.blocks = blocks
         self.capacity = min(context_length, blocks.num_blocks * BLOCK_SIZE)
+        self._context_length = context_length
+        self._model_context = model_context or context_length
         self.preemptions = 0
         self._max_rows = max_rows
         self._max_sequences = max_sequences
@@ -89,10 +94,16 @@ class Scheduler:
     def check_length(self, length: int) -> None:
         """Raise PromptTooLong when a prompt of that many tokens can never fit."""
         if length + 1 > self.capacity:
-            raise PromptTooLong(
-                f"The prompt has {length} tokens and at most {self.capacity - 1} fit (context and cache pool); "
-                "shorten it, or raise cache_tokens if the model's context allows."
-            )
+            # These first words are those by which clients know that they have to shorten a conversation.
+            raise PromptTooLong(f"Prompt is too long: {length} tokens > {self.capacity - 1} maximum; shorten it{self._room()}.")
+
+    def _room(self) -> str:
+        """What makes room for a longer prompt: whichever bound holds now, with how far it can be raised."""
+        if self.capacity < self._context_length:
+            return f", or raise --cache-tokens, up to the context of {self._context_length}"
+        if self._context_length < self._model_context:
+            return f", or raise --context-length, up to the model's {self._model_context}"
+        return f": the model's context has {self._context_length} positions"
 
     def plan(self) -> list[Scheduled]:
         """Sequences of the next step and how many known tokens each computes; admits waiting ones while there is room."""
