@@ -124,9 +124,17 @@ def test_fetch_goes_through_pull(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 def test_files_and_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = put(tmp_path / "some" / "model.GGUF", 1)
     assert resolve("some/model.GGUF").path == file
-    assert resolve(str(tmp_path / "some")) == catalogue.ResolvedModel(str(tmp_path / "some"), tmp_path / "some")
+    assert resolve(str(tmp_path / "some")) == catalogue.ResolvedModel(str(tmp_path / "some"), file)
+    put(tmp_path / "some" / "config.json", 1)
+    assert resolve(str(tmp_path / "some")).path == tmp_path / "some"
     monkeypatch.setenv("HOME", str(tmp_path))
     assert resolve("~/some").path == tmp_path / "some"
+    for name in ("a.gguf", "b.gguf"):
+        put(tmp_path / "two" / name, 1)
+    with pytest.raises(ModelNotFound, match=r"holds 2 GGUF files \(a.gguf, b.gguf\); name the one"):
+        resolve("two")
+    (tmp_path / "sha256-abc").write_bytes(b"GGUF and more")
+    assert resolve("sha256-abc").path == tmp_path / "sha256-abc"
     put(tmp_path / "model.bin", 1)
     with pytest.raises(ModelNotFound, match="is not a model"):
         resolve("model.bin")
@@ -182,6 +190,8 @@ def test_hub_names() -> None:
     assert parse("a/b:Q4_K_M") == HubName("a/b", "Q4_K_M")
     assert parse("a/b@refs/pr/1") == HubName("a/b", None, "refs/pr/1")
     assert parse("a/b:sub/x.gguf") == HubName("a/b", "sub/x.gguf")
+    for address in ("hf.co/", "huggingface.co/", "https://huggingface.co/", "https://hf.co/", "http://www.huggingface.co/"):
+        assert parse(f"{address}a/b:Q4_K_M") == HubName("a/b", "Q4_K_M")
     for name in (
         "a",
         "a/b/c",
@@ -195,6 +205,9 @@ def test_hub_names() -> None:
         "a/b:/x",
         "a/b@/x",
         "a--b/c",
+        "https://hf.co/a",
+        "https://elsewhere.example/a/b",
+        "hf.co//a/b",
         "a/b:x//y",
     ):
         assert parse(name) is None, name

@@ -58,6 +58,7 @@ def _numbered(prefix: str, count: int, version: str) -> IndexPackages:
 
 
 DEFAULT = "smollm2-135m"
+GGUF_MAGIC = b"GGUF"
 
 CATALOGUE: dict[str, Entry] = {
     entry.name: entry
@@ -132,7 +133,7 @@ def on_disk(entry: Entry) -> bool:
 
 
 def resolve(name: str, *, fetch: bool = False, progress: Progress = silent) -> ResolvedModel:
-    """What ``name`` stands for: a catalogue name, a folder or .gguf file, or a hub repository (``owner/name``, and
+    """What ``name`` stands for: a catalogue name, a folder or GGUF file, or a hub repository (``owner/name``, and
     ``:FILE.gguf`` or ``:Q4_K_M`` to choose a GGUF file of it, and ``@revision``).
 
     With ``fetch`` a model that is not on this disk is downloaded. Raises ModelNotFound, CorruptModel, or DownloadError.
@@ -168,16 +169,38 @@ def _catalogue_file(entry: Entry, fetch: bool, progress: Progress) -> Path:
 
 
 def _existing_path(name: str) -> Path | None:
-    """The folder or .gguf file of that name, or None. Raises ModelNotFound for a file of another kind."""
+    """The folder or GGUF file of that name, or None; a folder that holds one .gguf file and no config.json stands for the file.
+    Raises ModelNotFound for what is neither, and where a folder leaves the choice."""
     try:
         path = Path(name).expanduser()
         if not name or not path.exists():
             return None
-        if path.is_dir() or path.suffix.lower() == ".gguf":
-            return path.resolve()
+        found = _only_gguf(path) if path.is_dir() else path if _is_gguf(path) else None
+        if found is not None:
+            return found.resolve()
     except (OSError, RuntimeError, ValueError):  # too long, a null byte, an unknown user
         return None
-    raise ModelNotFound(f"{name} is not a model; give a .gguf file or a folder with config.json and safetensors weights.")
+    raise ModelNotFound(f"{name} is not a model; give a GGUF file or a folder with config.json and safetensors weights.")
+
+
+def _is_gguf(path: Path) -> bool:
+    """By its name, or by its first bytes: other programs keep such files under names that tell nothing."""
+    if path.suffix.lower() == ".gguf":
+        return True
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(GGUF_MAGIC)) == GGUF_MAGIC
+
+
+def _only_gguf(folder: Path) -> Path:
+    if (folder / "config.json").exists():
+        return folder
+    files = sorted(file for file in folder.iterdir() if file.suffix.lower() == ".gguf")
+    if len(files) > 1:
+        names = ", ".join(file.name for file in files[:3]) + (", ..." if len(files) > 3 else "")
+        raise ModelNotFound(f"{folder} holds {len(files)} GGUF files ({names}); name the one that is meant.")
+    return files[0] if files else folder
 
 
 def _unknown(name: str) -> str:

@@ -21,6 +21,7 @@ from hasten.core.errors import DownloadError, HastenError, InvalidRequest, Model
 from hasten.core.progress import Progress
 from hasten.model.transfer import GOES_ON, Unreachable, disk, need_space
 
+_ADDRESS = re.compile(r"^(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/(?=[^/]+/)")
 _NAME = re.compile(
     r"(?P<repository>[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})"
     r"(?::(?P<file>[\w.+-][\w.+/-]{0,200}))?"
@@ -69,7 +70,9 @@ class HubName:
 
 
 def parse(name: str) -> HubName | None:
-    """Read ``owner/name[:FILE.gguf|:TAG][@revision]``; None when it is not of that form or would lead out of the cache."""
+    """Read ``owner/name[:FILE.gguf|:TAG][@revision]``, also behind the hub's address; None when it is not of that form or would
+    lead out of the cache."""
+    name = _ADDRESS.sub("", name)
     match = _NAME.fullmatch(name)
     if match is None or ".." in name or "--" in match["repository"] or "//" in name:
         return None
