@@ -10,6 +10,9 @@ import pytest
 
 from cli_fakes import CommandLine
 from hasten.cli import doctor, machine
+from hasten.model.catalogue import CATALOGUE
+from hasten.model.precision import FILE, FP32, INT8
+from real import model_path
 
 GIB = 1 << 30
 
@@ -49,6 +52,16 @@ def test_a_broken_torch_is_found_and_fails(command_line: CommandLine, monkeypatc
     assert "PyTorch cannot be imported" in report["problems"][0]
     assert "read_bytes_per_second" not in report["sections"]["memory"]
     assert "Cannot run" in command_line("doctor").out
+
+
+@pytest.mark.real
+def test_speeds_are_those_of_the_precision_that_runs(command_line: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    model_path("smollm2-135m")
+    entry = CATALOGUE["smollm2-135m"]
+    for bytes_read, found in ((entry.bytes, FILE), (entry.parameters, INT8), (4 * entry.parameters, FP32)):
+        monkeypatch.setattr("hasten.model.linear_file.choose_precision", lambda *_, found=found: found)
+        assert doctor._reads(entry, 1e10) == {"precision": found.name, "reads_per_second": round(1e10 / bytes_read, 1)}
+    assert "plain tok/s in fp32" in command_line("doctor").out
 
 
 CPUINFO = """processor : 0

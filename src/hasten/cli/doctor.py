@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import platform
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from hasten import __version__
 from hasten.cli.options import Verb
+
+if TYPE_CHECKING:
+    from hasten.model.catalogue import Entry
 
 GB = 1e9
 WIDE_SETS = ("avx512_vnni", "avx_vnni", "amx_int8")
@@ -127,20 +130,35 @@ def _disk(report: Report) -> None:
 
 
 def _models(report: Report) -> None:
-    """Catalogue models here, and how often a second their int8 weights can be read: about the plain tokens a second."""
+    """Catalogue models here, and how often a second their weights can be read in the precision that ``auto`` gives them: about
+    the plain tokens a second."""
     from hasten.model.catalogue import CATALOGUE, DEFAULT, on_disk
 
     present = [entry for entry in CATALOGUE.values() if on_disk(entry)]
     rate = report.sections["memory"].get("read_bytes_per_second")
-    report.sections["models"] = {
-        entry.name: {"bytes": entry.bytes, "int8_reads_per_second": round(rate / entry.parameters, 1) if rate else None}
-        for entry in present
-    }
+    report.sections["models"] = {entry.name: {"bytes": entry.bytes, **(_reads(entry, rate) if rate else {})} for entry in present}
     if not present:
         report.advice.append(f"No model is here yet; 'hasten pull {DEFAULT}' fetches the default one.")
     for entry in present:
         if entry.draft is not None and not on_disk(CATALOGUE[entry.draft]):
             report.advice.append(f"{entry.name} is faster with its draft model; 'hasten pull {entry.draft}' fetches it.")
+
+
+def _reads(entry: Entry, rate: float) -> dict[str, Any]:
+    """The precision that ``auto`` gives a model here, and how often a second its weights can be read; {} for a damaged file."""
+    import torch
+
+    from hasten.core.errors import HastenError
+    from hasten.model.catalogue import resolve
+    from hasten.model.linear_file import choose_precision, file_runs_best
+    from hasten.model.loaders import open_source
+
+    try:
+        precision = choose_precision("auto", torch.device("cpu"), file_runs_best(open_source(resolve(entry.name).path)))
+    except HastenError:
+        return {}
+    size = entry.bytes if precision.name == "file" else entry.parameters * precision.weights.itemsize
+    return {"precision": precision.name, "reads_per_second": round(rate / size, 1)}
 
 
 def _show(report: Report) -> None:
@@ -172,8 +190,8 @@ def _show(report: Report) -> None:
 def _said(section: str, name: str, value: Any) -> tuple[str, str]:
     """A finding for people: units, and words instead of empty values."""
     if section == "models":
-        rate = value["int8_reads_per_second"]
-        bound = f" · about {rate:.0f} plain int8 tok/s at this read speed" if rate else ""
+        rate = value.get("reads_per_second")
+        bound = f" · at most about {rate:.0f} plain tok/s in {value['precision']} at this read speed" if rate else ""
         return name, f"{value['bytes'] / GB:.2f} GB{bound}"
     if name.endswith("_bytes_per_second"):
         return "read speed", f"{value / GB:.1f} GB/s, measured now"
