@@ -186,6 +186,7 @@ def test_files_that_cannot_be_read(command_line: CommandLine, settings: Path) ->
     [
         ("HASTEN_MODLE", "did you mean 'HASTEN_MODEL'?"),
         ("HASTEN_MAXTOKENS", "did you mean 'HASTEN_MAX_TOKENS'?"),
+        ("HASTEN_TEMP", "did you mean 'HASTEN_TEMPERATURE'?"),
         ("HASTEN_QQQQQ", "unset it"),
     ],
 )

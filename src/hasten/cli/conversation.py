@@ -85,10 +85,10 @@ class SlashCommand(NamedTuple):
 def obey(conversation: Conversation, line: str) -> list[str]:
     """Run a line that starts with '/', and return what to show. Raises InvalidRequest when it is none of the commands."""
     name, _, argument = line[1:].partition(" ")
-    command = COMMANDS.get(name)
+    command = COMMANDS.get(name.lower())
     if command is None:
-        known = [f"/{known}" for known in COMMANDS]
-        close = nearest(f"/{name}", known)
+        usual = USUAL_ELSEWHERE.get(name.lower())
+        close = f"; did you mean '/{usual}'?" if usual else nearest(f"/{name}", [f"/{known}" for known in COMMANDS])
         raise InvalidRequest(f"There is no command '/{name}'{close} Type '//' to begin a message with a slash.")
     return list(command.act(conversation, argument.strip()))
 
@@ -163,6 +163,9 @@ def _number(name: str, text: str, kind: Callable[[str], Number], wanted: str) ->
     except ValueError as problem:
         raise InvalidRequest(f"{name} takes {wanted}, not '{text}'.") from problem
 
+
+# Commands of other programs for the same things.
+USUAL_ELSEWHERE = {"clear": "reset", "new": "reset", "bye": "quit", "exit": "quit", "?": "help"}
 
 COMMANDS = {
     "help": SlashCommand("", "this list", _help),

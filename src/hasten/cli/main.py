@@ -42,6 +42,9 @@ VERBS = {
     "doctor": Row("hasten.cli.doctor:doctor", "Look at this machine and say what would make it faster."),
 }
 
+# Verbs of other programs for the same things.
+USUAL_ELSEWHERE = {"run": ("chat", "generate"), "list": ("ls",), "download": ("pull",), "remove": ("rm",), "delete": ("rm",)}
+
 EPILOG = """Every option can also be given as an environment variable (--max-tokens as HASTEN_MAX_TOKENS) or in a TOML file
 (--config FILE, HASTEN_CONFIG, or ~/.config/hasten/config.toml). An option wins over a variable, and that over the file."""
 
@@ -75,7 +78,9 @@ class LazyGroup(click.Group):
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         if args[0] not in self.rows and not args[0].startswith("-"):
-            raise click.UsageError(f"There is no verb called '{args[0]}'{nearest(args[0], list(self.rows))}", ctx)
+            known = [name for name in USUAL_ELSEWHERE.get(args[0], ()) if name in self.rows]
+            hint = f"; did you mean {' or '.join(map(repr, known))}?" if known else nearest(args[0], list(self.rows))
+            raise click.UsageError(f"There is no verb called '{args[0]}'{hint}", ctx)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -15,7 +15,6 @@ the option's, are errors before anything runs. Click holds the precedence; this 
 
 from __future__ import annotations
 
-import difflib
 import os
 import tomllib
 from collections.abc import Callable, Mapping
@@ -27,7 +26,7 @@ import click
 from hasten.cli.options import ENGINE_HELP, SAMPLING_HELP
 from hasten.cli.show_errors import Shell
 from hasten.core.errors import ConfigError
-from hasten.core.registry import nearest
+from hasten.core.registry import closest, nearest
 
 PREFIX = "HASTEN_"
 VARIABLES = {
@@ -90,8 +89,8 @@ def check_environment(environment: Mapping[str, str], verb: click.Command, other
     for name in names:
         if name not in known:
             # Compared without the prefix they share, which would make any two names look alike.
-            close = difflib.get_close_matches(name.removeprefix(PREFIX), [other.removeprefix(PREFIX) for other in known], n=1)
-            hint = f"did you mean '{PREFIX}{close[0]}'?" if close else "unset it, or look for the option in --help."
+            close = closest(name.removeprefix(PREFIX), sorted(other.removeprefix(PREFIX) for other in known))
+            hint = f"did you mean '{PREFIX}{close}'?" if close else "unset it, or look for the option in --help."
             raise ConfigError(f"No setting is read from the environment variable '{name}'; {hint}")
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import click
 
 from hasten.core.errors import HastenError
+from hasten.core.registry import closest
 
 FAILED = 1
 INTERRUPTED = 128 + int(signal.SIGINT)
@@ -52,13 +53,22 @@ def shown(command: Callable[[], object], shell: Shell) -> int:
 
 def _usage_sentence(problem: click.ClickException) -> str:
     """Click's message, with where to read more when the mistake is one of usage."""
-    sentence = " ".join(problem.format_message().split())
+    sentence = " ".join(_message(problem).split())
     sentence = sentence if sentence.endswith((".", "?", "!", ")")) else f"{sentence}."
     if isinstance(problem, click.BadParameter) and problem.param is not None and _from_environment(problem):
         sentence += f" It came from the environment variable {problem.param.envvar}."
     if isinstance(problem, click.UsageError) and problem.ctx is not None:
         return f"{sentence} See '{problem.ctx.command_path} --help'."
     return sentence
+
+
+def _message(problem: click.ClickException) -> str:
+    """Click's own words, but for an unknown option, where it offers whatever is a little like it."""
+    if not isinstance(problem, click.NoSuchOption) or problem.ctx is None:
+        return problem.format_message()
+    known = [name for option in problem.ctx.command.get_params(problem.ctx) for name in option.opts if name.startswith("--")]
+    close = closest(problem.option_name, known)
+    return f"No such option '{problem.option_name}'" + (f"; did you mean '{close}'?" if close else ".")
 
 
 def _from_environment(problem: click.BadParameter) -> bool:

@@ -8,7 +8,7 @@ import ast
 import difflib
 import importlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any
@@ -52,10 +52,18 @@ class Registry:
         raise ConfigError(f"There is no {self.kind} called '{name}'{nearest(name, self.names())}")
 
 
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that was probably meant: the shortest that begins with ``name``, else one that is much like it, else None."""
+    known = list(known)
+    longer = [other for other in known if len(name) > 2 and other.startswith(name)]
+    close = sorted(longer, key=len) or difflib.get_close_matches(name, known, n=1)
+    return close[0] if close else None
+
+
 def nearest(name: str, known: list[str]) -> str:
     """The end of an error sentence: the closest known name, or the list of all."""
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean '{close[0]}'?" if close else f"; known are: {', '.join(sorted(known))}."
+    close = closest(name, known)
+    return f"; did you mean '{close}'?" if close else f"; known are: {', '.join(sorted(known))}."
 
 
 def parse_specs(text: str) -> list[Spec]:
