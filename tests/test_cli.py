@@ -86,6 +86,11 @@ def test_every_verb_loads_under_its_own_name() -> None:
     [
         (["genrate"], ["'genrate'", "did you mean 'generate'?", "hasten --help"]),
         (["zzz"], ["'zzz'", "known are:", "chat"]),
+        (["run"], ["did you mean 'chat' or 'generate'?"]),
+        (["generate", "--temp", "1"], ["'--temp'; did you mean '--temperature'?"]),
+        (["chat", "--n", "2"], ["No such option '--n'"]),
+        (["chat", "--logprobs", "2"], ["No such option '--logprobs'"]),
+        (["draft", "build", "--n", "2"], ["No such option '--n'"]),
         (["generate", "--modle", "x"], ["--modle", "--model", "hasten generate --help"]),
         (["generate", "--max-tokens", "many"], ["--max-tokens", "many"]),
         (["generate", "--prompt"], ["--prompt"]),
@@ -116,6 +121,9 @@ def test_wrong_usage_is_one_sentence_and_status_2(command_line: CommandLine, arg
         (["--kv-cache-dtype", "q8_0"], "int8"),
         (["--threads", "-2"], "threads"),
         (["--device", "tpu"], "cuda"),
+        (["--logprobs", "3"], "add --json"),
+        (["--raw", "--system", "y"], "--system"),
+        (["--draft", "none", "--draft-model", "m"], "leave one of the two out"),
     ],
 )
 def test_values_out_of_range_are_told_before_a_model_is_loaded(command_line: CommandLine, arguments: list[str], part: str) -> None:

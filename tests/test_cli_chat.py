@@ -72,7 +72,7 @@ def test_commands(command_line: CommandLine, tmp_path: Path) -> None:
 
 
 def test_help_names_every_command(command_line: CommandLine) -> None:
-    done = command_line("chat", stdin="/help\n/stats\n")
+    done = command_line("chat", stdin="/HELP\n/stats\n")
     for name in COMMANDS:
         assert f"/{name}" in done.err
     assert "No answer yet." in done.err
@@ -82,6 +82,8 @@ def test_help_names_every_command(command_line: CommandLine) -> None:
     ("line", "part"),
     [
         ("/hlep", "did you mean '/help'?"),
+        ("/clear", "did you mean '/reset'?"),
+        ("/bye", "did you mean '/quit'?"),
         ("/", "no command '/'"),
         ("/temperature hot", "'hot'"),
         ("/temperature -1", "temperature"),
@@ -135,10 +137,6 @@ def test_a_model_without_template_cannot_chat(command_line: CommandLine) -> None
     assert done.status == 1
     assert "--raw" in done.err
     assert command_line.made.closed
-
-
-def test_several_answers_are_for_generate(command_line: CommandLine) -> None:
-    assert "generate" in command_line("chat", "--n", "2").err
 
 
 def test_provenance_counts_in_a_script(command_line: CommandLine) -> None:
@@ -213,6 +211,23 @@ def test_ctrl_c_while_a_long_prompt_is_read() -> None:
         shown.type("\x04")
         assert process.wait(timeout=20) == 0
     assert "Traceback" not in shown.all
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_ctrl_d_ends_a_message_of_several_lines_and_not_the_chat() -> None:
+    settings = "import atexit\natexit.register(lambda: print('ASKED', FakeLLM.made[0].asked))"
+    with chat_in_a_terminal(settings) as (process, shown):
+        shown.wait_for("> ")
+        shown.type('"""one\n')
+        shown.wait_for(". ")
+        shown.type("two\n")
+        shown.wait_for(". ")
+        shown.type("\x04")
+        shown.wait_for("Rayleigh found.")
+        shown.wait_for("> ")
+        shown.type("\x04")
+        assert process.wait(timeout=20) == 0
+        assert r"<user>one\ntwo" in shown.wait_for("]")
 
 
 @contextmanager

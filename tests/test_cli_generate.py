@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cli_fakes import CommandLine, FakeLLM
+from hasten.cli import machine
 from hasten.cli.generate import InOrder
 from hasten.cli.prompts import SAMPLING_FIELDS, collect, parse_line
 from hasten.core.errors import InvalidRequest
@@ -157,9 +158,31 @@ def test_several_prompts_as_text(command_line: CommandLine, tmp_path: Path) -> N
     assert "2 prompts" in done.err
 
 
+def test_the_system_message(command_line: CommandLine, tmp_path: Path) -> None:
+    own = [{"role": "system", "content": "Own."}, {"role": "user", "content": "y"}]
+    file = lines(tmp_path / "p.jsonl", {"prompt": "x"}, {"messages": own[1:]}, {"messages": own})
+    assert command_line("generate", "--system", "Be brief.", "--prompts", file).status == 0
+    assert command_line.made.asked == ["<system>Be brief.<user>x", "<system>Be brief.<user>y", "<system>Own.<user>y"]
+
+
+def test_more_threads_than_the_machine_has(
+    command_line: CommandLine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(machine, "usable_threads", lambda: 2)
+    assert command_line("generate", "-p", "x", "--threads", "2").status == 0
+    assert caplog.messages == []
+    assert command_line("generate", "-p", "x", "--threads", "1000").status == 0
+    assert "1000 threads are more than the 2 of this machine" in caplog.messages[0]
+
+
+def test_a_draft_model_of_the_settings_rests_without_drafts(command_line: CommandLine) -> None:
+    assert command_line("generate", "-p", "x", "--draft", "none", HASTEN_DRAFT_MODEL="m").status == 0
+
+
 def test_several_answers(command_line: CommandLine) -> None:
     done = command_line("generate", "-p", "x", "--n", "2", "--max-tokens", "2")
     assert done.out == "--- 1/1, answer 1\nThe sky\n\n--- 1/1, answer 2\nThe sky\n\n"
+    assert "1 prompt · 2 answers · " in done.err
     assert len(json.loads(command_line("generate", "-p", "x", "--n", "2", "--json").out)["answers"]) == 2
 
 

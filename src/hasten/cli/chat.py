@@ -38,7 +38,7 @@ QUOTES = '"""'
 @click.command(cls=Verb)
 @click.option("--system", metavar="TEXT", default="", help="How the model is told to behave.")
 @click.option("--provenance", is_flag=True, default=False, help="Colour each token by who guessed it.")
-@sampling_options(max_tokens=1024)
+@sampling_options(without=("n", "logprobs"), max_tokens=1024)
 @engine_options
 @speculation_options
 def chat(system: str, provenance: bool, **options: Any) -> None:
@@ -49,8 +49,6 @@ def chat(system: str, provenance: bool, **options: Any) -> None:
     config = engine_config(options)
     speculation = speculation_params(options)
     conversation = Conversation(sampling_params(options), system)
-    if conversation.params.n != 1:
-        raise InvalidRequest("A chat has one answer to a message; --n is for 'hasten generate'.")
     with closing(load(config)) as llm:
         if not llm.has_chat_template:
             raise InvalidRequest(f"'{llm.name}' has no chat template and cannot chat; 'hasten generate --raw' continues a text.")
@@ -178,13 +176,17 @@ class Chat:
 
 
 def _typed_message() -> str:
-    """One line, or the lines between two triple quotes."""
+    """One line, or the lines between two triple quotes; Ctrl-D ends such a message as the quotes do."""
     line = input("> ")
     if not line.startswith(QUOTES):
         return line
     lines = [line.removeprefix(QUOTES)]
     while not lines[-1].endswith(QUOTES):
-        lines.append(input(". "))
+        try:
+            lines.append(input(". "))
+        except EOFError:
+            print()
+            break
     lines[-1] = lines[-1].removesuffix(QUOTES)
     return "\n".join(lines).strip("\n")
 

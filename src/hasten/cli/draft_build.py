@@ -25,7 +25,7 @@ PIECE = 1 << 16  # characters that are made tokens at once, up to the next line'
 @click.command(cls=Verb)
 @click.option("--prompts", metavar="FILE", help="JSON lines with prompt, messages or turns: the model's answers are kept.")
 @click.option("--text", "texts", metavar="FILE", multiple=True, help="A text file (UTF-8); may be given several times.")
-@sampling_options()
+@sampling_options(without=("n", "logprobs"))
 @engine_options
 def build(prompts: str | None, texts: tuple[str, ...], **options: Any) -> None:
     """Make draft databases: of the model's answers to --prompts, and of --text files.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -28,16 +29,22 @@ if TYPE_CHECKING:
     from hasten.engine.llm import LLM
 
 
+log = logging.getLogger(__name__)
+
+
 @click.command(cls=Verb)
 @click.argument("text", required=False)
 @click.option("-p", "--prompt", metavar="TEXT", help="What to answer; the same as TEXT without a name.")
 @click.option("--prompts", metavar="FILE", help="JSON lines with prompt, messages or turns; '-' is standard input.")
+@click.option("--system", metavar="TEXT", default="", help="How the model is told to behave.")
 @click.option("--raw", is_flag=True, default=False, help="Continue the text as it stands: no chat template.")
 @click.option("--json", "as_json", is_flag=True, default=False, help="Print one JSON object a prompt.")
 @sampling_options()
 @engine_options
 @speculation_options
-def generate(text: str | None, prompt: str | None, prompts: str | None, raw: bool, as_json: bool, **options: Any) -> None:
+def generate(
+    text: str | None, prompt: str | None, prompts: str | None, system: str, raw: bool, as_json: bool, **options: Any
+) -> None:
     """Answer TEXT, or each prompt of a file, or what comes on standard input.
 
     The prompt is a message to a chat model: its chat template is applied where it has one, unless --raw is given.
@@ -45,9 +52,14 @@ def generate(text: str | None, prompt: str | None, prompts: str | None, raw: boo
     """
     if text is not None and prompt is not None:
         raise InvalidRequest("Give the prompt once: as TEXT or by --prompt.")
+    if raw and system:
+        raise InvalidRequest("--raw applies no chat template, which --system needs; leave one of the two out.")
+    if options["logprobs"] is not None and not as_json:
+        raise InvalidRequest("--logprobs appear in the JSON form only; add --json.")
     config = engine_config(options)
     speculation = speculation_params(options)
     items = collect(text if prompt is None else prompt, prompts, sampling_params(options), raw)
+    items = [item.told(system) for item in items] if system else items
     with closing(load(config)) as llm:
         if len(items) == 1 and items[0].params.n == 1 and not as_json:
             _stream_one(llm, items[0], raw, speculation)
@@ -57,8 +69,12 @@ def generate(text: str | None, prompt: str | None, prompts: str | None, raw: boo
 
 def load(config: EngineConfig) -> LLM:
     """The model of ``config``, with progress on standard error while it is fetched and loaded."""
+    from hasten.cli.machine import usable_threads
     from hasten.cli.screen import notes, progress_on
 
+    usable = usable_threads()
+    if config.threads > usable:
+        log.warning("%d threads are more than the %d of this machine: they will wait for each other.", config.threads, usable)
     with progress_on(notes(), f"Loading {config.model}") as progress:
         from hasten import LLM
 

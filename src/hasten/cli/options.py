@@ -22,6 +22,7 @@ from hasten.core.config import (
     EngineConfig,
     SpeculationParams,
 )
+from hasten.core.errors import ConfigError
 from hasten.core.registry import parse_specs
 from hasten.core.types import MAX_TOP_LOGPROBS, SamplingParams
 from hasten.serve.limits import Limits
@@ -143,9 +144,11 @@ def limit_options(function: Function) -> Function:
     return _add_options(function, Limits, LIMIT_HELP, {})
 
 
-def sampling_options(**defaults: Any) -> Callable[[Function], Function]:
-    """Add an option for each field of SamplingParams that has a help line; ``defaults`` replace the fields' own."""
-    return lambda function: _add_options(function, SamplingParams, SAMPLING_HELP, defaults)
+def sampling_options(*, without: tuple[str, ...] = (), **defaults: Any) -> Callable[[Function], Function]:
+    """Add an option for each field of SamplingParams that has a help line, but those that the verb has no use for; ``defaults``
+    replace the fields' own."""
+    helps = {name: text for name, text in SAMPLING_HELP.items() if name not in without}
+    return lambda function: _add_options(function, SamplingParams, helps, defaults)
 
 
 def speculation_options(function: Function) -> Function:
@@ -178,7 +181,12 @@ def without_past(config: EngineConfig) -> EngineConfig:
 
 
 def engine_config(options: Mapping[str, Any]) -> EngineConfig:
-    """The EngineConfig that a verb's options ask for. Raises ConfigError when a value is out of range."""
+    """The EngineConfig that a verb's options ask for. Raises ConfigError when a value is out of range, or a draft model is named
+    on a command line that drafts nothing."""
+    context = click.get_current_context(silent=True)
+    typed = context is not None and context.get_parameter_source("draft_model") is click.core.ParameterSource.COMMANDLINE
+    if typed and options["draft"] == "none":
+        raise ConfigError("--draft none makes no use of --draft-model; leave one of the two out.")
     return EngineConfig(**{name: options[name] for name in ENGINE_HELP})
 
 
@@ -194,7 +202,7 @@ def limits_of(options: Mapping[str, Any]) -> Limits:
 
 def sampling_params(options: Mapping[str, Any]) -> SamplingParams:
     """The SamplingParams that a verb's options ask for. Raises InvalidRequest when a value is out of range."""
-    return SamplingParams(**{name: options[name] for name in SAMPLING_HELP})
+    return SamplingParams(**{name: options[name] for name in SAMPLING_HELP if name in options})
 
 
 def _add_options(function: Function, settings: type, helps: dict[str, str], defaults: Mapping[str, Any]) -> Function:

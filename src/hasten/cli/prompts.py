@@ -50,6 +50,13 @@ class Prompt:
     own: tuple[str, ...] = ()
     line: str = ""
 
+    def told(self, system: str) -> Prompt:
+        """The same behind a system message, where it has none of its own."""
+        messages = self.messages or [{"role": "user", "content": self.text}]
+        if messages[0].get("role") == "system":
+            return self
+        return replace(self, text=None, messages=[{"role": "system", "content": system}, *messages])
+
     def for_model(self, llm: ChatModel, raw: bool) -> str | list[int]:
         """What LLM.generate takes. Text becomes a user's message when the model has a chat template, unless ``raw``."""
         if self.messages is not None:

@@ -129,7 +129,11 @@ def batch_account(completions: Sequence[Completion], seconds: float) -> str:
     """One line on many requests that ran together: the tokens a second are those of the whole batch."""
     tokens = sum(completion.usage.completion_tokens for completion in completions)
     gains = [completion.speed.speedup for completion in completions if completion.speed.speedup]
-    parts = [f"{len(completions)} prompts", f"{tokens} tokens", f"{tokens / max(seconds, 1e-9):.1f} tok/s together"]
+    prompts, made = len(completions), sum(len(completion.answers) for completion in completions)
+    parts = [f"{prompts} prompt{'' if prompts == 1 else 's'}"]
+    if made != prompts:
+        parts.append(f"{made} answers")
+    parts += [f"{tokens} tokens", f"{tokens / max(seconds, 1e-9):.1f} tok/s together"]
     if gains:
         parts.append(f"{sum(gains) / len(gains):.2f}x plain on average")
     drafted = sum(completion.speculation.drafted for completion in completions)
