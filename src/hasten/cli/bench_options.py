@@ -97,9 +97,8 @@ def precision_of(config: EngineConfig) -> str:
         return config.precision
     from hasten.engine.loading import choose_device
     from hasten.model.catalogue import resolve
-    from hasten.model.linear_file import file_runs_best
+    from hasten.model.linear_file import choose_precision, file_runs_best
     from hasten.model.loaders import open_source
-    from hasten.model.precision import choose_precision
 
     source = open_source(resolve(config.model, fetch=True).path)
     return choose_precision(config.precision, choose_device(config.device), file_runs_best(source)).name
