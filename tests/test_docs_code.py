@@ -74,7 +74,7 @@ def with_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def hasten(words: list[str], block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run one line of a block as it stands; it has to end well."""
-    monkeypatch.setattr(sys, "stdin", io.StringIO("Hello\n"))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"Hello\n")))
     assert run(words[1:]) == 0, f"{block.place}: {' '.join(words)}"
 
 
