@@ -85,7 +85,7 @@ def test_who_cannot_answer_says_why(bench: Bench, tmp_path: Path, capsys: pytest
     for again in range(2):
         assert bench("--prompts", str(mine), "--context-length", "64", "--cache-tokens", "2048") == 1, again
         said = capsys.readouterr().err
-        assert "plain is left out: The prompt has" in said
+        assert "plain is left out: Prompt is too long" in said
         assert "more time" not in said
 
 

@@ -128,7 +128,7 @@ def test_the_log_is_json_and_names_tenants_not_keys(guarded: Running, keys: dict
         ({"n": 3}, 400, "n must be a whole number from 1 to 2 here, not 3."),
         ({"max_tokens": 2001}, 400, "An answer has at most 2000 tokens here"),
         ({"messages": [{"role": "user", "content": "x" * 30000}]}, 413, "20000 bytes"),
-        ({"messages": [{"role": "user", "content": "one " * 700}]}, 400, "at most 500"),
+        ({"messages": [{"role": "user", "content": "one " * 700}]}, 400, "> 500 maximum"),
     ],
 )
 def test_limits_are_flags(guarded: Running, keys: dict[str, str], change: dict[str, Any], status: int, named: str) -> None:

@@ -173,7 +173,7 @@ def check_length(prompt: list[int], limits: Limits) -> None:
     if limits.max_prompt_tokens and len(prompt) > limits.max_prompt_tokens:
         raise ApiError(
             400,
-            f"The prompt has {len(prompt)} tokens and at most {limits.max_prompt_tokens} are allowed here.",
+            f"Prompt is too long: {len(prompt)} tokens > {limits.max_prompt_tokens} maximum on this server; shorten it.",
             code="context_length_exceeded",
         )
 
