@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence as Row
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from hasten.cache.blocks import BlockManager
 from hasten.core.config import SpeculationParams
 from hasten.core.errors import InvalidRequest, ModelError, PromptTooLong
 from hasten.core.results import Completion, StreamEvent
-from hasten.core.types import MODEL_SOURCE, ROOT, Batch, DraftTree, SamplingParams
+from hasten.core.types import MODEL_SOURCE, ROOT, Batch, DraftTree, SamplingParams, Sequence, Verdict
 from hasten.draft.base import DraftBudget
 from hasten.draft.suffix import SuffixDrafter
 from hasten.engine.drafting import _sound
@@ -91,11 +91,11 @@ class OneText:
     def __init__(self, text: list[int]) -> None:
         self._text, self._done = text, 0
 
-    def allowed_after(self, path: Sequence[int]) -> torch.Tensor:
+    def allowed_after(self, path: Row[int]) -> torch.Tensor:
         ahead = self._text[self._done + len(path) :]
         return torch.isin(torch.arange(VOCABULARY), torch.tensor(ahead[:1], dtype=torch.long))
 
-    def accept(self, tokens: Sequence[int]) -> None:
+    def accept(self, tokens: Row[int]) -> None:
         self._done += len(tokens)
 
 
@@ -340,6 +340,7 @@ def test_answers_of_a_request_share_plain_steps(monkeypatch: pytest.MonkeyPatch)
         return forward(batch)
 
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    engine.drafting.clock = lambda: now[0]
     monkeypatch.setattr(engine.executor, "forward", ten_milliseconds)
     params = replace(GREEDY, n=4, max_tokens=10, ignore_eos=True)
     request = engine.submit(list(PROMPT), params, speculation=SpeculationParams(mode="on"))
@@ -351,12 +352,42 @@ def test_answers_of_a_request_share_plain_steps(monkeypatch: pytest.MonkeyPatch)
 def test_steps_without_drafts_count_with_the_time_they_took(answers: int) -> None:
     """However wrong the prediction is: an answer that nobody guessed at was made at plain speed."""
     engine = tiny_engine(drafters=[SuffixDrafter()], curve=FrozenCurve.measured({1: 9.0, 64: 9.0}))
+    engine.drafting.clock = lambda: 0.0
     params = replace(GREEDY, n=answers, max_tokens=10, ignore_eos=True)
     request = engine.submit(list(PROMPT), params, speculation=SpeculationParams(mode="off"))
     run_all(engine, [request])
     assert request.last_token is not None
     assert request.first_token is not None
     assert request.plain_seconds == pytest.approx(request.last_token - request.first_token)
+
+
+def test_steps_in_which_nobody_guessed_count_without_what_asking_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However wrong the prediction is: the step was a plain one, and the drafter's time is what it was slower by."""
+    now = [0.0]
+
+    class Silent(SuffixDrafter):
+        def propose(self, sequences: list[Sequence], budgets: list[DraftBudget]) -> list[DraftTree]:
+            now[0] += 0.003
+            return [DraftTree() for _ in sequences]
+
+        def observe(self, sequence: Sequence, tree: DraftTree, verdict: Verdict) -> None:
+            now[0] += 0.002
+
+    engine = tiny_engine(drafters=[Silent()], curve=FrozenCurve.measured({1: 9.0, 64: 9.0}))
+    forward = engine.executor.forward
+
+    def ten_milliseconds(batch: Batch) -> torch.Tensor:
+        now[0] += 0.010
+        return forward(batch)
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    engine.drafting.clock = lambda: now[0]
+    monkeypatch.setattr(engine.executor, "forward", ten_milliseconds)
+    request = engine.submit(list(PROMPT), replace(GREEDY, max_tokens=10), speculation=SpeculationParams(mode="on"))
+    run_all(engine, [request])
+    completion = request.completion("m", "p", 0.0, drafting=True)
+    assert completion.speed.plain_tokens_per_second == pytest.approx(100.0)
+    assert completion.speed.tokens_per_second == pytest.approx(1 / 0.015)
 
 
 def test_a_long_prompt_does_not_hold_up_those_who_decode() -> None:

@@ -42,8 +42,8 @@ class Counts:
 
 @dataclass(slots=True)
 class Calibrator:
-    """``probability(drafter, score, kind)`` is the calibrated one; ``observe`` teaches it one outcome, which shows in the estimates at
-    once or, where much is known, a few outcomes later: curves are dear to make."""
+    """``probability(drafter, score, kind)`` is the calibrated one; ``observe`` teaches it one outcome, which shows in the estimates
+    at once or, where much is known, a few outcomes later: curves are dear to make."""
 
     _counts: dict[Key, Counts] = field(default_factory=dict)
     _waiting: dict[str, int] = field(default_factory=dict)  # observations that a drafter's curves do not show yet

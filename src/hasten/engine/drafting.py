@@ -12,6 +12,8 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import wraps
+from typing import Concatenate, ParamSpec
 
 from torch import Tensor
 
@@ -31,6 +33,21 @@ log = logging.getLogger(__name__)
 DEEPEST = 24
 LONGEST_REST = 8  # steps of a sequence alone; looking takes longer where there are more
 AUTO = SpeculationParams()
+Arguments = ParamSpec("Arguments")
+
+
+def _counted(method: Callable[Concatenate[Drafting, Arguments], None]) -> Callable[Concatenate[Drafting, Arguments], None]:
+    """Adds what a call takes to ``spent``."""
+
+    @wraps(method)
+    def counted(self: Drafting, /, *arguments: Arguments.args, **named: Arguments.kwargs) -> None:
+        began = self.clock()
+        try:
+            method(self, *arguments, **named)
+        finally:
+            self.spent += self.clock() - began
+
+    return counted
 
 
 @dataclass(slots=True, weakref_slot=True)
@@ -53,6 +70,7 @@ class Drafting:
     _rest: int = 0  # steps of the present rest: while nobody drafts, most steps are not even looked at
     _rested: int = 0
     _settling: Average = field(default_factory=lambda: Average(0.1))  # seconds that the books of a round take
+    spent: float = 0.0  # seconds that all of this has taken so far, whatever came of it
 
     def begin(self, sequence: Sequence, wish: SpeculationParams = AUTO) -> None:
         self._wishes[sequence.id] = wish
@@ -67,6 +85,7 @@ class Drafting:
             except Exception as problem:
                 self._switch_off(drafter, sequence, problem)
 
+    @_counted
     def propose(self, items: list[Scheduled], room: int) -> None:
         """Give a tree to every item that chooses a token after its first one. ``room`` bounds the nodes of all of them."""
         began = self.clock()
@@ -115,9 +134,9 @@ class Drafting:
         _share_deciding(rounds, self.clock() - began + (self._settling.value or 0.0))
 
     @property
-    def spent(self) -> bool:
-        """Whether any time went into drafting in the step in progress."""
-        return any(round.seconds for round in self._rounds.values())
+    def drafted(self) -> bool:
+        """Whether the step in progress verifies any guess; where not, it is a plain one but for what drafting takes."""
+        return any(len(round.verified) for round in self._rounds.values())
 
     def rule_for(self, wish: SpeculationParams) -> str:
         """The rule for a request; where nothing is ever drafted, text is that of plain decoding under every rule."""
@@ -195,6 +214,7 @@ class Drafting:
             round.catching_up[drafter.name] = reading
             self._seen[drafter.name, sequence.id] = round.context
 
+    @_counted
     def observe(self, sequence: Sequence, tree: DraftTree, verdict: Verdict, logits: Tensor) -> None:
         """After the sequence has grown by the verdict's tokens. ``tree`` is what was verified: what was selected, or nothing where
         blocks ran out; ``logits`` [1 + nodes, vocabulary] are the target's.
@@ -234,6 +254,7 @@ class Drafting:
             for drafter in wanting:
                 round.seconds[drafter.name] += (self.clock() - started) / len(wanting)
 
+    @_counted
     def settle(self, items: list[Scheduled], rows: int, forward: float, whole: float) -> None:
         """A step of these items is over, ``whole`` seconds after it began: learn what it cost and what drafting brought."""
         if not self._rounds:

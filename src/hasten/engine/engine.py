@@ -226,7 +226,7 @@ class Engine:
         self.scheduler.committed(item, len(accepted))
         if not first_round:
             request.account(tree, accepted)
-        request.clock(emitted, None if plain is None else plain / together, self.drafting.spent)
+        request.clock(emitted, None if plain is None else plain / together, self.drafting.spent, self.drafting.drafted)
         self.drafting.observe(sequence, tree, verdict, logits)
         if sequence.finished:
             self._leave(sequence)

@@ -37,6 +37,7 @@ class Request:
     started: float | None = None
     first_token: float | None = None
     last_token: float | None = None
+    drafting: float = 0.0  # seconds that it had taken when the last token came
     plain_seconds: float = 0.0
     plain_tokens: int = 0
     speculation: Speculation = field(default_factory=Speculation)
@@ -63,19 +64,20 @@ class Request:
             reached[depth] += 1
             self.speculation.by_drafter[tree.drafters[node]].accepted += 1
 
-    def clock(self, emitted: int, plain: float | None, drafted: bool = True) -> None:
+    def clock(self, emitted: int, plain: float | None, drafting: float = 0.0, drafted: bool = True) -> None:
         """Tokens arrived now. ``plain`` is what plain decoding takes for one of this request's tokens, whose answers share steps;
-        None where it is not measured. A step that was not ``drafted`` was plain itself, and counts with the time it took."""
+        None where it is not measured. ``drafting`` is how long drafting has taken since the engine started. A step without
+        ``drafted`` guesses was plain but for that, and counts with the time it took otherwise."""
         now = time.perf_counter()
         if self.first_token is None or self.last_token is None:
             self.first_token = now
         elif not drafted:
-            self.plain_seconds += now - self.last_token
+            self.plain_seconds += max(0.0, now - self.last_token - (drafting - self.drafting))
             self.plain_tokens += emitted
         elif plain is not None:
             self.plain_seconds += emitted * plain
             self.plain_tokens += emitted
-        self.last_token = now
+        self.last_token, self.drafting = now, drafting
 
     def tell(self, answer: AnswerState, completion: Completion | None) -> None:
         """Put what is new of that answer into the inbox."""
