@@ -200,7 +200,7 @@ def test_the_panel_names_drafters_shares_and_reasons(chat: FakeChat, visited: Vi
     assert set(rows) == {"model", "suffix", "lm", "recycling"}
     assert "50 %" in rows["suffix"]
     assert "10 of 20 guesses right." in rows["suffix"]
-    assert "Its guesses are expected to be right 0.82 of the time" in rows["suffix"]
+    assert "It has not cost more here than it may" in rows["suffix"]
     assert "25 %" in rows["lm"]
     assert "off" in rows["recycling"]
     assert "Expected to be right 0.12 of the time it does not pay" in rows["recycling"]

@@ -247,6 +247,16 @@ def test_estimates_lag_behind_by_a_few_outcomes_at_most() -> None:
                 assert found == pytest.approx(at_once.probability("lm", score, "greedy"), abs=1e-9 if count < 30 else 0.06)
 
 
+def test_the_reason_of_a_free_drafter_is_its_account() -> None:
+    """What share of a bush of guesses is right is no reason for it: they cost nothing until they are verified."""
+    controller = Controller(StepCosts(CostCurve.measured({1: 0.01, 8: 0.012})))
+    round = Round(1, "greedy", 20, 4, 100, SpeculationParams())
+    for _ in range(2):
+        assert controller.open([round])
+        assert controller.ask("suffix", False, [round]) == [True]
+    assert controller.explain("suffix", 1).startswith("suffix: on, it has not cost more here than it may; asked in 2 of 2 rounds")
+
+
 def test_what_two_drafters_guess_alike_is_believed_more() -> None:
     tree = DraftTree([1, 2, 3], [ROOT, 0, ROOT], [0.5, 0.8, 0.2], ["suffix"] * 3)
     tree.merge(DraftTree([3, 1, 4], [ROOT, ROOT, 1], [0.4, 0.25, 0.3], ["recycling"] * 3))

@@ -108,7 +108,7 @@ class Controller:
             if not own.begun:
                 own.on, own.why = self._begin(round, own, standing)
             elif own.balance > 0.0:
-                own.on, own.why = True, f"its guesses are expected to be right {own.acceptance(standing):.2f} of the time"
+                own.on, own.why = True, "it has not cost more here than it may"
             else:
                 self._probe(own, standing, own.probe_due(self._steps), "it has cost more than it brought here")
 
