@@ -8,14 +8,21 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from chromium import Visit, chromium, visit
 from hasten.model.storage import gguf_directory
 from hasten.native.loader import NativeLibrary, load, status
 from serving import Running, running, write_model
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+    from fake_chat_server import FakeChat
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # begun in the background of a shell: children would inherit deaf ears
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -69,3 +76,27 @@ def native() -> Iterator[NativeLibrary]:
     yield library
     library.set_isa(best)
     library.set_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def chat() -> Iterator[FakeChat]:
+    """A server of the chat page whose answers the test writes."""
+    pytest.importorskip("uvicorn", reason="needs the server's packages (pip install 'hasten[serve]')")
+    import fake_chat_server
+
+    with fake_chat_server.running(fake_chat_server.FakeChat()) as chat:
+        yield chat
+
+
+@pytest.fixture
+def visited(browser: Browser, chat: FakeChat) -> Iterator[Visit]:
+    """The page of that server, open; at the end everything that went wrong on it fails the test."""
+    with visit(browser, chat.address) as visited:
+        visited.open()
+        yield visited

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from chromium import Visit, chromium, visit
+from chromium import Visit, visit
 
 pytest.importorskip("uvicorn", reason="needs the server's packages (pip install 'hasten[serve]')")
 pytest.importorskip("starlette", reason="needs the server's packages (pip install 'hasten[serve]')")
@@ -19,25 +18,6 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 SENTENCES = "Light is scattered by air. Short waves are scattered most. So the sky is blue, and the evening is red."
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
-
-
-@pytest.fixture
-def chat() -> Iterator[FakeChat]:
-    with running(FakeChat()) as chat:
-        yield chat
-
-
-@pytest.fixture
-def visited(browser: Browser, chat: FakeChat) -> Iterator[Visit]:
-    with visit(browser, chat.address) as visited:
-        visited.open()
-        yield visited
 
 
 def answer_text(page: Page) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from chromium import Visit, chromium, visit
+from chromium import Visit, visit
 
 pytest.importorskip("uvicorn", reason="needs the server's packages (pip install 'hasten[serve]')")
 
@@ -24,12 +24,6 @@ STATES = ("empty", "answered", "settings", "shortcuts", "failed")
 FOCUSED = (
     "document.activeElement.id || document.activeElement.getAttribute('aria-label') || document.activeElement.textContent.trim()"
 )
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
 
 
 @pytest.fixture

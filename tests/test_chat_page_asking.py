@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from chromium import Visit, chromium, visit
+from chromium import Visit, visit
 
 pytest.importorskip("uvicorn", reason="needs the server's packages (pip install 'hasten[serve]')")
 
-from fake_chat_server import FakeChat, Reply, running, words
+from fake_chat_server import FakeChat, Reply, words
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -21,25 +20,6 @@ PARAGRAPH = "A paragraph with enough words to fill a line and the next one as we
 LONG = PARAGRAPH * 60
 LEFT = "((each) => each.scrollHeight - each.scrollTop - each.clientHeight)(document.getElementById('transcript'))"
 FOCUSED = "document.activeElement.id || document.activeElement.className || document.activeElement.localName"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
-
-
-@pytest.fixture
-def chat() -> Iterator[FakeChat]:
-    with running(FakeChat()) as chat:
-        yield chat
-
-
-@pytest.fixture
-def visited(browser: Browser, chat: FakeChat) -> Iterator[Visit]:
-    with visit(browser, chat.address) as visited:
-        visited.open()
-        yield visited
 
 
 def said(visited: Visit) -> list[str]:

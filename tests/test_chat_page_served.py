@@ -8,17 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from chromium import Visit, chromium, visit
+from chromium import Visit, visit
 from serving import Running
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
 
 
 @pytest.fixture

@@ -3,38 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from chromium import Visit, chromium, visit
+from chromium import Visit, visit
 
 pytest.importorskip("uvicorn", reason="needs the server's packages (pip install 'hasten[serve]')")
 
-from fake_chat_server import FakeChat, Reply, running, words
+from fake_chat_server import FakeChat, Reply, words
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
-
-
-@pytest.fixture
-def chat() -> Iterator[FakeChat]:
-    with running(FakeChat()) as chat:
-        yield chat
-
-
-@pytest.fixture
-def visited(browser: Browser, chat: FakeChat) -> Iterator[Visit]:
-    with visit(browser, chat.address) as visited:
-        visited.open()
-        yield visited
 
 
 def second_tab(visited: Visit) -> Visit:

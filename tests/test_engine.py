@@ -329,11 +329,9 @@ def test_letters_cover_the_vocabulary() -> None:
     assert len(LETTERS) == VOCABULARY - 1
 
 
-def test_answers_of_a_request_share_plain_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Plain decoding makes one token of each of the n answers a step, so the plain speed of the request is n tokens a step."""
-    curve = FrozenCurve.measured({1: 0.010, 64: 0.010})
-    engine = tiny_engine(drafters=[SuffixDrafter()], curve=curve)
-    now, forward = [0.0], engine.executor.forward
+def on_a_clock(engine: Engine, now: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time stands still but for forward passes, of ten milliseconds each."""
+    forward = engine.executor.forward
 
     def ten_milliseconds(batch: Batch) -> torch.Tensor:
         now[0] += 0.010
@@ -342,6 +340,13 @@ def test_answers_of_a_request_share_plain_steps(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     engine.drafting.clock = lambda: now[0]
     monkeypatch.setattr(engine.executor, "forward", ten_milliseconds)
+
+
+def test_answers_of_a_request_share_plain_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plain decoding makes one token of each of the n answers a step, so the plain speed of the request is n tokens a step."""
+    curve = FrozenCurve.measured({1: 0.010, 64: 0.010})
+    engine = tiny_engine(drafters=[SuffixDrafter()], curve=curve)
+    on_a_clock(engine, [0.0], monkeypatch)
     params = replace(GREEDY, n=4, max_tokens=10, ignore_eos=True)
     request = engine.submit(list(PROMPT), params, speculation=SpeculationParams(mode="on"))
     run_all(engine, [request])
@@ -374,15 +379,7 @@ def test_steps_in_which_nobody_guessed_count_without_what_asking_took(monkeypatc
             now[0] += 0.002
 
     engine = tiny_engine(drafters=[Silent()], curve=FrozenCurve.measured({1: 9.0, 64: 9.0}))
-    forward = engine.executor.forward
-
-    def ten_milliseconds(batch: Batch) -> torch.Tensor:
-        now[0] += 0.010
-        return forward(batch)
-
-    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    engine.drafting.clock = lambda: now[0]
-    monkeypatch.setattr(engine.executor, "forward", ten_milliseconds)
+    on_a_clock(engine, now, monkeypatch)
     request = engine.submit(list(PROMPT), replace(GREEDY, max_tokens=10), speculation=SpeculationParams(mode="on"))
     run_all(engine, [request])
     completion = request.completion("m", "p", 0.0, drafting=True)

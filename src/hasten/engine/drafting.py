@@ -61,6 +61,8 @@ class Drafting:
     memory: Memory | None = None
     clock: Callable[[], float] = time.perf_counter
     rule: str = "coupled"
+    spent: float = 0.0  # seconds that all of this has taken so far, whatever came of it
+    drafted: bool = False  # whether the step in progress verifies any guess; where not, it is plain but for what drafting takes
     _out: set[tuple[str, int]] = field(default_factory=set)  # drafters that take no part in a sequence: silent or broken ones
     _wishes: dict[int, SpeculationParams] = field(default_factory=dict)
     _seen: dict[tuple[str, int], int] = field(default_factory=dict)  # tokens a paid drafter has read of a sequence
@@ -70,7 +72,6 @@ class Drafting:
     _rest: int = 0  # steps of the present rest: while nobody drafts, most steps are not even looked at
     _rested: int = 0
     _settling: Average = field(default_factory=lambda: Average(0.1))  # seconds that the books of a round take
-    spent: float = 0.0  # seconds that all of this has taken so far, whatever came of it
 
     def begin(self, sequence: Sequence, wish: SpeculationParams = AUTO) -> None:
         self._wishes[sequence.id] = wish
@@ -91,6 +92,7 @@ class Drafting:
         began = self.clock()
         self._rounds.clear()
         self._laws.clear()
+        self.drafted = False
         if not self.drafters:
             return
         if self._rested < self._rest:
@@ -131,12 +133,8 @@ class Drafting:
                 round.keep(set(range(len(round.tree))))
                 item.room = self._most_nodes(round, share)
             item.tree = round.verified
+        self.drafted = any(len(round.verified) for round in rounds)
         _share_deciding(rounds, self.clock() - began + (self._settling.value or 0.0))
-
-    @property
-    def drafted(self) -> bool:
-        """Whether the step in progress verifies any guess; where not, it is a plain one but for what drafting takes."""
-        return any(len(round.verified) for round in self._rounds.values())
 
     def rule_for(self, wish: SpeculationParams) -> str:
         """The rule for a request; where nothing is ever drafted, text is that of plain decoding under every rule."""

@@ -30,9 +30,9 @@ import torch
 from hasten.core.types import ROOT, DraftTree, SamplingParams, Verdict
 from hasten.sampling.choose import token_logprob
 from hasten.sampling.draws import Coins, RoundCoins
-from hasten.sampling.filters import History, Logits, adjusted
+from hasten.sampling.filters import History, Logits
 from hasten.sampling.laws import DraftLaws, Law, Masses, warped_law
-from hasten.sampling.verify import AllowedAfter
+from hasten.sampling.verify import AllowedAfter, row_after
 
 Rule = Literal["tokenwise", "traversal"]
 RULES: tuple[Rule, ...] = get_args(Rule)
@@ -64,20 +64,11 @@ def verify_rejection(
 
     def target(node: int) -> Law | None:
         before = [tree.tokens[above] for above in tree.path(node)]
-        try:
-            rows[node] = adjusted(
-                logits(node + 1) if callable(logits) else logits[node + 1],
-                params,
-                position + len(before),
-                history.with_path(before) if history is not None and params.needs_history else None,
-                allowed_after(before) if allowed_after is not None else None,
-                vocabulary_size,
-            )
-        except Exception:
-            if node == ROOT:
-                raise
+        row = row_after(node, before, logits, params, position, history, allowed_after, vocabulary_size)
+        if row is None:
             return None
-        return warped_law(rows[node], params)
+        rows[node] = row
+        return warped_law(row, params)
 
     depths = tree.depths()
     last = {node for node in range(len(tree)) if depths[node] == limit or tree.tokens[node] in stop_tokens}

@@ -13,7 +13,7 @@ import torch
 
 from hasten.core.types import ROOT, DraftTree, SamplingParams, Verdict
 from hasten.sampling.choose import choose_adjusted, token_logprob
-from hasten.sampling.filters import History, adjusted
+from hasten.sampling.filters import History, Logits, adjusted
 
 AllowedAfter = Callable[[Sequence[int]], torch.Tensor | None]
 """The allowed-token mask after the tokens of a path below the root (see ``filters.adjusted``); None: no limit."""
@@ -49,20 +49,9 @@ def verify_tree(
     verdict = Verdict(path=[], tokens=[])
     node = ROOT
     while True:
-        row = logits(node + 1) if callable(logits) else logits[node + 1]
         before = tuple(verdict.tokens)
-        try:
-            values = adjusted(
-                row,
-                params,
-                position + len(before),
-                history.with_path(before) if history is not None and params.needs_history else None,
-                allowed_after(before) if allowed_after is not None else None,
-                vocabulary_size,
-            )
-        except Exception:
-            if node == ROOT:
-                raise
+        values = row_after(node, before, logits, params, position, history, allowed_after, vocabulary_size)
+        if values is None:
             verdict.path.pop()
             return verdict
         token = choose_adjusted(values, params, seed, position + len(before))
@@ -74,3 +63,30 @@ def verify_tree(
             return verdict
         verdict.path.append(child)
         node = child
+
+
+def row_after(
+    node: int,
+    before: Sequence[int],
+    logits: torch.Tensor | Callable[[int], torch.Tensor],
+    params: SamplingParams,
+    position: int,
+    history: History | None,
+    allowed_after: AllowedAfter | None,
+    vocabulary_size: int | None,
+) -> Logits | None:
+    """The adjusted row behind ``node``, which the tokens ``before`` lead to from the root; the other arguments are those of
+    ``verify_tree``. None for a node whose row cannot be used; errors of the root's row are raised."""
+    try:
+        return adjusted(
+            logits(node + 1) if callable(logits) else logits[node + 1],
+            params,
+            position + len(before),
+            history.with_path(before) if history is not None and params.needs_history else None,
+            allowed_after(before) if allowed_after is not None else None,
+            vocabulary_size,
+        )
+    except Exception:
+        if node == ROOT:
+            raise
+        return None
