@@ -61,7 +61,7 @@ class Executor:
         self.pool.copy_blocks(pairs)
 
     def _lay_out(self, batch: Batch) -> Layout:
-        # The kernels write where the tables say: a number outside the pool would be another's memory..
+        # The kernels write where the tables say: a number outside the pool would be another's memory.
         lowest = min(min(segment.blocks) for segment in batch.segments)
         highest = max(max(segment.blocks) for segment in batch.segments)
         if lowest < 0 or highest >= self.pool.num_blocks:
