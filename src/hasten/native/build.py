@@ -77,6 +77,7 @@ def units() -> list[Unit]:
     integer = [
         Unit("grouped_vnni.cpp", AVX512),
         Unit("linear_vnni.cpp", AVX512),
+        Unit("linear4_vnni.cpp", AVX512),
         Unit("linear_amx.cpp", AMX),
         Unit("products8_amx.cpp", AMX),
         Unit("linear_avx2.cpp", AVX2),

@@ -28,24 +28,25 @@ Linear8Range kernel_for(Isa isa) {
     return linear8_generic;
 }
 
-// One row of VNNI's form; `to` is its place in the first tile, `step` bytes before its place in the next.
-void move_row(const std::int8_t* from, std::int64_t count, std::int64_t step, std::uint8_t* to) {
+// One row of VNNI's form, with the bits of `flip` changed; `to` is its place in the first tile, `step` bytes before its place in the next.
+void spread_row(const std::int8_t* from, std::int64_t count, std::int64_t step, std::uint8_t flip, std::uint8_t* to) {
     for (std::int64_t start = 0; start < count; start += TILE_INPUTS, to += step) {
         const std::int64_t some = count - start < TILE_INPUTS ? count - start : TILE_INPUTS;
-        for (std::int64_t i = 0; i < some; ++i) to[i] = static_cast<std::uint8_t>(from[start + i]) ^ 0x80;
-        std::memset(to + some, 0x80, static_cast<std::size_t>(TILE_INPUTS - some));
+        for (std::int64_t i = 0; i < some; ++i) to[i] = static_cast<std::uint8_t>(from[start + i]) ^ flip;
+        std::memset(to + some, flip, static_cast<std::size_t>(TILE_INPUTS - some));
     }
 }
 
-// Fills in what the kernel wants of the rows: padded to whole tiles, for VNNI moved by 128, for AVX2 widened or summed. False when there
-// is no memory.
+// Fills in what the kernel wants of the rows: padded to whole tiles, for VNNI by tile and mostly moved by 128, for AVX2 widened or summed.
+// False when there is no memory.
 bool prepare_rows(Linear8& call, Isa isa) {
     const std::int64_t tiles = tiles_of(call.inputs), stride = tiles * TILE_INPUTS;
-    const bool moved = isa == VNNI, wide = isa == AVX2 && !call.four_bits, sums = isa == AVX2 && call.four_bits;
-    const bool padded = stride != call.inputs && !moved && !wide;
+    const bool by_tile = isa == VNNI, few = by_tile && call.four_bits && call.rows <= FEW_ROWS;
+    const bool wide = isa == AVX2 && !call.four_bits, sums = few || (isa == AVX2 && call.four_bits);
+    const bool padded = stride != call.inputs && !by_tile && !wide;
     call.stride = stride;
-    if (!moved && !wide && !sums && !padded) return true;
-    const std::int64_t bytes = wide ? 2 * stride : moved || padded ? stride : 0, line = bytes + (sums ? 4 * tiles : 0);
+    if (!by_tile && !wide && !sums && !padded) return true;
+    const std::int64_t bytes = wide ? 2 * stride : by_tile || padded ? stride : 0, line = bytes + (sums ? 4 * tiles : 0);
     auto* copy = static_cast<std::uint8_t*>(scratch(SCRATCH_ROWS, static_cast<std::size_t>(call.rows * line)));
     if (copy == nullptr) return false;
     const std::int8_t* x = call.x;
@@ -53,7 +54,13 @@ bool prepare_rows(Linear8& call, Isa isa) {
     auto body = [&](std::int64_t first, std::int64_t last) {
         for (std::int64_t row = first; row < last; ++row) {
             const std::int8_t* from = x + row * call.inputs;
-            if (moved) move_row(from, call.inputs, call.rows * TILE_INPUTS, copy + row * TILE_INPUTS);
+            std::int64_t step = TILE_INPUTS;
+            if (by_tile) {
+                std::uint8_t* to = copy + row * TILE_INPUTS;
+                step = call.rows * TILE_INPUTS;
+                spread_row(from, call.inputs, step, few ? 0 : 0x80, to);
+                from = reinterpret_cast<const std::int8_t*>(to);
+            }
             if (padded) {
                 std::uint8_t* to = copy + row * stride;
                 std::memcpy(to, from, static_cast<std::size_t>(call.inputs));
@@ -62,13 +69,13 @@ bool prepare_rows(Linear8& call, Isa isa) {
             }
 #if defined(__x86_64__)
             if (wide) widen_row(from, call.inputs, stride, reinterpret_cast<std::int16_t*>(copy) + row * stride);
-            if (sums) sum_tiles(from, tiles, totals + row * tiles);
+            if (sums) sum_tiles(from, tiles, step, totals + row * tiles);
 #endif
         }
     };
     parallel(call.rows, ROWS_TOGETHER, body);
     if (padded) call.x = reinterpret_cast<const std::int8_t*>(copy);
-    call.x_moved = copy;
+    call.x_by_tile = copy;
     call.x_wide = reinterpret_cast<const std::int16_t*>(copy);
     call.x_sums = totals;
     return true;

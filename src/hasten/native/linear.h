@@ -21,25 +21,26 @@ namespace hasten {
 const std::int64_t TILE_OUTPUTS = 16, TILE_INPUTS = 64, PAIR_OUTPUTS = 32, TILE_BYTES = 1024, PAIR_BYTES = 2048;
 const std::int64_t PAIR_BYTES_4 = 1088, NIBBLES_BYTES = 512, SCALES_AT = 1024, OFFSETS_AT = 1056;
 const std::int64_t MOST_INPUTS = 131008;  // 128 * 128 * inputs stays inside int32
+const std::int64_t FEW_ROWS = 14;         // up to which VNNI multiplies nibbles as they are
 
 inline std::int64_t pairs_of(std::int64_t outputs) { return (outputs + PAIR_OUTPUTS - 1) / PAIR_OUTPUTS; }
 inline std::int64_t tiles_of(std::int64_t inputs) { return (inputs + TILE_INPUTS - 1) / TILE_INPUTS; }
 
 struct Linear8 {
-    const std::int8_t* x;         // [rows][stride], zero behind the inputs
-    const std::uint8_t* x_moved;  // [tiles][rows][64] the same plus 128, for VNNI
-    const std::int16_t* x_wide;   // the same in 16 bits, for AVX2 and int8 weights
-    const std::int32_t* x_sums;   // [rows][tiles] sums of the inputs of each tile, for AVX2 and four-bit weights
-    std::int64_t stride;          // at least 64 * tiles_of(inputs)
-    const float* row_scale;       // [rows]
+    const std::int8_t* x;           // [rows][stride], zero behind the inputs
+    const std::uint8_t* x_by_tile;  // [tiles][rows][64] for VNNI: the same plus 128, or as they are where nibbles are
+    const std::int16_t* x_wide;     // the same in 16 bits, for AVX2 and int8 weights
+    const std::int32_t* x_sums;     // [rows][tiles] sums of the inputs of each tile, where nibbles are multiplied as they are
+    std::int64_t stride;            // at least 64 * tiles_of(inputs)
+    const float* row_scale;         // [rows]
     const std::int8_t* tiles;
-    const std::int32_t* sums;     // [32 * pairs] weights' sums times 128
-    const float* scale;           // [outputs]
-    const float* bias;            // [outputs] or null
-    const float* residual;        // [rows][out_stride] or null; may be `out`
-    float* out;                   // [rows][out_stride]
+    const std::int32_t* sums;       // [32 * pairs] weights' sums times 128
+    const float* scale;             // [outputs]
+    const float* bias;              // [outputs] or null
+    const float* residual;          // [rows][out_stride] or null; may be `out`
+    float* out;                     // [rows][out_stride]
     std::int64_t rows, outputs, inputs, out_stride;
-    bool four_bits;               // of the weights
+    bool four_bits;                 // of the weights
 };
 
 // One instruction set's kernel: all rows, outputs of the pairs [first, last). False when there is no memory. All but the
@@ -50,11 +51,12 @@ bool linear8_generic(const Linear8& call, std::int64_t first, std::int64_t last)
 bool linear8_avx2(const Linear8& call, std::int64_t first, std::int64_t last);
 bool linear4_avx2(const Linear8& call, std::int64_t first, std::int64_t last);
 bool linear8_vnni(const Linear8& call, std::int64_t first, std::int64_t last);
+bool linear4_vnni(const Linear8& call, std::int64_t first, std::int64_t last);
 bool linear8_amx(const Linear8& call, std::int64_t first, std::int64_t last);
 
-// Rows as the AVX2 kernels take them: `count` values in 16 bits and zeros up to `stride`; sums of 64 inputs each.
+// Rows as kernels take them: `count` values in 16 bits and zeros up to `stride`; sums of 64 inputs each, tiles `step` bytes apart.
 void widen_row(const std::int8_t* from, std::int64_t count, std::int64_t stride, std::int16_t* to);
-void sum_tiles(const std::int8_t* x, std::int64_t tiles, std::int32_t* sums);
+void sum_tiles(const std::int8_t* x, std::int64_t tiles, std::int64_t step, std::int32_t* sums);
 
 // Float weights [outputs][inputs] to what w4_pack takes, and a float scale for each output. Finite weights only.
 void round_progressive(const float* weights, std::int64_t outputs, std::int64_t inputs, std::uint8_t* codes, std::uint8_t* scales,

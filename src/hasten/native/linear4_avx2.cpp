@@ -189,9 +189,9 @@ void single_row(const Linear8& call, std::int64_t pair) {
 
 }  // namespace
 
-void sum_tiles(const std::int8_t* x, std::int64_t tiles, std::int32_t* sums) {
+void sum_tiles(const std::int8_t* x, std::int64_t tiles, std::int64_t step, std::int32_t* sums) {
     const __m256i ones = _mm256_set1_epi8(1), wide_ones = _mm256_set1_epi16(1);
-    for (std::int64_t tile = 0; tile < tiles; ++tile, x += TILE_INPUTS) {
+    for (std::int64_t tile = 0; tile < tiles; ++tile, x += step) {
         const __m256i low = _mm256_maddubs_epi16(ones, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x)));
         const __m256i high = _mm256_maddubs_epi16(ones, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + 32)));
         const __m256i eight = _mm256_madd_epi16(_mm256_add_epi16(low, high), wide_ones);

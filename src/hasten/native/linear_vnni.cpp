@@ -72,7 +72,7 @@ struct Moved {
 
     static void multiply(const Linear8& call, std::int64_t row, std::int64_t count, std::int64_t tile, std::int64_t tiles,
                          const std::int8_t* packed, std::int8_t* room, bool first, std::int32_t* sums, Ahead& ahead) {
-        const std::uint8_t* x = call.x_moved + (tile * call.rows + row) * TILE_INPUTS;
+        const std::uint8_t* x = call.x_by_tile + (tile * call.rows + row) * TILE_INPUTS;
         if (FOUR_BITS && first) return some_rows<true>(count, x, call.rows, packed, tiles, room, tile != 0, sums, ahead);
         return some_rows<false>(count, x, call.rows, packed, tiles, room, tile != 0, sums, ahead);
     }
@@ -87,6 +87,7 @@ struct Moved {
 }  // namespace
 
 bool linear8_vnni(const Linear8& call, std::int64_t first, std::int64_t last) {
+    if (call.four_bits && call.rows <= FEW_ROWS) return linear4_vnni(call, first, last);
     return call.four_bits ? run_kernel<Moved<true>>(call, first, last) : run_kernel<Moved<false>>(call, first, last);
 }
 

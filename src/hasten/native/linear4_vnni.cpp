@@ -1,0 +1,108 @@
+// AVX-512 VNNI, four-bit weights and few rows: nibbles are multiplied as they are, and a group's scale and offset come in behind its sums.
+// To bring every weight into eight bits first only pays where more rows than FEW_ROWS share it.
+#include "linear.h"
+
+#if defined(__x86_64__)
+#include "finish_avx512.h"
+#include "linear_panel.h"
+
+namespace hasten {
+namespace {
+
+INLINE __m512i all_four(const void* from) {
+    int four;
+    __builtin_memcpy(&four, from, 4);
+    return _mm512_set1_epi32(four);
+}
+
+INLINE __m128i bytes_at(const std::int8_t* from) { return _mm_load_si128(reinterpret_cast<const __m128i*>(from)); }
+
+struct Nibbles {
+    static const std::int64_t CHUNK_TILES = 4, TILE_SIZE = PAIR_BYTES_4, ROOM_BYTES = 64;
+    static const std::int64_t COLUMNS = 8, ROW_SUMS = PAIR_OUTPUTS, MOST_ROWS = 8;
+
+    // Adds a tile's products: each group's sum, times its scale, and its offset times the sum of the row's inputs.
+    template <int ROWS>
+    static INLINE void add_tile(const std::int8_t* x, const std::int32_t* totals, std::int64_t stride, const std::int8_t* packed,
+                                __m512i (*sums)[2], Ahead& ahead) {
+        const __m512i mask = _mm512_set1_epi8(15);
+        const bool spread = ROWS == 1;  // over more sums, which else wait for each other
+        __m512i dots[ROWS][2], others[ROWS][2];
+#pragma GCC unroll 8
+        for (int r = 0; r < ROWS; ++r) dots[r][0] = dots[r][1] = others[r][0] = others[r][1] = _mm512_setzero_si512();
+#pragma GCC unroll 8
+        for (int line = 0; line < 8; ++line) {
+            ahead.fetch();
+            const __m512i first = _mm512_load_si512(packed + line * 64), second = _mm512_load_si512(packed + NIBBLES_BYTES + line * 64);
+            const __m512i first_even = _mm512_and_si512(first, mask), first_odd = _mm512_and_si512(_mm512_srli_epi16(first, 4), mask);
+            const __m512i second_even = _mm512_and_si512(second, mask), second_odd = _mm512_and_si512(_mm512_srli_epi16(second, 4), mask);
+#pragma GCC unroll 8
+            for (int r = 0; r < ROWS; ++r) {
+                const __m512i even = all_four(x + r * TILE_INPUTS + line * 8), odd = all_four(x + r * TILE_INPUTS + line * 8 + 4);
+                dots[r][0] = _mm512_dpbusd_epi32(dots[r][0], first_even, even);
+                dots[r][1] = _mm512_dpbusd_epi32(dots[r][1], second_even, even);
+                __m512i* next = spread ? others[r] : dots[r];
+                next[0] = _mm512_dpbusd_epi32(next[0], first_odd, odd);
+                next[1] = _mm512_dpbusd_epi32(next[1], second_odd, odd);
+            }
+        }
+#pragma GCC unroll 2
+        for (int half = 0; half < 2; ++half) {
+            const __m512i scale = _mm512_cvtepu8_epi32(bytes_at(packed + SCALES_AT + half * 16));
+            const __m512i offset = _mm512_and_si512(_mm512_cvtepi8_epi32(bytes_at(packed + OFFSETS_AT + half * 16)), _mm512_set1_epi32(0xffff));
+#pragma GCC unroll 8
+            for (int r = 0; r < ROWS; ++r) {
+                const __m512i dot = spread ? _mm512_add_epi32(dots[r][half], others[r][half]) : dots[r][half];
+                const __m512i moved = _mm512_dpwssd_epi32(sums[r][half], offset, _mm512_set1_epi32(totals[r * stride]));
+                sums[r][half] = _mm512_add_epi32(moved, _mm512_mullo_epi32(dot, scale));
+            }
+        }
+    }
+
+    template <int ROWS>
+    static void products(const std::int8_t* x, const std::int32_t* totals, std::int64_t stride, std::int64_t step, const std::int8_t* packed,
+                         std::int64_t tiles, bool add, std::int32_t* out, Ahead& ahead) {
+        __m512i sums[ROWS][2];
+#pragma GCC unroll 8
+        for (int r = 0; r < ROWS; ++r) {
+            sums[r][0] = add ? _mm512_load_si512(out + r * PAIR_OUTPUTS) : _mm512_setzero_si512();
+            sums[r][1] = add ? _mm512_load_si512(out + r * PAIR_OUTPUTS + TILE_OUTPUTS) : _mm512_setzero_si512();
+        }
+        for (std::int64_t tile = 0; tile < tiles; ++tile, packed += PAIR_BYTES_4, x += step, ++totals) {
+            add_tile<ROWS>(x, totals, stride, packed, sums, ahead);
+        }
+#pragma GCC unroll 8
+        for (int r = 0; r < ROWS; ++r) {
+            _mm512_store_si512(out + r * PAIR_OUTPUTS, sums[r][0]);
+            _mm512_store_si512(out + r * PAIR_OUTPUTS + TILE_OUTPUTS, sums[r][1]);
+        }
+    }
+
+    static void multiply(const Linear8& call, std::int64_t row, std::int64_t count, std::int64_t tile, std::int64_t tiles,
+                         const std::int8_t* packed, std::int8_t*, bool, std::int32_t* sums, Ahead& ahead) {
+        const auto* x = reinterpret_cast<const std::int8_t*>(call.x_by_tile) + (tile * call.rows + row) * TILE_INPUTS;
+        const std::int64_t stride = tiles_of(call.inputs), step = call.rows * TILE_INPUTS;
+        const std::int32_t* totals = call.x_sums + row * stride + tile;
+        switch (count) {
+            case 1: return products<1>(x, totals, stride, step, packed, tiles, tile != 0, sums, ahead);
+            case 2: return products<2>(x, totals, stride, step, packed, tiles, tile != 0, sums, ahead);
+            case 3: return products<3>(x, totals, stride, step, packed, tiles, tile != 0, sums, ahead);
+            case 4: return products<4>(x, totals, stride, step, packed, tiles, tile != 0, sums, ahead);
+            case 5: return products<5>(x, totals, stride, step, packed, tiles, tile != 0, sums, ahead);
+            case 6: return products<6>(x, totals, stride, step, packed, tiles, tile != 0, sums, ahead);
+            case 7: return products<7>(x, totals, stride, step, packed, tiles, tile != 0, sums, ahead);
+            default: return products<8>(x, totals, stride, step, packed, tiles, tile != 0, sums, ahead);
+        }
+    }
+
+    static void finish(const Linear8& call, std::int64_t row, std::int64_t output, const std::int32_t* sums) {
+        finish_pair(call, row, output, _mm512_load_si512(sums), _mm512_load_si512(sums + TILE_OUTPUTS));
+    }
+};
+
+}  // namespace
+
+bool linear4_vnni(const Linear8& call, std::int64_t first, std::int64_t last) { return run_kernel<Nibbles>(call, first, last); }
+
+}  // namespace hasten
+#endif
