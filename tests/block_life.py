@@ -98,6 +98,7 @@ class Machine:
         table.blocks = self.manager.match_prefix(table.tokens, table.tenant, limit)
         table.computed = len(table.blocks) * self.size
         assert table.computed <= limit
+        self.manager.count(limit, len(table.blocks))
 
     def reserve(self, table: Table, positions: int) -> None:
         """Make room for ``positions`` and make everything from the first uncomputed position on writable."""

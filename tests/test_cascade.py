@@ -15,6 +15,7 @@ from hasten.core.types import ROOT, Batch, DraftTree, SamplingParams, Sequence, 
 from hasten.draft.base import DraftBudget, Drafter
 from hasten.draft.cascade import MOST_TENANTS, Cascade
 from hasten.draft.lm import LanguageModelDrafter
+from hasten.draft.recycled_rows import TenantRows
 from hasten.draft.recycling import RecyclingDrafter
 from hasten.model.precision import FP64, INT8, Precision
 from test_exact import SETTINGS, prompt_of
@@ -154,7 +155,16 @@ def test_rows_that_are_not_moved_into_line_are_noticed() -> None:
         check_same(answers_of(rounds(guessed, [text_of(3, SETTINGS["greedy"])], AHEAD)), expected)
 
 
-def learn(learner: Cascade | Drafter, text: Sequence, chain: list[int]) -> None:
+class Both:
+    def __init__(self, *learners: Cascade | Drafter) -> None:
+        self._learners = learners
+
+    def observe(self, sequence: Sequence, tree: DraftTree, verdict: Verdict) -> None:
+        for learner in self._learners:
+            learner.observe(sequence, tree, verdict)
+
+
+def learn(learner: Cascade | Drafter | Both, text: Sequence, chain: list[int]) -> None:
     """The target chose ``chain`` behind the text; nothing else was likely."""
     length, nodes = len(text.tokens), len(chain) - 1
     text.tokens += chain
@@ -179,13 +189,18 @@ def test_what_the_target_chose_before_saves_passes(shared: bool) -> None:
         assert drafter.calls <= 2 if tenant == "same" else drafter.calls == DEPTH
 
 
-def test_rows_that_somebody_else_keeps_are_not_written() -> None:
+def test_what_two_tell_of_is_written_once() -> None:
+    """A recycling drafter looks its candidates up before it learns; a draft model beside it must not learn them a second time."""
     recycling, text = RecyclingDrafter(), text_of(1, SETTINGS["greedy"])
-    learn(Cascade(recycling.rows), text, [1, 2, 3])
-    assert recycling.rows.get("").candidates((text.tokens[-1],)) == []
-    alone = Cascade()
-    learn(alone, text, [1, 2, 3])
-    assert alone.guess(text, [], AHEAD, 4).tokens == [1, 2, 3]
+    cascade = Cascade(recycling.rows)
+    learn(cascade, text, [1, 2, 3])  # the recycling drafter was not asked in this round
+    assert cascade.guess(text, [], AHEAD, 4).tokens == [1, 2, 3]
+    written, write = [], TenantRows.learn
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TenantRows, "learn", lambda self, *told: (written.append(told), write(self, *told)))
+        learn(Both(recycling, cascade), text, [4, 5, 6])
+    assert len(written) == 1
+    assert cascade.guess(text, [], AHEAD, 4).tokens == [4, 5, 6]
 
 
 def test_the_draft_models_choices_say_how_often_candidates_are_right() -> None:

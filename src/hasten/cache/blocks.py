@@ -76,7 +76,7 @@ class BlockManager:
     def match_prefix(self, tokens: list[int], tenant: str, limit: int) -> list[int]:
         """The longest run of known full blocks that starts ``tokens`` and covers at most ``limit`` of them.
 
-        Takes one reference on each returned block; the caller owes a ``free``.
+        Takes one reference on each returned block; the caller owes a ``free``, and a ``count`` where it makes use of them.
         """
         found: list[int] = []
         wanted = min(limit, len(tokens)) // self.block_size if self.prefix_cache else 0
@@ -90,9 +90,13 @@ class BlockManager:
                 break
             self._refer(block)
             found.append(block)
-        self.statistics.queries += wanted
-        self.statistics.hits += len(found)
         return found
+
+    def count(self, limit: int, found: int) -> None:
+        """Count a look-up of at most ``limit`` tokens that found so many blocks."""
+        if self.prefix_cache:
+            self.statistics.queries += limit // self.block_size
+            self.statistics.hits += found
 
     def allocate(self, count: int) -> list[int]:
         """``count`` blocks for exclusive use, their content undefined. Cached blocks are evicted when no free one is left.

@@ -143,7 +143,7 @@ class Controller:
             own, standing = owns[at], standings[at]
             reading = 0.0 if own.begun else self.costs.reading(drafter, rounds[at].context)
             # Credit is earned over all requests, but reading is lost on this one.
-            if reading > min(standing.free, self._allowance(rounds[at], standing)):
+            if reading > 0.0 and reading > min(standing.free, self._allowance(rounds[at], standing)):
                 own.on, own.why = False, f"reading {rounds[at].context} tokens takes {reading:.2f} s, more than a try is worth"
                 continue
             lost = own.begun and own.balance <= 0.0
@@ -270,22 +270,23 @@ class Controller:
         conditional = [self.calibrator.probability(d, s, kind) for d, s in zip(tree.drafters, tree.scores, strict=True)]
         return survivals(tree, conditional)
 
-    def select(self, rounds: Sequence[Round], rows: int, drafting_seconds: float) -> list[DraftTree]:
-        """Keep the nodes worth verifying. ``rows`` is what the step computes anyway."""
+    def select(self, rounds: Sequence[Round], rows: int, drafting_seconds: float, room: int) -> list[DraftTree]:
+        """Keep the nodes worth verifying, at most ``room`` of all of them. ``rows`` is what the step computes anyway."""
         if self.rule != "auto":
-            depth = self.depth or rules.DEEPEST
+            depth = min(self.depth or rules.DEEPEST, room // max(1, len(rounds)))
             return [round.keep(rules.chain_of(round.tree, min(depth, round.wish.nodes))) for round in rounds]
         least = LEAST_SURVIVAL if self.measured else 0.0
         ranked = likeliest_first([self.survivals(round.tree, round.kind) for round in rounds], least)
-        most = self.most_nodes * max(1, len(rounds))
+        most = min(room, self.most_nodes * max(1, len(rounds)))
         contexts = [round.context for round in rounds]
         keep = min(len(ranked), most)
         if self.measured:
             keep = best_count(ranked[:most], contexts, rows, drafting_seconds, self.costs.curve, self.costs.overhead)
         kept: list[set[int]] = [set() for _ in rounds]
         for place, (_, index, node) in enumerate(ranked):
-            if (place < keep or rounds[index].wish.mode == "on") and len(kept[index]) < rounds[index].wish.nodes:
+            if room > 0 and (place < keep or rounds[index].wish.mode == "on") and len(kept[index]) < rounds[index].wish.nodes:
                 kept[index].add(node)
+                room -= 1
         return [round.keep(nodes) for round, nodes in zip(rounds, kept, strict=True)]
 
     # What became of it
@@ -326,10 +327,10 @@ class Controller:
         extra = self.costs.verifying(shapes, rows, nodes, whole - asked if pure else None)
         row_seconds, share = extra / nodes if nodes else 0.0, 1.0 / max(1, len(drafters))
         nets = [round.nets(self.costs.unit, row_seconds) for round in rounds]
-        passed_on = self._savings.passed_on(sum(sum(each.values()) for each in nets)) / len(rounds)
+        passed_on = self._savings.passed_on(sum(sum(n.values()) for r, n in zip(rounds, nets, strict=True) if self._chose(r)))
         for round, net in zip(rounds, nets, strict=True):
             earned = share * accounts.exploration(round.kind, len(rounds)) * self.costs.unit
-            self._book(round, net, drafters, earned, share * passed_on)
+            self._book(round, net, drafters, earned, share * passed_on / len(rounds))
         brought = sum(len(round.accepted) for round in rounds)
         if nodes or asked:
             self._gain.observe((len(rounds) + brought) * self.costs.unit / (self.costs.plain + asked + extra))
@@ -338,17 +339,23 @@ class Controller:
             if pure:
                 self.costs.refer(whole)
 
+    def _chose(self, round: Round) -> bool:
+        """Whether what is drafted in this round is up to the accounts. What somebody insists on must not decide for others."""
+        return self.rule == "auto" and round.wish.mode != "on"
+
     def _book(self, round: Round, nets: dict[str, float], drafters: Sequence[str], earned: float, passed_on: float) -> None:
         for drafter in drafters:
             own = self._own.get((drafter, round.sequence))
             standing = self.standing(drafter, round.kind)
             net = nets.get(drafter)
             if net is None:
-                standing.book(self._steps * earned + passed_on, self.costs.unit)
+                if self.rule == "auto":
+                    standing.book(self._steps * earned + passed_on, self.costs.unit)
                 if own is not None and own.begun:
                     own.balance = min(own.balance + self._steps * earned, own.allowance)
                 continue
-            standing.book(net + earned, self.costs.unit)
+            if self._chose(round):
+                standing.book(net + earned, self.costs.unit)
             tally = self.tallies[drafter]
             tally.seconds += round.seconds[drafter]
             tally.saved += net

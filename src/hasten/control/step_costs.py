@@ -91,7 +91,8 @@ class StepCosts:
         until, least = self._ahead.get((drafter, askers), (0, []))
         if self._opened >= until:
             base = curve.base(askers)
-            least = least_chances([(curve.base(askers * (1 + more)) - base) / base for more in range(MOST_AHEAD + 1)])
+            added = [curve.base(askers * (1 + more)) - base for more in range(MOST_AHEAD + 1)] if base > 0.0 else []
+            least = least_chances([seconds / base for seconds in added])
             self._ahead[drafter, askers] = self._opened + FLOORS_FOR, least
         return least
 

@@ -19,7 +19,7 @@ from itertools import takewhile
 from hasten.core.types import DraftTree, Sequence, Verdict
 from hasten.draft.base import DraftBudget
 from hasten.draft.best_first import best_first
-from hasten.draft.recycled_rows import LONGEST_KEY, WIDTH, RankAcceptance, RowsOfTenants, before, root_of
+from hasten.draft.recycled_rows import LONGEST_KEY, WIDTH, RankAcceptance, RowsOfTenants, before
 
 MOST_ROWS = 8192  # a table of a tenant, some 250 bytes each
 MOST_TENANTS = 32
@@ -27,13 +27,12 @@ NAME = "cascade"
 
 
 class Cascade:
-    """``rows`` are those of a recycling drafter beside it, which keeps them up to date; without one it keeps its own. What it
-    learns of a tenant, and of greedy and sampled answers, stays apart."""
+    """``rows`` are those of a recycling drafter beside it; without one it has its own. What it learns of a tenant, and of greedy
+    and sampled answers, stays apart."""
 
     likeliest_wanted = WIDTH
 
     def __init__(self, rows: RowsOfTenants | None = None) -> None:
-        self._learns = rows is None
         self._rows = rows or RowsOfTenants(MOST_ROWS, MOST_TENANTS)
         self._acceptance: OrderedDict[tuple[str, bool], RankAcceptance] = OrderedDict()
 
@@ -54,10 +53,8 @@ class Cascade:
         return foreseen
 
     def observe(self, sequence: Sequence, tree: DraftTree, verdict: Verdict) -> None:
-        """Learn what the target found likely at every row of the tree that was verified, unless somebody else does."""
-        root = root_of(sequence.tokens, verdict) if self._learns else None
-        if root is not None:
-            self._rows.write(sequence.tenant).learn(sequence.tokens, root, tree, verdict)
+        """Learn what the target found likely at every row of the tree that was verified."""
+        self._rows.learn(sequence, tree, verdict)
 
     def _acceptance_of(self, sequence: Sequence) -> RankAcceptance:
         key = sequence.tenant, sequence.params.greedy

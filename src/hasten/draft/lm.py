@@ -142,7 +142,7 @@ class LanguageModelDrafter(Drafter):
         return self._draft(sequences, budgets, drawing=True)
 
     def share_rows(self, rows: RowsOfTenants) -> None:
-        """Guess ahead from the rows of a recycling drafter that is asked beside this one. Before the first sequence."""
+        """Guess ahead from the rows of a recycling drafter beside this one, which learns first. Before the first sequence."""
         if self._cascade is not None:
             self._cascade = Cascade(rows)
 

@@ -10,7 +10,7 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 
-from hasten.core.types import DraftTree, Verdict
+from hasten.core.types import DraftTree, Sequence, Verdict
 from hasten.draft.best_first import LEAST_SURVIVAL
 
 WIDTH = 8  # successors a row
@@ -133,6 +133,15 @@ class RowsOfTenants:
         self._most_rows, self._most_tenants = most_rows, most_tenants
         self._tenants: OrderedDict[str, TenantRows] = OrderedDict()
         self.seeded: dict[int, array[int]] = {}
+        self._learnt: Verdict | None = None
+
+    def learn(self, sequence: Sequence, tree: DraftTree, verdict: Verdict) -> None:
+        """Keep what the target found likely at every row of the sequence's tree that was verified; nothing where that was not asked
+        for, and once, however many drafters tell of it."""
+        root = root_of(sequence.tokens, verdict)
+        if root is not None and verdict is not self._learnt:
+            self._learnt = verdict
+            self.write(sequence.tenant).learn(sequence.tokens, root, tree, verdict)
 
     def get(self, tenant: str) -> TenantRows:
         """To look things up; what is written there of a tenant that has none yet is lost."""

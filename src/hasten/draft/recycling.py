@@ -67,4 +67,4 @@ class RecyclingDrafter(Drafter):
         rows = self.rows.write(sequence.tenant)
         for at in range(root, len(sequence.tokens)):
             rows.acceptance.observe(rows.candidates(before(sequence.tokens, at)), sequence.tokens[at])
-        rows.learn(sequence.tokens, root, tree, verdict)
+        self.rows.learn(sequence, tree, verdict)

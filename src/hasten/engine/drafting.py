@@ -3,7 +3,8 @@
 Where drafts are verified by rejection, one drafter may draw its tokens by chance. What the others proposed is chosen before it
 draws, and all that it draws is verified: a choice in view of the draws would bias the law (``sampling.laws.DraftLaws``).
 
-A drafter that raises, or proposes a malformed tree, is switched off for that sequence and named in a warning; the answer goes on.
+A drafter that proposes a malformed tree, or raises, is switched off for that sequence (for all that it was asked about together,
+where it raises) and named in a warning; the answers go on.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import wraps
+from operator import index
 from typing import Concatenate, ParamSpec
 
 from torch import Tensor
@@ -72,6 +74,7 @@ class Drafting:
     _rest: int = 0  # steps of the present rest: while nobody drafts, most steps are not even looked at
     _rested: int = 0
     _settling: Average = field(default_factory=lambda: Average(0.1))  # seconds that the books of a round take
+    _bookkeeping: float = 0.0  # and what was charged for them in the step in progress
 
     def begin(self, sequence: Sequence, wish: SpeculationParams = AUTO) -> None:
         self._wishes[sequence.id] = wish
@@ -93,6 +96,7 @@ class Drafting:
         self._rounds.clear()
         self._laws.clear()
         self.drafted = False
+        self._bookkeeping = 0.0
         if not self.drafters:
             return
         if self._rested < self._rest:
@@ -115,7 +119,7 @@ class Drafting:
         for drafter in sorted(self.drafters, key=lambda drafter: (drafter is drawer, drafter.paid)):
             if drafter is drawer:
                 undrawn = [round for round in rounds if round.kind == "greedy"]
-                self._settle([round for round in rounds if round.kind != "greedy"], rows, self.clock() - began)
+                self._settle([round for round in rounds if round.kind != "greedy"], rows, self.clock() - began, share)
             able = [at for at, item in enumerate(decoding) if (drafter.name, item.sequence.id) not in self._out]
             wanted = self.controller.ask(drafter.name, drafter.paid, [rounds[at] for at in able]) if able else []
             chosen = [at for at, on in zip(able, wanted, strict=True) if on]
@@ -127,14 +131,15 @@ class Drafting:
             return
         self._rest = 0
         if undrawn:
-            self.controller.select(undrawn, rows, self.clock() - began)
+            self.controller.select(undrawn, rows, self.clock() - began, share * len(undrawn))
         for item, round in zip(decoding, rounds, strict=True):
             if round.sequence in self._laws:
                 round.keep(set(range(len(round.tree))))
                 item.room = self._most_nodes(round, share)
             item.tree = round.verified
         self.drafted = any(len(round.verified) for round in rounds)
-        _share_deciding(rounds, self.clock() - began + (self._settling.value or 0.0))
+        self._bookkeeping = self._settling.value or 0.0
+        _share_deciding(rounds, self.clock() - began + self._bookkeeping)
 
     def rule_for(self, wish: SpeculationParams) -> str:
         """The rule for a request; where nothing is ever drafted, text is that of plain decoding under every rule."""
@@ -148,10 +153,10 @@ class Drafting:
         """Who draws by chance: one at most, for two draws of one node would need the law of both together."""
         return None if self.rule == "coupled" else next((drafter for drafter in self.drafters if drafter.draws), None)
 
-    def _settle(self, rounds: list[Round], rows: int, spent: float) -> None:
+    def _settle(self, rounds: list[Round], rows: int, spent: float, share: int) -> None:
         """Choose among what was proposed without chance, before anything is drawn beside it."""
         if rounds:
-            self.controller.select(rounds, rows, spent)
+            self.controller.select(rounds, rows, spent, share * len(rounds))
         for round in rounds:
             round.settle()
             self._laws[round.sequence] = DraftLaws()
@@ -163,18 +168,25 @@ class Drafting:
         ]
         started = self.clock()
         try:
-            for round, (bid, laws), budget in zip(rounds, _bids(drafter, sequences, budgets, drawing), budgets, strict=True):
-                sound = _sound(bid, budget, self.vocabulary)
-                if round.sequence in self._laws:
-                    self._bid_drawn(round, drafter, sound, laws, len(bid))
-                else:
-                    round.bid(drafter.name, sound)
-                if drafter.paid and len(sound):
-                    round.levels[drafter.name] = max(sound.depths())
-        except Exception as problem:
+            bids = _bids(drafter, sequences, budgets, drawing)
+        except Exception as problem:  # whose fault it is nobody can tell
             for sequence in sequences:
                 self._switch_off(drafter, sequence, problem)
+            bids = []
+        for sequence, round, budget, (bid, laws) in zip(sequences, rounds, budgets, bids, strict=False):
+            try:
+                self._bid(round, drafter, _sound(bid, budget, self.vocabulary), laws, len(bid))
+            except Exception as problem:
+                self._switch_off(drafter, sequence, problem)
         self._charge(drafter, sequences, rounds, self.clock() - started)
+
+    def _bid(self, round: Round, drafter: Drafter, tree: DraftTree, laws: DraftLaws, bid: int) -> None:
+        if round.sequence in self._laws:
+            self._bid_drawn(round, drafter, tree, laws, bid)
+        else:
+            round.bid(drafter.name, tree)
+        if drafter.paid and len(tree):
+            round.levels[drafter.name] = max(tree.depths())
 
     def _bid_drawn(self, round: Round, drafter: Drafter, tree: DraftTree, laws: DraftLaws, bid: int) -> None:
         """Merge a tree of draws. Raises ValueError when it does not fit its laws, or has lost nodes of the ``bid`` it was."""
@@ -223,6 +235,8 @@ class Drafting:
         round = self._rounds.get(sequence.id)
         if round is None and sequence.output_length > 1:
             return
+        if sequence.output_length <= 1:
+            self._rest = 0  # whoever rests does so over others
         if round is not None:
             if len(tree) != len(round.verified):
                 round.keep(set())
@@ -259,9 +273,10 @@ class Drafting:
             return
         began = self.clock()
         rounds = [self._rounds[item.sequence.id] for item in items if item.sequence.id in self._rounds]
-        # Prompt chunks have other shapes than decoding steps and would distort the curve.
-        pure = len(rounds) == len(items)
-        self.controller.settle(rounds, rows, forward, whole, self._speaking, pure)
+        # Prompt chunks, and texts that are computed again, have other shapes than decoding steps and would distort the curve.
+        pure = len(rounds) == len(items) and all(item.chain == 1 for item in items)
+        # The books are not closed yet when the step is timed, and those who bid are charged for them.
+        self.controller.settle(rounds, rows, forward, whole + self._bookkeeping, self._speaking, pure)
         self._settling.observe(self.clock() - began)
 
     def end(self, sequence: Sequence) -> None:
@@ -295,9 +310,11 @@ class Drafting:
 def _bids(
     drafter: Drafter, sequences: list[Sequence], budgets: list[DraftBudget], drawing: bool
 ) -> list[tuple[DraftTree, DraftLaws]]:
-    if drawing:
-        return drafter.draw(sequences, budgets)
-    return [(tree, DraftLaws()) for tree in drafter.propose(sequences, budgets)]
+    """Raises ValueError where there is not one bid a sequence, and what the drafter raises."""
+    bids = drafter.draw(sequences, budgets) if drawing else [(tree, DraftLaws()) for tree in drafter.propose(sequences, budgets)]
+    if len(bids) != len(sequences):
+        raise ValueError(f"{len(bids)} bids for {len(sequences)} sequences")
+    return bids
 
 
 def _share_deciding(rounds: list[Round], spent: float) -> None:
@@ -316,7 +333,7 @@ def _depth_left(sequence: Sequence) -> int:
 def _sound(tree: DraftTree, budget: DraftBudget, vocabulary: int) -> DraftTree:
     """The part of a bid that obeys the contract: tokens of the vocabulary, within depth and node count, under sound parents.
 
-    Raises ValueError when the tree is not a tree at all.
+    Raises ValueError when the tree is not a tree at all, TypeError for tokens that are no whole numbers.
     """
     count = len(tree.tokens)
     if not count == len(tree.parents) == len(tree.scores) == len(tree.drafters):
@@ -327,7 +344,7 @@ def _sound(tree: DraftTree, budget: DraftBudget, vocabulary: int) -> DraftTree:
     placed: dict[int, int] = {ROOT: ROOT}
     depths: dict[int, int] = {ROOT: 0}
     for node in range(count):
-        parent, token = tree.parents[node], tree.tokens[node]
+        parent, token = tree.parents[node], index(tree.tokens[node])
         if not ROOT <= parent < node:
             raise ValueError("a draft node stands before its parent")
         if parent not in placed or depths[parent] >= budget.depth or not 0 <= token < vocabulary or len(out) >= budget.nodes:
@@ -342,7 +359,9 @@ def _obeys(tree: DraftTree, depth: int, vocabulary: int) -> bool:
     """Whether nothing of a bid must be left out or mended, which is the rule."""
     depths: list[int] = []
     for node, (token, parent, score) in enumerate(zip(tree.tokens, tree.parents, tree.scores, strict=True)):
-        if not (ROOT <= parent < node and 0 <= token < vocabulary and isinstance(score, float) and 0.0 <= score <= 1.0):
+        if not (type(token) is int and 0 <= token < vocabulary and ROOT <= parent < node):
+            return False
+        if not (isinstance(score, float) and 0.0 <= score <= 1.0):
             return False
         depths.append(1 if parent == ROOT else depths[parent] + 1)
     return max(depths, default=0) <= depth and len({*zip(tree.parents, tree.tokens, strict=True)}) == len(tree)

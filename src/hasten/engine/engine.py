@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -131,13 +131,13 @@ class Engine:
             logits = self.executor.forward(batch)
         forward = time.perf_counter() - started
         told: list[Request] = []
-        row, plain = 0, self._plain_step()
+        row, plain = 0, self._plain_shares(packed.items)
         for item, segment in zip(packed.items, batch.segments, strict=True):
             wanted = segment.rows - segment.first_logit
             if item.sequence.finished:  # a sibling failed in this step and took the request with it
                 pass
             elif item.completes:
-                told.append(self._advance_or_fail(item, logits[row : row + wanted], plain))
+                told.append(self._advance_or_fail(item, logits[row : row + wanted], plain.get(item.sequence.id)))
             else:
                 self.scheduler.committed(item, 0)
             row += wanted
@@ -200,9 +200,8 @@ class Engine:
 
     def _advance(self, request: Request, item: Scheduled, logits: Tensor, plain: float | None) -> None:
         """Verify one sequence's tree, keep what was accepted, and report it. ``logits`` [1 + nodes, vocabulary]: root first;
-        ``plain`` is what a plain step would have taken, None where that is not measured."""
+        ``plain`` is its share of what a plain step would have taken, None where that is not measured."""
         sequence, tree = item.sequence, item.tree
-        together = sum(not answer.sequence.finished for answer in request.answers)
         answer = request.answers[sequence.index]
         verdict = verify(
             request.verify,
@@ -226,7 +225,7 @@ class Engine:
         self.scheduler.committed(item, len(accepted))
         if not first_round:
             request.account(tree, accepted)
-        request.clock(emitted, None if plain is None else plain / together, self.drafting.spent, self.drafting.drafted)
+        request.clock(emitted, plain, self.drafting.spent, self.drafting.drafted)
         self.drafting.observe(sequence, tree, verdict, logits)
         if sequence.finished:
             self._leave(sequence)
@@ -273,12 +272,16 @@ class Engine:
     def _completion(self, request: Request) -> Completion:
         return request.completion(self.model, self.executor.precision, self.load_seconds, bool(self.drafting.drafters))
 
-    def _plain_step(self) -> float | None:
-        """Seconds that a plain step of what is decoding now would take."""
+    def _plain_shares(self, items: list[Scheduled]) -> dict[int, float]:
+        """By sequence id: seconds that a plain step of what is decoding now would take, over the answers of its request that get
+        a token from it. Empty where costs are not measured."""
         if not self.controller.measured:
-            return None
+            return {}
         contexts = [len(sequence.tokens) for sequence in self.scheduler.running if sequence.output_length > 0]
-        return self.controller.costs.plain_seconds(contexts or 1)
+        plain = self.controller.costs.plain_seconds(contexts or 1)
+        answering = [item.sequence for item in items if item.completes]
+        together = Counter(id(self._requests[sequence.id]) for sequence in answering)
+        return {sequence.id: plain / together[id(self._requests[sequence.id])] for sequence in answering}
 
     def _start_clocks(self, items: list[Scheduled]) -> None:
         now = time.perf_counter()

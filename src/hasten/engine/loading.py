@@ -73,12 +73,12 @@ def load_engine(config: EngineConfig, progress: Progress = silent, redo_profile:
     if device.type == "cpu" and (reason := missing_kernels()):
         log.warning("No native kernels (%s): every model is many times slower; see 'hasten doctor'.", reason)
     specs = parse_specs(config.draft)
-    for spec in specs:
-        _check_spec(spec)  # what is wrong is said before anything is loaded
+    _check_specs(specs)  # what is wrong is said before anything is loaded
     resolved = catalogue.resolve(config.model, fetch=True, progress=progress)
     target = load_model(resolved.name, resolved.path, config, device, progress)
     vocabulary = target.tokenizer.vocabulary_size
     drafters = _drafters(specs, config, resolved.draft, target, device, progress)
+    drafters.sort(key=lambda drafter: drafter.paid)  # who costs nothing is asked first, and learns first
     _share_rows(drafters)
     blocks = BlockManager(target.num_blocks, prefix_cache=config.prefix_cache)
     model_context = target.executor.decoder.description.context_length
@@ -103,9 +103,17 @@ def load_engine(config: EngineConfig, progress: Progress = silent, redo_profile:
 
 
 def load_model(
-    name: str, path: Path, config: EngineConfig, device: torch.device, progress: Progress, trim: bool = False
+    name: str,
+    path: Path,
+    config: EngineConfig,
+    device: torch.device,
+    progress: Progress,
+    *,
+    draft: bool = False,
+    trim: bool = False,
 ) -> LoadedModel:
-    """Read weights and tokenizer, and allocate the pool. ``trim`` gives a draft model the head that it should have."""
+    """Read weights and tokenizer, and allocate the pool. A ``draft`` model may have less context than is asked for; ``trim`` gives
+    it the head that it should have."""
     source = open_source(path)
     tokenizer = load_tokenizer(path)
     precision = choose_precision(config.precision, device, file_runs_best(source))
@@ -115,10 +123,10 @@ def load_model(
             f"The tokenizer of '{name}' has {tokenizer.vocabulary_size} ids but its model only {shape.vocabulary_size}; "
             "the files do not belong together."
         )
-    if config.context_length > shape.context_length:
+    if config.context_length > shape.context_length and not draft:
         raise ConfigError(f"context_length {config.context_length} is more than the {shape.context_length} that '{name}' has.")
     cache = choose_cache(config.kv_cache_dtype, precision, shape, device)
-    context = config.context_length or shape.context_length
+    context = min(config.context_length or shape.context_length, shape.context_length)
     tokens = config.cache_tokens or min(context, DEFAULT_CACHE_TOKENS)
     num_blocks = -(-tokens // BLOCK_SIZE)
     _check_memory(bytes_per_block(shape.layers, shape.kv_heads, shape.head_dim, cache) * num_blocks, tokens)
@@ -192,8 +200,15 @@ def _share_rows(drafters: list[Drafter]) -> None:
             drafter.share_rows(rows)
 
 
+def _check_specs(specs: list[Spec]) -> None:
+    """Raises ConfigError for a name or a shape of trees that there is not, and for a drafter that is named twice."""
+    for place, spec in enumerate(specs):
+        if any(spec.name == other.name for other in specs[:place]):
+            raise ConfigError(f"The drafter '{spec.name}' is named twice; name each drafter once.")
+        _check_spec(spec)
+
+
 def _check_spec(spec: Spec) -> None:
-    """Raises ConfigError for a name or a shape of trees that there is not."""
     if spec.name == "auto":
         if spec.arguments:
             raise ConfigError("auto takes no arguments; name the drafter that should have them beside it, as in auto+lm(width=2).")
@@ -252,7 +267,7 @@ def _lm_drafter(
     device: torch.device,
     progress: Progress,
 ) -> LanguageModelDrafter:
-    draft = load_model(resolved.name, resolved.path, config, device, progress, trim)
+    draft = load_model(resolved.name, resolved.path, config, device, progress, draft=True, trim=trim)
     blocks = BlockManager(draft.num_blocks, prefix_cache=False)
     vocabulary, context = target.tokenizer.vocabulary_size, draft.context_length
     executor = draft.executor
@@ -279,7 +294,7 @@ def _foreign_drafter(
         "'%s' drafts for '%s' in another vocabulary: %d of its %d tokens are common.",
         resolved.name, target.name, len(shared.own), tokenizer.vocabulary_size,
     )  # fmt: skip
-    draft = load_model(resolved.name, resolved.path, config, device, progress)
+    draft = load_model(resolved.name, resolved.path, config, device, progress, draft=True)
     blocks = BlockManager(draft.num_blocks, prefix_cache=False)
     drafter = ForeignDrafter(
         draft.executor.forward, blocks, target.tokenizer, tokenizer, shared, draft.context_length, **arguments

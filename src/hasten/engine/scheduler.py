@@ -3,8 +3,9 @@
 There are no phases: each sequence has known tokens and computed ones, and a step computes some of the difference under a budget of
 rows. Sequences whose last known token is all that is left (they decode) come first, then prompts in order of arrival, in
 chunks. While somebody decodes chunks are smaller, so that no next token waits for much of a long prompt (stall-free batching:
-Sarathi-Serve, 2403.02310, section 4). When blocks run out, the draft rows go first, then the youngest sequence is preempted: its
-blocks are freed and its tokens are computed again later, which changes nothing in its text.
+Sarathi-Serve, 2403.02310, section 4). When blocks run short for known tokens, the youngest sequence is preempted: its
+blocks are freed and its tokens are computed again later, which changes nothing in its text. Draft rows get what is left, and
+preempt nobody.
 """
 
 from __future__ import annotations
@@ -120,17 +121,18 @@ class Scheduler:
         return items
 
     def pack(self, items: list[Scheduled]) -> Packed:
-        """Give every item the blocks its rows need; trims trees, then preempts the youngest, when there are too few."""
+        """Give every item the blocks its rows need: first for known tokens, for which the youngest is preempted when there are too
+        few, then for trees, of what is left: drafts preempt nobody."""
         packed = Packed([])
         for item in sorted(items, key=lambda item: self._running.index(item.sequence)):
             if item.sequence in self._running and self._place(item, packed):
                 packed.items.append(item)
+        for item in packed.items:
+            if not self._grow(item, item.chain + max(len(item.tree), item.room)):
+                item.tree, item.room = DraftTree(), 0
         return packed
 
     def _place(self, item: Scheduled, packed: Packed) -> bool:
-        if self._reserve(item, packed):
-            return True
-        item.tree, item.room = DraftTree(), 0
         while not self._reserve(item, packed):
             victim = self._running[-1]
             self._preempt(victim)
@@ -139,20 +141,27 @@ class Scheduler:
         return True
 
     def _reserve(self, item: Scheduled, packed: Packed) -> bool:
-        """Grow the block table to the item's rows and own the blocks written to; False leaves everything as it was."""
-        sequence = item.sequence
-        rows_end = sequence.computed + item.chain + max(len(item.tree), item.room)
-        missing = max(0, -(-rows_end // BLOCK_SIZE) - len(sequence.blocks))
-        try:
-            fresh = self.blocks.allocate(missing)
-        except OutOfBlocks:
+        """Own the blocks that the item's chain is written to; False leaves all tables as they were."""
+        sequence, held = item.sequence, len(item.sequence.blocks)
+        if not self._grow(item, item.chain):
             return False
         try:
             packed.copies += self.blocks.make_writable(sequence.blocks, sequence.computed // BLOCK_SIZE)
         except OutOfBlocks:
-            self.blocks.free(fresh)
+            self.blocks.free(sequence.blocks[held:])
+            del sequence.blocks[held:]
             return False
-        sequence.blocks += fresh
+        return True
+
+    def _grow(self, item: Scheduled, rows: int) -> bool:
+        """Grow the block table to so many rows; False, with nothing changed, where there are too few blocks."""
+        sequence = item.sequence
+        missing = -(-(sequence.computed + rows) // BLOCK_SIZE) - len(sequence.blocks)
+        if missing > 0:
+            try:
+                sequence.blocks += self.blocks.allocate(missing)
+            except OutOfBlocks:
+                return False
         return True
 
     def committed(self, item: Scheduled, accepted: int) -> None:
@@ -191,19 +200,22 @@ class Scheduler:
 
     def _take_prefix(self, sequence: Sequence, source: Sequence | None) -> bool:
         """Attach blocks that are computed already; False when what is left to compute would not fit beside the running ones."""
-        found = 0
+        limit = found = 0
         if source is not None and source.blocks and source.computed >= source.prompt_length:
             sequence.computed = sequence.prompt_length - 1
             sequence.blocks = self.blocks.fork(source.blocks[: -(-sequence.computed // BLOCK_SIZE)])
         else:
-            sequence.blocks = self.blocks.match_prefix(sequence.tokens, sequence.tenant, len(sequence.tokens) - 1)
-            found = sequence.computed = len(sequence.blocks) * BLOCK_SIZE
+            limit = len(sequence.tokens) - 1
+            sequence.blocks = self.blocks.match_prefix(sequence.tokens, sequence.tenant, limit)
+            found = len(sequence.blocks)
+            sequence.computed = found * BLOCK_SIZE
         needed = -(-(len(sequence.tokens) + 1) // BLOCK_SIZE) - len(sequence.blocks) + 1
         if self._running and needed > self.blocks.available:
             self._release(sequence)
             return False
+        self.blocks.count(limit, found)
         if sequence.cached is None:  # what a preempted sequence finds again is its own
-            sequence.cached = found
+            sequence.cached = found * BLOCK_SIZE
         return True
 
     def _preempt(self, sequence: Sequence) -> None:
