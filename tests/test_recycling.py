@@ -5,14 +5,19 @@ from __future__ import annotations
 import random
 from array import array
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import torch
 
+from hasten import LLM
+from hasten.core.config import SpeculationParams
 from hasten.core.errors import ConfigError
-from hasten.core.types import ROOT, DraftTree, SamplingParams, Sequence, Verdict
+from hasten.core.types import ROOT, Batch, DraftTree, SamplingParams, Segment, Sequence, Verdict
 from hasten.draft.base import DraftBudget
 from hasten.draft.recycled_rows import LONGEST_KEY, RankAcceptance, RecentRows
 from hasten.draft.recycling import RecyclingDrafter
+from serving import write_model
 from tiny import naive_text, run_all, tiny_engine
 
 GENEROUS = DraftBudget(nodes=24, depth=12)
@@ -193,10 +198,11 @@ def test_rank_acceptance_follows_a_known_frequency() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"most_rows": 0}, {"most_rows": True}, {"most_tenants": -1}, {"most_rows": 1.5}, {"most_tenants": 1 << 20}]
+    "arguments",
+    [{"most_rows": 0}, {"most_rows": True}, {"most_tenants": -1}, {"most_rows": 1.5}, {"most_tenants": 1 << 20}, {"seeds": -1}],
 )
 def test_bad_parameters_are_named(arguments: dict[str, int]) -> None:
-    with pytest.raises(ConfigError, match=f"{next(iter(arguments))} of the recycling drafter must be a whole number from 1 to"):
+    with pytest.raises(ConfigError, match=f"{next(iter(arguments))} of the recycling drafter must be a whole number from [01] to"):
         RecyclingDrafter(**arguments)
 
 
@@ -215,3 +221,25 @@ def test_the_engine_feeds_it_and_the_text_stays(temperature: float) -> None:
         rounds.append(request.speculation.rounds)
     assert rounds[1] < rounds[0], "the second request profits from the first"
     assert rounds[2] == rounds[0], "another tenant does not"
+
+
+def test_the_target_is_asked_what_follows_single_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each in a text of its own behind a line's end; and drafts from it change nothing."""
+    monkeypatch.setenv("HASTEN_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("hasten.engine.seeding.TOGETHER", 50)
+    path = str(write_model(tmp_path / "tiny.gguf"))
+    params = SamplingParams(max_tokens=30, ignore_eos=True)
+    with LLM(path, draft="none", threads=1, cache_tokens=256) as llm:
+        expected = llm.generate("once", params)[0].tokens
+        blocks, lead = [0], llm.encode("\n")
+        alone = {}
+        for token in range(120):
+            logits = llm.engine.executor.forward(Batch([Segment(blocks, 0, [*lead, token], first_logit=len(lead))]))
+            alone[token] = torch.topk(logits[0, : llm.engine.vocabulary], 8).indices.tolist()
+    with LLM(path, draft="recycling(seeds=120)", threads=1, cache_tokens=256) as llm:
+        (drafter,) = llm.engine.drafting.drafters
+        assert isinstance(drafter, RecyclingDrafter)
+        assert {token: list(row) for token, row in drafter.rows.seeded.items()} == alone
+        answer = llm.generate("once", params, speculation=SpeculationParams("on"))[0]
+        assert answer.tokens == expected
+        assert answer.speculation.drafted > 20

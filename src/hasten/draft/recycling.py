@@ -31,7 +31,8 @@ from hasten.draft.recycled_rows import WIDTH, RowsOfTenants, before, root_of
 
 class RecyclingDrafter(Drafter):
     """One ``TenantRows`` a tenant. ``most_rows`` bounds each of its three tables (at most some 250 bytes a row), ``most_tenants``
-    how many are kept; the one that wrote longest ago goes. Raises ConfigError for values out of range.
+    how many are kept; the one that wrote longest ago goes. ``seeds``: for how many tokens, those of the lowest ids, the
+    target is asked at the start what follows them (``seed``). Raises ConfigError for values out of range.
 
     The nodes cost nothing until they are verified, so only ``budget.floors`` ends a tree early.
     """
@@ -39,11 +40,16 @@ class RecyclingDrafter(Drafter):
     name = "recycling"
     likeliest_wanted = WIDTH
 
-    def __init__(self, most_rows: int = 16_384, most_tenants: int = 32) -> None:
-        for label, value, high in (("most_rows", most_rows, 1 << 22), ("most_tenants", most_tenants, 1 << 16)):
-            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= high:
-                raise ConfigError(f"{label} of the recycling drafter must be a whole number from 1 to {high}, not {value!r}.")
+    def __init__(self, most_rows: int = 16_384, most_tenants: int = 32, seeds: int = 0) -> None:
+        for label, value, low, high in (
+            ("most_rows", most_rows, 1, 1 << 22),
+            ("most_tenants", most_tenants, 1, 1 << 16),
+            ("seeds", seeds, 0, 1 << 22),
+        ):
+            if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+                raise ConfigError(f"{label} of the recycling drafter must be a whole number from {low} to {high}, not {value!r}.")
         self.rows = RowsOfTenants(most_rows, most_tenants)
+        self.seeds = seeds
 
     def seed(self, rows: Mapping[int, Iterable[int]]) -> None:
         """Give every tenant a start: the target's likeliest tokens after single tokens, the likeliest first. They must come from

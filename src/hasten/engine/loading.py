@@ -32,6 +32,7 @@ from hasten.draft.vocabularies import overlap
 from hasten.engine.engine import Engine
 from hasten.engine.profiling import make_drafting
 from hasten.engine.scheduler import Scheduler
+from hasten.engine.seeding import successors
 from hasten.model import catalogue, storage
 from hasten.model.attention import choose_cache
 from hasten.model.executor import Executor
@@ -84,6 +85,7 @@ def load_engine(config: EngineConfig, progress: Progress = silent, redo_profile:
     model_context = target.executor.decoder.description.context_length
     scheduler = Scheduler(blocks, target.context_length, config.max_rows, config.max_sequences, model_context)
     set_threads(config.threads, target.executor.decoder.precision)
+    _seed(drafters, target, progress)
     drafting, profiles = make_drafting(config, target.executor, target.fingerprint, drafters, vocabulary, redo_profile)
     engine = Engine(
         executor=target.executor,
@@ -198,6 +200,15 @@ def _share_rows(drafters: list[Drafter]) -> None:
     for drafter in drafters:
         if rows is not None and isinstance(drafter, LanguageModelDrafter):
             drafter.share_rows(rows)
+
+
+def _seed(drafters: list[Drafter], target: LoadedModel, progress: Progress) -> None:
+    """Ask the target what follows single tokens, for drafters that want to know; in a line of its own, where words begin."""
+    lead = target.tokenizer.encode("\n", add_bos=True)
+    for drafter in drafters:
+        if isinstance(drafter, RecyclingDrafter) and drafter.seeds and lead:
+            tokens = range(min(drafter.seeds, target.tokenizer.vocabulary_size))
+            drafter.seed(successors(target.executor, target.tokenizer.vocabulary_size, lead, tokens, progress))
 
 
 def _check_specs(specs: list[Spec]) -> None:
