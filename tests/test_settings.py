@@ -14,7 +14,7 @@ import hasten
 from cli_fakes import CommandLine
 from hasten.cli.main import VERBS, cli
 from hasten.cli.options import ENGINE_HELP, SAMPLING_HELP
-from hasten.cli.settings import VARIABLES, key, variable
+from hasten.cli.settings import VARIABLES, all_verbs, file_values, key, variable
 from hasten.core.config import EngineConfig, SpeculationParams
 from hasten.core.types import SamplingParams
 
@@ -58,16 +58,40 @@ def test_defaults_are_those_of_the_dataclasses(command_line: CommandLine) -> Non
     assert command_line.made.params == [SamplingParams()]
 
 
-def test_every_option_has_its_own_variable() -> None:
-    context = click.Context(cli)
-    for name in VERBS:
-        command = cli.get_command(context, name)
-        assert command is not None
-        options = [
-            option for option in command.params if isinstance(option, click.Option) and option.name not in ("config", "debug")
-        ]
-        for option in options:
-            assert option.envvar == variable(option) == "HASTEN_" + key(option).upper()
+def verbs() -> list[tuple[str, click.Command]]:
+    """Every verb with the name of its table, those of ``draft`` too."""
+    found = list(all_verbs(click.Context(cli)).items())
+    assert [name for name, _ in found if "." in name] == ["draft.build", "draft.forget", "draft.trim"]
+    assert len(found) == len(VERBS) + 2
+    return found
+
+
+def options_of(command: click.Command) -> list[click.Option]:
+    return [option for option in command.params if isinstance(option, click.Option) and option.name not in ("config", "debug")]
+
+
+@pytest.mark.parametrize(("verb", "command"), verbs())
+def test_every_option_has_its_own_variable(verb: str, command: click.Command) -> None:
+    for option in options_of(command):
+        assert option.envvar == variable(option) == "HASTEN_" + key(option).upper()
+
+
+@pytest.mark.parametrize(("verb", "command"), verbs())
+def test_every_number_can_stand_in_the_file(verb: str, command: click.Command, tmp_path: Path) -> None:
+    kinds = {option: option.type for option in options_of(command)}
+    numbers = [key(option) for option, kind in kinds.items() if isinstance(kind, click.types.IntParamType)]
+    numbers += [key(option) for option, kind in kinds.items() if isinstance(kind, click.types.FloatParamType)]
+    path = tmp_path / "c.toml"
+    path.write_text(f"[{verb}]\n" + "".join(f"{name} = 2\n" for name in numbers))
+    found = file_values(path, command, click.Context(command, parent=click.Context(cli)))
+    assert found == {option.name: 2 for option in kinds if key(option) in numbers}
+
+
+@pytest.mark.parametrize(("verb", "command"), verbs())
+def test_a_variable_is_one_value_whatever_spaces_it_has(verb: str, command: click.Command) -> None:
+    for option in options_of(command):
+        if option.multiple:
+            assert option.type.split_envvar_value("a b.txt") == ["a b.txt"], option.name
 
 
 def test_precedence(command_line: CommandLine, settings: Path) -> None:
@@ -97,6 +121,35 @@ def test_config_before_the_verb(command_line: CommandLine, tmp_path: Path) -> No
     path.write_text("[engine]\nmodel = 'm'\n")
     assert command_line("--config", str(path), "generate", "-p", "x").status == 0
     assert command_line.made.config.model == "m"
+
+
+@pytest.mark.parametrize("place", [1, 2, 3])
+def test_config_before_a_verb_of_a_group_and_behind_it(command_line: CommandLine, tmp_path: Path, place: int) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_text("[engin]\n")
+    words = ["draft", "forget"]
+    words[place - 1 : place - 1] = ["--config", str(path)]
+    done = command_line(*words, HASTEN_HOME=str(tmp_path / "home"))
+    assert done.status == 1
+    assert "no table called 'engin'" in done.err
+
+
+def test_verbs_of_groups_have_settings(command_line: CommandLine, settings: Path) -> None:
+    settings.write_text("[draft.trim]\nsizes = 'few'\n")
+    assert "--sizes takes whole numbers" in command_line("draft", "trim").err
+    assert command_line("generate", "-p", "x").status == 0
+    assert command_line("generate", "-p", "x", HASTEN_SIZES="100").status == 0
+    assert "--sizes takes whole numbers" in command_line("draft", "trim", HASTEN_SIZES="100,y").err
+    for content, part in (
+        ("[trim]\nsizes = '1'\n", "no table called 'trim'; did you mean 'draft.trim'?"),
+        ("[draft]\nsizes = '1'\n", "no table called 'draft.sizes'"),
+        ("[draft.trim]\nsize = '1'\n", "[draft.trim] has no key 'size'; did you mean 'sizes'?"),
+        ("[draft]\ntrim = 1\n", "'draft.trim' must be a table"),
+    ):
+        settings.write_text(content)
+        done = command_line("generate", "-p", "x")
+        assert done.status == 1
+        assert part in done.err
 
 
 def test_every_engine_field_from_the_file(command_line: CommandLine, settings: Path) -> None:
@@ -149,7 +202,7 @@ def test_flags_and_lists(command_line: CommandLine, settings: Path) -> None:
         ("[generate]\nprovenance = true\n", "[generate] has no key 'provenance'"),
         ("[chat]\nprovenence = true\n", "did you mean 'provenance'?"),
         ("[chat]\nprovenance = 'yes'\n", "must be true or false"),
-        ("[sampling]\nmax_tokens = 1.5\n", "max_tokens in [generate] must be a whole number, not 1.5"),
+        ("[sampling]\nmax_tokens = 1.5\n", "max_tokens in [sampling] must be a whole number, not 1.5"),
         ("[sampling]\nmax_tokens = '7'\n", "must be a whole number"),
         ("[sampling]\nmax_tokens = true\n", "must be a whole number"),
         ("[sampling]\ntemperature = true\n", "must be a number"),

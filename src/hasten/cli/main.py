@@ -46,7 +46,8 @@ VERBS = {
 USUAL_ELSEWHERE = {"run": ("chat", "generate"), "list": ("ls",), "download": ("pull",), "remove": ("rm",), "delete": ("rm",)}
 
 EPILOG = """Every option can also be given as an environment variable (--max-tokens as HASTEN_MAX_TOKENS) or in a TOML file
-(--config FILE, HASTEN_CONFIG, or ~/.config/hasten/config.toml). An option wins over a variable, and that over the file."""
+(--config FILE, HASTEN_CONFIG, or ~/.config/hasten/config.toml). An option wins over a variable, and that over the file.
+The file has tables [engine] and [sampling] for all verbs, and one for each verb, such as [serve] or [draft.trim], which wins."""
 
 
 class LazyGroup(click.Group):

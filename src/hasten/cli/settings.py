@@ -8,6 +8,8 @@ The file has a table for each dataclass of settings, which serves all verbs, and
     temperature = 0.7
     [chat]                       # any option of `hasten chat`
     provenance = true
+    [draft.trim]                 # any option of `hasten draft trim`
+    sizes = "16384"
 
 A key is the option's long name with '_' for '-'. Unknown tables, keys and HASTEN_* variables, and values of another type than
 the option's, are errors before anything runs. Click holds the precedence; this module only fills ``default_map``.
@@ -17,7 +19,7 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -94,37 +96,67 @@ def check_environment(environment: Mapping[str, str], verb: click.Command, other
             raise ConfigError(f"No setting is read from the environment variable '{name}'; {hint}")
 
 
-def file_values(path: Path, verb: click.Command, verbs: Mapping[str, Callable[[], click.Command]]) -> dict[str, Any]:
+def file_values(path: Path, verb: click.Command, ctx: click.Context) -> dict[str, Any]:
     """The values that the file has for ``verb``, by click's parameter name. The whole file is checked.
 
     Raises ConfigError, one sentence, for a file that cannot be read and for unknown or ill-typed entries.
     """
-    content = _read(path)
-    own: dict[str, Any] = {}
-    shared: dict[str, Any] = {}
-    for table, entries in content.items():
-        if table not in SHARED_TABLES and table not in verbs:
-            raise ConfigError(f"{path}: there is no table called '{table}'{nearest(table, [*SHARED_TABLES, *verbs])}")
-        if not isinstance(entries, dict):
-            raise ConfigError(f"{path}: '{table}' must be a table, written [{table}].")
-        if table in SHARED_TABLES:
+    own: dict[str, tuple[str, Any]] = {}  # the table that holds it, and the value
+    shared: dict[str, tuple[str, Any]] = {}
+    for table, entries, command in _tables(path, _read(path), ctx.find_root().command, ctx):
+        held = {name: (table, value) for name, value in entries.items()}
+        if command is None:
             _check_keys(path, table, entries, list(SHARED_TABLES[table]))
-            shared.update(entries)
+            shared |= held
             continue
-        command = verb if table == verb.name else verbs[table]()
         named = {key(option): option for option in _options(command)}
         _check_keys(path, table, entries, list(named))
         for name, value in entries.items():
             _check_type(path, table, named[name], value)
-        own.update(entries if table == verb.name else {})
-    out = {}
+        own |= held if command is verb else {}
+    chosen, out = shared | own, {}
     for option in _options(verb):
-        name = key(option)
-        if name in own or name in shared:
-            value = own.get(name, shared.get(name))
-            _check_type(path, str(verb.name), option, value)
+        if key(option) in chosen:
+            table, value = chosen[key(option)]
+            _check_type(path, table, option, value)
             out[str(option.name)] = [value] if option.multiple and isinstance(value, str) else value
     return out
+
+
+def _tables(
+    path: Path, content: Mapping[str, Any], group: click.Command, ctx: click.Context, above: str = ""
+) -> Iterator[tuple[str, dict[str, Any], click.Command | None]]:
+    """Name, entries and verb of every table, None where all verbs share it; that of a verb in a group is [GROUP.VERB]."""
+    verbs = group.list_commands(ctx) if isinstance(group, click.Group) else []
+    known = [f"{above}{name}" for name in verbs] + ([] if above else list(SHARED_TABLES))
+    for name, entries in content.items():
+        table = f"{above}{name}"
+        if table not in known:
+            inner = next((other for other in all_verbs(ctx) if other.endswith(f".{name}")), None)
+            hint = nearest(table, known) if inner is None else f"; did you mean '{inner}'?"
+            raise ConfigError(f"{path}: there is no table called '{table}'{hint}")
+        if not isinstance(entries, dict):
+            raise ConfigError(f"{path}: '{table}' must be a table, written [{table}].")
+        command = group.get_command(ctx, name) if isinstance(group, click.Group) and name in verbs else None
+        if isinstance(command, click.Group):
+            yield from _tables(path, entries, command, ctx, f"{table}.")
+        else:
+            yield table, entries, command
+
+
+def all_verbs(ctx: click.Context) -> dict[str, click.Command]:
+    """Every verb by the name of its table, those of groups too. Imports all of them."""
+
+    def verbs(command: click.Command, name: str) -> Iterator[tuple[str, click.Command]]:
+        if not isinstance(command, click.Group):
+            yield name, command
+            return
+        for inner in command.list_commands(ctx):
+            found = command.get_command(ctx, inner)
+            if found is not None:
+                yield from verbs(found, f"{name}.{inner}" if name else inner)
+
+    return dict(verbs(ctx.find_root().command, ""))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -152,9 +184,9 @@ def _check_type(path: Path, table: str, option: click.Option, value: object) -> 
         ok, wanted = isinstance(value, str) or texts, "a string or a list of strings"
     elif option.is_flag:
         ok, wanted = isinstance(value, bool), "true or false"
-    elif option.type is click.INT:
+    elif isinstance(option.type, click.types.IntParamType):  # a range of them too
         ok, wanted = number and not isinstance(value, float), "a whole number"
-    elif option.type is click.FLOAT:
+    elif isinstance(option.type, click.types.FloatParamType):
         ok, wanted = number, "a number"
     else:
         ok, wanted = isinstance(value, str), "a string"
@@ -179,15 +211,10 @@ def _config(ctx: click.Context, parameter: click.Parameter, value: str | None) -
     """Check the environment and the file before any other option of the verb is read."""
     shell = ctx.ensure_object(Shell)
     if isinstance(ctx.command, click.Group):
-        shell.config = value
+        shell.config = value or shell.config
         return
-    group = ctx.find_root().command
-    verbs: dict[str, Callable[[], click.Command]] = {}
-    if isinstance(group, click.Group):
-        for name in group.list_commands(ctx):
-            verbs[name] = lambda name=name: group.get_command(ctx, name) or ctx.command  # type: ignore[misc]
-    check_environment(os.environ, ctx.command, lambda: [load() for load in verbs.values()])
+    check_environment(os.environ, ctx.command, lambda: list(all_verbs(ctx).values()))
     named = value or shell.config or os.environ.get("HASTEN_CONFIG")
     path = Path(named).expanduser() if named else default_path(os.environ)
     if named or path.is_file():
-        ctx.default_map = file_values(path, ctx.command, verbs)
+        ctx.default_map = file_values(path, ctx.command, ctx)
