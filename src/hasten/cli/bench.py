@@ -12,7 +12,7 @@ import click
 from hasten.cli.bench_loads import all_loads, own_prompts, settings
 from hasten.cli.bench_options import automatic, check, check_folder, in_precisions, mode_names, numbers, with_named_drafters
 from hasten.cli.generate import load
-from hasten.cli.options import Verb, engine_config, engine_options, without_past
+from hasten.cli.options import Verb, WholeText, engine_config, engine_options, without_past
 from hasten.cli.prompts import Prompt
 from hasten.core.config import EngineConfig
 from hasten.core.errors import ConfigError, HastenError
@@ -33,6 +33,7 @@ LEAST_ROOM, GUESS_ROOM = 1024, 64  # positions that other engines are given
 @click.option(
     "--workload",
     "workloads",
+    type=WholeText(),
     multiple=True,
     metavar="NAME",
     help="spec-bench (default), humaneval, hostile, synthetic:PROMPTxANSWER.",
