@@ -221,6 +221,17 @@ def test_control_is_the_rule_of_modes_that_name_none() -> None:
     assert mode_names(options | {"control": "auto"}, ["suffix"]) == ["plain", "off", "auto", "suffix@fixed(2)"]
 
 
+@pytest.mark.parametrize("rule", ["coupled", "rejection", "block"])
+def test_modes_verify_by_the_rule_that_was_loaded(rule: str, subject: Subject) -> None:
+    subject.engine.drafting.rule = rule
+    told = subject.variant(parse_mode("auto", subject.loaded))
+    request = told.submit([5, 6, 7] * 5, replace(PARAMS, temperature=1.0, seed=3))
+    while not request.finished:
+        told.step()
+    completion = next(event.completion for event in request.inbox if event.completion is not None)
+    assert completion.verify == rule
+
+
 def test_a_repetition_remembers_nothing_of_the_one_before(subject: Subject) -> None:
     mode = ModeContestant(subject, parse_mode("recycling@fixed(3)", subject.loaded))
     prompt = [3, 1, 4, 1, 5]

@@ -131,6 +131,11 @@ def test_fresh_logits_are_those_of_one_pass() -> None:
     assert logits.index(max(logits)) == first.answers[0].sequence.output[0]
 
 
+def test_rules_that_keep_no_tokens_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command_line(["prove", "-m", "tiny", "--verify", "block"]) == 1
+    assert "--verify coupled" in capsys.readouterr().err
+
+
 def test_plain_engines_are_refused() -> None:
     with pytest.raises(ConfigError, match="Without drafters"):
         Proof(tiny_engine(), PROMPTS)

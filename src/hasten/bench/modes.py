@@ -161,7 +161,8 @@ class Subject:
         rule, depth = parse_control(mode.control)
         old = self.engine.controller
         controller = Controller(copy.deepcopy(old.costs), most_nodes=old.most_nodes, rule=rule, depth=depth)
-        return CountedDrafting(drafters, controller, self.engine.drafting.vocabulary)
+        drafting = self.engine.drafting
+        return CountedDrafting(drafters, controller, drafting.vocabulary, rule=drafting.rule)
 
 
 @dataclass(slots=True)

@@ -35,6 +35,10 @@ def prove(ctx: click.Context, /, prompts: str | None, max_tokens: int, seed: int
     config = without_past(engine_config(options))
     if config.draft == "none":
         raise ConfigError("Without drafters there is no promise to prove; give --draft auto or another choice than none.")
+    if config.verify != "coupled":
+        raise ConfigError(
+            f"--verify {config.verify} keeps the law of a text and not its tokens, which are compared here; give --verify coupled."
+        )
     params = SamplingParams(max_tokens=max_tokens, seed=seed)
     items = None if prompts is None else collect(None, prompts, params, False)
     from hasten.bench.example_prompts import EXAMPLE_PROMPTS
