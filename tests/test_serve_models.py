@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from hasten.core.config import EngineConfig
 from hasten.core.errors import ConfigError, ModelNotFound
 from hasten.engine.footprint import footprint
 from hasten.engine.loading import load_engine
+from hasten.model.linear_file import draft_precision
 from hasten.serve.errors import ApiError
 from hasten.serve.models import Models, hosts_of
 from hasten.serve.provenance import Legend
@@ -124,6 +126,28 @@ def test_the_footprint_is_that_of_the_loaded_model(tiny_model: Path, tmp_path: P
     for layer in weights.layers:
         held += [layer.qkv.weight, layer.output.weight, layer.mlp.gate_up.weight, layer.mlp.down.weight]  # type: ignore[attr-defined]
     assert footprint(config) == sum(tensor.numel() * tensor.itemsize for tensor in held)
+
+
+def test_the_footprint_counts_the_models_that_draft(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HASTEN_HOME", str(tmp_path))
+    other = write_model(tmp_path / "a suffix-lm.gguf", seed=1)
+    names = {"model": str(tiny_model), "precision": "int8"}
+    alone = footprint(EngineConfig(draft="none", **names))
+    beside = footprint(EngineConfig(model=str(other), draft="none", precision=draft_precision("int8", torch.device("cpu"))))
+    wide = footprint(EngineConfig(model=str(other), draft="none", precision="fp32"))
+    for draft, named, bytes_beside in (
+        ("none", other, 0),
+        ("suffix", other, 0),
+        ("auto", None, 0),
+        ("auto", other, beside),
+        ("suffix+lm", other, beside),
+        (f"suffix+lm(model={str(other)!r})", None, beside),
+        (f"foreign(model={str(other)!r}, precision=fp32)", None, wide),
+        (f"auto+lm(model={str(other)!r})", other, beside),
+        (f"lm(model={str(other)!r})+foreign", other, 2 * beside),
+    ):
+        config = EngineConfig(draft=draft, draft_model=None if named is None else str(named), **names)
+        assert footprint(config) == alone + bytes_beside, (draft, named)
 
 
 def test_a_server_of_two_models(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,12 +8,13 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from hasten.core.errors import ConfigError, InvalidRequest
-from hasten.core.registry import nearest
+from hasten.core.registry import Spec, nearest, parse_specs
 
 PRECISIONS = ("auto", "int8", "int4", "file", "q4_0", "bf16", "fp32", "fp64")
 KV_CACHE_DTYPES = ("auto", "fp32", "fp16", "bf16", "int8")
 VERIFY_RULES = ("coupled", "rejection", "block")
 CONTROLS = ("auto", "fixed", "goodput", "threshold", "entropy")
+MODEL_DRAFTERS = ("lm", "foreign")  # those that need a model of their own
 SPECULATION_MODES = ("auto", "off", "on")
 DEEPEST_CHAIN = 24
 MOST_NODES = 512
@@ -69,6 +70,19 @@ class EngineConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
                 raise ConfigError(f"{name} must be a whole number from {low} to {high}, not {value!r}.")
+
+    def model_drafters(self, natural: str | None = None) -> list[Spec]:
+        """The drafters with a model of their own, each with the ``model`` that it takes: the one that its spec names, else
+        ``draft_model``, else ``natural``, which the catalogue names. Those that find none are left out. Raises ConfigError where
+        ``draft`` is no spec."""
+        specs = parse_specs(self.draft)
+        names = [spec.name for spec in specs]
+        automatic = [Spec("lm")] if "auto" in names and "lm" not in names else []
+        found = [*automatic, *(spec for spec in specs if spec.name in MODEL_DRAFTERS)]
+        models = [spec.arguments.get("model") or self.draft_model or natural for spec in found]
+        return [
+            Spec(spec.name, {**spec.arguments, "model": str(model)}) for spec, model in zip(found, models, strict=True) if model
+        ]
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> EngineConfig:

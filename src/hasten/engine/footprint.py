@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from hasten.cache.pool import bytes_per_block
@@ -11,20 +12,23 @@ from hasten.engine.loading import DEFAULT_CACHE_TOKENS, choose_device
 from hasten.model import catalogue
 from hasten.model.attention import choose_cache
 from hasten.model.description import ModelDescription
-from hasten.model.linear_file import choose_precision, file_runs_best
+from hasten.model.linear_file import choose_precision, draft_precision, file_runs_best
 from hasten.model.loaders import open_source
 from hasten.model.precision import Precision
 
 
 def footprint(config: EngineConfig) -> int:
-    """Bytes of the weights and the pool of a model and, where one is used, of its draft model. Fetches what is not here.
+    """Bytes of the weights and the pool of a model and of every model that drafts for it, each in its own precision. Fetches what
+    is not here.
 
     Leaves out what does not grow with the model: PyTorch itself, and the rows of one step. Raises a HastenError.
     """
     resolved = catalogue.resolve(config.model, fetch=True)
-    draft = config.draft_model or (resolved.draft if "auto" in config.draft or "lm" in config.draft else None)
-    paths = [resolved.path, *([catalogue.resolve(draft, fetch=True).path] if draft is not None else [])]
-    return sum(_one(path, config) for path in paths)
+    total = _one(resolved.path, config)
+    for spec in config.model_drafters(resolved.draft):
+        own = str(spec.arguments.get("precision", draft_precision(config.precision, choose_device(config.device))))
+        total += _one(catalogue.resolve(spec.arguments["model"], fetch=True).path, replace(config, precision=own))
+    return total
 
 
 def _one(path: Path, config: EngineConfig) -> int:
@@ -33,7 +37,7 @@ def _one(path: Path, config: EngineConfig) -> int:
     device = choose_device(config.device)
     precision = choose_precision(config.precision, device, file_runs_best(source))
     cache = choose_cache(config.kv_cache_dtype, precision, shape, device)
-    context = config.context_length or shape.context_length
+    context = min(config.context_length or shape.context_length, shape.context_length)
     blocks = -(-(config.cache_tokens or min(context, DEFAULT_CACHE_TOKENS)) // BLOCK_SIZE)
     pool = bytes_per_block(shape.layers, shape.kv_heads, shape.head_dim, cache) * blocks
     return (path.stat().st_size if precision.name == "file" else weight_bytes(shape, precision)) + pool

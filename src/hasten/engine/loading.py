@@ -15,7 +15,7 @@ import torch
 
 from hasten.cache.blocks import BlockManager
 from hasten.cache.pool import bytes_per_block
-from hasten.core.config import EngineConfig
+from hasten.core.config import MODEL_DRAFTERS, EngineConfig
 from hasten.core.errors import ConfigError, HastenError, VocabularyMismatch
 from hasten.core.progress import Progress, silent
 from hasten.core.registry import Spec, parse_specs
@@ -47,7 +47,6 @@ from hasten.model.weights import load_decoder
 log = logging.getLogger(__name__)
 DEFAULT_CACHE_TOKENS = 8192
 FREE_DRAFTERS = ("prediction", "suffix", "recycling")  # what ``auto`` takes with any model
-MODEL_DRAFTERS = ("lm", "foreign")  # those that need a model of their own
 SHAPE_ARGUMENTS = ("tree", "width", "branching")
 
 
