@@ -20,7 +20,7 @@ def bench(tiny_model: Path, tmp_path: Path) -> Bench:
 
     def typed(*arguments: str) -> int:
         given = ["bench", "-m", str(tiny_model), "--draft", "trie", "--no-plots", "--out", str(tmp_path / "out"), *arguments]
-        return run([*given, *([] if "--prompts" in arguments else ["--workload", "synthetic:8x4"])])
+        return run([*given, *([] if {"--prompts", "--workload"} & {*arguments} else ["--workload", "synthetic:8x4"])])
 
     return typed
 
@@ -75,18 +75,28 @@ def test_a_file_of_prompts_is_asked_as_the_options_say(bench: Bench, tmp_path: P
     assert [row["task"] for row in rows(tmp_path) if row["mode"] == "plain"] == ["1", "2"]
     mine.write_text('{"prompt": "one"}\n{"prompt": "two", "temperature": 1.0, "seed": 3}\n', encoding="utf-8")
     assert bench("--prompts", str(mine), "--restart") == 1
-    assert f"Prompt 2 of '{mine}' sets temperature, seed, and all answers" in capsys.readouterr().err
+    assert f"{mine}, line 2 sets temperature, seed, and all answers" in capsys.readouterr().err
 
 
 def test_who_cannot_answer_says_why(bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Nothing was measured because nobody has room for the question, and more time would not help."""
-    mine = tmp_path / "mine.jsonl"
-    mine.write_text(json.dumps({"prompt": "Count. " * 300}) + "\n", encoding="utf-8")
     for again in range(2):
-        assert bench("--prompts", str(mine), "--context-length", "64", "--cache-tokens", "2048") == 1, again
+        assert bench("--workload", "synthetic:3000x4", "--context-length", "64", "--cache-tokens", "2048") == 1, again
         said = capsys.readouterr().err
         assert "plain is left out: Prompt is too long" in said
         assert "more time" not in said
+
+
+def test_a_prompt_of_the_user_that_is_too_long_is_named(bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mine = tmp_path / "mine.jsonl"
+    mine.write_text('{"prompt": "Count."}\n' + json.dumps({"prompt": "Count. " * 300, "id": "q2"}) + "\n", encoding="utf-8")
+    given = ("--prompts", str(mine), "--context-length", "64", "--cache-tokens", "2048")
+    assert bench(*given) == 1
+    said = capsys.readouterr().err
+    assert f"{mine}, line 2 (id q2): Prompt is too long" in said
+    assert "left out" not in said
+    assert rows(tmp_path) == []
+    assert bench(*given, "--per-group", "1") == 0
 
 
 def test_who_stops_before_the_first_result_is_not_told_to_give_more_time(

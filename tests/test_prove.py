@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 import hasten.cli.prove as verb
 from hasten.bench.prove import Proof, Shown, fresh_logits
 from hasten.cli.main import run as command_line
-from hasten.core.errors import ConfigError
+from hasten.core.errors import ConfigError, InvalidRequest
 from hasten.core.types import Batch, DraftTree
 from hasten.draft.base import Drafter
 from hasten.draft.recycling import RecyclingDrafter
@@ -131,6 +132,23 @@ def test_fresh_logits_are_those_of_one_pass() -> None:
     assert logits.index(max(logits)) == first.answers[0].sequence.output[0]
 
 
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ('{"prompt": "two", "max_tokens": 2, "seed": 7}', "line 2 sets max_tokens, seed, and all answers are sampled alike here"),
+        ('{"prompt": "' + "two " * 60 + '", "id": "q2"}', "line 2 (id q2): Prompt is too long"),
+    ],
+)
+def test_a_prompt_that_cannot_be_taken_is_named(
+    line: str, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(verb, "load", TinyLLM)
+    file = tmp_path / "mine.jsonl"
+    file.write_text('{"prompt": "one"}\n' + line, encoding="utf-8")
+    assert command_line(["prove", "-m", "tiny", "--prompts", str(file)]) == 1
+    assert f"{file}, {sentence}" in capsys.readouterr().err
+
+
 def test_rules_that_keep_no_tokens_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert command_line(["prove", "-m", "tiny", "--verify", "block"]) == 1
     assert "--verify coupled" in capsys.readouterr().err
@@ -152,6 +170,10 @@ class TinyLLM:
         self.engine = sound()
         if self.fault:
             leak(self.engine)
+
+    def check(self, prompt: str, params: Any) -> None:
+        if prompt.count("two") > 50:
+            raise InvalidRequest("Prompt is too long.")
 
     def encode(self, prompt: str) -> list[int]:
         return [LETTERS.index(letter) for letter in prompt if letter in LETTERS][:20]

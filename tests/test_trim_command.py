@@ -66,6 +66,12 @@ def test_wrong_use_is_told_before_a_model_is_loaded(
     assert sentence in capsys.readouterr().err
 
 
+def test_prompts_are_not_sampled_as_they_say(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "x", "temperature": 1.0}\n', encoding="utf-8")
+    assert run(["draft", "trim", "--prompts", str(tmp_path / "p.jsonl")]) == 1
+    assert "line 1 sets temperature, and all answers are sampled alike here; leave that out." in capsys.readouterr().err
+
+
 def test_the_command_shows_what_was_measured(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

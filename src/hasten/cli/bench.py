@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hasten.cli.bench_loads import all_loads, own_prompts, settings
+from hasten.cli.bench_loads import all_loads, settings
 from hasten.cli.bench_options import automatic, check, check_folder, in_precisions, mode_names, numbers, with_named_drafters
 from hasten.cli.generate import load
 from hasten.cli.options import Verb, WholeText, engine_config, engine_options, without_past
-from hasten.cli.prompts import Prompt
+from hasten.cli.prompts import Prompt, alike
 from hasten.core.config import EngineConfig
 from hasten.core.errors import ConfigError, HastenError
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from hasten.bench.words import Table
     from hasten.bench.workloads import Load
 
+SAMPLED_BY = "leave that out and give --temperatures, --seed and --max-tokens"
 LEAST_ROOM, GUESS_ROOM = 1024, 64  # positions that other engines are given
 
 
@@ -88,7 +89,7 @@ def bench(ctx: click.Context, /, out: str, plots: bool, **options: Any) -> None:
 
     if plots:
         check_matplotlib()
-    items = None if options["prompts"] is None else own_prompts(options["prompts"])
+    items = None if options["prompts"] is None else alike(options["prompts"], SAMPLED_BY)
     check_folder(folder)
     with ExitStack() as stack:
         llms = {each.precision: stack.enter_context(closing(load(each))) for each in in_precisions(config, options["also"])}
@@ -131,7 +132,7 @@ def measure(llms: dict[str, LLM], config: EngineConfig, folder: Path, items: lis
 
     llm, together = llms[config.precision], max(config.max_sequences, *numbers(options["batches"], int, 1, 1024, "batches"))
     subject = Subject(llm.engine, together)
-    auto = automatic(config, subject.loaded) if engine_config(options).draft == "auto" else None
+    auto = automatic(config, subject.loaded) if options["draft"] == "auto" else None
     modes = [parse_mode(name, subject.loaded, auto) for name in mode_names(options, subject.loaded)]
     loads = all_loads(llm, items, options)
     also = {name: Subject(each.engine, together) for name, each in llms.items() if each is not llm}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hasten.cli.bench_options import numbers
-from hasten.cli.prompts import Prompt, collect
+from hasten.cli.prompts import Prompt, for_batch
 from hasten.core.config import EngineConfig
 from hasten.core.errors import ConfigError
 from hasten.core.types import SamplingParams
@@ -22,22 +22,9 @@ NEVER_SLOWER_WORKLOADS = ("spec-bench", "humaneval", "hostile")
 ASKED = ("max_tokens", "repeats", "seed", "ablation", "never_slower", "server", "perplexity_chunks")  # options, as they are given
 
 
-def own_prompts(file: str) -> list[Prompt]:
-    """The prompts of a user's file. Raises InvalidRequest where it cannot be read, ConfigError where a line says how its answer is
-    to be sampled: all answers of a load are sampled alike."""
-    items = collect(None, file, SamplingParams(), False)
-    for number, item in enumerate(items, start=1):
-        if item.own:
-            raise ConfigError(
-                f"Prompt {number} of '{file}' sets {', '.join(item.own)}, and all answers of a comparison are sampled alike; leave "
-                "that out and give --temperatures, --seed and --max-tokens."
-            )
-    return items
-
-
 def all_loads(llm: LLM, items: list[Prompt] | None, options: dict[str, Any]) -> list[Load]:
     """Every workload in every batch size at every temperature, under names that tell them apart. Raises ConfigError where two that
-    are not the same have one name."""
+    are not the same have one name, InvalidRequest with the line of a prompt that the model cannot be given."""
     from hasten.bench.workloads import from_prompts, loads
 
     vocabulary, per_group = llm.engine.vocabulary, options["per_group"]
@@ -48,7 +35,7 @@ def all_loads(llm: LLM, items: list[Prompt] | None, options: dict[str, Any]) -> 
         for batch in numbers(options["batches"], int, 1, 1024, "batches"):
             found = [load for name in workloads for load in loads(llm, name, params, per_group, batch, vocabulary)]
             if items is not None:
-                prompts = [item.for_model(llm, False) for item in items[:per_group]]
+                prompts = for_batch([replace(item, params=params) for item in items[:per_group]], llm, False)
                 found += from_prompts(llm, Path(options["prompts"]).stem, prompts, params, batch)
             for load in map(_with_temperature, found):
                 if out.setdefault(load.name, load) != load:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hasten.cli.options import Verb, WholeText, engine_config, engine_options
-from hasten.cli.prompts import Prompt, collect, read_text
+from hasten.cli.prompts import Prompt, alike, read_text
 from hasten.core.errors import InvalidRequest
 from hasten.core.types import SamplingParams
 
@@ -50,8 +50,8 @@ def trim(prompts: str | None, texts: tuple[str, ...], sizes: str, **options: Any
     answers that were not counted, and the fastest is kept and used from now on. It changes the speed and never the text.
     """
     config = engine_config(options)
-    params = SamplingParams()
-    items = [Prompt(params, text=question) for question in QUESTIONS] if prompts is None else collect(None, prompts, params, False)
+    own = [Prompt(SamplingParams(), text=question) for question in QUESTIONS]
+    items = own if prompts is None else alike(prompts, "leave that out")
     wanted = _sizes(sizes)
     contents = [read_text(name) for name in texts]
     from hasten.cli.screen import notes, progress_on

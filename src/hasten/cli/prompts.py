@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
 from hasten.cli.standard_input import whole_input
-from hasten.core.errors import InvalidRequest
+from hasten.core.errors import ConfigError, InvalidRequest
 from hasten.core.registry import nearest
 from hasten.core.types import SamplingParams
 
@@ -83,7 +83,7 @@ def collect(prompt: str | None, file: str | None, params: SamplingParams, raw: b
     if prompt is not None and file is not None:
         raise InvalidRequest("Give a prompt or --prompts, not both.")
     if file is not None:
-        return _from_file(file, params)
+        return _from_file(file, params, raw)
     text = _standard_input(raw) if prompt is None else prompt
     if not text.strip():
         raise InvalidRequest("The prompt is empty; give TEXT, --prompts FILE, or text on standard input.")
@@ -115,24 +115,28 @@ def parse_line(line: str, params: SamplingParams) -> Prompt:
     return Prompt(chosen, text=text, id=identity, own=own)
 
 
-def _from_file(name: str, params: SamplingParams) -> list[Prompt]:
+def alike(file: str, instead: str) -> list[Prompt]:
+    """The prompts of a file whose answers are all sampled alike. Raises InvalidRequest where it cannot be read, ConfigError where a
+    line says how its answer is to be sampled; ``instead`` are the words on what says so for all."""
+    items = collect(None, file, SamplingParams(), False)
+    for item in items:
+        if item.own:
+            raise ConfigError(f"{item.line} sets {', '.join(item.own)}, and all answers are sampled alike here; {instead}.")
+    return items
+
+
+def _from_file(name: str, params: SamplingParams, raw: bool) -> list[Prompt]:
     """Every line of the file ('-': standard input); blank lines are passed over."""
-    try:
-        if name == "-":
-            content = whole_input()
-        else:
-            with open(name, encoding="utf-8-sig") as file:
-                content = file.read()
-    except OSError as problem:
-        raise InvalidRequest(f"The prompts file '{name}' cannot be read: {problem.strerror}.") from problem
-    except UnicodeDecodeError as problem:
-        raise InvalidRequest(f"The prompts file '{name}' is not UTF-8 text; save it as UTF-8.") from problem
+    content = whole_input() if name == "-" else read_text(name, "prompts")
     out = []
     for number, line in enumerate(content.split("\n"), start=1):
         if not line.strip():
             continue
         try:
-            out.append(replace(parse_line(line, params), line=f"{name}, line {number}"))
+            item = parse_line(line, params)
+            if raw and item.messages is not None:
+                raise InvalidRequest("messages need the chat template, which --raw leaves out; give a prompt, or no --raw.")
+            out.append(replace(item, line=f"{name}, line {number}"))
         except InvalidRequest as problem:
             raise InvalidRequest(f"{name}, line {number}: {problem}") from problem
     if not out:
@@ -183,12 +187,12 @@ def _messages(value: object) -> list[Message]:
     return value
 
 
-def read_text(name: str) -> str:
-    """A text file of the user's. Raises InvalidRequest where it cannot be read or is not UTF-8."""
+def read_text(name: str, kind: str = "text") -> str:
+    """A file of the user's, which errors call a ``kind`` file. Raises InvalidRequest where it cannot be read or is not UTF-8."""
     try:
         with open(name, encoding="utf-8-sig") as file:
             return file.read()
     except OSError as problem:
-        raise InvalidRequest(f"The text file '{name}' cannot be read: {problem.strerror}.") from problem
+        raise InvalidRequest(f"The {kind} file '{name}' cannot be read: {problem.strerror}.") from problem
     except UnicodeDecodeError as problem:
-        raise InvalidRequest(f"The text file '{name}' is not UTF-8 text; save it as UTF-8.") from problem
+        raise InvalidRequest(f"The {kind} file '{name}' is not UTF-8 text; save it as UTF-8.") from problem

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from contextlib import closing
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from hasten.cli.generate import load
 from hasten.cli.options import Verb, engine_config, engine_options, without_past
-from hasten.cli.prompts import collect
+from hasten.cli.prompts import alike, collect, for_batch
 from hasten.core.errors import ConfigError
 from hasten.core.types import SamplingParams
 
@@ -40,7 +41,7 @@ def prove(ctx: click.Context, /, prompts: str | None, max_tokens: int, seed: int
             f"--verify {config.verify} keeps the law of a text and not its tokens, which are compared here; give --verify coupled."
         )
     params = SamplingParams(max_tokens=max_tokens, seed=seed)
-    items = None if prompts is None else collect(None, prompts, params, False)
+    items = None if prompts is None else alike(prompts, "leave that out and give --max-tokens and --seed")
     from hasten.bench.example_prompts import EXAMPLE_PROMPTS
     from hasten.bench.prove import Proof
     from hasten.cli.screen import notes
@@ -48,7 +49,7 @@ def prove(ctx: click.Context, /, prompts: str | None, max_tokens: int, seed: int
     with closing(load(config)) as llm:
         if items is None:
             items = [item for text in EXAMPLE_PROMPTS for item in collect(text, None, params, False)]
-        inputs = [llm.encode(item.for_model(llm, False)) for item in items]
+        inputs = [llm.encode(each) for each in for_batch([replace(item, params=params) for item in items], llm, False)]
         proof = Proof(llm.engine, inputs, max_tokens, seed)
         found: list[Shown] = []
         with notes().status("") as status:
