@@ -172,7 +172,65 @@ def test_more_threads_than_the_machine_has(
     assert command_line("generate", "-p", "x", "--threads", "2").status == 0
     assert caplog.messages == []
     assert command_line("generate", "-p", "x", "--threads", "1000").status == 0
-    assert "1000 threads are more than the 2 of this machine" in caplog.messages[0]
+    assert "1000 threads are more than the 2 that this process may use" in caplog.messages[0]
+
+
+@pytest.mark.parametrize("verb", ["profile", "quantize", "serve"])
+def test_every_verb_tells_of_too_many_threads(
+    verb: str, command_line: CommandLine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(machine, "usable_threads", lambda: 2)
+    model = str(tmp_path / "no model.gguf")
+    given = [verb, *([model] if verb == "quantize" else ["-m", model])]
+    assert command_line(*given, "--threads", "3").status == 1
+    assert "3 threads are more than the 2" in caplog.messages[0]
+
+
+@pytest.mark.parametrize("verb", ["generate", "serve"])
+@pytest.mark.parametrize("draft", ["none", "suffix", "suffix+recycling", "lm(model=other)", "auto+lm(model=other)"])
+def test_a_draft_model_that_nobody_takes_is_refused(verb: str, draft: str, command_line: CommandLine) -> None:
+    given = ("-p", "x") if verb == "generate" else ()
+    done = command_line(verb, *given, "--draft", draft, "--draft-model", "/does/not/exist")
+    assert done.status == 1
+    assert f"--draft {draft} makes no use of --draft-model" in done.err
+    assert command_line.llm.made == []
+
+
+@pytest.mark.parametrize("draft", ["auto", "lm", "suffix+foreign", "auto+lm(width=2)", "lm(model=other)+foreign"])
+def test_a_draft_model_that_somebody_takes_is_passed_on(draft: str, command_line: CommandLine) -> None:
+    done = command_line("generate", "-p", "x", "--draft", draft, "--draft-model", "m")
+    assert done.status == 0, done.err
+    assert command_line.made.config.draft_model == "m"
+
+
+def test_settings_for_other_calls_rest(command_line: CommandLine) -> None:
+    """Log-probabilities are for --json, a system message for chat templates."""
+    done = command_line("generate", "-p", "x", "--raw", HASTEN_LOGPROBS="2", HASTEN_SYSTEM="Be brief.")
+    assert done.status == 0, done.err
+    assert command_line.made.params[0].logprobs is None
+    assert command_line.made.asked == ["x"]
+    command_line.llm.made.clear()
+    assert command_line("generate", "-p", "x", "--json", HASTEN_LOGPROBS="2", HASTEN_SYSTEM="Be brief.").status == 0
+    assert command_line.made.params[0].logprobs == 2
+    assert command_line.made.asked == ["<system>Be brief.<user>x"]
+
+
+@pytest.mark.parametrize(
+    ("row", "arguments", "part"),
+    [
+        ({"messages": [{"role": "user", "content": "y"}]}, ["--raw"], "--raw leaves out"),
+        ({"prompt": "y", "logprobs": 2}, [], "add --json"),
+    ],
+)
+def test_lines_that_do_not_go_with_the_options_are_refused(
+    row: dict[str, Any], arguments: list[str], part: str, command_line: CommandLine, tmp_path: Path
+) -> None:
+    file = lines(tmp_path / "p.jsonl", {"prompt": "x"}, row)
+    done = command_line("generate", "--prompts", file, *arguments)
+    assert done.status == 1
+    assert f"{file}, line 2: " in done.err
+    assert part in done.err
+    assert command_line.llm.made == []
 
 
 def test_a_draft_model_of_the_settings_rests_without_drafts(command_line: CommandLine) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -19,6 +18,7 @@ from hasten.cli.options import (
     sampling_params,
     speculation_options,
     speculation_params,
+    typed,
 )
 from hasten.cli.prompts import Prompt, collect, for_batch
 from hasten.core.config import EngineConfig, SpeculationParams
@@ -27,9 +27,6 @@ from hasten.core.results import Completion
 
 if TYPE_CHECKING:
     from hasten.engine.llm import LLM
-
-
-log = logging.getLogger(__name__)
 
 
 @click.command(cls=Verb)
@@ -52,14 +49,17 @@ def generate(
     """
     if text is not None and prompt is not None:
         raise InvalidRequest("Give the prompt once: as TEXT or by --prompt.")
-    if raw and system:
+    if raw and typed("system"):
         raise InvalidRequest("--raw applies no chat template, which --system needs; leave one of the two out.")
-    if options["logprobs"] is not None and not as_json:
+    if typed("logprobs") and not as_json:
         raise InvalidRequest("--logprobs appear in the JSON form only; add --json.")
+    options["logprobs"] = options["logprobs"] if as_json else None  # a setting for other calls
     config = engine_config(options)
     speculation = speculation_params(options)
     items = collect(text if prompt is None else prompt, prompts, sampling_params(options), raw)
-    items = [item.told(system) for item in items] if system else items
+    if not as_json and (asked := [item.line for item in items if "logprobs" in item.own]):
+        raise InvalidRequest(f"{asked[0]}: logprobs appear in the JSON form only; add --json.")
+    items = [item.told(system) for item in items] if system and not raw else items
     with closing(load(config)) as llm:
         if len(items) == 1 and items[0].params.n == 1 and not as_json:
             _stream_one(llm, items[0], raw, speculation)
@@ -69,12 +69,8 @@ def generate(
 
 def load(config: EngineConfig) -> LLM:
     """The model of ``config``, with progress on standard error while it is fetched and loaded."""
-    from hasten.cli.machine import usable_threads
     from hasten.cli.screen import notes, progress_on
 
-    usable = usable_threads()
-    if config.threads > usable:
-        log.warning("%d threads are more than the %d of this machine: they will wait for each other.", config.threads, usable)
     with progress_on(notes(), f"Loading {config.model}") as progress:
         from hasten import LLM
 

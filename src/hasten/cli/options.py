@@ -5,6 +5,7 @@ Only the help lines live here. A field without a line is no option (the JSONL fo
 
 from __future__ import annotations
 
+import logging
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -13,6 +14,7 @@ from typing import Any, TypeVar
 
 import click
 
+from hasten.cli import machine
 from hasten.core.config import (
     KV_CACHE_DTYPES,
     MOST_NODES,
@@ -27,6 +29,7 @@ from hasten.core.registry import parse_specs
 from hasten.core.types import MAX_TOP_LOGPROBS, SamplingParams
 from hasten.serve.limits import Limits
 
+log = logging.getLogger(__name__)
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 ENGINE_HELP = {
@@ -171,6 +174,12 @@ def speculation_params(options: Mapping[str, Any]) -> SpeculationParams:
     return SpeculationParams(options["speculation"], options["draft_nodes"])
 
 
+def typed(name: str) -> bool:
+    """Whether the verb that runs got this parameter on its command line, and not from a variable, a file or its default."""
+    context = click.get_current_context(silent=True)
+    return context is not None and context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+
+
 def without_past(config: EngineConfig) -> EngineConfig:
     """The same, but that no drafter knows what earlier runs said, or keeps what this one says: for measuring."""
     if config.draft == "auto":
@@ -182,17 +191,27 @@ def without_past(config: EngineConfig) -> EngineConfig:
 
 def engine_config(options: Mapping[str, Any]) -> EngineConfig:
     """The EngineConfig that a verb's options ask for. Raises ConfigError when a value is out of range, or a draft model is named
-    on a command line that drafts nothing."""
-    context = click.get_current_context(silent=True)
-    typed = context is not None and context.get_parameter_source("draft_model") is click.core.ParameterSource.COMMANDLINE
-    if typed and options["draft"] == "none":
-        raise ConfigError("--draft none makes no use of --draft-model; leave one of the two out.")
-    return EngineConfig(**{name: options[name] for name in ENGINE_HELP})
+    on a command line whose drafters take none."""
+    return _checked(EngineConfig(**{name: options[name] for name in ENGINE_HELP}))
 
 
 def server_engine_config(options: Mapping[str, Any], model: str) -> EngineConfig:
-    """The EngineConfig of ``server_engine_options`` for one model. Raises ConfigError when a value is out of range."""
-    return EngineConfig(model=model, explain=True, **{name: options[name] for name in _SERVER_HELP})
+    """The EngineConfig of ``server_engine_options`` for one model. Raises ConfigError as ``engine_config`` does."""
+    return _checked(EngineConfig(model=model, explain=True, **{name: options[name] for name in _SERVER_HELP}))
+
+
+def _checked(config: EngineConfig) -> EngineConfig:
+    if typed("draft_model") and config.draft_model not in [spec.arguments["model"] for spec in config.model_drafters()]:
+        raise ConfigError(f"--draft {config.draft} makes no use of --draft-model; leave one of the two out.")
+    warn_of_threads(config)
+    return config
+
+
+def warn_of_threads(config: EngineConfig) -> None:
+    """Say so where more threads are asked for than can run at once."""
+    usable = machine.usable_threads()
+    if config.threads > usable:
+        log.warning("%d threads are more than the %d that this process may use: they will wait.", config.threads, usable)
 
 
 def limits_of(options: Mapping[str, Any]) -> Limits:

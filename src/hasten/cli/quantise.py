@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from hasten.cli.options import WholeText
+from hasten.cli.options import WholeText, warn_of_threads
 from hasten.cli.prompts import read_text
 from hasten.cli.screen import notes, progress_on
 from hasten.core.config import EngineConfig
@@ -30,6 +30,7 @@ def quantize(model: str, texts: tuple[str, ...], threads: int) -> None:
     """
     contents = [read_text(name) for name in texts]
     config = EngineConfig(model=model, threads=threads)
+    warn_of_threads(config)
     from hasten.train.quantise import quantise
 
     try:
