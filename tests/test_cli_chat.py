@@ -71,6 +71,22 @@ def test_commands(command_line: CommandLine, tmp_path: Path) -> None:
     assert command_line("generate", "--prompts", str(file)).status == 0
 
 
+def test_no_context_is_in_use_after_a_reset(command_line: CommandLine) -> None:
+    done = command_line("chat", stdin="hello\n/stats\n/reset\n/stats\n")
+    assert done.err.count("1 answer, 16 tokens") == 2
+    assert done.err.count("positions of context in use") == 1
+
+
+def test_an_empty_answer_takes_the_question_back(command_line: CommandLine) -> None:
+    command_line.llm.reply = ""
+    done = command_line("chat", stdin="hello\nagain\n/stats\n")
+    assert command_line.made.asked == ["<user>hello", "<user>again"]
+    assert done.err.count("the answer is empty; your message is taken back") == 2
+    assert "tok/s" not in done.err
+    assert "No answer yet." in done.err
+    assert done.out == ""
+
+
 def test_help_names_every_command(command_line: CommandLine) -> None:
     done = command_line("chat", stdin="/HELP\n/stats\n")
     for name in COMMANDS:
@@ -228,6 +244,22 @@ def test_ctrl_d_ends_a_message_of_several_lines_and_not_the_chat() -> None:
         shown.type("\x04")
         assert process.wait(timeout=20) == 0
         assert r"<user>one\ntwo" in shown.wait_for("]")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+@pytest.mark.parametrize("first", ["// a comment", "/etc/passwd is what?", "/quit"])
+def test_a_quoted_message_is_no_command(first: str) -> None:
+    settings = "import atexit\natexit.register(lambda: print('ASKED', FakeLLM.made[0].asked))"
+    with chat_in_a_terminal(settings) as (process, shown):
+        shown.wait_for("> ")
+        shown.type(f'"""{first}\n')
+        shown.wait_for(". ")
+        shown.type('int main();"""\n')
+        shown.wait_for("Rayleigh found.")
+        shown.wait_for("> ")
+        shown.type("\x04")
+        assert process.wait(timeout=20) == 0
+        assert rf"<user>{first}\nint main();" in shown.wait_for("]")
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -33,6 +33,13 @@ if TYPE_CHECKING:
     from hasten.engine.llm import LLM, EventStream
 
 QUOTES = '"""'
+
+
+class Typed(NamedTuple):
+    """What was typed; a text in triple quotes is a message whatever it begins with."""
+
+    text: str
+    quoted: bool = False
 
 
 @click.command(cls=Verb)
@@ -73,9 +80,9 @@ class Chat:
         """Until /quit or the end of input. In a terminal a refused line is told and the chat goes on; a script ends."""
         if self.interactive:
             self._note(f"{self.llm.name} {self.llm.precision} · context of {self.llm.context_length} · /help lists the commands")
-        for line in self._lines():
+        for typed in self._lines():
             try:
-                self._take(line)
+                self._take(typed)
             except HastenError as problem:
                 if not self.interactive:
                     raise
@@ -83,14 +90,15 @@ class Chat:
             if self.conversation.quitting:
                 return
 
-    def _take(self, line: str) -> None:
-        if not line.strip():
+    def _take(self, typed: Typed) -> None:
+        text, quoted = typed
+        if not text.strip():
             return
-        if line.startswith("/") and not line.startswith("//"):
-            for shown in obey(self.conversation, line):
+        if text.startswith("/") and not text.startswith("//") and not quoted:
+            for shown in obey(self.conversation, text):
                 self._note(shown)
             return
-        self.conversation.ask(line[1:] if line.startswith("//") else line)
+        self.conversation.ask(text[1:] if text.startswith("//") and not quoted else text)
         self._answer()
 
     def _answer(self) -> None:
@@ -117,8 +125,9 @@ class Chat:
         finally:
             stream.close()
             self.conversation.answered(text, completion)
-        if not text and completion is None:
-            self._note("stopped before the answer began; your message is taken back")
+        if not text:
+            why = "stopped before the answer began" if completion is None else "the answer is empty"
+            self._note(f"{why}; your message is taken back")
             return
         self.out.print("" if text.endswith("\n") else "\n", end="")
         self._account(completion)
@@ -158,10 +167,10 @@ class Chat:
     def _note(self, text: str) -> None:
         self.notes.print(text, style="dim", markup=False)
 
-    def _lines(self) -> Iterator[str]:
+    def _lines(self) -> Iterator[Typed]:
         """Messages and commands as they are typed. Ctrl-C at the prompt clears the line."""
         if not self.interactive:
-            yield from input_lines()
+            yield from map(Typed, input_lines())
             return
         _edit_lines()
         while True:
@@ -175,11 +184,11 @@ class Chat:
                 return
 
 
-def _typed_message() -> str:
+def _typed_message() -> Typed:
     """One line, or the lines between two triple quotes; Ctrl-D ends such a message as the quotes do."""
     line = input("> ")
     if not line.startswith(QUOTES):
-        return line
+        return Typed(line)
     lines = [line.removeprefix(QUOTES)]
     while not lines[-1].endswith(QUOTES):
         try:
@@ -188,7 +197,7 @@ def _typed_message() -> str:
             print()
             break
     lines[-1] = lines[-1].removesuffix(QUOTES)
-    return "\n".join(lines).strip("\n")
+    return Typed("\n".join(lines).strip("\n"), quoted=True)
 
 
 def _edit_lines() -> None:

@@ -65,7 +65,7 @@ class Conversation:
         self.turns.pop()
 
     def answered(self, text: str, completion: Completion | None) -> None:
-        """Keep an answer; ``completion`` is None when it was stopped half-way."""
+        """Keep an answer; ``completion`` is None when it was stopped half-way. To an empty one the question is taken back."""
         if not text:
             self.take_back()
             return
@@ -101,6 +101,7 @@ def _help(conversation: Conversation, argument: str) -> Iterator[str]:
 
 def _reset(conversation: Conversation, argument: str) -> Iterator[str]:
     conversation.turns.clear()
+    conversation.totals.last = None
     yield "The conversation is forgotten." + (" The system message stays." if conversation.system else "")
 
 
