@@ -117,6 +117,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 def main() -> None:
     """The console script. A character that the terminal cannot show becomes '?', never an error."""
+    if sys.stdin is None:  # closed, as a daemon's may be: nothing comes, as from an empty file
+        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115 (for the whole process)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
