@@ -181,6 +181,14 @@ def test_unknown_tasks_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert "There is no task called 'mmlu'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("tasks", "option"), [("humaneval", "--chunks"), ("perplexity", "--problems"), ("perplexity", "--max-tokens")]
+)
+def test_options_of_other_tasks_are_refused(tasks: str, option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["eval", "--tasks", tasks, option, "3"]) == 1
+    assert f"{option} is for the task" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("option", ["--problems", "--chunks", "--max-tokens"])
 @pytest.mark.parametrize("value", ["0", "-5", "two"])
 def test_numbers_of_nothing_are_refused_before_any_file_is_read(

@@ -339,7 +339,7 @@ def test_build_from_text_loads_no_model(command_line: CommandLine, tmp_path: Pat
 
 @pytest.mark.parametrize(
     ("content", "sentence"),
-    [(None, "cannot be read"), (b"", "give more text"), (b"x", "give more text"), (b"\xff\xfe\xfa", "not UTF-8")],
+    [(None, "cannot be read"), (b"", "give more text."), (b"x", "give more text."), (b"\xff\xfe\xfa", "not UTF-8")],
 )
 def test_build_refuses_what_it_cannot_use(command_line: CommandLine, tmp_path: Path, content: bytes | None, sentence: str) -> None:
     if content is not None:
@@ -348,6 +348,14 @@ def test_build_refuses_what_it_cannot_use(command_line: CommandLine, tmp_path: P
     assert done.status == 1
     assert sentence in done.err
     assert done.err.count("\n") == 1
+
+
+def test_answers_too_short_for_a_database_want_more_prompts(command_line: CommandLine, tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "x"}\n', encoding="utf-8")
+    command_line.llm.reply = "."
+    done = command_line("draft", "build", "--prompts", str(tmp_path / "p.jsonl"))
+    assert done.status == 1
+    assert "give more prompts." in done.err
 
 
 def test_build_needs_something_to_build_from(command_line: CommandLine) -> None:

@@ -57,21 +57,21 @@ def _build(config: EngineConfig, items: list[Prompt], contents: list[str]) -> No
     if items:
         answers = _answers(config, items)
         with progress_on(notes(), "sorting") as progress:
-            _make("model", model_path, answers, vocabulary, progress)
+            _make("model", "prompts", model_path, answers, vocabulary, progress)
     if contents:
         with progress_on(notes(), "reading") as progress:
             encoded = _encoded(contents, lambda text: tokenizer.encode(text, add_bos=False), progress)
-            _make("statistics", statistics_path, encoded, vocabulary, progress)
+            _make("statistics", "text", statistics_path, encoded, vocabulary, progress)
 
 
-def _make(kind: str, path: Path, texts: list[npt.NDArray[np.int32]], vocabulary: str, progress: Progress) -> None:
-    """Write one database and say so. Raises HastenError, one sentence, when it cannot be."""
+def _make(kind: str, source: str, path: Path, texts: list[npt.NDArray[np.int32]], vocabulary: str, progress: Progress) -> None:
+    """Write one database and say so; ``source`` is what it takes more of. Raises HastenError, one sentence, when it cannot be."""
     from hasten.draft import ngrams
 
     try:
         tokens = ngrams.build(path, texts, vocabulary, progress)
     except ValueError as problem:
-        raise InvalidRequest(f"The {kind} database cannot be built: {problem}; give more text.") from problem
+        raise InvalidRequest(f"The {kind} database cannot be built: {problem}; give more {source}.") from problem
     except OSError as problem:
         raise HastenError(f"{path} cannot be written ({problem.strerror}); free some space or check its permissions.") from problem
     full = " (full; the rest was left out)" if tokens >= ngrams.MOST_TOKENS - 2 * ngrams.DEPTH else ""

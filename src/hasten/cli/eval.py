@@ -11,7 +11,7 @@ import click
 
 from hasten.cli.bench import say_notes, show
 from hasten.cli.generate import load
-from hasten.cli.options import Verb, engine_config, engine_options, without_past
+from hasten.cli.options import Verb, engine_config, engine_options, typed, without_past
 from hasten.core.errors import ConfigError
 from hasten.core.types import SamplingParams
 
@@ -62,6 +62,9 @@ def evaluate(ctx: click.Context, /, tasks: str, problems: int | None, chunks: in
     for name in names:
         if name not in TASKS:
             raise ConfigError(f"There is no task called '{name}'; give {' or '.join(TASKS)}, or both with a comma between.")
+    for option, task in (("problems", "humaneval"), ("max_tokens", "humaneval"), ("chunks", "perplexity")):
+        if typed(option) and task not in names:
+            raise ConfigError(f"--{option.replace('_', '-')} is for the task {task}, which --tasks leaves out; leave it out too.")
     config = without_past(engine_config(options))
     if config.draft == "none":
         raise ConfigError("This compares with and without drafts; give --draft auto or another choice than none.")
@@ -77,7 +80,7 @@ def evaluate(ctx: click.Context, /, tasks: str, problems: int | None, chunks: in
         if rows:
             solve(llm, rows, options["max_tokens"], found)
         if text:
-            read(llm, text, chunks, found)
+            measure_perplexity(llm, text, chunks, found)
         report(llm, found, options["as_json"])
     if not found.equal:
         ctx.exit(1)
@@ -113,7 +116,7 @@ def solve(llm: LLM, rows: list[dict[str, Any]], max_tokens: int, found: Found) -
             progress("HumanEval", start + len(part), len(rows))
 
 
-def read(llm: LLM, text: str, chunks: int, found: Found) -> None:
+def measure_perplexity(llm: LLM, text: str, chunks: int, found: Found) -> None:
     """Perplexity in whole pieces, and in passes as verification makes them."""
     from hasten.bench.perplexity import chunks_of, perplexity
     from hasten.bench.quality import verified_perplexity

@@ -82,6 +82,8 @@ def serve(
         return _print_new_key(path, new_key)
     if not 0.0 <= memory_budget <= 1e6:
         raise ConfigError(f"memory_budget must be a number of gigabytes, at least 0, not {memory_budget!r}.")
+    if not models:
+        raise ConfigError("A server needs a model; name one with -m MODEL, or by 'model' in the settings file.")
     limits, config = limits_of(options), server_engine_config(options, models[0])
     from hasten.serve.run import Settings, serve
 
