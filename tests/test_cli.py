@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import signal
 import subprocess
 import sys
@@ -11,10 +13,13 @@ from pathlib import Path
 
 import click
 import pytest
+from rich.console import Console
+from rich.text import Text
 
 from cli_fakes import CommandLine, driver
 from hasten import __version__
 from hasten.cli.main import VERBS, cli
+from hasten.cli.screen import answers, counting, notes, progress_on
 from hasten.cli.settings import key
 from hasten.core.errors import CorruptModel, ModelNotFound
 
@@ -62,6 +67,46 @@ def test_top_help_imports_no_verb() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     modules = {row.target.partition(":")[0] for row in VERBS.values()}
     assert not modules & set(done.stdout.splitlines()[-1].split())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
+@pytest.mark.parametrize(
+    ("verb", "status", "sentence"),
+    [("generate", 1, "The prompt is empty"), ("chat", 0, ""), ("draft forget", 1, "give --yes to remove without being asked")],
+)
+def test_a_closed_standard_input_is_an_empty_one(verb: str, status: int, sentence: str, tmp_path: Path) -> None:
+    (tmp_path / "drafts").mkdir()
+    (tmp_path / "drafts" / "memory.sqlite").write_text("kept")
+    words = [*driver(), *verb.split()]
+    environment = {**os.environ, "HASTEN_HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path)}
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" <&-', "sh", *words], capture_output=True, text=True, timeout=60, check=False, env=environment
+    )
+    assert (done.returncode, done.stdout) == (status, "")
+    assert sentence in done.stderr
+    assert "our mistake" not in done.stderr
+
+
+def test_names_with_brackets_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "x[q4]/m[/b].gguf"
+    for console in (answers(), notes()):
+        console.print(name, style="dim")
+    assert capsys.readouterr() == (f"{name}\n", f"{name}\n")
+    screen = Console(file=io.StringIO(), force_terminal=True, width=100)
+    with progress_on(screen, f"Loading {name}") as progress:
+        progress(f"reading {name}", 1, 2)
+    with counting(screen, f"Answering with {name}", 2):
+        pass
+    drawn = Text.from_ansi(screen.file.getvalue()).plain  # type: ignore[attr-defined]
+    assert f"reading {name}" in drawn
+    assert f"Answering with {name}" in drawn
+
+
+def test_a_server_without_models_is_refused(command_line: CommandLine, tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text("[serve]\nmodel = []\n")
+    done = command_line("serve", "--config", str(tmp_path / "c.toml"))
+    assert (done.status, done.err.count("\n")) == (1, 1)
+    assert "A server needs a model" in done.err
 
 
 def test_python_m_hasten_is_hasten() -> None:

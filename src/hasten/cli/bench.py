@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, closing
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from hasten.cli.bench_loads import all_loads, settings
-from hasten.cli.bench_options import automatic, check, check_folder, in_precisions, mode_names, numbers, with_named_drafters
+from hasten.cli.bench_options import (
+    automatic,
+    check,
+    check_folder,
+    check_gguf,
+    in_precisions,
+    mode_names,
+    numbers,
+    with_named_drafters,
+)
 from hasten.cli.generate import load
 from hasten.cli.options import Verb, WholeText, engine_config, engine_options, without_past
 from hasten.cli.prompts import Prompt, alike
@@ -195,15 +203,13 @@ def other_engines(llm: LLM, config: EngineConfig, options: dict[str, Any], loads
     target = resolve(config.model, fetch=True)
     draft = config.draft_model or target.draft
     path = None if draft is None else resolve(draft, fetch=True).path
-    if target.path.suffix != ".gguf" or (path is not None and path.suffix != ".gguf"):
-        raise ConfigError(f"Other engines are given the GGUF file of a model, and '{config.model}' is none; name one that is.")
-    say = partial(notes().print, markup=False)
+    check_gguf(config.model, target.path, *([] if path is None else [path]))
     threads = threads_and_level()[0]
     longest = max(
         (len(question.tokens) + (load.params.max_tokens or 0) for load in loads for question in load.questions), default=0
     )
     room = min(llm.context_length, max(LEAST_ROOM, longest + GUESS_ROOM))
-    return make_peers(check_names(options["against"]), target.path, path, threads, room, say, stack)
+    return make_peers(check_names(options["against"]), target.path, path, threads, room, notes().print, stack)
 
 
 def show(table: Table) -> None:
@@ -215,12 +221,13 @@ def show(table: Table) -> None:
         click.echo(f"{table.title}\n\n{table.markdown()}\n\n{table.note}\n")
         return
     from rich.table import Table as Drawn
+    from rich.text import Text
 
     drawn = Drawn(box=None, pad_edge=False, header_style="bold", title=table.title, title_justify="left")
     for at, title in enumerate(table.header):
         drawn.add_column(title.upper(), justify="left" if at < table.words else "right")
     for row in table.rows:
-        drawn.add_row(*(f"[bold red]{cell}[/]" if cell in table.marked else cell for cell in row))
+        drawn.add_row(*(Text(cell, style="bold red") if cell in table.marked else cell for cell in row))
     out.print(drawn)
     out.print(table.note, style="dim")
     out.print()
@@ -230,4 +237,4 @@ def say_notes(lines: list[str]) -> None:
     from hasten.cli.screen import notes
 
     for line in lines:
-        notes().print(line, markup=False)
+        notes().print(line)

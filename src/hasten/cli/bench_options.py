@@ -77,6 +77,12 @@ def check_folder(folder: Path) -> None:
         raise ConfigError(f"--out '{folder}' cannot be written ({problem.strerror}); give another folder.") from problem
 
 
+def check_gguf(model: str, *files: Path) -> None:
+    """Raise ConfigError where a file of the model, or of its draft model, is none that other engines read."""
+    if any(file.suffix != ".gguf" for file in files):
+        raise ConfigError(f"Other engines are given the GGUF file of a model, and '{model}' is none; name one that is.")
+
+
 def in_precisions(config: EngineConfig, also: str | None) -> list[EngineConfig]:
     """The model as it is asked for, and in each of the other precisions. Raises ConfigError where one is none, or named twice."""
     others = [] if also is None else [replace(config, precision=name.strip()) for name in also.split(",")]
@@ -92,7 +98,8 @@ def in_precisions(config: EngineConfig, also: str | None) -> list[EngineConfig]:
 
 
 def precision_of(config: EngineConfig) -> str:
-    """The precision that a model runs in; reads at most the headers of its file. Raises ConfigError where it cannot run so."""
+    """The precision that a model runs in: the one that is asked for, unchecked, or what "auto" gives it, for which the headers of
+    its file are read."""
     if config.precision != "auto":
         return config.precision
     from hasten.engine.loading import choose_device

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from hasten.bench.own_server import own_contestants
@@ -13,9 +12,9 @@ from hasten.bench.peers.servers import Room, served_peers
 from hasten.bench.served import total_positions
 from hasten.bench.session import Contestant
 from hasten.bench.workloads import Load
+from hasten.cli.bench_options import check_gguf
 from hasten.cli.screen import notes
 from hasten.core.config import EngineConfig
-from hasten.core.errors import ConfigError
 from hasten.model.catalogue import resolve
 from hasten.model.kernels import threads_and_level
 
@@ -36,7 +35,5 @@ def servers(
     if not options["against"]:
         return [*own], []
     gguf = resolve(config.model, fetch=True).path
-    if gguf.suffix != ".gguf":
-        raise ConfigError(f"Other engines are given the GGUF file of a model, and '{config.model}' is none; name one that is.")
-    say = partial(notes().print, markup=False)
-    return [*own], served_peers(check_names(options["against"]), Room(gguf, threads, parallel, positions), say, stack)
+    check_gguf(config.model, gguf)
+    return [*own], served_peers(check_names(options["against"]), Room(gguf, threads, parallel, positions), notes().print, stack)

@@ -86,7 +86,7 @@ class Chat:
             except HastenError as problem:
                 if not self.interactive:
                     raise
-                self.notes.print(f"hasten: {problem}", style="yellow", markup=False)
+                self.notes.print(f"hasten: {problem}", style="yellow")
             if self.conversation.quitting:
                 return
 
@@ -165,7 +165,7 @@ class Chat:
             self._note(f"The model's context of {self.llm.context_length} positions is full; /reset starts a new conversation.")
 
     def _note(self, text: str) -> None:
-        self.notes.print(text, style="dim", markup=False)
+        self.notes.print(text, style="dim")
 
     def _lines(self) -> Iterator[Typed]:
         """Messages and commands as they are typed. Ctrl-C at the prompt clears the line."""

@@ -182,7 +182,7 @@ def _show(report: Report) -> None:
         if sentences:
             out.print(title, style=style)
             for sentence in sentences:
-                out.print(f"  {sentence}", markup=False)
+                out.print(f"  {sentence}")
     if not report.problems and not report.advice:
         out.print("Nothing to improve that the doctor knows of.", style="bold green")
 

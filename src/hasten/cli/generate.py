@@ -88,9 +88,9 @@ def _stream_one(llm: LLM, item: Prompt, raw: bool, speculation: SpeculationParam
     if not last.endswith("\n"):
         say("\n")
     if completion is not None:
-        notes().print(account(completion), style="dim", markup=False)
+        notes().print(account(completion), style="dim")
         for line in completion.speculation.decisions.values():
-            notes().print(line, style="dim", markup=False)
+            notes().print(line, style="dim")
 
 
 def _answer_all(llm: LLM, items: list[Prompt], raw: bool, as_json: bool, speculation: SpeculationParams) -> None:
@@ -106,7 +106,7 @@ def _answer_all(llm: LLM, items: list[Prompt], raw: bool, as_json: bool, specula
         def show(index: int, completion: Completion) -> None:
             text = _shown(items[index], index, len(items), completion, as_json)
             if one_screen:  # lines have to appear above the bar
-                above.print(printable(text), markup=False, end="")
+                above.print(printable(text), end="")
             else:
                 say(text)
 
@@ -120,7 +120,7 @@ def _answer_all(llm: LLM, items: list[Prompt], raw: bool, as_json: bool, specula
 
         completions = llm.generate(inputs, [item.params for item in items], on_done=on_done, speculation=speculation)
     if not as_json:
-        screen.print(batch_account(completions, time.monotonic() - started), style="dim", markup=False)
+        screen.print(batch_account(completions, time.monotonic() - started), style="dim")
 
 
 class InOrder:

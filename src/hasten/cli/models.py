@@ -33,7 +33,7 @@ def pull(names: tuple[str, ...]) -> None:
     console = notes()
 
     def say(sentence: str) -> None:
-        console.print(sentence, markup=False)  # on the console of the bar, which makes room for it
+        console.print(sentence)  # on the console of the bar, which makes room for it
 
     for name in names:
         try:
@@ -211,4 +211,4 @@ def size(count: int) -> str:
 
 
 def _note(sentence: str) -> None:
-    notes().print(sentence, markup=False)
+    notes().print(sentence)

@@ -47,7 +47,7 @@ def profile(redo: bool, picture: str | None, as_json: bool, **options: Any) -> N
             show(engine.model if name == "target" else f"{name} (draft)", found)
     if picture is not None:
         draw({engine.model if name == "target" else name: found.curve for name, found in profiles.items()}, Path(picture))
-        notes().print(f"The picture is in {picture}.", markup=False)
+        notes().print(f"The picture is in {picture}.")
 
 
 def facts(found: Profile) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def show(title: str, found: Profile) -> None:
 
     out, curve = answers(), found.curve
     if not curve.known:
-        out.print(f"{title}: the key-value pool is too small to measure anything; raise --cache-tokens.", markup=False)
+        out.print(f"{title}: the key-value pool is too small to measure anything; raise --cache-tokens.")
         return
     contexts = _contexts(curve)
     floor, knee = floor_and_knee(curve)

@@ -66,6 +66,7 @@ def prove(ctx: click.Context, /, prompts: str | None, max_tokens: int, seed: int
 def report(llm: LLM, found: list[Shown]) -> None:
     """A row a comparison, then a sentence a promise, then every first difference."""
     from rich.table import Table
+    from rich.text import Text
 
     from hasten.cli.screen import answers
 
@@ -79,14 +80,14 @@ def report(llm: LLM, found: list[Shown]) -> None:
     styles = {"shown": "green", "broken": "bold red", "not shown": "yellow"}
     for shown in found:
         evidence = f"{shown.evidence} {shown.unit}"
-        table.add_row(shown.promise, shown.way, str(shown.tokens), evidence, f"[{styles[shown.result]}]{shown.result}[/]")
+        table.add_row(shown.promise, shown.way, str(shown.tokens), evidence, Text(shown.result, style=styles[shown.result]))
     out.print(table)
     out.print()
     for promise in dict.fromkeys(shown.promise for shown in found):
-        out.print(summary(promise, [shown for shown in found if shown.promise == promise]), markup=False)
+        out.print(summary(promise, [shown for shown in found if shown.promise == promise]))
     for shown in found:
         if shown.difference is not None:
-            out.print(explain(llm, shown, shown.difference), style="red", markup=False)
+            out.print(explain(llm, shown, shown.difference), style="red")
     out.print(f"{llm.name} {llm.precision}, drafters {', '.join(d.name for d in llm.engine.drafting.drafters)}", style="dim")
 
 

@@ -37,7 +37,7 @@ def quantize(model: str, texts: tuple[str, ...], threads: int) -> None:
         with progress_on(notes(), f"Loading {model}") as progress:
             outcome = quantise(config, contents, progress)
     except KeyboardInterrupt:
-        notes().print(f"What was done is kept; 'hasten quantize {model}' goes on from there.", markup=False)
+        notes().print(f"What was done is kept; 'hasten quantize {model}' goes on from there.")
         raise
     how = "went on from what was there, " if outcome.resumed else ""
     click.echo(f"{outcome.name}: {how}{outcome.tokens:,} tokens read, {outcome.bytes / 1e6:,.0f} MB in {outcome.path}")

@@ -1,6 +1,7 @@
 """What the terminal shows besides the answer: progress, the account of a request, and who guessed which token.
 
 Answers go to standard output, everything else to standard error. Colours appear only on a terminal and never under NO_COLOR.
+No text is markup: names of files and models may have brackets.
 """
 
 from __future__ import annotations
@@ -38,12 +39,12 @@ CONTROLS = {code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(cod
 
 def answers() -> Console:
     """Standard output, for answers and tables."""
-    return Console(highlight=False, soft_wrap=True)
+    return Console(highlight=False, markup=False, soft_wrap=True)
 
 
 def notes() -> Console:
     """Standard error, for everything that is not the answer."""
-    return Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+    return Console(stderr=True, highlight=False, markup=False, soft_wrap=not sys.stderr.isatty())
 
 
 def printable(text: str) -> str:
@@ -65,7 +66,7 @@ def progress_on(console: Console, waiting_for: str) -> Iterator[Progress]:
         return
     columns: list[ProgressColumn] = [
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        _label(),
         BarColumn(30),
         TaskProgressColumn(),
         TimeRemainingColumn(),
@@ -89,9 +90,13 @@ def counting(console: Console, label: str, total: int) -> Iterator[tuple[Console
     if not console.is_terminal:
         yield console, silent
         return
-    with _bars(console, SpinnerColumn(), TextColumn("{task.description}"), BarColumn(30), MofNCompleteColumn()) as bars:
+    with _bars(console, SpinnerColumn(), _label(), BarColumn(30), MofNCompleteColumn()) as bars:
         task = bars.add_task(label, total=total)
         yield bars.console, lambda _, done, total: bars.update(task, completed=done, total=total)
+
+
+def _label() -> TextColumn:
+    return TextColumn("{task.description}", markup=False)
 
 
 def _bars(console: Console, *columns: ProgressColumn) -> Bars:
@@ -107,7 +112,7 @@ def _plain_lines(console: Console) -> Progress:
         now = time.monotonic()
         if now - last >= PATIENCE_S and done < total:
             last = now
-            console.print(f"{label}: {100 * done // total} %", markup=False)
+            console.print(f"{label}: {100 * done // total} %")
 
     return report
 
