@@ -33,10 +33,11 @@ from hasten.bench.roofline import (
     weights_of,
 )
 from hasten.cli.main import run
+from hasten.core.config import EngineConfig
 from hasten.core.errors import ConfigError
 from hasten.model.description import ModelDescription
 from hasten.model.loaders.gguf_source import open_gguf
-from hasten.model.precision import FILE
+from hasten.model.precision import FILE, Q4_0
 from hasten.model.weights import load_decoder
 from hasten.native.loader import load, status
 from loader_files import write_gguf
@@ -89,11 +90,41 @@ def test_precision_file_counts_what_a_step_reads(kind: str, tied: bool, tmp_path
     assert step_work(source.description, form_of("file", source), 1, 0).weights == pytest.approx(step_bytes(weights, 0), rel=0.02)
 
 
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("kind", ["F32", "Q4_0", "Q5_1", "Q8_0"])
+def test_precision_q4_0_counts_what_a_step_reads(kind: str, tied: bool, tmp_path: Path) -> None:
+    if load() is None:
+        pytest.skip(f"native kernels: {status()['reason']}")
+    write_gguf(tmp_path / "a.gguf", kind=GGMLQuantizationType[kind], tied=tied)
+    source = open_gguf(tmp_path / "a.gguf")
+    weights = load_decoder(source, Q4_0, torch.device("cpu"), None).weights
+    # The kernels fill up 40 outputs to 48 and 96 inputs to 128: 2 % of matrices this small.
+    assert step_work(source.description, form_of("q4_0", source), 1, 0).weights == pytest.approx(step_bytes(weights, 0), rel=0.025)
+
+
+@pytest.mark.parametrize(
+    ("draft", "precision", "expected"),
+    [("none", "int8", None), ("suffix", "int8", None), ("auto", "int8", "q4_0"), ("auto", "bf16", "bf16"), ("lm", "int4", "q4_0"),
+     ("lm(precision=int8)", "bf16", "int8"), ("suffix+lm(model='{model}')", "file", "q4_0")],
+)  # fmt: skip
+def test_a_draft_model_is_counted_in_the_precision_that_it_runs_in(
+    draft: str, precision: str, expected: str | None, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hasten.model.linear_file.load", lambda: object())
+    named = None if "model" in draft else str(tiny_model)
+    config = EngineConfig(
+        model=str(tiny_model), draft=draft.format(model=tiny_model), draft_model=named, precision=precision, device="cpu"
+    )
+    (_, form), beside = verb.counted(config)
+    assert form.precision == precision
+    assert (None if beside is None else beside[1].precision) == expected
+
+
 def test_precisions_without_an_account_are_refused(tiny_model: Path) -> None:
     source = open_gguf(tiny_model)
     assert form_of("int8", source) is FORMS["int8"]
     assert form_of("file", source).weight_bytes == pytest.approx(FORMS["int8"].weight_bytes), "floats become int8"
-    with pytest.raises(ConfigError, match="knows the precisions int8, int4, bf16, fp32, file, not 'fp64'"):
+    with pytest.raises(ConfigError, match="knows the precisions int8, int4, bf16, fp32, file, q4_0, not 'fp64'"):
         form_of("fp64", source)
 
 
@@ -168,8 +199,15 @@ def test_the_verb(without_files: None, capsys: pytest.CaptureFixture[str], tmp_p
     for words in ("Steps in int8", "gain, draft model (depth)", "NVIDIA H100 data sheet", "Keys and values take 28.7 kB"):
         assert words in out
     assert run(["roofline", "-m", "x", "--on", "h200", "--json", "--rows", "1", "--contexts", "0"]) == 0
-    (step,) = json.loads(capsys.readouterr().out)["steps"]
+    found = json.loads(capsys.readouterr().out)
+    (step,), (request,) = found["steps"], found["requests"]
     assert step["floor_s"] == pytest.approx(1.55e9 / 4.8e12, rel=0.02)
+    assert (request["machine"], request["prompt_s"] > 0, request["answer_s"] > 0) == ("h200", True, True)
+    assert request["free_gain"] > request["draft_gain"] > 1
+    assert run(["roofline", "-m", "x", "--on", "h200", "--json", "--rows", "1", "--contexts", "0", "--acceptance", "0"]) == 0
+    assert json.loads(capsys.readouterr().out)["requests"][0]["free_gain"] == 1
+    assert run(["roofline", "-m", "x", "--dark"]) == 1
+    assert "give --picture FILE" in capsys.readouterr().err
     assert run(["roofline", "-m", "x", "--on", "moon"]) == 1
     assert "There is no machine called 'moon'" in capsys.readouterr().err
     pytest.importorskip("matplotlib", reason="matplotlib is an optional extra")

@@ -24,7 +24,7 @@ from hasten.core.types import BLOCK_SIZE
 from hasten.engine.profiling import timed_passes
 from hasten.model.description import ModelDescription
 from hasten.model.executor import Executor
-from hasten.model.linear_file import BlockSource, has_codes
+from hasten.model.linear_file import BLOCK_INPUTS, BlockSource, has_codes
 from hasten.model.loaders import WeightSource
 
 
@@ -47,6 +47,8 @@ FORMS = {
         Form("fp32", 4.0, 4.0, DENSE),
     )
 }
+CODES = ("file", "q4_0")  # precisions whose bytes depend on what the weights lie in
+Q4_0_BYTES, Q8_0_BYTES = 18 / 32, 34 / 32
 PROMPT_CHUNK = 512
 Point = tuple[int, int]  # rows and context
 Counted = tuple[ModelDescription, Form]  # a model, and how its precision counts
@@ -86,27 +88,34 @@ def weights_of(shape: ModelDescription) -> tuple[int, int]:
 
 def form_of(precision: str, source: WeightSource | BlockSource) -> Form:
     """How that precision counts for these weights. In ``file`` every matrix takes the bytes that it has in the file, or those of
-    int8 where it holds no codes. Raises ConfigError for a precision that has no such account."""
-    if precision == "file":
-        return Form("file", _file_bytes(source), 2.0, INT8)
+    int8 where it holds no codes; in ``q4_0`` those that rounding gives it. Raises ConfigError for a precision that has no such
+    account."""
+    if precision in CODES:
+        return Form(precision, _code_bytes(precision, source), 2.0, INT8)
     if precision not in FORMS:
-        raise ConfigError(f"The roofline knows the precisions {', '.join([*FORMS, 'file'])}, not '{precision}'.")
+        raise ConfigError(f"The roofline knows the precisions {', '.join([*FORMS, *CODES])}, not '{precision}'.")
     return FORMS[precision]
 
 
-def _file_bytes(source: WeightSource | BlockSource) -> float:
+def _code_bytes(precision: str, source: WeightSource | BlockSource) -> float:
     """Bytes a weight of all matrices that a step reads: those of the layers and the head, which may be the embedding's."""
-    if not isinstance(source, BlockSource):
+    if precision == "file" and not isinstance(source, BlockSource):
         raise ConfigError("precision file counts the codes of a GGUF file, and this model is a folder of safetensors; give int8.")
     names = [name for name in source.names() if len(source.shape(name)) > 1]
     read = [name for name in names if name != "embedding" or "head" not in names]
-    size = count = 0.0
-    for name in read:
-        rows, columns = source.shape(name)
-        kept = has_codes(source.stored_dtype(name))
-        size += rows * (source.read_blocks(name, 0, 1).numel() if kept else FORMS["int8"].weight_bytes * columns)
-        count += rows * columns
-    return size / count
+    sizes = [source.shape(name) for name in read]
+    return sum(_matrix_bytes(precision, source, name) for name in read) / sum(rows * columns for rows, columns in sizes)
+
+
+def _matrix_bytes(precision: str, source: WeightSource | BlockSource, name: str) -> float:
+    """As ``model.weights`` makes it: q4_0 keeps codes of four bits, and any of the head, whose rounded ones have eight."""
+    rows, columns = source.shape(name)
+    stored, head = source.stored_dtype(name).upper(), name in ("embedding", "head")
+    if isinstance(source, BlockSource) and has_codes(stored) and (precision == "file" or head or stored.startswith("Q4")):
+        return float(rows * source.read_blocks(name, 0, 1).numel())
+    if precision == "file" or columns % BLOCK_INPUTS:
+        return FORMS["int8"].weight_bytes * rows * columns
+    return (Q8_0_BYTES if head else Q4_0_BYTES) * rows * columns
 
 
 def step_work(shape: ModelDescription, form: Form, rows: int, context: int, sequences: int = 1, logits: int | None = None) -> Work:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ import click
 
 from hasten.cli.bench import show
 from hasten.cli.bench_options import numbers, precision_of
-from hasten.cli.options import Verb, engine_config, engine_options
+from hasten.cli.options import Verb, engine_config, engine_options, typed
 from hasten.cli.profile import check_picture
 from hasten.core.config import EngineConfig
 from hasten.core.errors import ConfigError
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from hasten.bench.roofline import Checked, Counted, Form
     from hasten.model.description import ModelDescription
 
+PROMPT_TOKENS, ANSWER_TOKENS = 512, 128
 CHECK_ROWS, CHECK_CONTEXTS = [1, 2, 4, 8, 16, 32], [64, 512, 2048]
 
 
@@ -47,6 +49,8 @@ def roofline(check: bool, picture: str | None, dark: bool, as_json: bool, **opti
         raise ConfigError(f"--acceptance must be a number from 0 to 1, not {options['acceptance']:g}.")
     if picture is not None:
         check_picture(Path(picture))
+    elif typed("dark"):
+        raise ConfigError("--dark is for the picture; give --picture FILE too, or leave it out.")
     from hasten.bench.hardware import named
 
     names = [name.strip() for name in options["on"].split(",")]
@@ -58,10 +62,11 @@ def roofline(check: bool, picture: str | None, dark: bool, as_json: bool, **opti
     if "here" in names:
         here, checked = measured(config, form, check)
         machines.insert(names.index("here"), here)
+    requests = gains(shape, draft, form, machines, contexts[0], options["acceptance"])
     if as_json:
-        click.echo(json.dumps(facts(shape, form, machines, rows, contexts, checked), indent=1))
+        click.echo(json.dumps(facts(shape, form, machines, rows, contexts, checked) | {"requests": requests}, indent=1))
     else:
-        report(shape, draft, form, machines, rows, contexts, options["acceptance"])
+        report(shape, form, machines, rows, contexts, requests, options["acceptance"])
         if checked:
             report_check(checked)
     if picture is not None:
@@ -69,27 +74,27 @@ def roofline(check: bool, picture: str | None, dark: bool, as_json: bool, **opti
 
 
 def counted(config: EngineConfig) -> tuple[Counted, Counted | None]:
-    """The model and its draft model, if it has one, with how their precision counts. No weights are read."""
+    """The model and the first that drafts for it, if any does, each with how its precision counts. No weights are read."""
     from hasten.bench.roofline import form_of
+    from hasten.engine.loading import choose_device
     from hasten.model.catalogue import resolve
+    from hasten.model.linear_file import draft_precision
     from hasten.model.loaders import open_source
 
-    precision = precision_of(config)
+    def found(config: EngineConfig) -> Counted:
+        source = open_source(resolve(config.model, fetch=True).path)
+        return source.description, form_of(precision_of(config), source)
 
-    def found(path: Path) -> Counted:
-        source = open_source(path)
-        return source.description, form_of(precision, source)
-
-    target = resolve(config.model, fetch=True)
-    draft = config.draft_model or target.draft
-    beside = None if draft is None or config.draft == "none" else found(resolve(draft, fetch=True).path)
-    return found(target.path), beside
+    own = draft_precision(config.precision, choose_device(config.device))
+    drafts = [
+        replace(config, model=spec.arguments["model"], precision=str(spec.arguments.get("precision", own)))
+        for spec in config.model_drafters(resolve(config.model, fetch=True).draft)
+    ]
+    return found(config), found(drafts[0]) if drafts else None
 
 
 def measured(config: EngineConfig, form: Form, check: bool) -> tuple[Machine, list[Checked]]:
     """This machine, and with ``check`` the predictions beside measurements."""
-    from dataclasses import replace
-
     from hasten.bench.machine import read_bandwidth
     from hasten.bench.roofline import calibrated
     from hasten.bench.roofline import check as compare
@@ -104,10 +109,28 @@ def measured(config: EngineConfig, form: Form, check: bool) -> tuple[Machine, li
     return found
 
 
+def gains(
+    shape: ModelDescription, draft: Counted | None, form: Form, machines: list[Machine], context: int, acceptance: float
+) -> list[dict[str, Any]]:
+    """For each machine the seconds of a request that is alone on it, and what guessing gains there: with free guesses, and with
+    the draft model where there is one."""
+    from hasten.bench.roofline import best_depth, idealised_seconds
+
+    kinds = {"free": None} if draft is None else {"free": None, "draft": draft}
+    out = []
+    for machine in machines:
+        prompt, answer = idealised_seconds(shape, form, machine, PROMPT_TOKENS, ANSWER_TOKENS)
+        found: dict[str, Any] = {"machine": machine.name, "prompt_s": prompt, "answer_s": answer}
+        for name, who in kinds.items():
+            found[f"{name}_depth"], found[f"{name}_gain"] = best_depth(shape, who, form, machine, acceptance, context)
+        out.append(found)
+    return out
+
+
 def facts(
     shape: ModelDescription, form: Form, machines: list[Machine], rows: list[int], contexts: list[int], checked: list[Checked]
 ) -> dict[str, Any]:
-    """Everything as --json gives it; seconds and bytes."""
+    """Machines and steps as --json gives them; seconds and bytes."""
     from dataclasses import asdict
 
     from hasten.bench.roofline import floor_seconds, seconds, step_work
@@ -129,18 +152,18 @@ def facts(
 
 def report(
     shape: ModelDescription,
-    draft: Counted | None,
     form: Form,
     machines: list[Machine],
     rows: list[int],
     contexts: list[int],
+    requests: list[dict[str, Any]],
     acceptance: float,
 ) -> None:
     """Steps, then gains, then where the figures come from."""
-    from hasten.bench.roofline import best_depth, cache_bytes, floor_seconds, idealised_seconds, seconds, step_work
+    from hasten.bench.roofline import cache_bytes, floor_seconds, seconds, step_work
     from hasten.bench.words import Table
 
-    steps, gains = [], []
+    steps = []
     for machine in machines:
         for context in contexts:
             for count in rows:
@@ -148,25 +171,24 @@ def report(
                 cost = [f"{1e3 * floor_seconds(work, machine):.3f}", f"{1e3 * seconds(work, machine):.3f}"]
                 amounts = [f"{work.bytes / 1e9:.3f}", f"{work.operations / 1e9:.2f}", f"{work.intensity:.1f}"]
                 steps.append([machine.name, str(context), str(count), *amounts, *cost])
-        prompt, answer = idealised_seconds(shape, form, machine, 512, 128)
-        free_depth, free = best_depth(shape, None, form, machine, acceptance, contexts[0])
-        cells = [machine.name, f"{prompt:.3f}", f"{answer:.3f}", f"{free:.2f} ({free_depth})"]
-        if draft is not None:
-            depth, gain = best_depth(shape, draft, form, machine, acceptance, contexts[0])
-            cells.append(f"{gain:.2f} ({depth})")
-        gains.append(cells)
     per_token = cache_bytes(shape, form, 1)
     note = f"Keys and values take {per_token / 1e3:.1f} kB a position. The floor is reading alone."
     if form.precision == "file":
         note += f" A weight takes {form.weight_bytes:.3f} bytes in this file."
     header = ["machine", "context", "rows", "GB", "10^9 operations", "operations/byte", "floor ms", "step ms"]
     show(Table(f"Steps in {form.precision}", header, steps, note))
-    header = ["machine", "512 prompt tokens s", "128 answer tokens s", "gain, free guesses (depth)"]
-    header += ["gain, draft model (depth)"] * (draft is not None)
+    kinds = {"free": "gain, free guesses (depth)", "draft": "gain, draft model (depth)"}
+    known = [kind for kind in kinds if f"{kind}_gain" in requests[0]]
+    header = ["machine", f"{PROMPT_TOKENS} prompt tokens s", f"{ANSWER_TOKENS} answer tokens s", *(kinds[kind] for kind in known)]
+    body = [
+        [found["machine"], f"{found['prompt_s']:.3f}", f"{found['answer_s']:.3f}"]
+        + [f"{found[f'{kind}_gain']:.2f} ({found[f'{kind}_depth']})" for kind in known]
+        for found in requests
+    ]
     note = (
         f"Idealised run time of a request alone on the machine; gain of chains whose guesses are right with chance {acceptance:g}."
     )
-    show(Table("Requests and guessing", header, gains, note))
+    show(Table("Requests and guessing", header, body, note))
     show(Table("Machines", ["machine", "source"], [[machine.name, machine.source] for machine in machines], words=2))
 
 
