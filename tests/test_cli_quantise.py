@@ -11,6 +11,7 @@ from cli_fakes import CommandLine
 from hasten.core.config import EngineConfig
 from hasten.core.progress import Progress
 from hasten.engine.engine import Engine
+from hasten.model.partial import partial_of
 from hasten.train import quantise
 from hasten.train.quantise import FEWEST_PIECES, LENGTH, TOKENS, Outcome, _alone, _keep_text, _kept_text, _pieces
 from tiny import LetterTokenizer, tiny_engine
@@ -101,6 +102,30 @@ def test_text_is_kept_for_a_call_that_goes_on(tmp_path: Path) -> None:
     assert _kept_text(path) == []
     with pytest.raises(quantise.ModelError, match="cannot be written"):
         _keep_text(tmp_path / "none" / "x.text", [[1]])
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "goes_on"), [("a", "", True), ("a", "a", True), ("a", "b", False), ("", "b", False), ("", "", True)]
+)
+def test_layers_that_were_rounded_for_another_text_are_not_kept(
+    first: str, second: str, goes_on: bool, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[bool] = []
+
+    def interrupted(source: object, path: Path, pieces: list[list[int]], progress: object) -> bool:
+        found.append(partial_of(path).exists())
+        partial_of(path).touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("HASTEN_HOME", str(tmp_path))
+    monkeypatch.setattr(quantise, "round_weights", interrupted)
+    monkeypatch.setattr(quantise, "_pieces", lambda tokenizer, texts: [[ord(text) for text in texts]])
+    monkeypatch.setattr(quantise, "sample_text", lambda config, progress: [[7]])
+    monkeypatch.setattr(quantise, "kernels", lambda: None)
+    for text in (first, second):
+        with pytest.raises(KeyboardInterrupt):
+            quantise.quantise(EngineConfig(model=str(tiny_model)), [text] if text else [])
+    assert found == [False, goes_on]
 
 
 class Led(LetterTokenizer):

@@ -26,7 +26,7 @@ def quantize(model: str, texts: tuple[str, ...], threads: int) -> None:
 
     Every weight is rounded so that what it loses is made good by others, for inputs as they come in a text: the model's own,
     unless --text gives others. That takes minutes for a small model and much longer for a large one. Ctrl-C keeps what is done, and
-    the same command goes on from there.
+    the same command goes on from there; another text begins anew.
     """
     contents = [read_text(name) for name in texts]
     config = EngineConfig(model=model, threads=threads)

@@ -14,6 +14,11 @@ from hasten.core.replacement import sync_folder
 from hasten.model.conversion import Planned, bytes_of, checksum, header, trailer
 
 
+def partial_of(path: Path) -> Path:
+    """Where what there is of ``path`` lies until it is whole."""
+    return path.with_name(f"{path.name}.partial")
+
+
 class PartialConversion:
     """Tensors in the order of the plan, in ``path`` with ``.partial`` behind it until ``finish``. Not for two processes at once.
 
@@ -22,7 +27,7 @@ class PartialConversion:
 
     def __init__(self, path: Path, plan: list[Planned], fingerprint: str) -> None:
         self._path, self._plan = path, plan
-        self.partial = path.with_name(f"{path.name}.partial")
+        self.partial = partial_of(path)
         first = header(plan, fingerprint)
         self._starts = list(accumulate((item.bytes for item in plan), initial=len(first)))
         try:

@@ -27,7 +27,7 @@ from hasten.model.kernels import set_threads, torch_at_work
 from hasten.model.linear import Linear, int8_linear
 from hasten.model.linear_packed import PACKED_LAYOUT, kernels, linear4, pack4_calibrated
 from hasten.model.loaders import open_source
-from hasten.model.partial import PartialConversion
+from hasten.model.partial import PartialConversion, partial_of
 from hasten.model.precision import INT4
 from hasten.model.tokenizer import Tokenizer, load_tokenizer
 from hasten.model.weights import (
@@ -85,7 +85,8 @@ class Outcome:
 
 
 def quantise(config: EngineConfig, texts: Sequence[str] = (), progress: Progress = silent) -> Outcome:
-    """Round ``config.model`` to int4 and keep it where the next load in int4 finds it. Goes on where an earlier call stopped.
+    """Round ``config.model`` to int4 and keep it where the next load in int4 finds it. Goes on where an earlier call stopped,
+    unless that had another text.
 
     ``texts``: what to calibrate on instead of the model's own text. Raises a HastenError, one sentence, when it cannot be.
     """
@@ -96,7 +97,10 @@ def quantise(config: EngineConfig, texts: Sequence[str] = (), progress: Progress
     path = storage.calibrated_path(source.fingerprint, INT4.name)
     with _alone(path, source.path):
         text = path.with_suffix(".text")
-        pieces = given or _kept_text(text) or sample_text(config, progress)
+        kept = _kept_text(text)
+        pieces = given or kept or sample_text(config, progress)
+        if pieces != kept:
+            partial_of(path).unlink(missing_ok=True)  # its layers were rounded for another text
         _keep_text(text, pieces)
         set_threads(config.threads, INT4)
         resumed = round_weights(source, path, pieces, progress)
