@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from cli_fakes import CommandLine
 from hasten.cli import doctor, machine
@@ -19,8 +21,7 @@ GIB = 1 << 30
 
 @pytest.fixture
 def command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> CommandLine:
-    monkeypatch.setattr(machine, "MEASURE_S", 0.01)
-    monkeypatch.setattr(machine, "LARGE_BYTES", 1 << 22)
+    monkeypatch.setattr(doctor, "MEGABYTES", 4)
     return CommandLine(monkeypatch, capsys, tmp_path)
 
 
@@ -62,6 +63,25 @@ def test_speeds_are_those_of_the_precision_that_runs(command_line: CommandLine, 
         monkeypatch.setattr("hasten.model.linear_file.choose_precision", lambda *_, found=found: found)
         assert doctor._reads(entry, 1e10) == {"precision": found.name, "reads_per_second": round(1e10 / bytes_read, 1)}
     assert "plain tok/s in fp32" in command_line("doctor").out
+
+
+def test_speeds_of_the_processor_are_not_told_of_another_device(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = replace(CATALOGUE["smollm2-135m"], name=str(tiny_model))
+    monkeypatch.setattr("hasten.engine.loading.choose_device", lambda name: torch.device("cuda"))
+    found = doctor._reads(entry, 1e10)
+    assert found == {"precision": "bf16", "device": "cuda"}
+    assert doctor._said("models", "m", {"bytes": 3_000_000_000, **found}) == ("m", "3.00 GB · runs in bf16 on cuda")
+
+
+def test_memory_is_timed_as_bench_times_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr("hasten.bench.machine.read_bandwidth", lambda megabytes: asked.append(megabytes) or 1e9)
+    for available in (None, 8 * GIB, 400 << 20, 0):
+        monkeypatch.setattr(machine, "memory_bytes", lambda available=available: (8 * GIB, available))
+        report = doctor.Report({"torch": {}})
+        doctor._memory(report)
+        assert report.sections["memory"]["read_bytes_per_second"] == 1_000_000_000
+    assert asked == [256, 256, 100, 1]
 
 
 CPUINFO = """processor : 0

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from hasten.model.catalogue import Entry
 
 GB = 1e9
+MEGABYTES = 256  # that are read to time memory, where so much is free
 WIDE_SETS = ("avx512_vnni", "avx_vnni", "amx_int8")
 
 
@@ -112,7 +113,10 @@ def _memory(report: Report) -> None:
     total, available = machine.memory_bytes()
     found: dict[str, Any] = {"total_bytes": total, "available_bytes": available}
     if "torch" in report.sections:
-        found["read_bytes_per_second"] = round(machine.read_bandwidth(available))
+        from hasten.bench.machine import read_bandwidth
+
+        room = MEGABYTES if available is None else min(MEGABYTES, available // 4 >> 20)
+        found["read_bytes_per_second"] = round(read_bandwidth(max(1, room)))
     report.sections["memory"] = found
     if available is not None and available < 1 * GB:
         report.advice.append(f"Only {available / GB:.1f} GB of memory is free; close other programs or choose a smaller model.")
@@ -130,8 +134,8 @@ def _disk(report: Report) -> None:
 
 
 def _models(report: Report) -> None:
-    """Catalogue models here, and how often a second their weights can be read in the precision that ``auto`` gives them: about
-    the plain tokens a second."""
+    """Catalogue models here, with the precision that ``auto`` gives them and, on a CPU, how often a second their weights can be
+    read: about the plain tokens a second."""
     from hasten.model.catalogue import CATALOGUE, DEFAULT, on_disk
 
     present = [entry for entry in CATALOGUE.values() if on_disk(entry)]
@@ -145,18 +149,21 @@ def _models(report: Report) -> None:
 
 
 def _reads(entry: Entry, rate: float) -> dict[str, Any]:
-    """The precision that ``auto`` gives a model here, and how often a second its weights can be read; {} for a damaged file."""
-    import torch
-
+    """The precision that ``auto`` gives a model here, and how often a second its weights can be read at ``rate``, or the device
+    where that is none whose memory was timed; {} for a damaged file."""
     from hasten.core.errors import HastenError
+    from hasten.engine.loading import choose_device
     from hasten.model.catalogue import resolve
     from hasten.model.linear_file import choose_precision, file_runs_best
     from hasten.model.loaders import open_source
 
+    device = choose_device("auto")
     try:
-        precision = choose_precision("auto", torch.device("cpu"), file_runs_best(open_source(resolve(entry.name).path)))
+        precision = choose_precision("auto", device, file_runs_best(open_source(resolve(entry.name).path)))
     except HastenError:
         return {}
+    if device.type != "cpu":
+        return {"precision": precision.name, "device": device.type}
     size = entry.bytes if precision.name == "file" else entry.parameters * precision.weights.itemsize
     return {"precision": precision.name, "reads_per_second": round(rate / size, 1)}
 
@@ -192,6 +199,7 @@ def _said(section: str, name: str, value: Any) -> tuple[str, str]:
     if section == "models":
         rate = value.get("reads_per_second")
         bound = f" · at most about {rate:.0f} plain tok/s in {value['precision']} at this read speed" if rate else ""
+        bound = f" · runs in {value['precision']} on {value['device']}" if "device" in value else bound
         return name, f"{value['bytes'] / GB:.2f} GB{bound}"
     if name.endswith("_bytes_per_second"):
         return "read speed", f"{value / GB:.1f} GB/s, measured now"

@@ -1,4 +1,4 @@
-"""Facts about this machine, read off the system or measured now. Linux, macOS and others; what is not known is left out."""
+"""Facts about this machine, read off the system. Linux, macOS and others; what is not known is left out."""
 
 from __future__ import annotations
 
@@ -6,13 +6,10 @@ import os
 import platform
 import shutil
 import subprocess
-import time
 from pathlib import Path
 
 X86_SETS = ("avx2", "fma", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
 ARM_SETS = ("asimd", "asimddp", "i8mm", "bf16", "sve")
-MEASURE_S = 0.6
-LARGE_BYTES = 1 << 29
 CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
@@ -75,23 +72,6 @@ def disk_free_bytes(folder: Path) -> int:
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free
-
-
-def read_bandwidth(available: int | None) -> float:
-    """Bytes a second that summing a large tensor reads from memory, the best of what fits in under a second.
-
-    Decoding reads every weight once a step, so this divided by the model's size bounds the steps a second.
-    """
-    import torch
-
-    size = min(LARGE_BYTES, (available or LARGE_BYTES) // 4)
-    buffer = torch.zeros(max(size // 4, 1), dtype=torch.float32)
-    best, end = float("inf"), time.perf_counter() + MEASURE_S
-    while time.perf_counter() < end or best == float("inf"):
-        started = time.perf_counter()
-        buffer.sum()
-        best = min(best, time.perf_counter() - started)
-    return buffer.numel() * 4 / best
 
 
 def _cpuinfo() -> list[str]:
