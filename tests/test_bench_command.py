@@ -114,12 +114,14 @@ def test_who_stops_before_the_first_result_is_not_told_to_give_more_time(
     ("arguments", "sentence"),
     [
         (("--seconds", "0"), "--seconds must be more than 0, not 0"),
+        (("--draft", "suffix", "--draft-model", "d"), "--draft suffix makes no use of --draft-model"),
+        (("--draft", "suffix", "--draft-model", "d", "--against", "llama.cpp"), "There is no model 'no/such/model.gguf'"),
         (("--seconds", "-3"), "--seconds must be more than 0, not -3"),
         (("--out", "{here}/file/folder"), "/file/folder' cannot be written (Not a directory); give another folder"),
     ],
 )
 def test_what_cannot_be_is_refused_before_a_model_is_loaded(
-    arguments: tuple[str, str], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arguments: tuple[str, ...], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     given = [argument.format(here=tmp_path) for argument in arguments]

@@ -85,7 +85,25 @@ def test_the_command_shows_what_was_measured(
     monkeypatch.setattr(find, "find_trim", found)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     (tmp_path / "text").write_text("Häuser", encoding="utf-8")
-    assert run(["draft", "trim", "-m", "m", "--sizes", "10,20", "--text", str(tmp_path / "text")]) == 0
+    assert (
+        run(
+            [
+                "draft",
+                "trim",
+                "-m",
+                "m",
+                "--draft",
+                "suffix",
+                "--draft-model",
+                "d",
+                "--sizes",
+                "10,20",
+                "--text",
+                str(tmp_path / "text"),
+            ]
+        )
+        == 0
+    )
     assert asked == ["m", 12, ["Häuser"], [10, 20]]
     shown = capsys.readouterr().out
     assert [line.split() for line in shown.splitlines() if line.endswith("kept")] == [["20", "2.50", "3.00", "20.0", "kept"]]

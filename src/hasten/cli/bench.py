@@ -89,7 +89,8 @@ def bench(ctx: click.Context, /, out: str, plots: bool, **options: Any) -> None:
     measured; the same command goes on with it. Works offline once models and other engines are there.
     """
     check(options)
-    config = without_past(with_named_drafters(engine_config(options), options["modes"]))
+    others_draft = bool(options["against"]) and not options["server"]  # other engines take the draft model too
+    config = without_past(with_named_drafters(engine_config(options, others_draft), options["modes"]))
     folder = Path(out)
     from hasten.bench.plots import check_matplotlib, draw_all
     from hasten.bench.tables import Comparison

@@ -49,7 +49,7 @@ def trim(prompts: str | None, texts: tuple[str, ...], sizes: str, **options: Any
     The target answers prompts (a dozen of its own without --prompts) and its tokens are counted; each size is then timed on
     answers that were not counted, and the fastest is kept and used from now on. It changes the speed and never the text.
     """
-    config = engine_config(options)
+    config = engine_config(options, others_draft=True)
     own = [Prompt(SamplingParams(), text=question) for question in QUESTIONS]
     items = own if prompts is None else alike(prompts, "leave that out")
     wanted = _sizes(sizes)

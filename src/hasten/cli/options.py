@@ -189,10 +189,10 @@ def without_past(config: EngineConfig) -> EngineConfig:
     return replace(config, draft="+".join(map(str, specs)))
 
 
-def engine_config(options: Mapping[str, Any]) -> EngineConfig:
+def engine_config(options: Mapping[str, Any], others_draft: bool = False) -> EngineConfig:
     """The EngineConfig that a verb's options ask for. Raises ConfigError when a value is out of range, or a draft model is named
-    on a command line whose drafters take none."""
-    return _checked(EngineConfig(**{name: options[name] for name in ENGINE_HELP}))
+    on a command line whose drafters take none, unless ``others_draft``: somebody else takes it."""
+    return _checked(EngineConfig(**{name: options[name] for name in ENGINE_HELP}), others_draft)
 
 
 def server_engine_config(options: Mapping[str, Any], model: str) -> EngineConfig:
@@ -200,8 +200,9 @@ def server_engine_config(options: Mapping[str, Any], model: str) -> EngineConfig
     return _checked(EngineConfig(model=model, explain=True, **{name: options[name] for name in _SERVER_HELP}))
 
 
-def _checked(config: EngineConfig) -> EngineConfig:
-    if typed("draft_model") and config.draft_model not in [spec.arguments["model"] for spec in config.model_drafters()]:
+def _checked(config: EngineConfig, others_draft: bool = False) -> EngineConfig:
+    taken = others_draft or config.draft_model in [spec.arguments["model"] for spec in config.model_drafters()]
+    if typed("draft_model") and not taken:
         raise ConfigError(f"--draft {config.draft} makes no use of --draft-model; leave one of the two out.")
     warn_of_threads(config)
     return config
