@@ -6,6 +6,7 @@ import json
 import re
 from typing import Any
 
+import jsonschema
 import pytest
 
 from hasten.serve.errors import ApiError
@@ -107,6 +108,33 @@ def test_a_forced_call(client: Any) -> None:
         ]
         assert [chunk.choices[0].finish_reason for chunk in chunks][-1] == "tool_calls"
         assert not "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+
+
+def of_a_name(value: str) -> dict[str, Any]:
+    """A schema that refers to its own definitions and to itself."""
+    return {
+        "type": "object",
+        "properties": {"name": {"$ref": "#/$defs/Name"}, "more": {"anyOf": [{"type": "null"}, {"$ref": "#"}]}},
+        "required": ["name", "more"],
+        "additionalProperties": False,
+        "$defs": {"Name": {"enum": [value]}},
+    }
+
+
+def test_each_function_of_a_forced_call_has_definitions_of_its_own(client: Any, server: Running) -> None:
+    schemas = {"first": of_a_name("Oslo"), "second": of_a_name("Rome")}
+    tools = [{"type": "function", "function": {"name": name, "parameters": schema}} for name, schema in schemas.items()]
+    forced: list[Any] = ["required", *({"type": "function", "function": {"name": name}} for name in schemas)]
+    for choice in forced:
+        answer = chat(client, tools=tools, tool_choice=choice, parallel_tool_calls=False)
+        call = answer.choices[0].message.tool_calls[0].function
+        jsonschema.validate(json.loads(call.arguments), schemas[call.name])
+    body = {
+        "model": "tiny", "messages": ASK, "max_tokens": 900, "tool_choice": {"type": "any"},
+        "tools": [{"name": name, "input_schema": schema} for name, schema in schemas.items()],
+    }  # fmt: skip
+    for block in server.post("/v1/messages", body).json()["content"]:
+        jsonschema.validate(block["input"], schemas[block["name"]])
 
 
 def test_a_conversation_with_calls_goes_on(client: Any) -> None:

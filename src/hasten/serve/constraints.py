@@ -6,13 +6,12 @@ import json
 import threading
 import weakref
 from collections.abc import Callable
-from typing import Any
 
 from hasten.engine.grammar import WHITESPACE, Form, Grammars, GrammarState, choice
 from hasten.engine.llm import LLM
 from hasten.serve.errors import invalid
 from hasten.serve.tools import CLOSE, OPEN, Toolset
-from hasten.serve.wire import ResponseFormat, StructuredOutputs
+from hasten.serve.wire import ResponseFormat, StructuredOutputs, ToolFunction
 
 _grammars: weakref.WeakKeyDictionary[LLM, Grammars] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
@@ -74,22 +73,16 @@ def _of_tools(tools: Toolset | None) -> Form | None:
     if tools is None or not tools.forced:
         return None
     key = "arguments" if tools.format == "hermes" else "parameters"
-    calls = [_call_schema(function.name, key, function.parameters) for function in tools.callable]
-    schema = {"anyOf": calls, "x-guidance": {"whitespace_pattern": WHITESPACE}}
-    call = f"%json {json.dumps(schema)}"
+    calls = "\n  | ".join(_call_of(function, key) for function in tools.callable)
+    rules = f"call: {calls}\nblank: /{WHITESPACE}/"
     if tools.format == "llama3":
-        return Form("lark", f"start: call\ncall: {call}")
+        return Form("lark", f"start: call\n{rules}")
     more = ' ("\\n" one)*' if tools.several else ""
-    return Form("lark", f'start: one{more}\none: "{OPEN}\\n" call "\\n{CLOSE}"\ncall: {call}')
+    return Form("lark", f'start: one{more}\none: "{OPEN}\\n" call "\\n{CLOSE}"\n{rules}')
 
 
-def _call_schema(name: str, key: str, parameters: dict[str, Any] | None) -> dict[str, Any]:
-    schema = dict(parameters or {"type": "object"})
-    definitions: dict[str, Any] = {word: schema.pop(word) for word in ("$defs", "definitions") if word in schema}
-    return {
-        "type": "object",
-        "properties": {"name": {"const": name}, key: schema},
-        "required": ["name", key],
-        "additionalProperties": False,
-        **definitions,
-    }
+def _call_of(function: ToolFunction, key: str) -> str:
+    """A call of one function. Its schema is a root of its own: what it refers to is looked for there."""
+    marks = ["{", '"name"', ":", json.dumps(function.name), ",", json.dumps(key), ":"]
+    schema = {**(function.parameters or {"type": "object"}), "x-guidance": {"whitespace_pattern": WHITESPACE}}
+    return " blank? ".join([*map(json.dumps, marks), f"%json {json.dumps(schema)}", '"}"'])
