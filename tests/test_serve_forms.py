@@ -282,11 +282,23 @@ def test_calls_are_told_from_words_however_they_come(text: str, words: str, call
     assert read(text, toolset(), size) == (words, calls)
 
 
-def test_llama_calls_are_whole_answers() -> None:
-    tools = Toolset("llama3", (ToolFunction(name="f"),))
-    assert read('{"name": "f", "parameters": {"x": 1}}', tools, 3) == ("", [("f", '{"x": 1}')])
-    assert read("plain {words}", tools, 3) == ("plain {words}", [])
-    assert read('{"name": "other"}', tools, 3) == ('{"name": "other"}', [])
+LLAMA = Toolset("llama3", (ToolFunction(name="f"),))
+LLAMA_CALL = '{"name": "f", "parameters": {"x": 1}}'
+
+
+@pytest.mark.parametrize("size", [1, 3, 6, 1000])
+def test_llama_calls_are_whole_answers(size: int) -> None:
+    called = ("", [("f", '{"x": 1}')])
+    for text in (LLAMA_CALL, f"\n{LLAMA_CALL} ", f"<|python_tag|>{LLAMA_CALL}"):
+        assert read(text, LLAMA, size) == called
+    said = ("plain {words}", '{"name": "other"}', f"Sure: {LLAMA_CALL}", f"{LLAMA_CALL} It is done.", "<|python", " \n", "")
+    for text in said:
+        assert read(text, LLAMA, size) == (text, [])
+
+
+def test_a_brace_among_words_stalls_no_llama_stream() -> None:
+    reader, text = ToolReader(LLAMA), "void g() {\n a(); }"
+    assert "".join(reader.feed(letter)[0] for letter in text) == text
 
 
 def test_formats_are_those_that_templates_announce() -> None:

@@ -18,6 +18,7 @@ from hasten.serve.wire import ChatRequest, NamedTool, ToolFunction
 
 Format = Literal["hermes", "llama3"]
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
+PYTHON_TAG = "<|python_tag|>"
 FENCE = "```"
 UNTAGGED = ('{"name":"', FENCE + 'json{"name":"', FENCE + '{"name":"')  # how a call without its tags begins, blanks left out
 
@@ -105,7 +106,7 @@ class ToolReader:
         self._tools = tools
         self._held = ""
         self._calls = 0
-        self._begins = tools.format == "hermes"  # nothing but calls so far
+        self._begins = True  # nothing but calls so far
         self._blanks: str | None = None  # behind a call, until words follow them; None among words
         self._object = _ObjectEnd()  # of the call without tags that may have begun
 
@@ -113,10 +114,8 @@ class ToolReader:
         """(words, calls) that are certain now."""
         self._held += text
         if self._tools.format == "llama3":
-            if self._held.lstrip() and not self._held.lstrip().startswith(("{", "<|python_tag|>")):
-                words, self._held = self._held, ""
-                return words, []
-            return "", []
+            self._begins = self._begins and _may_begin_object(self._held)
+            return ("" if self._begins else self._taken(), [])
         calls = self._untagged(whole=False)
         if self._begins and _may_begin_untagged(self._held):
             return "", calls
@@ -157,14 +156,22 @@ class ToolReader:
 
     def finish(self) -> tuple[str, list[ToolCall]]:
         """The rest, when no more text comes. A call that never closed is read if it is whole, else it is words."""
+        if self._tools.format == "llama3":
+            held = self._taken()
+            found = self._call(held.strip().removeprefix(PYTHON_TAG)) if self._begins else None
+            return (held, []) if found is None else ("", [found])
         calls = self._untagged(whole=True)
-        held, self._held = self._held, ""
+        held = self._taken()
         if calls:
             return self._between(held), calls
-        inner = held.removeprefix(OPEN) if self._tools.format == "hermes" else held.strip().removeprefix("<|python_tag|>")
-        looks = held.startswith(OPEN) if self._tools.format == "hermes" else inner.startswith("{")
-        found = self._call(inner) if looks and (self._tools.several or not self._calls) else None
+        looks = held.startswith(OPEN) and (self._tools.several or not self._calls)
+        found = self._call(held.removeprefix(OPEN)) if looks else None
         return (self._between(held), []) if found is None else ("", [found])
+
+    def _taken(self) -> str:
+        """What was held, which is not any more."""
+        held, self._held = self._held, ""
+        return held
 
     def _untagged(self, whole: bool) -> list[ToolCall]:
         """Take the calls without tags that the answer begins with; ``whole``: no more text comes. What is no call stays held, and
@@ -269,6 +276,12 @@ def _shown(function: ToolFunction) -> dict[str, Any]:
         "parameters": function.parameters or {"type": "object", "properties": {}},
     }
     return {"type": "function", "function": inner}
+
+
+def _may_begin_object(text: str) -> bool:
+    """Whether ``text`` is the beginning of a Llama 3 call, or may become one."""
+    begins = text.lstrip()
+    return begins.startswith("{") or PYTHON_TAG.startswith(begins[: len(PYTHON_TAG)])
 
 
 def _may_begin_untagged(text: str) -> bool:
