@@ -107,3 +107,14 @@ def test_tokens_are_counted_of_what_is_shown_only(server: Running) -> None:
     assert server.post("/tokenize", chat).status_code == 200
     assert server.post("/tokenize", chat | {"add_special_tokens": False}).json()["error"]["param"] == "add_special_tokens"
     assert server.post("/tokenize", {"prompt": "x", "tools": [tool]}).json()["error"]["param"] == "tools"
+
+
+def test_tokens_are_those_that_a_chat_is_charged(server: Running) -> None:
+    chat = {"messages": [{"role": "user", "content": "x"}]}
+    tools = [{"type": "function", "function": {"name": "weather", "strict": True}}]
+    count = server.post("/tokenize", chat | {"tools": tools}).json()["count"]
+    assert count == server.post("/v1/chat/completions", chat | {"tools": tools, "max_tokens": 1}).json()["usage"]["prompt_tokens"]
+    for wrong in ({"tools": tools * 2}, {"tools": tools * 65}):
+        refused = [server.post(path, chat | wrong) for path in ("/tokenize", "/v1/chat/completions")]
+        assert [answer.status_code for answer in refused] == [400, 400]
+        assert refused[0].json() == refused[1].json()

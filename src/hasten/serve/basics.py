@@ -11,11 +11,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from hasten import __version__
+from hasten.serve.chat import checked, prompt_of
 from hasten.serve.errors import ApiError, invalid
-from hasten.serve.messages_in import for_template
 from hasten.serve.models import Host
 from hasten.serve.server import server_of
-from hasten.serve.wire import Name, Tool, Wire
+from hasten.serve.wire import ChatRequest, Name, Tool, Wire
 
 
 class TokenizeRequest(Wire):
@@ -24,7 +24,7 @@ class TokenizeRequest(Wire):
     model: Name | None = None
     prompt: str | None = None
     messages: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=4096)] | None = None
-    tools: Annotated[list[Tool], Field(max_length=64)] | None = None
+    tools: list[Tool] | None = None
     add_special_tokens: bool = True
     return_token_strs: bool = False
 
@@ -96,7 +96,7 @@ async def version(request: Request) -> Response:
 
 
 async def tokenize(request: Request) -> Response:
-    """``POST /tokenize``."""
+    """``POST /tokenize``: a conversation is what a chat of it would show the model."""
     server = server_of(request)
     wire = await server.read(request, TokenizeRequest)
     if (wire.prompt is None) == (wire.messages is None):
@@ -111,10 +111,10 @@ async def tokenize(request: Request) -> Response:
         tokenizer = llm.engine.tokenizer
 
         def encode() -> list[int]:
-            if wire.prompt is not None:
-                return tokenizer.encode(wire.prompt, add_bos=wire.add_special_tokens)
-            shown = [tool.model_dump(exclude_none=True) for tool in wire.tools] if wire.tools else None
-            return llm.render_chat(for_template(wire.messages or []), tools=shown)
+            if wire.messages is None:
+                return tokenizer.encode(wire.prompt or "", add_bos=wire.add_special_tokens)
+            chat = ChatRequest(messages=wire.messages, tools=wire.tools)
+            return prompt_of(llm, chat, checked(chat, server.limits))[0]
 
         tokens = await asyncio.to_thread(encode)
         out: dict[str, Any] = {"count": len(tokens), "max_model_len": llm.context_length, "tokens": tokens}
