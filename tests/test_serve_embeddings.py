@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 import torch
 
@@ -95,5 +97,38 @@ def test_many_texts_at_once_and_the_limits_of_each(tiny_model: Path) -> None:
             assert "from 1 to 100" in many.json()["error"]["message"]
             long = await client.post("/v1/embeddings", json=ASK | {"input": ["a", "one two three " * 10]})
             assert (long.status_code, long.json()["error"]["code"]) == (400, "context_length_exceeded")
+
+    asyncio.run(scene())
+
+
+def test_vectors_are_written_beside_the_event_loop_and_no_longer_than_their_precision(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random = torch.Generator().manual_seed(0)
+    vectors = [torch.nn.functional.normalize(torch.randn(64, generator=random) * scale, dim=0) for scale in (1, 1e-3, 1e3)]
+    vectors[0][:3] = torch.tensor([0.0, -1e-38, 1e-7])
+    upcoming: Iterator[torch.Tensor] = iter(vectors * 2)
+    monkeypatch.setattr(embeddings, "embed", lambda *arguments: (next(upcoming) for _ in range(1)))
+    writers: set[int] = set()
+    written = embeddings._written
+
+    def watched(vector: torch.Tensor, form: str | None) -> str:
+        writers.add(threading.get_ident())
+        return written(vector, form)
+
+    monkeypatch.setattr(embeddings, "_written", watched)
+
+    async def scene() -> None:
+        async with serving_here(f"tiny={tiny_model}") as client:
+            body = ASK | {"input": ["a"] * 3}
+            floats = await client.post("/v1/embeddings", json=body)
+            packed = await client.post("/v1/embeddings", json=body | {"encoding_format": "base64"})
+        assert floats.headers["content-type"] == packed.headers["content-type"] == "application/json"
+        assert threading.get_ident() not in writers
+        found = [entry["embedding"] for entry in floats.json()["data"]]
+        assert [torch.tensor(one, dtype=torch.float32).tolist() for one in found] == [vector.tolist() for vector in vectors]
+        same = [np.frombuffer(base64.b64decode(entry["embedding"]), "<f4").tolist() for entry in packed.json()["data"]]
+        assert same == [vector.tolist() for vector in vectors]
+        assert len(floats.text) < 3 * 64 * 15
 
     asyncio.run(scene())
