@@ -6,9 +6,12 @@ from typing import Any
 
 import pytest
 
+from hasten.serve.body import validated
 from hasten.serve.errors import ApiError
 from hasten.serve.messages_in import for_template
+from hasten.serve.openapi import BODIES
 from hasten.serve.responses import ResponsesRequest, as_chat
+from hasten.serve.wire import Speculation, ToolFunction, Wire
 from serving import Running
 
 CALL: dict[str, Any] = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
@@ -84,6 +87,23 @@ def test_what_codex_sends_with_a_response(server: Running) -> None:
     for wrong in ({"reasoning": {"effort": "low"}}, {"tool_choice": "required"}, {"stream_options": {}}):
         refused = server.post("/v1/responses", body | wrong)
         assert (refused.status_code, next(iter(wrong)) in refused.json()["error"]["message"]) == (400, True)
+
+
+@pytest.mark.parametrize(
+    "kind", [*(kind for kind, _ in BODIES.values()), Speculation, ToolFunction], ids=lambda kind: kind.__name__
+)
+def test_null_leaves_a_field_out(kind: type[Wire]) -> None:
+    given = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "max_tokens": 2, "prompt": "x", "input": "x"}
+    given |= {"tokens": [1], "name": "f"}
+    fields = {field.alias or name: field.is_required() for name, field in kind.model_fields.items()}
+    least = {name: given[name] for name, required in fields.items() if required}
+    nulls = dict.fromkeys(fields.keys() | kind.elsewhere)
+    found = validated(kind, nulls | least)
+    assert found == validated(kind, least)
+    assert found.model_fields_set == least.keys()
+    for name in least:
+        with pytest.raises(ApiError, match=name):
+            validated(kind, least | {name: None})
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses"])

@@ -10,7 +10,7 @@ from pydantic import Field
 from hasten.serve.body import validated
 from hasten.serve.errors import invalid, unsupported
 from hasten.serve.fields import refuse_unknown
-from hasten.serve.wire import AnthropicTemperature, Body, ChatRequest, FunctionName, Length, Name, Speculation, Wire
+from hasten.serve.wire import AnthropicTemperature, ChatRequest, FunctionName, Length, Name, Speculation, Wire
 
 
 class AnthropicTool(Wire):
@@ -42,7 +42,7 @@ class OutputConfig(Wire):
     format: OutputFormat | None = None
 
 
-class Conversation(Body):
+class Conversation(Wire):
     """What the model is shown."""
 
     elsewhere = frozenset(

@@ -19,7 +19,7 @@ from hasten.serve.generation import Collected, Generation
 from hasten.serve.reply import reply
 from hasten.serve.server import identifier, server_of
 from hasten.serve.sse import named
-from hasten.serve.wire import Body, ChatRequest, Identifier, Length, Name, Speculation, Temperature, Wire
+from hasten.serve.wire import ChatRequest, Identifier, Length, Name, Speculation, Temperature, Wire
 
 ROLES = ("user", "assistant", "system", "developer")
 
@@ -41,7 +41,7 @@ class ResponseStreamOptions(Wire):
     include_obfuscation: Literal[False] | None = None
 
 
-class ResponsesRequest(Body):
+class ResponsesRequest(Wire):
     """``/v1/responses``."""
 
     elsewhere = frozenset(

@@ -43,22 +43,19 @@ Length = Annotated[int, _between(1, MOST_TOKENS, "whole number"), Field(json_sch
 
 
 class Wire(BaseModel):
-    """Base of everything that comes in: no coercion between types, no unknown names."""
+    """Base of everything that comes in: no coercion between types, no unknown names; null leaves out what may be left out.
+    ``elsewhere``: names that the interface has and this server has not, of which the same holds."""
 
     model_config = ConfigDict(strict=True, extra="forbid", hide_input_in_errors=True)
-
-
-class Body(Wire):
-    """Base of what a route takes. ``elsewhere``: names that the interface has and this server has not; null leaves them out."""
-
     elsewhere: ClassVar[frozenset[str]] = frozenset()
 
     @model_validator(mode="before")
     @classmethod
     def _leave_out(cls, value: Any) -> Any:
-        if not isinstance(value, dict):
+        if not isinstance(value, dict) or None not in value.values():
             return value
-        return {name: given for name, given in value.items() if given is not None or name not in cls.elsewhere}
+        optional = {field.alias or name for name, field in cls.model_fields.items() if not field.is_required()} | cls.elsewhere
+        return {name: given for name, given in value.items() if given is not None or name not in optional}
 
 
 class Speculation(Wire):
@@ -110,7 +107,7 @@ class Prediction(Wire):
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
-class Sampled(Body):
+class Sampled(Wire):
     """Fields that every way of generating shares."""
 
     model: Name | None = None
