@@ -75,7 +75,7 @@ def _read(kind: type[Any], content: bytes) -> None:
     if isinstance(wire, CompletionRequest):
         wire.check_supported()
         wire.prompts()
-        sampling_params(wire, LIMITS, wire.max_tokens, wire.logprobs)
+        sampling_params(wire, LIMITS, wire.output_limit(LIMITS), wire.logprobs)
     if isinstance(wire, ChatRequest):
         wire.check_supported()
         json.dumps(for_template(wire.messages)).encode()

@@ -9,7 +9,9 @@ from typing import Any
 import jsonschema
 import pytest
 
+from hasten.core.errors import ConfigError
 from hasten.serve.errors import ApiError
+from hasten.serve.limits import Limits
 from hasten.serve.tools import ToolReader, Toolset, _ObjectEnd, format_of, toolset_of
 from hasten.serve.wire import ChatRequest, ToolFunction
 from serving import TEMPLATE, Running
@@ -348,3 +350,12 @@ def test_a_stop_string_of_ours_is_not_told_as_one_of_theirs(server: Running) -> 
     answer = server.post("/v1/messages", body).json()
     assert answer["stop_sequence"] is None
     assert answer["stop_reason"] in ("max_tokens", "end_turn", "tool_use")
+
+
+def test_a_stop_string_of_ours_is_not_counted_among_theirs(server: Running) -> None:
+    assert Limits().max_stop == 16
+    with pytest.raises(ConfigError, match="max_stop must be a whole number from 0 to 16"):
+        Limits(max_stop=17)
+    body = {"messages": ASK, "max_tokens": 2, "tools": TOOLS, "parallel_tool_calls": False, "stop": ["a stop"] * 16}
+    assert server.post("/v1/chat/completions", body).status_code == 200
+    assert server.post("/v1/chat/completions", body | {"stop": ["a stop"] * 17}).status_code == 400

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import os
@@ -28,6 +29,7 @@ from hasten.serve.limits import Limits
 from hasten.serve.run import Settings, policy_of
 from hasten.serve.wire import ChatRequest, sampling_params
 from serving import Running, running
+from serving_here import serving_here
 
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "one two " * 40}], "max_tokens": 3, "temperature": 0}
 
@@ -144,6 +146,17 @@ def test_an_output_limit_holds_where_none_is_asked() -> None:
     assert sampling_params(wire, Limits(max_output_tokens=0), None, None).max_tokens is None
     with pytest.raises(ApiError, match="at most 600"):
         sampling_params(wire, Limits(max_output_tokens=600), 601, None)
+
+
+@pytest.mark.parametrize(("most", "tokens"), [(0, 16), (8, 8), (600, 16)])
+def test_a_completion_that_asks_for_no_length_keeps_to_the_limit(tiny_model: Path, most: int, tokens: int) -> None:
+    async def scene() -> None:
+        async with serving_here(f"tiny={tiny_model}", limits=Limits(max_output_tokens=most)) as client:
+            for length in ({}, {"max_tokens": None}):
+                answer = await client.post("/v1/completions", json={"prompt": "x", "ignore_eos": True} | length)
+                assert answer.json()["usage"]["completion_tokens"] == tokens
+
+    asyncio.run(scene())
 
 
 def test_a_slow_body_is_given_up(guarded: Running, keys: dict[str, str]) -> None:

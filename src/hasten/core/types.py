@@ -20,7 +20,7 @@ BLOCK_SIZE = 64
 MODEL_SOURCE = "model"  # provenance of a token that nobody drafted
 
 MAX_TOP_LOGPROBS = 20
-MAX_STOP_STRINGS = 16
+MAX_STOP_STRINGS = 17  # one more than a client of the server may give: the server has one of its own
 MAX_LOGIT_BIAS = 4096
 MAX_N = 64
 

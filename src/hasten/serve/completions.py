@@ -32,7 +32,7 @@ async def completions(request: Request) -> Response:
         raise invalid(f"prompt takes from 1 to {server.limits.max_batch} prompts here, not {len(prompts)}.", "prompt")
     if wire.stream_options is not None and not wire.stream:
         raise invalid("stream_options is only for streams; send stream as true or leave it out.", "stream_options")
-    params = sampling_params(wire, server.limits, wire.max_tokens, wire.logprobs)
+    params = sampling_params(wire, server.limits, wire.output_limit(server.limits), wire.logprobs)
     generation = await server.generate(
         request,
         wire,

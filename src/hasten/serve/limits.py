@@ -8,7 +8,12 @@ from dataclasses import dataclass, fields
 from hasten.core.errors import ConfigError
 from hasten.core.types import MAX_LOGIT_BIAS, MAX_N, MAX_STOP_STRINGS, MAX_TOP_LOGPROBS
 
-_CEILINGS = {"max_n": MAX_N, "max_logprobs": MAX_TOP_LOGPROBS, "max_stop": MAX_STOP_STRINGS, "max_logit_bias": MAX_LOGIT_BIAS}
+_CEILINGS = {
+    "max_n": MAX_N,
+    "max_logprobs": MAX_TOP_LOGPROBS,
+    "max_stop": MAX_STOP_STRINGS - 1,  # one is ours, where an answer ends with its first call
+    "max_logit_bias": MAX_LOGIT_BIAS,
+}
 _MAY_BE_ZERO = ("max_prompt_tokens", "max_output_tokens", "max_logprobs", "max_stop", "max_logit_bias", "stream_interval")
 
 

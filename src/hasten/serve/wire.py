@@ -214,7 +214,7 @@ class CompletionRequest(Sampled):
     """``/v1/completions``."""
 
     prompt: str | list[str] | list[int] | list[list[int]]
-    max_tokens: Length | None = 16
+    max_tokens: Length | None = None
     logprobs: int | None = None
     echo: bool | None = None
     best_of: int | None = None
@@ -230,6 +230,10 @@ class CompletionRequest(Sampled):
             raise unsupported("best_of", "has to be equal to n here")
         if self.echo and self.logprobs is not None:
             raise unsupported("logprobs", "together with echo is not supported: a prompt's log-probabilities are not computed")
+
+    def output_limit(self, limits: Limits) -> int:
+        """``max_tokens``; left out, OpenAI's 16, or what this server allows where that is less."""
+        return min(16, limits.max_output_tokens or 16) if self.max_tokens is None else self.max_tokens
 
     def prompts(self) -> list[str | list[int]]:
         """One entry a prompt."""
