@@ -133,3 +133,17 @@ def test_a_tool_that_failed_says_so() -> None:
 def test_fields_inside_messages_are_known_or_refused(fields: dict[str, Any], named: str) -> None:
     with pytest.raises(ApiError, match=named):
         turns(**fields)
+
+
+def test_answers_and_errors_say_which_request_they_were(claude: Any, server: Running) -> None:
+    asked: dict[str, Any] = {"model": "tiny", "messages": ASK, "max_tokens": 2}
+    assert claude.messages.create(**asked)._request_id
+    with claude.messages.stream(**asked) as stream:
+        assert stream.request_id
+    with pytest.raises(anthropic.NotFoundError) as caught:
+        claude.messages.create(**asked | {"model": "other"}, extra_headers={"x-request-id": "mine"})
+    assert caught.value.request_id == "mine"
+    for body in ({}, {"model": "tiny", "messages": ASK}):  # one of them is an error
+        answer = server.post("/v1/messages/count_tokens", body)
+        assert answer.headers["request-id"] == answer.headers["x-request-id"]
+    assert "request-id" not in server.post("/v1/completions", {}).headers

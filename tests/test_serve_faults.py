@@ -236,7 +236,7 @@ async def sent(parts: AsyncIterator[bytes], leave_after: float = 60.0) -> tuple[
         await asyncio.sleep(leave_after)
         return {"type": "http.disconnect"}
 
-    stream = EventStream(parts, 0.05, lambda: called.append("end"), openai_error, lambda problem: called.append("problem"), {})
+    stream = EventStream(parts, 0.05, lambda: called.append("end"), openai_error, lambda problem: called.append("problem"))
     await stream({"type": "http"}, receive, send)
     return bodies, called
 

@@ -106,9 +106,14 @@ def anthropic_body(error: ApiError) -> dict[str, Any]:
     return {"type": "error", "error": {"type": kind, "message": error.message}}
 
 
+def is_anthropics(path: str) -> bool:
+    """Whether a path belongs to Anthropic's interface."""
+    return path.startswith("/v1/messages")
+
+
 def error_response(error: ApiError, path: str) -> JSONResponse:
     """The response in the shape of the interface that ``path`` belongs to."""
-    body = anthropic_body(error) if path.startswith("/v1/messages") else openai_body(error)
+    body = anthropic_body(error) if is_anthropics(path) else openai_body(error)
     return JSONResponse(body, status_code=error.status, headers=error.headers)
 
 

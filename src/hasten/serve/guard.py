@@ -17,7 +17,7 @@ from urllib.parse import quote, urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from hasten.serve.errors import ApiError, api_error, error_response, stopping
+from hasten.serve.errors import ApiError, api_error, error_response, is_anthropics, stopping
 from hasten.serve.keys import Keys
 
 log = logging.getLogger(__name__)
@@ -92,7 +92,10 @@ class Guard:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                _finish_headers(MutableHeaders(scope=message), request_id, origin if origin in self.policy.origins else None)
+                finished = MutableHeaders(scope=message)
+                _finish_headers(finished, request_id, origin if origin in self.policy.origins else None)
+                if is_anthropics(scope["path"]):
+                    finished["request-id"] = request_id  # where Anthropic's clients look for it
             await send(message)
 
         task = asyncio.current_task()

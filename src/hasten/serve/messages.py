@@ -30,8 +30,7 @@ async def messages(request: Request) -> Response:
     wire = await server.read(request, MessagesRequest)
     chat = as_chat(wire)
     generation, tools = await begin(server, request, chat, unfinished(chat))
-    headers = {"request-id": request.state.request_id}  # where Anthropic's clients look for it
-    return await reply(request, generation, Answer(generation, wire, tools), wire.stream, headers)
+    return await reply(request, generation, Answer(generation, wire, tools), wire.stream)
 
 
 async def count_tokens(request: Request) -> Response:
@@ -44,7 +43,7 @@ async def count_tokens(request: Request) -> Response:
         prompt, _ = await asyncio.to_thread(prompt_of, host.ready[0], chat, conversation, unfinished(chat))
     finally:
         server.models.release(host)
-    return JSONResponse({"input_tokens": len(prompt)}, headers={"request-id": request.state.request_id})
+    return JSONResponse({"input_tokens": len(prompt)})
 
 
 class Answer:

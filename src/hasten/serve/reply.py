@@ -27,13 +27,7 @@ class Form(Protocol):
         """What ends a stream that has begun and cannot be finished."""
 
 
-async def reply(
-    request: Request,
-    generation: Generation,
-    form: Form,
-    stream: bool | None,
-    headers: dict[str, str] | None = None,
-) -> Response:
+async def reply(request: Request, generation: Generation, form: Form, stream: bool | None) -> Response:
     """The answer; the generation ends with it, with the client's leaving, or with what went wrong. Before a stream's first token
     an error is raised and can still become a status."""
     server = server_of(request)
@@ -51,11 +45,10 @@ async def reply(
                 end,
                 form.error,
                 lambda problem: note_problem(request, problem),
-                headers or {},
             )
         body = form.whole(await while_connected(request, generation.collect()))
     except BaseException:
         end()
         raise
     end()
-    return JSONResponse(body, headers=headers)
+    return JSONResponse(body)

@@ -17,7 +17,11 @@ Result = TypeVar("Result")
 KEEP_ALIVE = b": still at work\n\n"
 LINE_ENDS = str.maketrans({mark: f"\\u{ord(mark):04x}" for mark in "\x85\u2028\u2029"})  # JSON lets them be, splitlines() does not
 DONE = b"data: [DONE]\n\n"
-HEADERS = {"cache-control": "no-cache", "content-type": "text/event-stream; charset=utf-8", "x-accel-buffering": "no"}
+HEADERS = [
+    (b"cache-control", b"no-cache"),
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"x-accel-buffering", b"no"),
+]
 
 
 def data(value: Any) -> bytes:
@@ -44,19 +48,17 @@ class EventStream:
         on_end: Callable[[], None],
         describe: Callable[[ApiError], bytes],
         report: Callable[[BaseException], None],
-        headers: dict[str, str],
     ) -> None:
         self._parts = parts
         self._keep_alive = keep_alive
         self._on_end = on_end
         self._describe = describe
         self._report = report
-        self._headers = [(name.encode(), value.encode()) for name, value in {**HEADERS, **headers}.items()]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         begun = False
         try:
-            await send({"type": "http.response.start", "status": 200, "headers": self._headers})
+            await send({"type": "http.response.start", "status": 200, "headers": list(HEADERS)})
             begun = True
             await until_gone(self._send_all(send), receive)
         except asyncio.CancelledError:
