@@ -132,3 +132,5 @@ def test_vectors_are_written_beside_the_event_loop_and_no_longer_than_their_prec
         assert len(floats.text) < 3 * 64 * 15
 
     asyncio.run(scene())
+    with pytest.raises(ValueError, match="not finite"):
+        written(torch.tensor([1.0, float("nan")]), "float")

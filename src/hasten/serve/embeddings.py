@@ -158,9 +158,11 @@ def _body(about: dict[str, Any], vectors: list[torch.Tensor], form: str | None) 
 
 
 def _written(vector: torch.Tensor, form: str | None) -> str:
-    """As JSON. Nine digits tell every number of four bytes from its neighbours; more would only be longer."""
+    """As JSON. Nine digits tell every number of four bytes from its neighbours; more would only be longer. Raises ValueError where
+    a number is none, for which JSON has no word."""
     numbers = vector.numpy().astype("<f4")
-    assert np.isfinite(numbers).all(), "a vector of length 1 is finite"
+    if not np.isfinite(numbers).all():
+        raise ValueError("A vector of an embedding is not finite.")
     if form == "base64":
         return f'"{base64.b64encode(numbers.tobytes()).decode()}"'
     return "[" + ",".join(["%.9g"] * len(numbers)) % tuple(numbers.tolist()) + "]"
