@@ -94,6 +94,15 @@ def test_forms_that_cannot_be_are_refused(client: Any, server: Running, body: di
     server.wait_idle()
 
 
+@pytest.mark.parametrize("kind", ["text", "json_object"])
+def test_a_schema_beside_another_type_is_refused(server: Running, kind: str) -> None:
+    chats = {"messages": ASK, "response_format": {"type": kind, "json_schema": {"name": "trip", "schema": SCHEMA}}}
+    refused = server.post("/v1/chat/completions", chats)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "response_format.json_schema")
+    refused = server.post("/v1/responses", {"input": "x", "text": {"format": {"type": kind, "schema": SCHEMA}}})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "text.format.schema")
+
+
 def test_a_forced_call(client: Any) -> None:
     for choice in ("required", {"type": "function", "function": {"name": "weather"}}):
         answer = chat(client, tools=TOOLS, tool_choice=choice, parallel_tool_calls=False)

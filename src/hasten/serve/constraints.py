@@ -42,7 +42,13 @@ def grammars_of(llm: LLM) -> Grammars:
 
 
 def _of_format(format: ResponseFormat | None) -> Form | None:
-    if format is None or format.type == "text":
+    if format is None:
+        return None
+    if format.type != "json_schema" and format.json_schema is not None:
+        raise invalid(
+            f"response_format of type {format.type} takes no json_schema; send the type json_schema.", "response_format.json_schema"
+        )
+    if format.type == "text":
         return None
     if format.type == "json_object":
         return Form("json", '{"type": "object"}')

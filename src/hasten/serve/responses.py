@@ -123,6 +123,8 @@ def as_chat(wire: ResponsesRequest) -> ChatRequest:
 
 def _format(format: TextFormat) -> dict[str, Any]:
     if format.type != "json_schema":
+        if format.schema_ is not None:
+            raise invalid(f"text.format of type {format.type} takes no schema; send the type json_schema.", "text.format.schema")
         return {"type": format.type}
     if format.schema_ is None:
         raise invalid("text.format of type json_schema needs a schema.", "text.format.schema")
