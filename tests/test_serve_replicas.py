@@ -28,7 +28,7 @@ from hasten.serve.guard import LOOPBACK_NAMES, Policy
 from hasten.serve.keys import Keys, new_key
 from hasten.serve.limits import Limits
 from hasten.serve.replica import Contents, Replica, loaded
-from hasten.serve.sse import KEEP_ALIVE
+from hasten.serve.sse import KEEP_ALIVE, named
 
 START = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]}
 END = {"type": "http.response.body", "body": b"", "more_body": False}
@@ -520,6 +520,27 @@ def test_a_stream_that_breaks_ends_with_the_interfaces_own_error() -> None:
                 )
                 assert "was answering has ended" in json.dumps(told)
             await fleet.close()
+
+    run(work)
+
+
+def test_a_response_that_breaks_ends_as_one_of_a_single_process_does() -> None:
+    async def work() -> None:
+        created = {"type": "response.created", "sequence_number": 0, "response": {"id": "resp_1", "status": "in_progress"}}
+        script: list[Message | str] = [START, part(KEEP_ALIVE.decode()), part(named("response.created", created).decode()), DIES]
+        fleet = await fleet_of(Scripted([script]))
+        async with client(make_front(Front(fleet, Limits()), Policy(None, LOOPBACK_NAMES))) as several:
+            text = (await several.post("/v1/responses", json={"stream": True})).text
+        events = [json.loads(line.removeprefix("data: ")) for line in text.splitlines() if line.startswith("data: ")]
+        assert [(event["type"], event["sequence_number"]) for event in events] == [
+            ("response.created", 0),
+            ("error", 1),
+            ("response.failed", 2),
+        ]
+        assert (events[1]["code"], events[2]["response"]["id"]) == ("replica_lost", "resp_1")
+        assert events[2]["response"]["status"] == "failed"
+        assert events[2]["response"]["error"] == {"code": "server_error", "message": events[1]["message"]}
+        await fleet.close()
 
     run(work)
 

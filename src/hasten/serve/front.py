@@ -95,6 +95,7 @@ class _Answer:
         self._found = found
         self._started = False
         self._events = 0
+        self._first = b""  # the part with the first event
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -112,7 +113,10 @@ class _Answer:
                         self._note(message["noted"])
                         continue
                     self._started = True
-                    self._events += message.get("body", b"").count(b"\ndata: ")  # JSON has no raw line break
+                    body = message.get("body", b"")
+                    events = body.count(b"\ndata: ")  # JSON has no raw line break
+                    self._first = self._first or (body if events else b"")
+                    self._events += events
                     await send(message)
         except Exception as problem:
             if not self._started:
@@ -123,7 +127,7 @@ class _Answer:
         note_problem(self._request, problem)
         error, path = api_error(problem), self._request.scope["path"]
         if path == "/v1/responses":
-            await send_last(send, responses.error_event(error, self._events))
+            await send_last(send, responses.broken_off(error, self._events, responses.created_in(self._first)))
         else:
             await send_last(send, messages.error_event(error) if path == "/v1/messages" else openai_error(error))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
@@ -170,10 +171,7 @@ class Answer:
 
     def error(self, error: ApiError) -> bytes:
         """The error's own event, and the response that failed by it."""
-        told = error_event(error, self._number)
-        self._number += 1
-        failed = {**self._frame("failed"), "error": {"code": "server_error", "message": error.message}}
-        return told + self._event("response.failed", response=failed)
+        return broken_off(error, self._number, self._frame("in_progress"))
 
     def whole(self, answers: list[Collected]) -> dict[str, Any]:
         """The finished response."""
@@ -258,8 +256,22 @@ def _part(text: str) -> dict[str, Any]:
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
 
 
-def error_event(error: ApiError, number: int) -> bytes:
-    """An error inside a stream, in this interface's form, as the event of that number."""
+def broken_off(error: ApiError, number: int, response: dict[str, Any] | None) -> bytes:
+    """What ends a stream that cannot be finished, after ``number`` events: the error's own one and, where the ``response`` has been
+    told of, that it failed."""
     inner = openai_body(error)["error"]
     said = {"code": inner["code"], "message": inner["message"], "param": inner["param"]}
-    return named("error", {"type": "error", "sequence_number": number, **said})
+    told = named("error", {"type": "error", "sequence_number": number, **said})
+    if response is None:
+        return told
+    failed = {**response, "status": "failed", "error": {"code": "server_error", "message": error.message}}
+    return told + named("response.failed", {"type": "response.failed", "sequence_number": number + 1, "response": failed})
+
+
+def created_in(part: bytes) -> dict[str, Any] | None:
+    """The response that a part of a stream tells of first; None where it tells of none."""
+    begin = b"event: response.created\ndata: "
+    if not part.startswith(begin):
+        return None
+    found: dict[str, Any] = json.loads(part[len(begin) :].partition(b"\n")[0])["response"]
+    return found
