@@ -31,6 +31,7 @@ def test_a_message_may_be_sent_back_as_a_client_holds_it() -> None:
     called = for_template([{**plain, "tool_calls": [CALL]}])
     parsed = CALL["function"] | {"parsed_arguments": {}}
     assert for_template([{**plain, "tool_calls": [CALL | {"index": 0, "function": parsed}]}]) == called
+    assert for_template([{**plain, "tool_calls": [CALL | {"type": None}]}]) == called
     part = {"type": "text", "text": "one", "cache_control": {"type": "ephemeral"}}
     assert for_template([{"role": "user", "content": [part]}])
 
@@ -57,7 +58,8 @@ def test_what_a_message_cannot_say_is_refused(message: dict[str, Any], named: st
 def test_items_of_a_response_may_be_sent_back() -> None:
     part = {"type": "output_text", "text": "one", "annotations": [], "logprobs": []}
     item = {"type": "message", "id": "msg_1", "status": "completed", "phase": None, "role": "assistant", "content": [part]}
-    assert as_chat(ResponsesRequest(input=[item])).messages == [{"role": "assistant", "content": "one"}]
+    for sent in (item, item | {"type": None}):
+        assert as_chat(ResponsesRequest(input=[sent])).messages == [{"role": "assistant", "content": "one"}]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from pydantic import Field
 from hasten.serve.body import validated
 from hasten.serve.errors import invalid, unsupported
 from hasten.serve.fields import refuse_unknown
-from hasten.serve.wire import AnthropicTemperature, ChatRequest, FunctionName, Length, Name, Speculation, Wire
+from hasten.serve.wire import AnthropicTemperature, ChatRequest, FunctionName, Length, Name, Priority, Speculation, Wire
 
 
 class AnthropicTool(Wire):
@@ -89,7 +89,7 @@ class MessagesRequest(Conversation):
     service_tier: Literal["auto", "standard_only"] | None = None
     speculation: Literal["auto", "off", "on"] | Speculation | None = None
     provenance: bool = False
-    priority: Literal["interactive", "batch"] = "interactive"
+    priority: Priority = "interactive"
     deadline: Annotated[float, Field(gt=0, le=86400)] | None = None
 
 

@@ -59,7 +59,7 @@ def _tool_calls(at: int, calls: Any) -> list[dict[str, Any]]:
         raise invalid(f"{where} must be a list of calls.", param)
     out: list[dict[str, Any]] = []
     for call in calls:
-        if isinstance(call, Mapping) and call.get("type", "function") != "function":
+        if isinstance(call, Mapping) and call.get("type") not in (None, "function"):
             raise invalid(f"{where} has a call of type {str(call['type'])[:40]!r}; this server knows functions.", param)
         function = call.get("function") if isinstance(call, Mapping) else None
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):

@@ -20,7 +20,7 @@ from hasten.serve.generation import Collected, Generation
 from hasten.serve.reply import reply
 from hasten.serve.server import identifier, server_of
 from hasten.serve.sse import named
-from hasten.serve.wire import ChatRequest, Identifier, Length, Name, Speculation, Temperature, Wire
+from hasten.serve.wire import ChatRequest, Identifier, Length, Name, Priority, Speculation, Temperature, Wire
 
 ROLES = ("user", "assistant", "system", "developer")
 
@@ -84,7 +84,7 @@ class ResponsesRequest(Wire):
     seed: int | None = None
     speculation: Literal["auto", "off", "on"] | Speculation | None = None
     provenance: bool = False
-    priority: Literal["interactive", "batch"] = "interactive"
+    priority: Priority = "interactive"
     deadline: Annotated[float, Field(gt=0, le=86400)] | None = None
 
 
@@ -136,7 +136,7 @@ def _format(format: TextFormat) -> dict[str, Any]:
 
 
 def _turn(at: int, item: dict[str, Any]) -> dict[str, Any]:
-    if item.get("type", "message") != "message" or "role" not in item:
+    if item.get("type") not in (None, "message") or "role" not in item:
         raise invalid(f"input[{at}] must be a message with role and content.", f"input.{at}")
     role, content = item["role"], item.get("content")
     if role not in ROLES:

@@ -17,7 +17,6 @@ from hasten.engine.requests import Request
 from hasten.sampling.constraint import Constraint
 
 INTERACTIVE, BATCH = "interactive", "batch"
-PRIORITIES = (INTERACTIVE, BATCH)
 
 
 @dataclass(frozen=True, slots=True)

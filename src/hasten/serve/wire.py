@@ -34,6 +34,7 @@ def _between(low: float, high: float, number: str) -> Any:
     return AfterValidator(check)
 
 
+Priority = Literal["interactive", "batch"]
 Name = Annotated[str, Field(min_length=1, max_length=256)]
 Identifier = Annotated[str, Field(max_length=512)]
 FunctionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
@@ -129,7 +130,7 @@ class Sampled(Wire):
     structured_outputs: StructuredOutputs | None = None
     speculation: Literal["auto", "off", "on"] | Speculation | None = None
     provenance: bool = False
-    priority: Literal["interactive", "batch"] = "interactive"
+    priority: Priority = "interactive"
     deadline: Annotated[float, Field(gt=0, le=86400)] | None = None
     user: Identifier | None = None  # accepted and not used: they have no effect on an answer
     metadata: Annotated[dict[str, str], Field(max_length=64)] | None = None
