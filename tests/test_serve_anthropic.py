@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 from pydantic import BaseModel
 
+from hasten.serve import messages
 from hasten.serve.anthropic_in import MessagesRequest, as_chat
 from hasten.serve.body import validated
 from hasten.serve.errors import ApiError
+from hasten.serve.wire import StructuredOutputs
 from serving import Running
+from serving_here import serving_here
 
 anthropic = pytest.importorskip("anthropic")
 
@@ -147,3 +152,48 @@ def test_answers_and_errors_say_which_request_they_were(claude: Any, server: Run
         answer = server.post("/v1/messages/count_tokens", body)
         assert answer.headers["request-id"] == answer.headers["x-request-id"]
     assert "request-id" not in server.post("/v1/completions", {}).headers
+
+
+def streamed_blocks(text: str) -> list[dict[str, Any]]:
+    """The content of a streamed answer."""
+    blocks: list[dict[str, Any]] = []
+    for line in text.splitlines():
+        event = json.loads(line[6:]) if line.startswith("data: ") else {}
+        if event.get("type") == "content_block_start":
+            blocks.append(event["content_block"])
+        if event.get("type") == "content_block_delta":
+            assert event["index"] == len(blocks) - 1
+            delta = event["delta"]
+            changed = {"text": blocks[-1].get("text", "") + delta["text"]} if "text" in delta else json.loads(delta["partial_json"])
+            blocks[-1] |= changed if "text" in delta else {"input": changed}
+    return blocks
+
+
+CALL_TEXT = r'<tool_call>\{"name": "weather", "arguments": \{\}\}</tool_call>'
+CALLED = {"type": "tool_use", "name": "weather", "input": {}}
+
+
+@pytest.mark.parametrize(
+    ("said", "blocks"),
+    [
+        (f"Well\\. {CALL_TEXT}\nThen\\.", [{"type": "text", "text": "Well. "}, CALLED, {"type": "text", "text": "\nThen."}]),
+        (f"{CALL_TEXT}\nThen\\.", [CALLED, {"type": "text", "text": "\nThen."}]),
+        (f"{CALL_TEXT}\n", [CALLED]),
+        ("stop", [{"type": "text", "text": ""}]),
+    ],
+)
+def test_an_answer_has_the_same_blocks_streamed_and_whole(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, said: str, blocks: list[dict[str, Any]]
+) -> None:
+    form = {"structured_outputs": StructuredOutputs(regex=said)}
+    monkeypatch.setattr(messages, "as_chat", lambda wire: as_chat(wire).model_copy(update=form))
+
+    async def scene() -> None:
+        async with serving_here(f"tiny={tiny_model}") as client:
+            body = {"model": "tiny", "max_tokens": 300, "messages": ASK, "tools": [TOOL], "stop_sequences": ["stop"]}
+            whole = (await client.post("/v1/messages", json=body)).json()["content"]
+            stream = streamed_blocks((await client.post("/v1/messages", json=body | {"stream": True})).text)
+        for found in (whole, stream):
+            assert [{name: value for name, value in block.items() if name != "id"} for block in found] == blocks
+
+    asyncio.run(scene())

@@ -12,7 +12,7 @@ import pytest
 from hasten.core.errors import ConfigError
 from hasten.serve.errors import ApiError
 from hasten.serve.limits import Limits
-from hasten.serve.tools import ToolReader, Toolset, _ObjectEnd, format_of, toolset_of
+from hasten.serve.tools import ToolReader, Toolset, _ObjectEnd, format_of, read_whole, told_apart, toolset_of
 from hasten.serve.wire import ChatRequest, ToolFunction
 from serving import TEMPLATE, Running
 
@@ -192,13 +192,10 @@ def toolset(**options: Any) -> Toolset:
 
 
 def read(text: str, tools: Toolset, size: int) -> tuple[str, list[tuple[str, str]]]:
-    reader, words, calls = ToolReader(tools), "", []
-    for at in range(0, len(text), size):
-        more, found = reader.feed(text[at : at + size])
-        words += more
-        calls += found
-    rest, found = reader.finish()
-    return words + rest, [(call.name, call.arguments) for call in [*calls, *found]]
+    reader = ToolReader(tools)
+    parts = [part for at in range(0, len(text), size) for part in reader.feed(text[at : at + size])]
+    words, calls = told_apart([*parts, *reader.finish()])
+    return words, [(call.name, call.arguments) for call in calls]
 
 
 CALL = '<tool_call>\n{"name": "f", "arguments": {"x": "<tool"}}\n</tool_call>'
@@ -261,13 +258,13 @@ def test_a_call_that_comes_in_pieces_is_looked_at_once(monkeypatch: pytest.Monke
 def test_what_cannot_become_a_call_any_more_is_not_held_back() -> None:
     reader = ToolReader(toolset())
     said = '{"name": "f", "arguments": {"x": wrong}}'
-    assert "".join(reader.feed(letter)[0] for letter in said) == said
+    assert "".join(told_apart(reader.feed(letter))[0] for letter in said) == said
 
 
 def test_words_are_not_held_back_longer_than_they_may_be_a_call() -> None:
     for text in ('{"city": ', "```python", "Hello", '{"name": 1', "{}"):
         reader = ToolReader(toolset())
-        assert "".join(reader.feed(letter)[0] for letter in text).strip() == text.strip()
+        assert "".join(told_apart(reader.feed(letter))[0] for letter in text).strip() == text.strip()
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
@@ -293,6 +290,23 @@ def test_calls_are_told_from_words_however_they_come(text: str, words: str, call
     assert read(text, toolset(), size) == (words, calls)
 
 
+@pytest.mark.parametrize("size", [1, 7, 1000])
+def test_words_and_calls_keep_their_order(size: int) -> None:
+    def shape(parts: list[Any]) -> list[str]:
+        return [part if isinstance(part, str) else f"{part.name}()" for part in parts]
+
+    for text, order in (
+        (f"Well.{CALL}\nThen.{CALL}", ["Well.", "f()", "\nThen.", "f()"]),
+        (f"{CALL}\n{CALL}\nDone.", ["f()", "f()", "\nDone."]),
+        (f"{BARE}\nDone.", ["f()", "\nDone."]),
+        ("", []),
+    ):
+        assert shape(read_whole(text, toolset())) == order
+        reader = ToolReader(toolset())
+        parts = [part for at in range(0, len(text), size) for part in reader.feed(text[at : at + size])]
+        assert "".join(shape([*parts, *reader.finish()])) == "".join(order)
+
+
 LLAMA = Toolset("llama3", (ToolFunction(name="f"),))
 LLAMA_CALL = '{"name": "f", "parameters": {"x": 1}}'
 
@@ -309,7 +323,7 @@ def test_llama_calls_are_whole_answers(size: int) -> None:
 
 def test_a_brace_among_words_stalls_no_llama_stream() -> None:
     reader, text = ToolReader(LLAMA), "void g() {\n a(); }"
-    assert "".join(reader.feed(letter)[0] for letter in text) == text
+    assert "".join(told_apart(reader.feed(letter))[0] for letter in text) == text
 
 
 def test_formats_are_those_that_templates_announce() -> None:

@@ -23,7 +23,7 @@ from hasten.serve.messages_in import for_template
 from hasten.serve.reply import reply
 from hasten.serve.server import Server, identifier, server_of
 from hasten.serve.sse import DONE, data, openai_error
-from hasten.serve.tools import ToolReader, Toolset, read_whole, reader_of, toolset_of
+from hasten.serve.tools import ToolReader, Toolset, read_whole, reader_of, told_apart, toolset_of
 from hasten.serve.wire import ChatRequest, check_range, sampling_params
 
 
@@ -135,7 +135,7 @@ class Answer:
     def _choice(self, answer: Collected) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None}
         finish: str = answer.finish_reason or "stop"
-        words, calls = read_whole(answer.text, self.tools)
+        words, calls = told_apart(read_whole(answer.text, self.tools))
         if calls:
             message["content"] = words if words.strip() else None
             message["tool_calls"] = [call.to_json() for call in calls]
@@ -169,7 +169,7 @@ class Answer:
         if not stream.begun:
             stream.begun = True
             out.append(self._delta(event.index, {"role": "assistant", "content": "", "refusal": None}))
-        text, calls = stream.reader.take(event) if stream.reader is not None else (event.text, [])
+        text, calls = told_apart(stream.reader.take(event)) if stream.reader is not None else (event.text, [])
         if text or event.logprobs or (self.wire.provenance and event.tokens):
             chunk = self._delta(event.index, {"content": text})
             if self.wire.logprobs:

@@ -19,7 +19,7 @@ from hasten.serve.generation import Collected, Generation
 from hasten.serve.reply import reply
 from hasten.serve.server import identifier, server_of
 from hasten.serve.sse import named
-from hasten.serve.tools import ToolCall, ToolReader, Toolset, read_whole, reader_of
+from hasten.serve.tools import Part, ToolCall, ToolReader, Toolset, read_whole, reader_of
 
 STOP_REASONS = {"stop": "end_turn", "length": "max_tokens"}
 
@@ -61,15 +61,14 @@ class Answer:
     def whole(self, answers: list[Collected]) -> dict[str, Any]:
         """The unstreamed answer."""
         one = answers[0]
-        text, calls = read_whole(one.text, self._tools)
-        content: list[dict[str, Any]] = [{"type": "text", "text": text}] if text or not calls else []
-        content += [_use(call, json.loads(call.arguments)) for call in calls]
+        parts = read_whole(one.text, self._tools) or [""]
+        content = [_text(part) if isinstance(part, str) else _use(part, json.loads(part.arguments)) for part in parts]
         own = account(self._generation.whole, self._wire.provenance)
         if self._wire.provenance:
             own |= provenance(one.provenance, one.pieces, self._generation.host.legend)
         return {
             **self._frame(content),
-            **self._ending(one.finish_reason or "stop", bool(calls)),
+            **self._ending(one.finish_reason or "stop", any(isinstance(part, ToolCall) for part in parts)),
             "usage": self._usage(sum(completion.usage.cached_tokens for completion in self._generation.whole)),
             "hasten": own,
         }
@@ -89,6 +88,8 @@ class Answer:
             for part in self._of_event(event, reader):
                 yield part
             reason = event.finish_reason or reason
+        if self._block < 0:
+            yield self._begin("text", _text(""))  # an answer has a block, also where it says nothing
         for part in self._close():
             yield part
         delta = {"type": "message_delta", "delta": self._ending(reason, self._called), "usage": self._usage(cached or 0)}
@@ -100,25 +101,27 @@ class Answer:
         return error_event(error)
 
     def _of_event(self, event: StreamEvent, reader: ToolReader | None) -> list[bytes]:
-        text, calls = reader.take(event) if reader is not None else (event.text, [])
+        parts: list[Part] = reader.take(event) if reader is not None else [event.text] if event.text else []
+        own: dict[str, Any] = {}
+        if self._wire.provenance and event.tokens:
+            own = {"hasten": provenance(event.provenance, event.pieces, self._generation.host.legend)}
+            if not any(isinstance(part, str) for part in parts):
+                parts = ["", *parts]  # who guessed a call's tokens is told beside text, too
         out: list[bytes] = []
-        if text or (self._wire.provenance and event.tokens):
-            if self._open != "text":
-                out += [*self._close(), self._begin("text", {"type": "text", "text": ""})]
-            delta: dict[str, Any] = {
-                "type": "content_block_delta",
-                "index": self._block,
-                "delta": {"type": "text_delta", "text": text},
-            }
-            if self._wire.provenance:
-                delta["hasten"] = provenance(event.provenance, event.pieces, self._generation.host.legend)
-            out.append(named("content_block_delta", delta))
-        for call in calls:
-            self._called = True
-            out += [*self._close(), self._begin("tool_use", _use(call, {}))]
-            inner = {"type": "input_json_delta", "partial_json": call.arguments}
-            out.append(named("content_block_delta", {"type": "content_block_delta", "index": self._block, "delta": inner}))
+        for part in parts:
+            if isinstance(part, str):
+                if self._open != "text":
+                    out += [*self._close(), self._begin("text", _text(""))]
+                out.append(self._delta({"type": "text_delta", "text": part}, own))
+                own = {}
+            else:
+                self._called = True
+                out += [*self._close(), self._begin("tool_use", _use(part, {}))]
+                out.append(self._delta({"type": "input_json_delta", "partial_json": part.arguments}, {}))
         return out
+
+    def _delta(self, delta: dict[str, Any], own: dict[str, Any]) -> bytes:
+        return named("content_block_delta", {"type": "content_block_delta", "index": self._block, "delta": delta, **own})
 
     def _begin(self, kind: str, block: dict[str, Any]) -> bytes:
         self._open = kind
@@ -149,6 +152,10 @@ class Answer:
             "cache_read_input_tokens": cached,
             "output_tokens": sum(completion.usage.completion_tokens for completion in self._generation.whole),
         }
+
+
+def _text(text: str) -> dict[str, Any]:
+    return {"type": "text", "text": text}
 
 
 def _use(call: ToolCall, given: Any) -> dict[str, Any]:

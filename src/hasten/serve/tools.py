@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from hasten.core.results import StreamEvent
 from hasten.serve.errors import invalid, unsupported
@@ -33,6 +34,9 @@ class ToolCall:
 
     def to_json(self) -> dict[str, Any]:
         return {"id": self.id, "type": "function", "function": {"name": self.name, "arguments": self.arguments}}
+
+
+Part: TypeAlias = str | ToolCall  # of an answer: words or a call
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,63 +114,57 @@ class ToolReader:
         self._blanks: str | None = None  # behind a call, until words follow them; None among words
         self._object = _ObjectEnd()  # of the call without tags that may have begun
 
-    def feed(self, text: str) -> tuple[str, list[ToolCall]]:
-        """(words, calls) that are certain now."""
+    def feed(self, text: str) -> list[Part]:
+        """What is certain now, in its order."""
         self._held += text
         if self._tools.format == "llama3":
             self._begins = self._begins and _may_begin_object(self._held)
-            return ("" if self._begins else self._taken(), [])
-        calls = self._untagged(whole=False)
+            return [] if self._begins else _told([self._taken()])
+        parts: list[Part] = [*self._untagged(whole=False)]
         if self._begins and _may_begin_untagged(self._held):
-            return "", calls
-        words, more = self._tagged()
-        self._begins = self._begins and not words.strip()
-        return words, calls + more
+            return parts
+        more = _told(self._tagged())
+        self._begins = self._begins and not any(isinstance(part, str) and part.strip() for part in more)
+        return parts + more
 
-    def _tagged(self) -> tuple[str, list[ToolCall]]:
-        """(words, calls) between tags and around them, as far as they are certain."""
-        words = ""
-        calls: list[ToolCall] = []
+    def _tagged(self) -> list[Part]:
+        """What is between tags and around them, as far as it is certain."""
+        parts: list[Part] = []
         while True:
             begin = self._held.find(OPEN)
             if begin < 0:
                 keep = _overlap(self._held, OPEN)
-                words += self._between(self._held[: len(self._held) - keep])
+                parts.append(self._between(self._held[: len(self._held) - keep]))
                 self._held = self._held[len(self._held) - keep :]
-                return words, calls
+                return parts
             end = self._held.find(CLOSE, begin)
-            words += self._between(self._held[:begin])
+            parts.append(self._between(self._held[:begin]))
             if end < 0:
                 self._held = self._held[begin:]
-                return words, calls
+                return parts
             found = self._call(self._held[begin + len(OPEN) : end])
             if found is None:
-                words += self._between(self._held[begin : end + len(CLOSE)])
+                parts.append(self._between(self._held[begin : end + len(CLOSE)]))
             elif self._tools.several or not self._calls:
-                calls.append(self._counted(found))
+                parts.append(self._counted(found))
             self._held = self._held[end + len(CLOSE) :]
 
-    def take(self, event: StreamEvent) -> tuple[str, list[ToolCall]]:
-        """(words, calls) of one event; all that is left, where it is the answer's last."""
-        words, calls = self.feed(event.text)
-        if event.finish_reason is None:
-            return words, calls
-        rest, more = self.finish()
-        return words + rest, calls + more
+    def take(self, event: StreamEvent) -> list[Part]:
+        """What one event makes certain; all that is left, where it is the answer's last."""
+        parts = self.feed(event.text)
+        return parts if event.finish_reason is None else _told([*parts, *self.finish()])
 
-    def finish(self) -> tuple[str, list[ToolCall]]:
+    def finish(self) -> list[Part]:
         """The rest, when no more text comes. A call that never closed is read if it is whole, else it is words."""
         if self._tools.format == "llama3":
             held = self._taken()
             found = self._call(held.strip().removeprefix(PYTHON_TAG)) if self._begins else None
-            return (held, []) if found is None else ("", [found])
+            return _told([held if found is None else found])
         calls = self._untagged(whole=True)
         held = self._taken()
-        if calls:
-            return self._between(held), calls
-        looks = held.startswith(OPEN) and (self._tools.several or not self._calls)
+        looks = not calls and held.startswith(OPEN) and (self._tools.several or not self._calls)
         found = self._call(held.removeprefix(OPEN)) if looks else None
-        return (self._between(held), []) if found is None else ("", [found])
+        return _told([*calls, self._between(held) if found is None else found])
 
     def _taken(self) -> str:
         """What was held, which is not any more."""
@@ -254,14 +252,18 @@ class _ObjectEnd:
             self._depth += (character == "{") - (character == "}")
 
 
-def read_whole(text: str, tools: Toolset | None) -> tuple[str, list[ToolCall]]:
-    """(words, calls) of a whole answer."""
+def read_whole(text: str, tools: Toolset | None) -> list[Part]:
+    """The words and calls of a whole answer, in their order."""
     if tools is None or not tools.reads:
-        return text, []
+        return _told([text])
     reader = ToolReader(tools)
-    words, calls = reader.feed(text)
-    rest, more = reader.finish()
-    return words + rest, calls + more
+    return _told([*reader.feed(text), *reader.finish()])
+
+
+def told_apart(parts: Iterable[Part]) -> tuple[str, list[ToolCall]]:
+    """(words, calls), each in their order."""
+    found = list(parts)
+    return "".join(part for part in found if isinstance(part, str)), [part for part in found if isinstance(part, ToolCall)]
 
 
 def reader_of(tools: Toolset | None) -> ToolReader | None:
@@ -276,6 +278,17 @@ def _shown(function: ToolFunction) -> dict[str, Any]:
         "parameters": function.parameters or {"type": "object", "properties": {}},
     }
     return {"type": "function", "function": inner}
+
+
+def _told(parts: Iterable[Part]) -> list[Part]:
+    """The same with neighbouring words as one, and none that are empty."""
+    out: list[Part] = []
+    for part in parts:
+        if isinstance(part, str) and out and isinstance(out[-1], str):
+            out[-1] += part
+        elif part:
+            out.append(part)
+    return out
 
 
 def _may_begin_object(text: str) -> bool:
