@@ -1,15 +1,23 @@
-"""A client that asks and takes nothing of the answer."""
+"""Clients that ask and take nothing of the answer, and clients that connect and ask nothing, however many they are."""
 
 from __future__ import annotations
 
 import asyncio
+import shutil
 import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
+import httpx
+import pytest
 import uvicorn
 
-from hasten.serve.connection import connection_of
+from hasten.core.errors import ConfigError
+from hasten.serve.connection import FILES_BESIDE, SPARE, allow_files, connection_of
 from hasten.serve.limits import Limits
+from serving import running
 
 PART, PARTS = b"x" * (1 << 20), 64
 
@@ -21,13 +29,21 @@ async def much(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.body", "body": PART, "more_body": at < PARTS - 1})
 
 
+@asynccontextmanager
+async def served(app: Any, limits: Limits) -> AsyncIterator[tuple[uvicorn.Server, tuple[str, int]]]:
+    """A server of that application, and its address."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = uvicorn.Server(uvicorn.Config(app, log_config=None, http=connection_of(limits), lifespan="off"))
+        serving = asyncio.ensure_future(server.serve(sockets=[listener]))
+        yield server, listener.getsockname()
+        server.should_exit = True
+        await serving
+
+
 async def taken(limits: Limits, pause: float) -> int:
     """Bytes that a client gets which first takes nothing for ``pause`` seconds and then all."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        config = uvicorn.Config(much, log_config=None, http=connection_of(limits), lifespan="off")
-        server = uvicorn.Server(config)
-        serving = asyncio.ensure_future(server.serve(sockets=[listener]))
-        reader, writer = await asyncio.open_connection(*listener.getsockname())
+    async with served(much, limits) as (_, address):
+        reader, writer = await asyncio.open_connection(*address)
         writer.transport.pause_reading()  # type: ignore[attr-defined]
         writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         await asyncio.sleep(pause)
@@ -39,8 +55,6 @@ async def taken(limits: Limits, pause: float) -> int:
         except ConnectionError:
             pass
         writer.close()
-        server.should_exit = True
-        await serving
         return size
 
 
@@ -50,3 +64,53 @@ def test_who_takes_nothing_is_let_go() -> None:
 
 def test_who_is_slow_gets_all() -> None:
     assert asyncio.run(taken(Limits(request_timeout=20.0), 1.0)) > PARTS * len(PART)
+
+
+def test_a_connection_that_asks_takes_the_place_of_one_that_does_not() -> None:
+    """Those whose requests are in work stay, and so does the bound."""
+    most = 4 + SPARE
+    let_on = asyncio.Event()
+
+    async def patient(scope: Any, receive: Any, send: Any) -> None:
+        if scope["path"] == "/slow":
+            await let_on.wait()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"done"})
+
+    async def scene() -> None:
+        async with served(patient, Limits(max_connections=4)) as (server, address), httpx.AsyncClient(timeout=20) as client:
+            url = "http://{}:{}".format(*address)
+            slow = asyncio.ensure_future(client.get(f"{url}/slow"))
+            silent = [await asyncio.open_connection(*address) for _ in range(4 * most)]
+            assert (await client.get(f"{url}/quick")).text == "done"
+            assert len(server.server_state.connections) <= most
+            let_on.set()
+            assert (await slow).text == "done"
+            for _, writer in silent:
+                writer.close()
+
+    asyncio.run(scene())
+
+
+@pytest.mark.skipif(shutil.which("prlimit") is None, reason="prlimit is not installed")
+def test_a_flood_of_silent_connections_takes_no_more_files_than_there_are(tmp_path: Path, tiny_model: Path) -> None:
+    files = 8 + SPARE + FILES_BESIDE
+    bounds = ("prlimit", f"--nofile=64:{files}", "--")
+    arguments = ("--max-connections", "8")
+    with running(*arguments, home=tmp_path, models=(f"tiny={tiny_model}",), before=bounds) as server:
+        host, port = server.url.removeprefix("http://").split(":")
+        silent = [socket.create_connection((host, int(port)), timeout=20) for _ in range(files + 100)]
+        assert httpx.get(f"{server.url}/health", timeout=20).status_code == 200
+        for one in silent:
+            one.close()
+    assert not [line for line in server.log if "system resource" in line]
+
+
+def test_connections_for_which_there_are_no_files_are_refused_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    resource = pytest.importorskip("resource")
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (256, 1024))
+    with pytest.raises(ConfigError, match=f"give at most {1024 - SPARE - FILES_BESIDE}, or raise"):
+        allow_files(Limits(max_connections=5000))
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (64, 64))
+    with pytest.raises(ConfigError, match="64; raise"):
+        allow_files(Limits())

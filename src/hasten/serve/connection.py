@@ -1,33 +1,54 @@
 """One connection, bounded in time where uvicorn leaves it open for ever: one that sends no request, or half of one, and one whose
-client takes nothing of its answer."""
+client takes nothing of its answer. All of them together are bounded in number, within what the system lets a process open."""
 
 from __future__ import annotations
 
 import asyncio
+import sys
 from typing import Any, ClassVar, Literal
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from hasten.core.errors import ConfigError
 from hasten.serve.limits import Limits
+
+SPARE = 32  # connections over --max-connections, so that whoever is one too many can be told so
+BACKLOG = 100  # connections that may wait to be accepted, and the most that are accepted at once
+# What is accepted in one turn of the event loop counts, or is closed, a few turns later; the rest is the process's own.
+FILES_BESIDE = 4 * BACKLOG + 128
 
 
 class BoundedConnection(H11Protocol):
     """Closed when the head of a request has not arrived ``head_seconds`` after the connection was made or its first byte came, and
     when nothing can be written for ``write_seconds``. The body of a request and its time in the engine have limits of their own
-    (``body``, ``worker``); between two requests uvicorn's keep-alive holds."""
+    (``body``, ``worker``); between two requests uvicorn's keep-alive holds. Where there are more than ``most``, a new one takes the
+    place of the one without a request whose last request, or beginning, is longest ago."""
 
     head_seconds: ClassVar[float]
     write_seconds: ClassVar[float]
+    most: ClassVar[int]
     _timer: asyncio.TimerHandle | None = None
     _stuck: asyncio.TimerHandle | None = None
+    _last_used: float = 0.0
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        self._last_used = self.loop.time()
+        if len(self.connections) > self.most:
+            idle = [one for one in self.connections if isinstance(one, BoundedConnection) and one.idle]
+            min(idle, key=lambda one: one._last_used).transport.close()
         self._await_head()
+
+    @property
+    def idle(self) -> bool:
+        """Whether closing it takes nothing from anybody: it is open, no request is in work and all answers have been taken."""
+        answered = self.cycle is None or self.cycle.response_complete
+        return answered and not self.transport.is_closing() and not self.transport.get_write_buffer_size()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         if self.cycle is not None and not self.cycle.response_complete:
+            self._last_used = self.loop.time()
             self._stop("_timer")
         else:  # part of a head, or the rest of a body that was refused before it was read
             self._await_head()
@@ -58,5 +79,31 @@ class BoundedConnection(H11Protocol):
 
 def connection_of(limits: Limits) -> type[BoundedConnection]:
     """The class for uvicorn, with these limits."""
-    times = {"head_seconds": limits.body_timeout, "write_seconds": limits.request_timeout}
-    return type("Connection", (BoundedConnection,), times)
+    bounds = {
+        "head_seconds": limits.body_timeout,
+        "write_seconds": limits.request_timeout,
+        "most": limits.max_connections + SPARE,
+    }
+    return type("Connection", (BoundedConnection,), bounds)
+
+
+def allow_files(limits: Limits) -> None:
+    """Let this process open as many files as its connections need: asyncio spins where there is none for the next connection.
+    Raises ConfigError where the system does not allow that."""
+    if sys.platform == "win32":  # where the system sets no such limit
+        return
+    import resource
+
+    wanted = limits.max_connections + SPARE + FILES_BESIDE
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    except (ValueError, OSError):
+        fitting = hard - SPARE - FILES_BESIDE
+        less = f"give at most {fitting}, or " if fitting > 0 else ""
+        raise ConfigError(
+            f"--max-connections {limits.max_connections} needs {wanted} open files and the system allows this process {hard}; "
+            f"{less}raise the limit (ulimit -n, LimitNOFILE)."
+        ) from None

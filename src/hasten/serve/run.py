@@ -20,7 +20,7 @@ from hasten.core.errors import ConfigError
 from hasten.engine.footprint import footprint
 from hasten.engine.llm import LLM
 from hasten.serve.app import make_app
-from hasten.serve.connection import connection_of
+from hasten.serve.connection import BACKLOG, allow_files, connection_of
 from hasten.serve.fleet import Fleet
 from hasten.serve.front import Front, make_front
 from hasten.serve.guard import LOOPBACK_NAMES, Guard, Policy, is_loopback
@@ -91,6 +91,7 @@ def serve(settings: Settings, load: Callable[[EngineConfig], LLM] = LLM) -> int:
     """
     set_up_logging(settings.log_format)
     policy = policy_of(settings)
+    allow_files(settings.limits)
     listener = _listen(settings.host, settings.port)
     try:
         with _alone(settings, policy, load) if settings.replicas == 1 else _several(settings, policy) as service:
@@ -137,6 +138,7 @@ async def _serve(service: Service, policy: Policy, settings: Settings, listener:
         timeout_graceful_shutdown=math.ceil(settings.limits.drain_timeout) + LAST_WORDS_SECONDS,
         h11_max_incomplete_event_size=64 << 10,
         http=connection_of(settings.limits),
+        backlog=BACKLOG,
         ws="none",
         lifespan="on",
     )
