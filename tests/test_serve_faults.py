@@ -21,6 +21,7 @@ from hasten.core.errors import PromptTooLong
 from hasten.core.types import SamplingParams
 from hasten.draft.base import Drafter
 from hasten.draft.suffix import SuffixDrafter
+from hasten.engine.drafting import Drafting
 from hasten.engine.engine import Engine
 from hasten.serve.errors import ApiError
 from hasten.serve.generation import Generation
@@ -92,6 +93,88 @@ def test_a_step_that_raises_ends_what_ran_and_nothing_else(monkeypatch: pytest.M
                 await tokens_of(tickets[0])
             assert await tokens_of(tickets[1]) == await tokens_of(tickets[2]) == await alone()
             assert worker.totals.finished == {"error": 1, "length": 2}
+
+    asyncio.run(scene())
+
+
+def raising_once(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
+    """The first call of a method does its work and raises then."""
+    work, calls = getattr(owner, name), itertools.count()
+
+    def raising(self: Any, *arguments: Any) -> Any:
+        found = work(self, *arguments)
+        if next(calls) == 0:
+            raise RuntimeError("the books fell over")
+        return found
+
+    monkeypatch.setattr(owner, name, raising)
+
+
+def test_what_got_its_last_token_in_a_step_that_raises_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    raising_once(monkeypatch, Drafting, "settle")
+
+    async def scene() -> None:
+        with working(tiny_engine()) as worker:
+            loop = asyncio.get_running_loop()
+            short, running = Ticket(job("short", SamplingParams(max_tokens=1)), loop), Ticket(job("running"), loop)
+            worker.call(lambda: [worker.submit(ticket) for ticket in (short, running)])  # so that they share their first step
+            async with asyncio.timeout(20):
+                assert len(await tokens_of(short)) == 1
+                with pytest.raises(RuntimeError, match="fell over"):
+                    await tokens_of(running)
+            assert worker.totals.finished == {"length": 1, "error": 1}
+
+    asyncio.run(scene())
+
+
+def test_time_that_is_up_is_told_even_where_taking_the_request_out_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    raising_once(monkeypatch, Engine, "cancel")
+
+    async def scene() -> None:
+        with working(tiny_engine()) as worker:
+            endless = SamplingParams(max_tokens=None, ignore_eos=True)
+            ticket, later = (Ticket(job("r", endless, timeout=0.05), asyncio.get_running_loop()) for _ in range(2))
+            worker.submit(ticket)
+            async with asyncio.timeout(20):
+                with pytest.raises(RuntimeError, match="fell over"):
+                    await tokens_of(ticket)
+                worker.submit(later)
+                with pytest.raises(ApiError):
+                    await tokens_of(later)
+
+    asyncio.run(scene())
+
+
+def test_a_request_that_the_engine_forgets_runs_out_of_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Engine, "step", lambda self: self.cancel_all() or [])
+
+    async def scene() -> None:
+        with working(tiny_engine()) as worker:
+            ticket = Ticket(job("r", timeout=0.5), asyncio.get_running_loop())
+            worker.submit(ticket)
+            async with asyncio.timeout(20):
+                with pytest.raises(ApiError, match="longer than"):
+                    await tokens_of(ticket)
+
+    asyncio.run(scene())
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_nobody_waits_for_a_thread_that_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    raising_once(monkeypatch, Worker, "_deliver")
+
+    async def scene() -> None:
+        with working(tiny_engine(), max_sequences=1) as worker:
+            tickets = [Ticket(job(f"r{at}"), asyncio.get_running_loop()) for at in range(3)]
+            for ticket in tickets[:2]:
+                worker.submit(ticket)
+            async with asyncio.timeout(20):
+                for ticket in tickets[:2]:
+                    with pytest.raises(ApiError, match="stopping"):
+                        await tokens_of(ticket)
+                worker.submit(tickets[2])
+                with pytest.raises(ApiError, match="stopping"):
+                    await tokens_of(tickets[2])
 
     asyncio.run(scene())
 

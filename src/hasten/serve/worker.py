@@ -2,7 +2,7 @@
 
 Requests wait here, not in the engine, as long as its places are taken, so that an interactive one passes those of a batch and one
 whose time is up is let go without having cost anything. A step that raises ends the requests that were running, and the thread
-goes on.
+goes on; whatever else may raise, nobody is left waiting.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from hasten.core.errors import HastenError
@@ -24,6 +25,7 @@ from hasten.serve.totals import Totals
 
 log = logging.getLogger(__name__)
 FORGETTING = 0.9  # of the pace at which requests end
+WATCH_SECONDS = 1.0  # between two looks at the clock while a request runs of which the engine knows nothing
 
 
 class Worker(threading.Thread):
@@ -40,12 +42,15 @@ class Worker(threading.Thread):
         self._waiting: dict[str, deque[Ticket]] = {INTERACTIVE: deque(), BATCH: deque()}
         self._running: dict[int, Ticket] = {}  # by identity of the engine's request
         self._closing = False
+        self._over = False  # nobody obeys any more
         self._pace: float | None = None  # seconds from one request's end to the next, while there is work
         self._last_end: float | None = None
 
     def submit(self, ticket: Ticket) -> None:
         """Queue a request that ``Engine.check`` has passed."""
         self._commands.put(lambda: self._waiting[ticket.job.priority].append(ticket))
+        if self._over:
+            ticket.post([], stopping())
 
     def cancel(self, ticket: Ticket) -> None:
         """Nobody waits for this one any more: before the next step its blocks are free. One that is over is left alone."""
@@ -75,29 +80,55 @@ class Worker(threading.Thread):
         return None if self._pace is None else self._pace * (ahead + 1)
 
     def run(self) -> None:
-        while not self._closing:
+        try:
+            while not self._closing:
+                self._deliver(self._advance())
+            for ticket in self._tickets():
+                self._drop(ticket, stopping())
+        finally:
+            self._over = True
+            self._tell_all()
+            self.llm.close()
+
+    def _tell_all(self) -> None:
+        """The thread ends, whether it should or not: who is still here, or has just come, may not wait for ever."""
+        for _ in range(self._commands.qsize()):
+            command = self._commands.get()
+            if command is not None:
+                with suppress(Exception):
+                    command()
+        for ticket in self._tickets():
+            ticket.post([], stopping())
+
+    def _advance(self) -> list[Request]:
+        """One step and what goes before it. Returns the requests that have news."""
+        try:
             self._obey()
             self._expire()
             self._admit()
-            try:
-                told = self._engine.step()
-            except Exception as problem:
-                log.exception("A step of %s failed; the requests that were running end here.", self.llm.name)
-                told = self._engine.fail(problem)
-            self._deliver(told)
-        for ticket in [*self._running.values(), *self._waiting[INTERACTIVE], *self._waiting[BATCH]]:
-            self._drop(ticket, stopping())
-        self.llm.close()
+            return self._engine.step()
+        except Exception as problem:
+            log.exception("A step of %s failed; the requests that were running end here.", self.llm.name)
+            # One that got its last token in that step runs no longer: the engine does not name it again.
+            over = [ticket.request for ticket in self._running.values() if ticket.request and ticket.request.finished]
+            for request in over:
+                if not any(event.completion for event in request.inbox):
+                    request.problem = problem
+            return [*self._engine.fail(problem), *over]
+
+    def _tickets(self) -> list[Ticket]:
+        return [*self._running.values(), *self._waiting[INTERACTIVE], *self._waiting[BATCH]]
 
     def _obey(self) -> None:
         """Carry out what other threads asked for; wait for it where there is nothing else to do."""
         idle = self._engine.idle and not self.waiting
+        patience = WATCH_SECONDS if self._running else None
         if idle:
             self._last_end = None
         # Only what is there now: work that queues itself again has to let a step pass.
         for _ in range(max(self._commands.qsize(), 1)):
             try:
-                command = self._commands.get(block=idle)
+                command = self._commands.get(block=idle, timeout=patience)
             except queue.Empty:
                 return
             idle = False
@@ -137,7 +168,7 @@ class Worker(threading.Thread):
                 deadline = ticket.job.deadline
                 if deadline is not None and now - ticket.times.arrived > deadline:
                     self._drop(ticket, late(deadline, self._pace))
-        for ticket in [*self._running.values(), *self._waiting[INTERACTIVE], *self._waiting[BATCH]]:
+        for ticket in self._tickets():
             if now - ticket.times.arrived > ticket.job.timeout:
                 self._drop(ticket, too_long(ticket.job.timeout))
 
