@@ -80,6 +80,34 @@ def test_the_least_recently_used_goes_and_one_in_use_stays() -> None:
     asyncio.run(scene())
 
 
+def test_one_that_comes_into_use_while_room_is_made_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene() -> None:
+        models = made(100, [])
+        models.hosts["c"].bytes = 100
+        for name in ("a", "b"):
+            models.release(await models.acquire(name))
+        letting_go, gone = threading.Event(), threading.Event()
+        join = models.hosts["a"].ready[1].join
+
+        def slow_join() -> None:
+            letting_go.set()
+            assert gone.wait(20)
+            join()
+
+        monkeypatch.setattr(models.hosts["a"].ready[1], "join", slow_join)
+        needs_both = asyncio.ensure_future(models.acquire("c"))
+        assert await asyncio.to_thread(letting_go.wait, 20)
+        in_use = await models.acquire("b")
+        gone.set()
+        with pytest.raises(ApiError, match="no room"):
+            await needs_both
+        assert in_use.ready
+        models.release(in_use)
+        await models.close()
+
+    asyncio.run(scene())
+
+
 def test_a_model_is_loaded_once_for_all_who_wait_and_names_are_checked() -> None:
     async def scene() -> None:
         loaded: list[str] = []

@@ -148,8 +148,9 @@ class Models:
                 f"{self._budget / 1e9:.1f} GB; raise --memory-budget.",
                 code="out_of_memory",
             )
-        idle = sorted((host for host in self.hosts.values() if host.loaded and not host.users), key=lambda host: host.last_used)
         while sum(host.bytes for host in self.hosts.values() if host.loaded) + wanted.bytes > self._budget:
+            # Asked anew each time: while one is let go another may come into use.
+            idle = [host for host in self.hosts.values() if host.loaded and not host.users]
             if not idle:
                 raise ApiError(
                     503,
@@ -157,7 +158,7 @@ class Models:
                     code="out_of_memory",
                     retry_after=5,
                 )
-            host = idle.pop(0)
+            host = min(idle, key=lambda host: host.last_used)
             log.info("Letting model %s go to make room for %s.", host.name, wanted.name)
             await _let_go(host)
 
