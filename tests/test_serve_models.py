@@ -125,7 +125,7 @@ def test_a_model_is_loaded_once_for_all_who_wait_and_names_are_checked() -> None
 def test_what_cannot_be_loaded_or_is_too_large_costs_its_request_only() -> None:
     async def scene() -> None:
         models = made(0, [], broken="b")
-        with pytest.raises(ModelNotFound):
+        with pytest.raises(ApiError, match="'b' could not be loaded"):
             await models.acquire("b")
         assert models.hosts["b"].users == 0
         models.release(await models.acquire("a"))
@@ -133,6 +133,8 @@ def test_what_cannot_be_loaded_or_is_too_large_costs_its_request_only() -> None:
         with pytest.raises(ApiError, match="--memory-budget"):
             await small.acquire("a")
         await models.close()
+        with pytest.raises(ModelNotFound):  # at the start it is the operator who is told
+            await made(0, [], broken="a").preload()
 
     asyncio.run(scene())
 
@@ -203,6 +205,31 @@ def test_a_server_of_two_models(tmp_path: Path, tiny_model: Path, monkeypatch: p
             assert (await client.post("/v1/chat/completions", json=ask)).status_code == 400  # it has no template
 
     asyncio.run(scene())
+
+
+def test_why_a_model_cannot_be_loaded_is_told_to_the_operator_only(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("HASTEN_HOME", str(tmp_path / "home"))
+    damaged = tmp_path / "damaged.gguf"
+    damaged.write_bytes(b"GGUF" + b"\xff" * 100)
+    names = (f"tiny={tiny_model}", f"damaged={damaged}", f"gone={tmp_path / 'gone.gguf'}")
+
+    async def scene() -> None:
+        async with serving_here(*names) as client:
+            for name in ("damaged", "gone"):
+                answer = await client.post("/v1/completions", json={"prompt": "x", "model": name})
+                assert answer.status_code == 503
+                assert answer.json()["error"] == {
+                    "message": f"The model '{name}' could not be loaded; the operator finds the cause in the log.",
+                    "type": "service_unavailable_error",
+                    "param": None,
+                    "code": "model_unavailable",
+                }
+            assert (await client.post("/v1/completions", json={"prompt": "x", "max_tokens": 1})).status_code == 200
+
+    asyncio.run(scene())
+    assert str(damaged) in caplog.text
 
 
 def test_letters_of_a_legend() -> None:

@@ -87,7 +87,8 @@ class Models:
         return host
 
     async def acquire(self, name: str | None) -> Host:
-        """A loaded host, which stays loaded until ``release``. Raises ApiError: 404, or 503 when there is no room for it now."""
+        """A loaded host, which stays loaded until ``release``. Raises ApiError: 404, or 503 when there is no room for it now or it
+        cannot be loaded."""
         host = self.find(name)
         host.users += 1
         try:
@@ -95,6 +96,13 @@ class Models:
                 async with self._lock:
                     if not host.loaded:
                         await self._bring_in(host)
+        except HastenError:  # its sentence is the operator's: it names files of this machine
+            self.release(host)
+            raise ApiError(
+                503,
+                f"The model '{host.name}' could not be loaded; the operator finds the cause in the log.",
+                code="model_unavailable",
+            ) from None
         except BaseException:
             self.release(host)
             raise
@@ -123,11 +131,11 @@ class Models:
                 await _let_go(host)
 
     async def _bring_in(self, host: Host) -> None:
-        if self._estimate is not None and not host.bytes:
-            host.bytes = await asyncio.to_thread(self._estimate, host.config)
-        await self._make_room(host)
-        log.info("Loading model %s.", host.name)
         try:
+            if self._estimate is not None and not host.bytes:
+                host.bytes = await asyncio.to_thread(self._estimate, host.config)
+            await self._make_room(host)
+            log.info("Loading model %s.", host.name)
             llm = await asyncio.to_thread(self._load, host.config)
         except HastenError as problem:
             log.error("The model %s could not be loaded: %s", host.name, problem)
