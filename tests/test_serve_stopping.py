@@ -1,15 +1,20 @@
-"""What outlives the time that a stopping server gives: its client is told so, in the form of its interface."""
+"""What outlives the time that a stopping server gives: its client is told so, in the form of its interface. What is being loaded
+does not hold it up."""
 
 from __future__ import annotations
 
 import json
+import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from serving import Running, running
 
@@ -66,3 +71,35 @@ def test_what_outlives_the_drain_is_told_so(tmp_path: Path, tiny_model: Path) ->
     assert refused.json()["error"] == {"type": "overloaded_error", "message": "The server is stopping."}
     assert {line["error"] for line in server.access() if line["path"] in bodies} == {"stopping"}
     assert not [line for line in server.log if "Traceback" in line]
+
+
+SLOW_LOAD = """
+import sys, time
+from hasten.core.config import EngineConfig
+from hasten.serve.run import Settings, serve
+
+def load(config):
+    print("loading", flush=True)
+    while True:
+        time.sleep(0.05)
+
+sys.exit(serve(Settings(("tiny=" + sys.argv[1],), EngineConfig(model="tiny"), port=0), load))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_server_that_still_loads_ends_at_once(tmp_path: Path, tiny_model: Path, number: signal.Signals) -> None:
+    command = [sys.executable, "-c", SLOW_LOAD, str(tiny_model)]
+    variables = {**os.environ, "HASTEN_HOME": str(tmp_path)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=variables) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "loading\n"
+            process.send_signal(number)
+            _, log = process.communicate(timeout=30)
+        finally:
+            process.kill()
+    assert process.returncode == 0, log
+    assert "Traceback" not in log
+    assert "Stopping" in log
+    assert "Serving" not in log

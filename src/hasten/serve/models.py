@@ -14,6 +14,7 @@ from hasten.core.config import EngineConfig
 from hasten.core.errors import ConfigError, HastenError
 from hasten.engine.llm import LLM
 from hasten.serve.errors import ApiError
+from hasten.serve.interruptible import interruptible
 from hasten.serve.provenance import Legend
 from hasten.serve.worker import Worker
 
@@ -133,10 +134,10 @@ class Models:
     async def _bring_in(self, host: Host) -> None:
         try:
             if self._estimate is not None and not host.bytes:
-                host.bytes = await asyncio.to_thread(self._estimate, host.config)
+                host.bytes = await interruptible(self._estimate, host.config)
             await self._make_room(host)
             log.info("Loading model %s.", host.name)
-            llm = await asyncio.to_thread(self._load, host.config)
+            llm = await interruptible(self._load, host.config)
         except HastenError as problem:
             log.error("The model %s could not be loaded: %s", host.name, problem)
             raise

@@ -142,35 +142,34 @@ async def _serve(service: Service, policy: Policy, settings: Settings, listener:
         ws="none",
         lifespan="on",
     )
-    web = _Web(config, service.app, settings.limits.drain_timeout)
+    loading = asyncio.ensure_future(service.start())
+    web = _Web(config, service.app, settings.limits.drain_timeout, loading)
     loop = asyncio.get_running_loop()
     if hasattr(signal, "SIGHUP"):
         loop.add_signal_handler(signal.SIGHUP, _reload, policy.keys)
-    serving = asyncio.ensure_future(web.serve(sockets=[listener]))
-    loading = asyncio.ensure_future(service.start())
-    await asyncio.wait({serving, loading}, return_when=asyncio.FIRST_COMPLETED)
-    if not loading.done():  # told to stop while loading
-        await serving
-        loading.cancel()
-        return 0
-    if loading.exception() is not None:
-        web.should_exit = True
-        await serving
-        loading.result()
     host, port = listener.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    log.info("Serving %s at http://%s:%d (interface at /v1).", ", ".join(service.names), shown, port)
+    serving = asyncio.ensure_future(web.serve(sockets=[listener]))
+    await asyncio.wait({serving, loading}, return_when=asyncio.FIRST_COMPLETED)
+    if loading.done() and not loading.cancelled():
+        if loading.exception() is not None:
+            web.should_exit = True
+            await serving
+            loading.result()
+        shown = f"[{host}]" if ":" in host else host
+        log.info("Serving %s at http://%s:%d (interface at /v1).", ", ".join(service.names), shown, port)
     await serving
     return 0
 
 
 class _Web(uvicorn.Server):
-    """Ends what still runs ``seconds`` after it was told to stop, in a way that clients understand; uvicorn itself would cut it."""
+    """Ends what still runs ``seconds`` after it was told to stop, in a way that clients understand; uvicorn itself would cut it.
+    ``loading`` it ends at once: nobody is served by that any more."""
 
-    def __init__(self, config: uvicorn.Config, app: Guard, seconds: float) -> None:
+    def __init__(self, config: uvicorn.Config, app: Guard, seconds: float, loading: asyncio.Future[None]) -> None:
         super().__init__(config)
         self._app = app
         self._seconds = seconds
+        self._loading = loading
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -186,6 +185,7 @@ class _Web(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         log.info("Stopping: finishing what runs, taking nothing new.")
+        self._loading.cancel()
         timer = asyncio.get_running_loop().call_later(self._seconds, self._app.break_off)
         try:
             await super().shutdown(sockets)
