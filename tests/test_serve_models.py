@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ import torch
 from hasten.core.config import EngineConfig
 from hasten.core.errors import ConfigError, ModelNotFound
 from hasten.engine.footprint import footprint
+from hasten.engine.llm import LLM
 from hasten.engine.loading import load_engine
 from hasten.model.linear_file import draft_precision
 from hasten.serve.errors import ApiError
+from hasten.serve.limits import Limits
 from hasten.serve.models import Models, hosts_of
 from hasten.serve.provenance import Legend
 from serving import write_model
@@ -230,6 +233,27 @@ def test_why_a_model_cannot_be_loaded_is_told_to_the_operator_only(
 
     asyncio.run(scene())
     assert str(damaged) in caplog.text
+
+
+def test_the_time_of_loading_counts_as_the_requests(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HASTEN_HOME", str(tmp_path))
+
+    def slowly(config: EngineConfig) -> LLM:
+        if config.model == str(later):
+            time.sleep(2.5)
+        return LLM(config)
+
+    later = write_model(tmp_path / "later.gguf", seed=1)
+    chat = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 2, "model": "later"}
+
+    async def status(body: dict[str, Any], limits: Limits) -> int:
+        async with serving_here(f"tiny={tiny_model}", f"later={later}", load=slowly, limits=limits) as client:
+            first = await client.post("/v1/chat/completions", json=body)
+            assert (await client.post("/v1/chat/completions", json=body)).status_code == 200  # it is loaded now
+            return first.status_code
+
+    assert asyncio.run(status(chat, Limits(request_timeout=2.0))) == 408
+    assert asyncio.run(status(chat | {"deadline": 2.0}, Limits())) == 503
 
 
 def test_letters_of_a_legend() -> None:

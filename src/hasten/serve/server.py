@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -53,8 +54,9 @@ class Server:
         constraint: Callable[[LLM], Callable[[], Constraint] | None] = lambda llm: None,
         stop: Callable[[], tuple[str, ...]] = tuple,
     ) -> Generation:
-        """Bring the model in, make the prompts (off the loop) and put them in the engine's queue. ``stop``, asked once the prompts
-        are made, gives further stop strings."""
+        """Bring the model in, make the prompts (off the loop) and put them in the engine's queue; the time that this takes counts
+        as the request's. ``stop``, asked once the prompts are made, gives further stop strings."""
+        began = time.monotonic() - getattr(request.state, "waited", 0.0)
         host = await self.models.acquire(wire.model)
         try:
             llm, _ = host.ready
@@ -66,6 +68,7 @@ class Server:
 
             made, settled, expected, constrained = await asyncio.to_thread(prepare)
             state = request.state
+            waited = time.monotonic() - began
             jobs = [
                 Job(
                     f"{state.request_id}-{at}" if len(made) > 1 else state.request_id,
@@ -78,7 +81,7 @@ class Server:
                     constrained,
                     wire.priority,
                     wire.deadline,
-                    getattr(state, "waited", 0.0),
+                    waited,
                 )
                 for at, prompt in enumerate(made)
             ]

@@ -23,7 +23,7 @@ INTERACTIVE, BATCH = "interactive", "batch"
 class Job:
     """What the engine is asked for, checked. ``timeout``: seconds from arrival to the last token. ``deadline``: seconds from
     arrival within which the first token has to be under way, or the request is not wanted any more. ``waited``: seconds since the
-    arrival that have passed elsewhere."""
+    arrival that have passed before it is queued: elsewhere, or while the model was loaded."""
 
     id: str
     tenant: str
