@@ -271,22 +271,46 @@ def test_a_small_pool_is_shared_by_preemption() -> None:
     asyncio.run(scene())
 
 
-def test_a_fixed_pace_hides_the_steps() -> None:
+PACED = Limits(stream_interval=0.05)
+
+
+@contextmanager
+def generating(jobs: list[Job], limits: Limits = PACED) -> Iterator[Generation]:
+    with working(tiny_engine()) as worker:
+        llm: Any = worker.llm
+        host = Host("tiny", EngineConfig(), llm=llm, worker=worker, users=1)
+        generation = Generation(Models([host], load=lambda config: llm), host, jobs, limits)
+        yield generation
+        generation.end()
+        assert (host.users, host.tickets) == (0, 0)
+
+
+@pytest.mark.parametrize("prompts", [1, 2])
+def test_a_fixed_pace_hides_the_steps(prompts: int) -> None:
+    """From the first token, for which a stream waits before it begins, and to the last, after which nothing is waited for."""
+
     async def scene() -> None:
-        with working(tiny_engine()) as worker:
-            llm: Any = worker.llm
-            host = Host("tiny", EngineConfig(), llm=llm, worker=worker, users=1)
-            models = Models([host], load=lambda config: llm)
-            generation = Generation(
-                models, host, [job("r", SamplingParams(max_tokens=60, ignore_eos=True))], Limits(stream_interval=0.05)
-            )
-            times = []
-            async for _ in generation.events():
-                times.append(time.monotonic())
-            generation.end()
-            assert all(later - earlier >= 0.045 for earlier, later in itertools.pairwise(times))
-            assert len(times) < 60
-            assert (host.users, host.tickets) == (0, 0)
+        params = SamplingParams(max_tokens=60, ignore_eos=True)
+        with generating([job(f"r{at}", params) for at in range(prompts)]) as generation:
+            await generation.begin(20)
+            times: dict[int, list[float]] = {prompt: [] for prompt in range(prompts)}
+            async for prompt, _ in generation.events():
+                times[prompt].append(time.monotonic())
+            end = time.monotonic()
+        for own in times.values():
+            assert all(later - earlier >= 0.045 for earlier, later in itertools.pairwise(own))
+            assert 1 < len(own) < 60
+        assert end - max(own[-1] for own in times.values()) < 0.045
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize("prompts", [1, 2])
+def test_the_pace_of_streams_does_not_hold_up_whole_answers(prompts: int) -> None:
+    async def scene() -> None:
+        with generating([job(f"r{at}") for at in range(prompts)], Limits(stream_interval=60.0)) as generation:
+            async with asyncio.timeout(20):
+                assert [len(answer.tokens) for answer in await generation.collect()] == [40] * prompts
 
     asyncio.run(scene())
 

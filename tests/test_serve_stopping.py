@@ -26,10 +26,6 @@ STREAMS: dict[str, dict[str, Any]] = {
 
 
 def ask(server: Running, path: str, body: dict[str, Any], answers: dict[str, httpx.Response], began: threading.Barrier) -> None:
-    if not body.get("stream"):
-        began.wait(60)
-        answers[path] = server.post(path, body)
-        return
     with server.client.stream("POST", server.url + path, json=body) as answer:
         parts = answer.iter_bytes()
         first = next(parts)
@@ -38,25 +34,39 @@ def ask(server: Running, path: str, body: dict[str, Any], answers: dict[str, htt
         answers[path] = httpx.Response(200, content=first + rest)
 
 
+def post(server: Running, path: str, body: dict[str, Any], answers: dict[str, httpx.Response]) -> None:
+    answers[f"whole {path}"] = server.post(path, body)
+
+
+def arrived(server: Running) -> float:
+    """Requests that have come to the engine; one that has its last token has not told its client yet."""
+    names = ("hasten:num_requests_running", "hasten:num_requests_waiting", "hasten:request_success_total")
+    return sum(map(server.metric, names))
+
+
 def test_what_outlives_the_drain_is_told_so(tmp_path: Path, tiny_model: Path) -> None:
     slow = ("--stream-interval", "3600")  # a stream gets its first token, and then nothing for an hour
     with running("--drain-timeout", "0.5", *slow, home=tmp_path, models=(f"tiny={tiny_model}",)) as server:
         answers: dict[str, httpx.Response] = {}
         bodies = {path: ENDLESS | body | {"stream": True} for path, body in STREAMS.items()}
         bodies["/v1/responses"] = {"model": "tiny", "input": "x", "max_output_tokens": 1900, "stream": True}
-        bodies["/v1/messages"] = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1900}
         began = threading.Barrier(len(bodies) + 1)
         threads = [threading.Thread(target=ask, args=(server, path, body, answers, began)) for path, body in bodies.items()]
         for thread in threads:
             thread.start()
         began.wait(60)
-        arrived = ("hasten:num_requests_running", "hasten:num_requests_waiting", "hasten:request_success_total")
-        while sum(map(server.metric, arrived)) < len(bodies):  # one that has its last token has not told its client yet
-            time.sleep(0.01)
+        crowd = ENDLESS | {"prompt": ["x"] * 64, "ignore_eos": True}  # takes the engine's places for long
+        last = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1900, "priority": "batch"}
+        for path, body, count in (("/v1/completions", crowd, 64), ("/v1/messages", last, 65)):
+            threads.append(threading.Thread(target=post, args=(server, path, body, answers)))
+            threads[-1].start()
+            while arrived(server) < len(bodies) + count:
+                time.sleep(0.01)
         server.process.send_signal(signal.SIGTERM)
         for thread in threads:
             thread.join(60)
         assert server.process.wait(30) == 0
+    paths = {*bodies, "/v1/messages"}
     for path in STREAMS:
         events = [line for line in answers[path].text.split("\n\n") if line]
         assert json.loads(events[-1].removeprefix("data: "))["error"]["code"] == "stopping", path
@@ -66,10 +76,11 @@ def test_what_outlives_the_drain_is_told_so(tmp_path: Path, tiny_model: Path) ->
     assert [event["type"] for event in events[-2:]] == ["error", "response.failed"]
     assert events[-2]["code"] == "stopping"
     assert events[-1]["response"]["status"] == "failed"
-    refused = answers["/v1/messages"]
-    assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
+    for path in ("whole /v1/completions", "whole /v1/messages"):
+        assert (answers[path].status_code, answers[path].headers["retry-after"]) == (503, "5")
+    refused = answers["whole /v1/messages"]
     assert refused.json()["error"] == {"type": "overloaded_error", "message": "The server is stopping."}
-    assert {line["error"] for line in server.access() if line["path"] in bodies} == {"stopping"}
+    assert {line["error"] for line in server.access() if line["path"] in paths} == {"stopping"}
     assert not [line for line in server.log if "Traceback" in line]
 
 

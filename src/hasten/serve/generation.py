@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from hasten.core.results import Completion, StreamEvent
@@ -89,24 +90,15 @@ class Generation:
         except TimeoutError:
             return
 
-    async def events(self) -> AsyncIterator[tuple[int, StreamEvent]]:
-        """(prompt, event), all that is there of one answer as one event. Raises what ended the request."""
-        for prompt, event in merged(self._take_early()):
-            yield self._noted(prompt, event)
-        if len(self.tickets) == 1:
-            while events := await self.tickets[0].next():
-                for prompt, event in merged([(0, event) for event in events]):
-                    yield self._noted(prompt, event)
-                if self._interval:
-                    await asyncio.sleep(self._interval)
-            return
-        async for prompt, event in self._side_by_side():
-            yield self._noted(prompt, event)
+    def events(self) -> AsyncIterator[tuple[int, StreamEvent]]:
+        """(prompt, event), all that is there of one answer as one event, at the pace of ``stream_interval``. Raises what ended the
+        request."""
+        return self._events(self._interval)
 
     async def collect(self) -> list[Collected]:
         """All answers, whole, in order of prompt and index."""
         found: dict[tuple[int, int], Collected] = {}
-        async for prompt, event in self.events():
+        async for prompt, event in self._events(0.0):
             found.setdefault((prompt, event.index), Collected(prompt, event.index)).add(event)
         return [found[key] for key in sorted(found)]
 
@@ -143,26 +135,36 @@ class Generation:
             self.completions[prompt] = event.completion
         return prompt, event
 
-    def _take_early(self) -> list[tuple[int, StreamEvent]]:
-        early, self._early = self._early, []
-        return early
+    async def _events(self, interval: float) -> AsyncIterator[tuple[int, StreamEvent]]:
+        """``events`` with at least that many seconds from what has come until one moment to what has come until the next."""
+        async with aclosing(self._arrivals() if len(self.tickets) == 1 else self._side_by_side()) as arrivals:
+            async for events in arrivals:
+                for prompt, event in merged(events):
+                    yield self._noted(prompt, event)
+                if interval and None in self.completions:
+                    await asyncio.sleep(interval)
 
-    async def _side_by_side(self) -> AsyncIterator[tuple[int, StreamEvent]]:
-        """The events of several prompts as they come."""
+    async def _arrivals(self) -> AsyncGenerator[list[tuple[int, StreamEvent]], None]:
+        """What has come since the last look, of the only prompt."""
+        early, self._early = self._early, []
+        if early:
+            yield early
+        while events := await self.tickets[0].next():
+            yield [(0, event) for event in events]
+
+    async def _side_by_side(self) -> AsyncGenerator[list[tuple[int, StreamEvent]], None]:
+        """What has come since the last look, of several prompts."""
         tasks = {asyncio.ensure_future(ticket.next()): prompt for prompt, ticket in enumerate(self.tickets)}
         try:
             while tasks:
                 done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                arrived: list[tuple[int, StreamEvent]] = []
                 for task in done:
                     prompt = tasks.pop(task)
-                    events = task.result()
-                    if not events:
-                        continue
-                    tasks[asyncio.ensure_future(self.tickets[prompt].next())] = prompt
-                    for item in merged([(prompt, event) for event in events]):
-                        yield item
-                if self._interval:
-                    await asyncio.sleep(self._interval)
+                    if events := task.result():
+                        tasks[asyncio.ensure_future(self.tickets[prompt].next())] = prompt
+                        arrived += [(prompt, event) for event in events]
+                yield arrived
         finally:
             for task in tasks:
                 task.cancel()
