@@ -132,9 +132,10 @@ class Guard:
                 await error_response(error, scope["path"])(scope, receive, send)
         except Exception as problem:
             error = api_error(problem)
-            scope["state"]["log"].setdefault("error", error.code or type(problem).__name__)
-            if error.status == 500:
+            noted = scope["state"]["log"]
+            if error.status == 500 and "error" not in noted:  # who noted it has logged it, too
                 log.error("Request %s failed.", scope["state"]["request_id"], exc_info=problem)
+            noted.setdefault("error", error.code or type(problem).__name__)
             if not status():
                 await error_response(error, scope["path"])(scope, receive, send)
 

@@ -95,7 +95,7 @@ class Replica:
 async def _answer(app: Starlette, call: Call, noted: dict[str, Any], sent: asyncio.Queue[Message]) -> None:
     """Run the application on one call. It always sends a whole answer."""
     unread = [{"type": "http.request", "body": call.body, "more_body": False}]
-    started = False
+    started = ended = False
 
     async def receive() -> Message:
         if unread:
@@ -104,8 +104,9 @@ async def _answer(app: Starlette, call: Call, noted: dict[str, Any], sent: async
         return {"type": "http.disconnect"}
 
     async def send(message: Any) -> None:
-        nonlocal started
+        nonlocal started, ended
         started = True
+        ended = message["type"] == "http.response.body" and not message.get("more_body", False)
         sent.put_nowait(dict(message))
 
     scope: Scope = {
@@ -129,5 +130,5 @@ async def _answer(app: Starlette, call: Call, noted: dict[str, Any], sent: async
         noted.setdefault("error", error.code or type(problem).__name__)
         if not started:
             await error_response(error, call.path)(scope, receive, send)
-        else:
+        elif not ended:  # Starlette answers what is no user's mistake, and raises it all the same
             await send({"type": "http.response.body", "body": b"", "more_body": False})
