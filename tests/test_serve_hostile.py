@@ -132,7 +132,7 @@ def test_another_host_name_is_refused(server: Running, host: str) -> None:
 
 
 def test_pages_of_other_origins_are_refused_and_get_no_cors(server: Running) -> None:
-    for origin in ("https://evil.example", "null", "http://localhost:1", server.url + ".evil.example"):
+    for origin in ("https://evil.example", "null", "http://localhost:1", server.url + ".evil.example", "http://["):
         for method in ("GET", "POST", "OPTIONS"):
             answer = httpx.request(method, server.url + "/v1/models", headers={"origin": origin})
             assert answer.status_code == 403

@@ -219,7 +219,10 @@ def _to_origin_form(scope: Scope) -> None:
 
 def _is_own(origin: str, host: str) -> bool:
     """Whether a page is one of this server's."""
-    parts = urlsplit(origin)
+    try:
+        parts = urlsplit(origin)
+    except ValueError:
+        return False
     return parts.scheme in ("http", "https") and parts.netloc.lower() == host.lower()
 
 
