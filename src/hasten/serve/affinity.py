@@ -23,13 +23,25 @@ _CONVERSATION = ("messages", "input", "prompt")
 def trail_of(tenant: str, body: Mapping[str, Any]) -> list[bytes]:
     """The hashes of a request's beginnings, shortest first; none where it is too short. A conversation that goes on has
     the trail of what it was before as its own beginning; another tenant's never has."""
-    text = "".join(_texts(body))[: STEP * MOST_STEPS]
+    text = _beginning(body, STEP * MOST_STEPS)
     trail: list[bytes] = []
     so_far = blake2b(tenant.encode(), digest_size=16).digest()
     for start in range(0, len(text) - STEP + 1, STEP):
         so_far = blake2b(so_far + text[start : start + STEP].encode("utf-8", "surrogatepass"), digest_size=16).digest()
         trail.append(so_far)
     return trail
+
+
+def _beginning(body: Mapping[str, Any], most: int) -> str:
+    """The first ``most`` characters of a request's words."""
+    parts: list[str] = []
+    size = 0
+    for part in _texts(body):
+        parts.append(part)
+        size += len(part)
+        if size >= most:  # bodies may be far longer, and what follows would be written for nothing
+            break
+    return "".join(parts)[:most]
 
 
 def _texts(body: Mapping[str, Any]) -> Iterator[str]:

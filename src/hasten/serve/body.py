@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -13,6 +14,8 @@ from hasten.serve.errors import ApiError, invalid
 from hasten.serve.limits import Limits
 
 Wire = TypeVar("Wire", bound=BaseModel)
+Result = TypeVar("Result")
+LARGE_BODY = 64 << 10  # bytes; parsing more would hold up the event loop
 
 
 async def read_body(request: Request, limits: Limits) -> bytes:
@@ -40,6 +43,15 @@ async def read_body(request: Request, limits: Limits) -> bytes:
     except ClientDisconnect:
         raise ApiError(400, "The client went away before its body was complete.") from None
     return b"".join(parts)
+
+
+async def parsed(body: bytes, limits: Limits, use: Callable[[dict[str, Any]], Result]) -> Result:
+    """What ``use`` makes of the body's object; of a large one in a thread. Raises what ``parse_json`` and ``use`` raise."""
+
+    def work() -> Result:
+        return use(parse_json(body, limits))
+
+    return await asyncio.to_thread(work) if len(body) > LARGE_BODY else work()
 
 
 def parse_json(body: bytes, limits: Limits) -> dict[str, Any]:

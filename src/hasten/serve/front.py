@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 from hasten.serve import messages, responses
 from hasten.serve.affinity import trail_of
 from hasten.serve.app import engine_routes, guarded
-from hasten.serve.body import parse_json, read_body
+from hasten.serve.body import parsed, read_body
 from hasten.serve.errors import ApiError, api_error, stopping
 from hasten.serve.fleet import Call, Fleet, Message
 from hasten.serve.fleet_metrics import fleet_metrics
@@ -73,7 +73,7 @@ async def _pass_on(request: Request) -> Response:
     if request.method == "POST":
         body = await read_body(request, front.limits)
         # Read here for the choice of a replica only, and once more there; what cannot be read is refused before it costs one.
-        trail = trail_of(request.state.tenant, parse_json(body, front.limits))
+        trail = await parsed(body, front.limits, lambda value: trail_of(request.state.tenant, value))
     headers = [(name, value) for name, value in request.headers.raw if name in _PASSED_ON]
     call = Call(
         request.method,

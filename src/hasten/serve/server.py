@@ -14,7 +14,7 @@ from starlette.requests import Request
 from hasten.core.types import SamplingParams
 from hasten.engine.llm import LLM
 from hasten.sampling.constraint import Constraint
-from hasten.serve.body import Wire, parse_json, read_body, validated
+from hasten.serve.body import Wire, parsed, read_body, validated
 from hasten.serve.errors import api_error
 from hasten.serve.generation import Generation
 from hasten.serve.limits import Limits
@@ -24,7 +24,6 @@ from hasten.serve.tracing import Tracing
 from hasten.serve.wire import Sampled
 
 log = logging.getLogger(__name__)
-LARGE_BODY = 64 << 10  # bytes; parsing more would hold up the event loop
 
 
 @dataclass(slots=True, eq=False)
@@ -39,9 +38,7 @@ class Server:
     async def read(self, request: Request, kind: type[Wire]) -> Wire:
         """The body as a wire type. Raises ApiError."""
         body = await read_body(request, self.limits)
-        if len(body) > LARGE_BODY:
-            return await asyncio.to_thread(lambda: validated(kind, parse_json(body, self.limits)))
-        return validated(kind, parse_json(body, self.limits))
+        return await parsed(body, self.limits, lambda value: validated(kind, value))
 
     async def generate(
         self,
