@@ -133,7 +133,7 @@ def test_time_that_is_up_is_told_even_where_taking_the_request_out_raises(monkey
     async def scene() -> None:
         with working(tiny_engine()) as worker:
             endless = SamplingParams(max_tokens=None, ignore_eos=True)
-            ticket, later = (Ticket(job("r", endless, timeout=0.05), asyncio.get_running_loop()) for _ in range(2))
+            ticket, later = (Ticket(job("r", endless, timeout=0.5), asyncio.get_running_loop()) for _ in range(2))
             worker.submit(ticket)
             async with asyncio.timeout(20):
                 with pytest.raises(RuntimeError, match="fell over"):
@@ -271,7 +271,7 @@ def test_a_small_pool_is_shared_by_preemption() -> None:
     asyncio.run(scene())
 
 
-PACED = Limits(stream_interval=0.05)
+PACED = Limits(stream_interval=0.2)
 
 
 @contextmanager
@@ -290,7 +290,7 @@ def test_a_fixed_pace_hides_the_steps(prompts: int) -> None:
     """From the first token, for which a stream waits before it begins, and to the last, after which nothing is waited for."""
 
     async def scene() -> None:
-        params = SamplingParams(max_tokens=60, ignore_eos=True)
+        params = SamplingParams(max_tokens=400, ignore_eos=True)
         with generating([job(f"r{at}", params) for at in range(prompts)]) as generation:
             await generation.begin(20)
             times: dict[int, list[float]] = {prompt: [] for prompt in range(prompts)}
@@ -298,9 +298,9 @@ def test_a_fixed_pace_hides_the_steps(prompts: int) -> None:
                 times[prompt].append(time.monotonic())
             end = time.monotonic()
         for own in times.values():
-            assert all(later - earlier >= 0.045 for earlier, later in itertools.pairwise(own))
+            assert all(later - earlier >= 0.19 for earlier, later in itertools.pairwise(own))
             assert 1 < len(own) < 60
-        assert end - max(own[-1] for own in times.values()) < 0.045
+        assert end - max(own[-1] for own in times.values()) < 0.19
 
     asyncio.run(scene())
 
