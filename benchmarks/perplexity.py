@@ -1,4 +1,4 @@
-"""Perplexity of a model in several precisions and cache types on a text file, chunk by chunk.
+"""Perplexity of a model in several precisions and cache types on a text file, and how far each is from the first of them.
 
 python benchmarks/perplexity.py smollm2-135m --precisions bf16 int8 --chunks 8
 python benchmarks/perplexity.py qwen2.5-coder-0.5b --precisions int8 --kv-cache auto int8 --chunks 12
@@ -6,7 +6,9 @@ python benchmarks/perplexity.py smollm2-135m --precisions fp32 int8 int4 int4-ne
 
 ``int4`` is what ``hasten quantize`` made where it was run, ``int4-nearest`` plain rounding.
 Every way after the first is compared with the first on the same tokens: the difference of the mean log-likelihoods, as a percentage
-of perplexity, with its standard error over chunks. A difference of less than two standard errors is no difference.
+of perplexity, with its standard error over chunks (a difference of less than two standard errors is no difference); and the mean
+divergence from the first's distribution, KL(first || way), in thousandths of a nat a token. Perplexity on one text also falls where
+errors happen to suit the text; the divergence only grows with them.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ import json
 import math
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
@@ -35,19 +39,25 @@ from hasten.model.weights import load_decoder
 NEAREST = "int4-nearest"
 
 
-def losses(model: LoadedModel, tokens: list[int], chunk: int, chunks: int) -> Tensor:
-    """Mean loss of tokens 1.. of each chunk (each starts afresh, after what the tokenizer puts first): float64 [chunks]."""
+def losses(model: LoadedModel, tokens: list[int], chunk: int, chunks: int, reference: Path) -> tuple[Tensor, Tensor]:
+    """Mean loss of tokens 1.. of each chunk (each starts afresh, after what the tokenizer puts first), and the mean divergence from
+    what the first call with the folder ``reference`` kept there: float64 [chunks] each."""
     lead = list(model.tokenizer.prefix_ids)
-    out = []
-    for start in range(0, chunk * chunks, chunk):
-        piece = lead + tokens[start : start + chunk - len(lead)]
+    found, apart = [], []
+    for index in range(chunks):
+        piece = lead + tokens[index * chunk : (index + 1) * chunk - len(lead)]
         blocks = list(range(-(-len(piece) // BLOCK_SIZE)))
-        logits = model.executor.forward(Batch([Segment(blocks, 0, piece)]))
-        out.append(torch.nn.functional.cross_entropy(logits[:-1].double(), torch.tensor(piece[1:])))
-    return torch.stack(out)
+        mine = torch.log_softmax(model.executor.forward(Batch([Segment(blocks, 0, piece)])).double(), -1)
+        found.append(torch.nn.functional.nll_loss(mine[:-1], torch.tensor(piece[1:])))
+        kept = reference / f"{index}.pt"
+        if not kept.exists():
+            torch.save(mine.half(), kept)
+        first = torch.load(kept).double()
+        apart.append((first.exp() * (first - mine)).sum(-1).mean())
+    return torch.stack(found), torch.stack(apart)
 
 
-def measure(name: str, precision: str, cache: str, chunk: int, chunks: int) -> Tensor:
+def measure(name: str, precision: str, cache: str, chunk: int, chunks: int, reference: Path) -> tuple[Tensor, Tensor]:
     nearest = precision == NEAREST
     config = EngineConfig(model=name, precision="int4" if nearest else precision, kv_cache_dtype=cache, cache_tokens=chunk)
     resolved = resolve(name, fetch=True)
@@ -57,7 +67,7 @@ def measure(name: str, precision: str, cache: str, chunk: int, chunks: int) -> T
         plain = load_decoder(source, INT4, device, storage.converted_path(source.fingerprint, INT4.name))
         model = replace(model, executor=Executor(plain, model.num_blocks, device))
     text = data_file("wikitext2_test_part.txt").read_text()
-    return losses(model, model.tokenizer.encode(text, add_bos=False), chunk, chunks)
+    return losses(model, model.tokenizer.encode(text, add_bos=False), chunk, chunks, reference)
 
 
 def compared(found: Tensor, base: Tensor) -> tuple[float, float]:
@@ -80,15 +90,27 @@ def main() -> None:
             for precision, cache in product(args.precisions, args.kv_cache)}  # fmt: skip
     rows = []
     for name in args.models:
-        values = {way: measure(name, *asked, args.chunk, args.chunks) for way, asked in ways.items()}
+        with TemporaryDirectory() as folder:
+            both = {way: measure(name, *asked, args.chunk, args.chunks, Path(folder)) for way, asked in ways.items()}
+        values = {way: found for way, (found, _) in both.items()}
+        apart = {way: 1000 * float(divergence.mean()) for way, (_, divergence) in both.items()}
         base = values[next(iter(ways))]
         perplexities = {way: math.exp(float(found.mean())) for way, found in values.items()}
         changes = {way: compared(found, base) for way, found in values.items() if found is not base}
-        cells = [f"{perplexities[way]:.3f}" + ("" if way not in changes else f" ({changes[way][0]:+.2f} ± {changes[way][1]:.2f} %)")
-                 for way in ways]  # fmt: skip
+        cells = [f"{perplexities[way]:.3f}" for way in ways]
+        for place, way in enumerate(ways):
+            if way in changes:
+                cells[place] += f" ({changes[way][0]:+.2f} ± {changes[way][1]:.2f} %, {apart[way]:.1f})"
         rows.append([name, *cells])
         if args.json:
-            record = {"model": name, "perplexity": perplexities, "change_percent": changes, "chunks": args.chunks, **machine()}
+            record = {
+                "model": name,
+                "perplexity": perplexities,
+                "change_percent": changes,
+                "divergence": apart,
+                "chunks": args.chunks,
+                **machine(),
+            }
             print(json.dumps(record), flush=True)
     print(table(["model", *ways], rows))
     print(machine())
