@@ -117,6 +117,32 @@ def test_a_name_given_in_one_tab_and_an_answer_in_the_other_are_both_kept(chat: 
     assert (kept["title"], kept["turns"][0]["answer"]["tokens"]["text"]) == ("Better", "It goes on.")
 
 
+@pytest.mark.parametrize("way_back", ["Undo", "Keep the old answer"])
+def test_a_way_back_goes_once_another_tab_has_said_more(way_back: str, visited: Visit) -> None:
+    page = visited.page
+    visited.ask("One?")
+    if way_back == "Undo":
+        page.hover(".question")
+        page.click("[aria-label='Edit this question']")
+        visited.ask("Changed?")
+    else:
+        page.click("text=Answer again")
+        page.wait_for_selector("#send:not([hidden])")
+    assert page.inner_text("#offer-action") == way_back
+    other = second_tab(visited)
+    other.page.hover(".conversation-list li")
+    other.page.click("[aria-label^='Rename']")
+    other.page.keyboard.type("Better")
+    other.page.keyboard.press("Enter")
+    visited.until("document.querySelector('.conversation bdi').textContent === 'Better'")
+    assert page.inner_text("#offer-action") == way_back  # a name takes nothing away
+    page.click("#new")
+    other.ask("From the other tab?")
+    page.wait_for_selector("#offer", state="hidden")
+    page.click(".conversation")
+    assert said(visited)[-1] == "From the other tab?"
+
+
 def test_settings_of_one_tab_do_not_revert_those_of_another(chat: FakeChat, visited: Visit) -> None:
     other = second_tab(visited)
     visited.page.click("#open-settings")

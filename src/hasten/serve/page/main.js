@@ -107,6 +107,7 @@ class Page {
       },
       heard: (each) => {
         learn(each);
+        this.toast.review();
         this.showList();
       },
     });
@@ -118,7 +119,7 @@ class Page {
 
   unlisted(problem) {
     if (REFUSED.has(problem.status)) this.form.askForKey(problem.message);
-    else this.toast.offer(problem.message, "Try again", () => this.models.load(), this.models);
+    else this.toast.offer(problem.message, "Try again", () => this.models.load(), { subject: this.models });
   }
 
   /** The server told its models, so it takes the key. */
@@ -128,7 +129,7 @@ class Page {
     this.toast.withdraw(this.models);
     this.form.keyTaken();
     if (refused === null || refused !== this.current.turns.at(-1)) return;
-    this.toast.offer("The server takes the key.", "Ask again", () => this.act("again", refused), this.current);
+    this.toast.offer("The server takes the key.", "Ask again", () => this.act("again", refused), { subject: this.current });
   }
 
   // Conversations
@@ -192,6 +193,7 @@ class Page {
     const exchange = this.exchanges.get(conversation);
     if (exchange) exchange.saved = performance.now();
     const outcome = this.conversations.save(conversation);
+    this.toast.review();
     if (outcome === "gone") this.#deleted(conversation);
     if (outcome === "copied") this.#copied(conversation);
     if (outcome !== "full" || this.toldUnsaved.has(conversation)) return;
@@ -248,7 +250,7 @@ class Page {
     current.since = Math.min(current.since, from);
     this.ask(question);
     if (editing === null) return;
-    this.toast.offer("The changed question replaced the old one and what followed it.", "Undo", () => this.#putBack(current, before), current);
+    this.#offerBack(current, "The changed question replaced the old one and what followed it.", "Undo", before);
   }
 
   ask(question) {
@@ -258,6 +260,13 @@ class Page {
     this.current.turns.push(turn);
     this.question.keep();
     this.answer(turn);
+  }
+
+  /** Offers what stood there before, until something else is said there: another tab's words would go with the new ones. */
+  #offerBack(conversation, told, name, before) {
+    const made = [...conversation.turns];
+    const stands = () => made.length === conversation.turns.length && made.every((turn, index) => turn === conversation.turns[index]);
+    this.toast.offer(told, name, () => this.#putBack(conversation, before), { subject: conversation, stands });
   }
 
   #putBack(conversation, before) {
@@ -277,8 +286,8 @@ class Page {
     this.save(conversation);
     this.toast.withdraw(conversation);
     if (worth(exchange.replaced)) {
-      const old = () => this.#putBack(conversation, { turns: [...conversation.turns.slice(0, -1), { ...turn, answer: exchange.replaced }] });
-      this.toast.offer("Answering again.", "Keep the old answer", old, conversation);
+      const old = { turns: [...conversation.turns.slice(0, -1), { ...turn, answer: exchange.replaced }] };
+      this.#offerBack(conversation, "Answering again.", "Keep the old answer", old);
     }
     this.showTurns();
     this.transcript.follow();

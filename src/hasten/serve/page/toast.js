@@ -29,6 +29,7 @@ export class Toast {
     this.notice = new Notice("toast");
     this.offered = new Notice("offer");
     this.subject = null;
+    this.stands = () => true;
     this.action = byId("offer-action");
     this.action.addEventListener("click", () => {
       this.offered.hide();
@@ -41,10 +42,15 @@ export class Toast {
     this.notice.show(text, text.length < 60 ? SHORT_MS : null);
   }
 
-  /** Something that can be done about what happened; it stays until it is done, dismissed, withdrawn or replaced. */
-  offer(text, name, run, subject = null) {
+  /**
+   * Something that can be done about what happened; it stays until it is done, dismissed, withdrawn or replaced.
+   * @param {string} text @param {string} name of what can be done @param {() => void} run
+   * @param {{subject?: object, stands?: () => boolean}} about what it concerns, and whether it can still be done
+   */
+  offer(text, name, run, { subject = null, stands = () => true } = {}) {
     this.run = run;
     this.subject = subject;
+    this.stands = stands;
     this.action.textContent = name;
     this.offered.show(text);
   }
@@ -52,5 +58,10 @@ export class Toast {
   /** What was offered about that subject cannot be done any more. */
   withdraw(subject) {
     if (subject === this.subject) this.offered.hide();
+  }
+
+  /** Something changed: an offer that cannot be kept any more goes. */
+  review() {
+    if (!this.stands()) this.offered.hide();
   }
 }
