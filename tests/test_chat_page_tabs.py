@@ -159,6 +159,32 @@ def test_settings_of_one_tab_do_not_revert_those_of_another(chat: FakeChat, visi
     assert (kept["temperature"], kept["marks"]) == ("0.2", False)
 
 
+@pytest.mark.parametrize("end", ["reload", "close", "crash"])
+@pytest.mark.parametrize("came", ["", "A worse one."])
+def test_the_old_answer_is_back_where_the_page_goes_while_a_new_one_comes(
+    came: str, end: str, chat: FakeChat, visited: Visit
+) -> None:
+    page = visited.page
+    visited.ask("One?")
+    chat.replies["One?"] = Reply(words(came) if came else [], hold=True)
+    page.click("text=Answer again")
+    visited.until(f"document.querySelector('.body').textContent === {came!r}")
+    chat.wait_until(lambda: len(chat.requests) == 2)
+    page.wait_for_timeout(50)
+    if end == "reload":
+        page.reload()
+        visited.until("!document.getElementById('model').disabled")
+    else:
+        page.close(run_before_unload=end == "close")
+        visited.page = second_tab(visited).page
+    assert visited.page.locator(".body").all_inner_texts() == ["You said: One?"]
+    assert visited.page.locator(".status:visible").count() == 0
+    visited.ask("Two?")
+    (kept,) = stored(visited)
+    assert [turn["answer"]["state"] for turn in kept["turns"]] == ["done", "done"]
+    assert kept["turns"][0]["answer"]["tokens"]["text"] == "You said: One?"
+
+
 # No storage
 
 

@@ -3,7 +3,7 @@
 import { ApiError, streamChat } from "./api.js";
 import { learnLegend } from "./drafters.js";
 import { SpeedMeter } from "./speed.js";
-import { newAnswer } from "./storage.js";
+import { newAnswer, worth } from "./storage.js";
 
 export class Exchange {
   /**
@@ -15,15 +15,23 @@ export class Exchange {
     this.conversation = conversation;
     this.turn = turn;
     this.request = requestOf(conversation, turn, settings);
-    this.replaced = turn.answer;
+    const old = turn.answer?.before ?? turn.answer; // one whose tab is gone replaces nothing
+    this.replaced = worth(old) ? old : null;
     this.saved = performance.now(); // when what came was last kept
-    this.answer = turn.answer = newAnswer(settings.model);
+    this.answer = turn.answer = newAnswer(settings.model, this.replaced);
     this.meter = new SpeedMeter();
     this.aborter = new AbortController();
+    this.left = false;
   }
 
   stop() {
     this.aborter.abort();
+  }
+
+  /** Stops because the page goes: nobody has seen that this answer is better than the one it replaces. */
+  leave() {
+    this.left = true;
+    this.stop();
   }
 
   /** Runs to the end, whatever that is; `onevent` hears of each event's codes. Returns the ApiError where it failed. */
@@ -44,6 +52,7 @@ export class Exchange {
       answer.code = problem.code;
       return problem;
     } finally {
+      answer.before = null;
       if (answer.state === "running") Object.assign(answer, { state: "failed", error: "Something on this page broke; please report it." });
       if (!answer.account?.tokens_per_second) answer.rate = this.meter.rate();
       this.conversation.updated = Date.now();
@@ -74,7 +83,7 @@ function requestOf(conversation, turn, settings) {
   const messages = conversation.system ? [{ role: "system", content: conversation.system }] : [];
   for (const { question, answer } of conversation.turns.slice(conversation.since, conversation.turns.indexOf(turn))) {
     // A question that failed would fail again with every one that follows.
-    if (!answer?.tokens.text || answer.state === "failed") continue;
+    if (!worth(answer)) continue;
     messages.push({ role: "user", content: question }, { role: "assistant", content: answer.tokens.text });
   }
   messages.push({ role: "user", content: turn.question });

@@ -113,7 +113,7 @@ class Page {
     });
     window.addEventListener("popstate", () => addressed() !== null && this.arrive());
     // Else the fetch that dies with the page would be kept as a failure.
-    window.addEventListener("beforeunload", () => this.exchanges.forEach((each) => each.stop()));
+    window.addEventListener("beforeunload", () => this.exchanges.forEach((each) => each.leave()));
     window.addEventListener("pagehide", () => this.exchanges.forEach((each) => this.#keep(each)));
   }
 
@@ -285,7 +285,7 @@ class Page {
     conversation.updated = Date.now();
     this.save(conversation);
     this.toast.withdraw(conversation);
-    if (worth(exchange.replaced)) {
+    if (exchange.replaced !== null) {
       const old = { turns: [...conversation.turns.slice(0, -1), { ...turn, answer: exchange.replaced }] };
       this.#offerBack(conversation, "Answering again.", "Keep the old answer", old);
     }
@@ -320,7 +320,7 @@ class Page {
     const { conversation, turn, answer, replaced } = exchange;
     this.exchanges.delete(conversation);
     let told = answer.error || (answer.state === "stopped" ? "Stopped." : accountLine(answer));
-    if ((problem || answer.tokens.text === "") && worth(replaced)) {
+    if (replaced !== null && (problem || exchange.left || answer.tokens.text === "")) {
       turn.answer = replaced;
       told = problem ? `${problem.message} The old answer is kept.` : "The old answer is kept.";
       this.toast.withdraw(conversation);
@@ -394,11 +394,6 @@ class Page {
     else if (this.exchange !== null) this.exchange.stop();
     else this.question.edit(null);
   }
-}
-
-/** Whether an answer has something that would be missed. */
-function worth(answer) {
-  return Boolean(answer?.tokens.text) && answer.state !== "failed";
 }
 
 function learn({ turns }) {

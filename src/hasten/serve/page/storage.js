@@ -62,17 +62,23 @@ export function saveUnsent(id, unsent) {
 
 /**
  * A conversation: {id, title, created, updated, system, since, turns}; `since` is the first turn that is still sent. A turn:
- * {question, answer}. An answer: {tokens, model, state, error, code, finish, usage, account, legend, rate}, its state "running",
- * "done", "stopped", "failed" or "elsewhere" (it comes in another tab); `rate` is what the page counted, tokens a second, where the server's account did not come.
+ * {question, answer}. An answer: {tokens, model, state, error, code, finish, usage, account, legend, rate, before}, its state "running",
+ * "done", "stopped", "failed" or "elsewhere" (it comes in another tab); `rate` is what the page counted, tokens a second, where the server's account did not come;
+ * `before` is the answer that it is to replace, until it has ended.
  */
 export function newConversation(system) {
   const now = Date.now();
   return { id: identifier(), title: "", created: now, updated: now, system, since: 0, turns: [] };
 }
 
-export function newAnswer(model) {
+export function newAnswer(model, before) {
   const tokens = new Tokens();
-  return { tokens, model, state: "running", error: "", code: "", finish: null, usage: null, account: null, legend: {}, rate: null };
+  return { tokens, model, state: "running", error: "", code: "", finish: null, usage: null, account: null, legend: {}, rate: null, before };
+}
+
+/** Whether an answer has something that would be missed. */
+export function worth(answer) {
+  return Boolean(answer?.tokens.text) && answer.state !== "failed";
 }
 
 export function titleOf(conversation) {
@@ -104,7 +110,10 @@ export function forgetConversation(id) {
   write(lasting, CONVERSATION + id, null);
 }
 
-/** The conversation of a saved text, or null where it cannot be read. `cut` is the state of an answer that had not ended. */
+/**
+ * The conversation of a saved text, or null where it cannot be read. `cut` is the state of an answer that had not ended: "elsewhere", or
+ * "stopped"; then the answer that it was to replace stands there again.
+ */
 export function revived(json, cut = "stopped") {
   try {
     const { id, title, created, updated, system, since, turns } = JSON.parse(json);
@@ -118,13 +127,18 @@ export function revived(json, cut = "stopped") {
 
 function revivedTurn({ question, answer }, cut) {
   if (typeof question !== "string") throw new TypeError("not a turn");
-  if (answer === null) return { question, answer };
+  return { question, answer: answer === null ? null : revivedAnswer(answer, cut) };
+}
+
+function revivedAnswer(answer, cut) {
   const { model, state, error, code, finish, usage, account, legend, rate } = answer;
   if (typeof model !== "string") throw new TypeError("not an answer");
   const ended = state !== "running" && state !== "elsewhere";
+  const before = answer.before && !ended ? revivedAnswer(answer.before, "stopped") : null;
+  if (before !== null && cut === "stopped") return before;
   const tokens = Tokens.from(answer.tokens);
   const told = { error: String(error ?? ""), code, finish, usage, account, legend, rate: Number.isFinite(rate) ? rate : null };
-  return { question, answer: { tokens, model, state: ended ? state : cut, ...told } };
+  return { tokens, model, state: ended ? state : cut, ...told, before };
 }
 
 function readForTab(name) {
