@@ -11,7 +11,7 @@ from chromium import Visit, visit
 
 pytest.importorskip("uvicorn", reason="needs the server's packages (pip install 'hasten[serve]')")
 
-from fake_chat_server import FakeChat, Reply, words
+from fake_chat_server import FakeChat, Reply, event, words
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -128,6 +128,18 @@ def test_a_question_that_failed_is_not_sent_again_with_the_next(chat: FakeChat, 
     visited.ask("Bad?")
     visited.ask("Two?")
     assert [each["content"] for each in chat.requests[-1]["messages"]] == ["One?", "You said: One?", "Two?"]
+
+
+def test_a_mistake_of_the_page_ends_the_answer(chat: FakeChat, visited: Visit) -> None:
+    visited.expected_errors.append("pieces.join")
+    told = {"choices": [{"delta": {"content": "x"}}], "hasten": {"provenance": "m", "pieces": {"length": 1}}}
+    chat.replies["One?"] = Reply([], raw=[event(told)])
+    visited.ask("One?")
+    assert visited.page.inner_text(".status.failed") == "Something on this page broke; please report it."
+    assert any("pieces.join" in error for error in visited.errors)
+    del chat.replies["One?"]
+    visited.page.click("text=Answer again")
+    visited.until("document.querySelector('.body').textContent === 'You said: One?'")
 
 
 def test_a_conversation_that_became_too_long_can_go_on(chat: FakeChat, visited: Visit) -> None:
@@ -294,17 +306,17 @@ def test_shortcuts_do_nothing_behind_a_dialog(visited: Visit) -> None:
     assert said(visited) == ["One?"]
 
 
-@pytest.mark.parametrize("event", [{"isComposing": True}, {"keyCode": 229}], ids=["composing", "safari"])
-def test_an_input_method_keeps_its_keys(event: dict[str, Any], chat: FakeChat, visited: Visit) -> None:
+@pytest.mark.parametrize("key", [{"isComposing": True}, {"keyCode": 229}], ids=["composing", "safari"])
+def test_an_input_method_keeps_its_keys(key: dict[str, Any], chat: FakeChat, visited: Visit) -> None:
     chat.replies["Go on"] = Reply(words("one"), hold=True)
     press = """([key, event]) => document.getElementById('question').dispatchEvent(
         new KeyboardEvent('keydown', { key, bubbles: true, cancelable: true, ...event }))"""
     page = visited.page
     page.fill("#question", "日本")
-    page.evaluate(press, ["Enter", event])
+    page.evaluate(press, ["Enter", key])
     assert said(visited) == []
     visited.ask("Go on", wait=False)
-    page.evaluate(press, ["Escape", event])
+    page.evaluate(press, ["Escape", key])
     assert page.locator("#stop").is_visible()
     page.keyboard.press("Escape")
 

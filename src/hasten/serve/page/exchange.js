@@ -34,7 +34,7 @@ export class Exchange {
     this.stop();
   }
 
-  /** Runs to the end, whatever that is; `onevent` hears of each event's codes. Returns the ApiError where it failed. */
+  /** Runs to the end, whatever that is; `onevent` hears of each event's codes. Returns an ApiError where it failed. */
   async run(key, onevent) {
     const { answer } = this;
     try {
@@ -46,14 +46,12 @@ export class Exchange {
         answer.state = "stopped";
         return null;
       }
-      if (!(problem instanceof ApiError)) throw problem;
-      answer.state = "failed";
-      answer.error = problem.message;
-      answer.code = problem.code;
-      return problem;
+      const told = problem instanceof ApiError ? problem : new ApiError("Something on this page broke; please report it.");
+      if (told !== problem) console.error(problem);
+      Object.assign(answer, { state: "failed", error: told.message, code: told.code });
+      return told;
     } finally {
       answer.before = null;
-      if (answer.state === "running") Object.assign(answer, { state: "failed", error: "Something on this page broke; please report it." });
       if (!answer.account?.tokens_per_second) answer.rate = this.meter.rate();
       this.conversation.updated = Date.now();
     }
