@@ -1,7 +1,7 @@
 /** A conversation as a file. */
 
 import { element } from "./dom.js";
-import { titleOf } from "./storage.js";
+import { titleOf, wholeTitleOf } from "./storage.js";
 
 /** Messages as the API has them, each answer with the owner of every token. */
 function exported(conversation) {
@@ -15,7 +15,7 @@ function exported(conversation) {
     const signed = { pieces, provenance: codes, hasten: { ...account, legend } };
     messages.push({ role: "assistant", content: text, model, state, finish_reason: finish, usage, ...signed });
   }
-  return { title: titleOf(conversation), created: new Date(conversation.created).toISOString(), messages };
+  return { title: wholeTitleOf(conversation), created: new Date(conversation.created).toISOString(), messages };
 }
 
 export function download(conversation) {

@@ -81,9 +81,15 @@ export function worth(answer) {
   return Boolean(answer?.tokens.text) && answer.state !== "failed";
 }
 
+/** The name it was given, else its first question. */
+export function wholeTitleOf(conversation) {
+  return conversation.title || oneLine(conversation.turns[0]?.question ?? "") || "New conversation";
+}
+
+/** The same, short enough for a list. */
 export function titleOf(conversation) {
-  const title = conversation.title || oneLine(conversation.turns[0]?.question ?? "");
-  return title.length > TITLE_LENGTH ? `${title.slice(0, TITLE_LENGTH).toWellFormed()}…` : title || "New conversation";
+  const title = wholeTitleOf(conversation);
+  return title.length > TITLE_LENGTH ? `${title.slice(0, TITLE_LENGTH).toWellFormed()}…` : title;
 }
 
 /** The saved text of each conversation, by its identifier. */

@@ -1,0 +1,77 @@
+"""What lies around the conversation: the list, the settings and the notices keep what is typed into them and lose no click."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from chromium import Visit
+
+pytest.importorskip("uvicorn", reason="needs the server's packages (pip install 'hasten[serve]')")
+
+from fake_chat_server import FakeChat, Reply, words
+
+
+def rename(visited: Visit, title: str) -> None:
+    visited.page.hover(f".conversation-list li:has-text('{title}')")
+    visited.page.click(f"[aria-label^='Rename {title}']")
+
+
+# The list of conversations
+
+
+def test_a_click_elsewhere_ends_renaming_and_counts(visited: Visit) -> None:
+    page = visited.page
+    visited.ask("One?")
+    page.click("#new")
+    visited.ask("Two?")
+    rename(visited, "Two?")
+    page.keyboard.type("Better")
+    page.click(".conversation:has-text('One?')")
+    assert page.locator(".said").all_inner_texts() == ["One?"]
+    assert page.locator(".conversation bdi").all_inner_texts() == ["Better", "One?"]
+    rename(visited, "Better")
+    page.click("#question")
+    page.keyboard.type("What is typed next")
+    assert page.input_value("#question") == "What is typed next"
+    for key in ("Enter", "Escape"):
+        rename(visited, "Better")
+        page.keyboard.press(key)
+        assert page.evaluate("document.activeElement.textContent") == "Better"
+
+
+def test_a_click_outlives_a_list_that_is_drawn_anew(chat: FakeChat, visited: Visit) -> None:
+    chat.replies["Two?"] = Reply(words("Two."), hold=True)
+    page = visited.page
+    visited.ask("One?")
+    page.click("#new")
+    visited.ask("Two?", wait=False)
+    visited.until("document.querySelector('.body')?.textContent === 'Two.'")
+    page.hover(".conversation:has-text('One?')")
+    page.mouse.down()
+    page.keyboard.press("Escape")
+    page.wait_for_selector(".status.stopped")
+    page.mouse.up()
+    assert page.locator(".said").all_inner_texts() == ["One?"]
+
+
+def test_a_long_name_is_kept_whole(visited: Visit, tmp_path: Path) -> None:
+    page = visited.page
+    visited.ask("A" * 80)
+    rename(visited, "AAA")
+    assert page.input_value(".rename") == "A" * 80
+    page.keyboard.press("Enter")
+    with page.expect_download() as waiting:
+        page.click("[aria-label^='Export']")
+    waiting.value.save_as(tmp_path / "out.json")
+    assert json.loads((tmp_path / "out.json").read_text())["title"] == "A" * 80
+    rename(visited, "AAA")
+    page.fill(".rename", "N" * 100)
+    page.keyboard.press("Enter")
+    rename(visited, "NNN")
+    page.click("#question")
+    (saved,) = page.evaluate("Object.entries(localStorage).filter(([name]) => name.includes('conversation')).map(([, text]) => text)")
+    assert json.loads(saved)["title"] == "N" * 100
+    assert page.inner_text(".conversation bdi") == "N" * 60 + "…"
