@@ -206,6 +206,26 @@ def test_a_long_wait_is_explained(chat: FakeChat, browser: Browser) -> None:
         page.keyboard.press("Escape")
 
 
+def test_a_long_wait_is_explained_to_who_comes_back_to_it(chat: FakeChat, browser: Browser) -> None:
+    chat.replies["Slow?"] = Reply([], hold=True)
+    with visit(browser, chat.address) as visited:
+        visited.page.clock.install()
+        page = visited.open()
+        visited.ask("One?")
+        page.click("#new")
+        visited.ask("Slow?", wait=False)
+        page.click(".conversation >> text=One?")
+        page.clock.fast_forward(2_000)
+        page.click(".conversation >> text=Slow?")
+        assert page.inner_text(".status.waiting").startswith("Reading what you wrote")
+        page.clock.fast_forward(1_100)
+        visited.until("document.querySelector('.status').textContent.includes('the model may be loading')")
+        page.click(".conversation >> text=One?")
+        page.click(".conversation >> text=Slow?")
+        assert "the model may be loading" in page.inner_text(".status.waiting")
+        page.keyboard.press("Escape")
+
+
 # Several answers at once
 
 

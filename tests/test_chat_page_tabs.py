@@ -128,14 +128,14 @@ def test_a_way_back_goes_once_another_tab_has_said_more(way_back: str, visited: 
     else:
         page.click("text=Answer again")
         page.wait_for_selector("#send:not([hidden])")
-    assert page.inner_text("#offer-action") == way_back
+    assert page.inner_text("#offer-action:visible") == way_back
     other = second_tab(visited)
     other.page.hover(".conversation-list li")
     other.page.click("[aria-label^='Rename']")
     other.page.keyboard.type("Better")
     other.page.keyboard.press("Enter")
     visited.until("document.querySelector('.conversation bdi').textContent === 'Better'")
-    assert page.inner_text("#offer-action") == way_back  # a name takes nothing away
+    assert page.inner_text("#offer-action:visible") == way_back  # a name takes nothing away
     page.click("#new")
     other.ask("From the other tab?")
     page.wait_for_selector("#offer", state="hidden")
@@ -157,6 +157,28 @@ def test_settings_of_one_tab_do_not_revert_those_of_another(chat: FakeChat, visi
     assert chat.requests[-1]["temperature"] == 0.2
     kept = json.loads(visited.page.evaluate("localStorage.getItem('hasten.settings')"))
     assert (kept["temperature"], kept["marks"]) == ("0.2", False)
+
+
+def test_an_answer_whose_tab_died_can_be_asked_for_again(chat: FakeChat, browser: Browser) -> None:
+    chat.replies["Go on"] = Reply(words("It goes on."), hold=True)
+    with visit(browser, chat.address) as visited:
+        visited.context.clock.install()
+        dying = visited.open()
+        visited.ask("Go on", wait=False)
+        visited.until("document.querySelector('.body')?.textContent === 'It goes on.'")
+        visited.page = second_tab(visited).page
+        dying.evaluate("document.querySelector('.conversation-tools [aria-label^=Rename]').click()")
+        dying.keyboard.type("Going on")
+        dying.keyboard.press("Enter")
+        visited.until("document.querySelector('.status.elsewhere')?.textContent === 'This answer is coming in another tab.'")
+        dying.close(run_before_unload=False)
+        assert visited.page.locator(".foot").inner_text() == ""
+        visited.page.clock.fast_forward(10_100)
+        visited.until("document.querySelector('.status.elsewhere').textContent.includes('no more of it has come')")
+        chat.replies["Go on"] = Reply(words("It went on."))
+        visited.page.click("text=Answer again")
+        visited.until("document.querySelector('.foot .account') && document.querySelector('.body').textContent === 'It went on.'")
+        assert len(stored(visited)) == 1
 
 
 @pytest.mark.parametrize("end", ["reload", "close", "crash"])

@@ -24,7 +24,7 @@ import { installTabs } from "./tabs.js";
 import { Toast } from "./toast.js";
 import { installTokenTip } from "./token_tip.js";
 import { Transcript } from "./transcript.js";
-import { LONG_WAIT_MS, accountLine } from "./turns.js";
+import { accountLine } from "./turns.js";
 
 const SAVE_EVERY_MS = 1000;
 const REFUSED = new Set([401, 403]);
@@ -298,7 +298,6 @@ class Page {
     holdFocus(this.composer);
     this.live.begin();
     this.live.say("The answer is coming.");
-    setTimeout(() => this.exchange === exchange && this.transcript.schedule(), LONG_WAIT_MS);
     const problem = await exchange.run(storage.loadKey(), (codes) => this.came(exchange, codes));
     this.ended(exchange, problem);
   }

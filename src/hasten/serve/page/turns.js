@@ -5,7 +5,8 @@ import { element, iconButton } from "./dom.js";
 import { Rendering } from "./rendering.js";
 import { decimal, rateOf, whole } from "./speed.js";
 
-export const LONG_WAIT_MS = 3000; // without a token
+const LONG_WAIT_MS = 3000; // without a token
+const SILENT_MS = 10_000; // after which the other tab, in which an answer was coming, may be gone; it keeps what comes every second
 const TOO_LONG = "context_length_exceeded";
 const MOST_RUNS = 1000; // rows of the token list; more would only slow the page down
 
@@ -18,7 +19,7 @@ export class TurnView {
     this.turn = turn;
     this.answer = turn.answer;
     this.act = act;
-    this.made = performance.now();
+    this.made = Date.now();
     this.last = true;
     this.forLast = []; // buttons
     this.body = element("div", { class: "body" });
@@ -28,6 +29,18 @@ export class TurnView {
     this.element = element("article", { class: "turn" }, this.#question(), this.#answer());
     this.rendering = turn.answer === null ? null : new Rendering(this.body, turn.answer.tokens, formatted);
     this.update();
+    // Nothing may come that would draw it then.
+    if (turn.answer?.state === "running") this.#drawAt(turn.answer.asked + LONG_WAIT_MS);
+    if (turn.answer?.state === "elsewhere") this.#drawAt(this.made + SILENT_MS);
+  }
+
+  #drawAt(time) {
+    setTimeout(() => this.turn.answer === this.answer && this.update(), Math.max(0, time - Date.now()));
+  }
+
+  /** Whether nothing came from the other tab for long. */
+  get #silent() {
+    return this.turn.answer.state === "elsewhere" && Date.now() - this.made >= SILENT_MS;
   }
 
   /** Draws what is new of the answer. */
@@ -39,7 +52,7 @@ export class TurnView {
     this.rendering.update(!running);
     this.element.classList.toggle("running", running);
     this.#tell(answer);
-    if (!running && answer.state !== "elsewhere") this.#close(answer);
+    if (!running && (answer.state !== "elsewhere" || this.#silent)) this.#close(answer);
   }
 
   /** Whether something came since the last drawing. */
@@ -68,9 +81,9 @@ export class TurnView {
 
   #tell(answer) {
     const waiting = answer.state === "running" && answer.tokens.text === "";
-    const long = performance.now() - this.made >= LONG_WAIT_MS;
+    const long = Date.now() - answer.asked >= LONG_WAIT_MS;
     const wait = long ? "Still waiting: the model may be loading, and a long text takes its time" : "Reading what you wrote";
-    const said = waiting ? wait : (STATES[answer.state]?.(answer) ?? "");
+    const said = waiting ? wait : (STATES[this.#silent ? "silent" : answer.state]?.(answer) ?? "");
     this.status.className = `status ${waiting ? "waiting" : answer.state}`;
     this.status.hidden = said === "";
     if (this.status.textContent !== said) this.status.textContent = said;
@@ -107,6 +120,7 @@ export class TurnView {
 const STATES = {
   stopped: () => "Stopped here.",
   elsewhere: () => "This answer is coming in another tab.",
+  silent: () => "This answer was coming in another tab; no more of it has come for a while.",
   failed: (answer) => answer.error,
   done: (answer) => (answer.finish === "length" ? "Cut here: the limit of tokens was reached." : ""),
 };
