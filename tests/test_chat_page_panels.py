@@ -11,7 +11,7 @@ from chromium import Visit
 
 pytest.importorskip("uvicorn", reason="needs the server's packages (pip install 'hasten[serve]')")
 
-from fake_chat_server import FakeChat, Reply, words
+from fake_chat_server import FakeChat, Reply, event, words
 
 
 def rename(visited: Visit, title: str) -> None:
@@ -75,3 +75,26 @@ def test_a_long_name_is_kept_whole(visited: Visit, tmp_path: Path) -> None:
     (saved,) = page.evaluate("Object.entries(localStorage).filter(([name]) => name.includes('conversation')).map(([, text]) => text)")
     assert json.loads(saved)["title"] == "N" * 100
     assert page.inner_text(".conversation bdi") == "N" * 60 + "…"
+
+
+# Who guessed
+
+
+def test_a_letter_that_another_drafter_gets_later_leaves_earlier_answers_as_they_were(chat: FakeChat, visited: Visit) -> None:
+    page = visited.page
+    chat.replies["One?"] = Reply([("One", "s")])
+    visited.ask("One?")
+    told = {"provenance": "s", "pieces": ["Two"], "legend": {"m": "model", "s": "sketch"}}
+    chat.replies["Two?"] = Reply([], raw=[event({"choices": [{"delta": {"content": "Two"}}], "hasten": told}), b"data: [DONE]\n\n"])
+    visited.ask("Two?")
+    for _ in range(2):
+        for nth, name, mark in ((1, "suffix", "mark-1"), (2, "sketch", "mark-8")):
+            token = page.locator(f".turn:nth-child({nth}) .token[data-by=s]").first
+            token.hover()
+            assert page.inner_text("#tip").startswith(f"{name} · ")
+            assert mark in str(token.get_attribute("class"))
+            page.click(f".turn:nth-child({nth}) summary")
+            assert page.inner_text(f".turn:nth-child({nth}) .run-who") == name
+        assert page.locator(".drafter-name").all_inner_texts() == ["model", "sketch"]
+        page.reload()
+        visited.until("!document.getElementById('model').disabled")

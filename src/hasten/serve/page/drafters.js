@@ -1,7 +1,7 @@
 /** Who guesses: names, what each guesses from, and the mark (a colour and a line) that its tokens wear. */
 
 /** The model's own tokens stay plain. */
-export const MODEL_CODE = "m";
+export const MODEL = "model";
 
 const ABOUT = {
   model: "Written by the model itself; nobody guessed it.",
@@ -18,25 +18,10 @@ const ABOUT = {
 const MARKS = { model: 0, suffix: 1, lm: 2, recycling: 3, prediction: 4, trie: 5, memory: 6, hierarchy: 7 };
 const OTHERS = 8;
 
-let legend = { m: "model" };
-
-/** Takes the server's {code: name}. */
-export function learnLegend(told) {
-  legend = { ...legend, ...told };
+export function markOf(name) {
+  return MARKS[name] ?? OTHERS;
 }
 
-export function nameOf(code) {
-  return legend[code] ?? code;
-}
-
-export function markOf(code) {
-  return MARKS[nameOf(code)] ?? OTHERS;
-}
-
-export function about(code) {
-  return ABOUT[nameOf(code)] ?? "A drafter of another package.";
-}
-
-export function codeOf(name) {
-  return Object.keys(legend).find((code) => legend[code] === name) ?? name;
+export function about(name) {
+  return ABOUT[name] ?? "A drafter of another package.";
 }

@@ -1,7 +1,7 @@
 /** The panel beside the conversation: each drafter with its mark, what it guesses from, its share, and why it is on or off. */
 
 import { byId, element, oneLine } from "./dom.js";
-import { MODEL_CODE, about, codeOf, markOf, nameOf } from "./drafters.js";
+import { MODEL, about, markOf } from "./drafters.js";
 import { decimal, rateOf, whole } from "./speed.js";
 
 /**
@@ -15,7 +15,7 @@ export function showSpeed(gauge, turns, exchange, conversations, model) {
   const told = exchange?.answer ?? last((answer) => answer.tokens.codes.length > 0);
   const plain = measured?.account?.plain_tokens_per_second ?? plainOf(measured?.model, conversations);
   const other = measured !== null && measured.model !== model ? oneLine(measured.model) : "";
-  gauge.show(exchange ? exchange.rate : rateOf(measured), plain, exchange !== null, other);
+  gauge.show(rateOf(measured), plain, exchange !== null, other);
   showDrafters(byId("drafter-list"), told);
   const { exact, precision } = told?.account ?? {};
   byId("promise").textContent = promiseOf(exact, precision);
@@ -44,30 +44,29 @@ function promiseOf(exact, precision) {
 function showDrafters(list, answer) {
   const counts = answer?.tokens.counts() ?? new Map();
   const total = [...counts.values()].reduce((sum, count) => sum + count, 0);
-  const codes = new Set([MODEL_CODE, ...counts.keys(), ...Object.keys(answer?.account?.decisions ?? {}).map(codeOf)]);
+  const names = new Set([MODEL, ...counts.keys(), ...Object.keys(answer?.account?.decisions ?? {})]);
   // In the order of their marks, so that nothing jumps while shares change.
-  const ordered = [...codes].sort((one, other) => markOf(one) - markOf(other) || nameOf(one).localeCompare(nameOf(other)));
-  const rows = ordered.map((code) => row(code, counts.get(code) ?? 0, total, answer?.account ?? {}));
+  const ordered = [...names].sort((one, other) => markOf(one) - markOf(other) || one.localeCompare(other));
+  const rows = ordered.map((name) => row(name, counts.get(name) ?? 0, total, answer?.account ?? {}));
   list.replaceChildren(...rows);
 }
 
-function row(code, count, total, account) {
-  const name = nameOf(code);
+function row(name, count, total, account) {
   const share = total > 0 ? count / total : 0;
   const decision = decisionOf(account.decisions?.[name]);
-  const bar = element("span", { class: `share mark-${markOf(code)}`, "aria-hidden": "true" });
+  const bar = element("span", { class: `share mark-${markOf(name)}`, "aria-hidden": "true" });
   bar.style.setProperty("--share", String(share));
   const head = element(
     "div",
     { class: "drafter-head" },
-    element("span", { class: `swatch token mark-${markOf(code)}`, "aria-hidden": "true" }, "abc"),
+    element("span", { class: `swatch token mark-${markOf(name)}`, "aria-hidden": "true" }, "abc"),
     element("span", { class: "drafter-name" }, name),
     decision.state ? element("span", { class: `state ${decision.state}` }, decision.state) : null,
     total > 0 ? element("span", { class: "drafter-share" }, `${decimal(100 * share, 0)} %`) : null,
   );
   const guesses = account.by_drafter?.[name];
   const right = guesses ? `${whole(guesses.accepted)} of ${whole(guesses.drafted)} guesses right.` : null;
-  const why = [about(code), right, decision.reason].filter(Boolean);
+  const why = [about(name), right, decision.reason].filter(Boolean);
   return element("li", { class: "drafter" }, head, total > 0 ? bar : null, ...why.map((line) => element("p", {}, line)));
 }
 

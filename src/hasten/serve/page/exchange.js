@@ -1,7 +1,6 @@
 /** One answer as it comes from the server. It writes into the answer; whoever looks at the answer draws it. */
 
 import { ApiError, streamChat } from "./api.js";
-import { learnLegend } from "./drafters.js";
 import { SpeedMeter } from "./speed.js";
 import { newAnswer, worth } from "./storage.js";
 
@@ -52,28 +51,20 @@ export class Exchange {
       return told;
     } finally {
       answer.before = null;
-      if (!answer.account?.tokens_per_second) answer.rate = this.meter.rate();
       this.conversation.updated = Date.now();
     }
   }
 
   #take(event, onevent) {
     const { answer } = this;
-    if (event.legend) {
-      learnLegend(event.legend);
-      answer.legend = { ...answer.legend, ...event.legend };
-    }
+    Object.assign(answer.tokens.legend, event.legend);
     answer.tokens.append(event.text, event.codes, event.pieces);
     answer.finish = event.finish ?? answer.finish;
     answer.usage = event.usage ?? answer.usage;
     if (event.account) answer.account = { ...answer.account, ...event.account };
     if (event.codes.length > 0) this.meter.add(event.codes.length, performance.now());
+    answer.rate = this.meter.rate();
     onevent(event.codes);
-  }
-
-  /** Tokens a second: the server's own number once it is there. */
-  get rate() {
-    return this.answer.account?.tokens_per_second ?? this.meter.rate();
   }
 }
 

@@ -9,9 +9,9 @@ function exported(conversation) {
   for (const { question, answer } of conversation.turns) {
     messages.push({ role: "user", content: question });
     if (answer === null) continue;
-    const { text, ends, codes } = answer.tokens;
+    const { text, ends, codes, legend } = answer.tokens;
     const pieces = ends.map((end, index) => text.slice(ends[index - 1] ?? 0, end));
-    const { model, state, finish, usage, account, legend } = answer;
+    const { model, state, finish, usage, account } = answer;
     const signed = { pieces, provenance: codes, hasten: { ...account, legend } };
     messages.push({ role: "assistant", content: text, model, state, finish_reason: finish, usage, ...signed });
   }

@@ -6,7 +6,7 @@ import { copyText, installCodeCopy } from "./clipboard.js";
 import { Composer } from "./composer.js";
 import { Conversations } from "./conversations.js";
 import { byId, composing, holdFocus, oneLine } from "./dom.js";
-import { about, learnLegend, nameOf } from "./drafters.js";
+import { about } from "./drafters.js";
 import { showSpeed } from "./drafts_panel.js";
 import { showExamples } from "./examples.js";
 import { Exchange, leaveOutOldest } from "./exchange.js";
@@ -59,7 +59,6 @@ class Page {
     this.models = new Models(this.settings, { failed: (problem) => this.unlisted(problem), listed: () => this.listed(), chosen: () => this.showSpeed() });
     this.form = new SettingsForm(this.settings, (name) => this.changed(name), (text) => this.setSystem(text));
     this.panels = sidePanels();
-    for (const each of this.conversations.list) learn(each);
     const { unreadable } = this.conversations;
     if (unreadable > 0) this.toast.say(`${unreadable} saved conversation${unreadable > 1 ? "s" : ""} could not be read.`);
     this.#wire();
@@ -83,7 +82,10 @@ class Page {
       event.preventDefault();
       this.composer.focus();
     });
-    installTokenTip(byId("tip"), (code) => `${nameOf(code)} · ${about(code)}`);
+    installTokenTip(byId("tip"), (token) => {
+      const name = this.transcript.answerOf(token).tokens.ownerOf(token.dataset.by);
+      return `${name} · ${about(name)}`;
+    });
     const last = () => this.current.turns.at(-1);
     installShortcuts(byId("shortcut-list"), {
       new: () => this.begin(),
@@ -105,8 +107,7 @@ class Page {
         this.save(each);
         this.#copied(each);
       },
-      heard: (each) => {
-        learn(each);
+      heard: () => {
         this.toast.review();
         this.showList();
       },
@@ -304,7 +305,7 @@ class Page {
 
   came(exchange, codes) {
     if (exchange === this.exchange) {
-      if (codes.length > 0) this.gauge.step(codes);
+      if (codes.length > 0) this.gauge.step(codes.map((code) => exchange.answer.tokens.ownerOf(code)));
       this.transcript.schedule();
     }
     if (performance.now() - exchange.saved > SAVE_EVERY_MS) this.#keep(exchange);
@@ -393,10 +394,6 @@ class Page {
     else if (this.exchange !== null) this.exchange.stop();
     else this.question.edit(null);
   }
-}
-
-function learn({ turns }) {
-  for (const { answer } of turns) learnLegend(answer?.legend);
 }
 
 new Page();

@@ -77,10 +77,10 @@ export class Gauge {
     meter.style.setProperty("--plain", String((plain ?? 0) / scale));
   }
 
-  /** One event's tokens as a column of the tape, oldest at the bottom. */
-  step(codes) {
-    const column = element("span", { class: codes.length > TAPE_HEIGHT ? "step tall" : "step" });
-    for (const code of codes.slice(0, TAPE_HEIGHT)) column.append(element("i", { class: `mark-${markOf(code)}` }));
+  /** One event's tokens as a column of the tape, oldest at the bottom. @param {string[]} owners one name a token */
+  step(owners) {
+    const column = element("span", { class: owners.length > TAPE_HEIGHT ? "step tall" : "step" });
+    for (const name of owners.slice(0, TAPE_HEIGHT)) column.append(element("i", { class: `mark-${markOf(name)}` }));
     this.parts.tape.append(column);
     while (this.parts.tape.childElementCount > TAPE_LENGTH) this.parts.tape.firstElementChild.remove();
   }

@@ -62,8 +62,8 @@ export function saveUnsent(id, unsent) {
 
 /**
  * A conversation: {id, title, created, updated, system, since, turns}; `since` is the first turn that is still sent. A turn:
- * {question, answer}. An answer: {tokens, model, state, error, code, finish, usage, account, legend, rate, asked, before}, its state "running",
- * "done", "stopped", "failed" or "elsewhere" (it comes in another tab); `rate` is what the page counted, tokens a second, where the server's account did not come;
+ * {question, answer}. An answer: {tokens, model, state, error, code, finish, usage, account, rate, asked, before}, its state "running",
+ * "done", "stopped", "failed" or "elsewhere" (it comes in another tab); `rate` is what the page counted, tokens a second, until the server's account comes;
  * `asked` is when, in milliseconds; `before` is the answer that it is to replace, until it has ended.
  */
 export function newConversation(system) {
@@ -73,7 +73,7 @@ export function newConversation(system) {
 
 export function newAnswer(model, before) {
   const tokens = new Tokens();
-  const told = { error: "", code: "", finish: null, usage: null, account: null, legend: {}, rate: null, asked: Date.now() };
+  const told = { error: "", code: "", finish: null, usage: null, account: null, rate: null, asked: Date.now() };
   return { tokens, model, state: "running", ...told, before };
 }
 
@@ -138,14 +138,14 @@ function revivedTurn({ question, answer }, cut) {
 }
 
 function revivedAnswer(answer, cut) {
-  const { model, state, error, code, finish, usage, account, legend, ...numbers } = answer;
+  const { model, state, error, code, finish, usage, account, ...numbers } = answer;
   if (typeof model !== "string") throw new TypeError("not an answer");
   const ended = state !== "running" && state !== "elsewhere";
   const before = answer.before && !ended ? revivedAnswer(answer.before, "stopped") : null;
   if (before !== null && cut === "stopped") return before;
-  const tokens = Tokens.from(answer.tokens);
+  const tokens = Tokens.from({ legend: answer.legend, ...answer.tokens }); // earlier versions kept it there
   const [rate, asked] = [numbers.rate, numbers.asked].map((number) => (Number.isFinite(number) ? number : null));
-  const told = { error: String(error ?? ""), code, finish, usage, account, legend, rate, asked };
+  const told = { error: String(error ?? ""), code, finish, usage, account, rate, asked };
   return { tokens, model, state: ended ? state : cut, ...told, before };
 }
 

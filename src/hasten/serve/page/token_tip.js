@@ -1,6 +1,6 @@
 /** A small label beside the pointer: who guessed the token under it. The list "Who guessed what" says the same without a pointer. */
 
-/** @param {HTMLElement} tip @param {(code: string) => string} describe */
+/** @param {HTMLElement} tip @param {(token: Element) => string} describe */
 export function installTokenTip(tip, describe) {
   document.addEventListener("pointerover", (event) => {
     const token = event.target.closest?.(".token[data-by]");
@@ -8,7 +8,7 @@ export function installTokenTip(tip, describe) {
       tip.hidden = true;
       return;
     }
-    tip.textContent = describe(token.dataset.by);
+    tip.textContent = describe(token);
     tip.hidden = false;
     const box = token.getClientRects()[0] ?? token.getBoundingClientRect();
     const left = Math.max(8, Math.min(box.left, window.innerWidth - tip.offsetWidth - 8));

@@ -10,6 +10,12 @@ export class Tokens {
     /** Where each token ends in `text`, and the short code of who guessed it; "" where the server did not say. */
     this.ends = [];
     this.codes = [];
+    this.legend = {}; // the server's {code: name}; another server, or the same with other drafters, gives the letters to others
+  }
+
+  /** The name of the drafter with that code, "" for "". */
+  ownerOf(code) {
+    return this.legend[code] ?? code;
   }
 
   /** @param {string} text @param {string[]} codes @param {string[]} pieces one text a code, which together are `text` */
@@ -26,10 +32,10 @@ export class Tokens {
     this.codes.push(code);
   }
 
-  /** How many tokens each code has; those that nobody signed are left out. */
+  /** How many tokens are whose, by name; those that nobody signed are left out. */
   counts() {
     const counts = new Map();
-    for (const code of this.codes) if (code !== "") counts.set(code, (counts.get(code) ?? 0) + 1);
+    for (const name of this.codes.map((code) => this.ownerOf(code))) if (name !== "") counts.set(name, (counts.get(name) ?? 0) + 1);
     return counts;
   }
 
@@ -38,9 +44,16 @@ export class Tokens {
     for (let index = this.#tokenAt(start); start < end; index += 1) {
       const stop = Math.min(this.ends[index], end);
       if (stop <= start) continue;
-      parent.append(painted(this.text.slice(start, stop), this.codes[index]));
+      parent.append(this.#painted(this.text.slice(start, stop), this.codes[index]));
       start = stop;
     }
+  }
+
+  #painted(text, code) {
+    const hidden = DIRECTION_MARKS.test(text);
+    if (code === "" && !hidden) return document.createTextNode(text);
+    const mark = code === "" ? "" : ` mark-${markOf(this.ownerOf(code))}`;
+    return element("span", { class: `token${mark}${hidden ? " direction" : ""}`, "data-by": code || null }, text);
   }
 
   #tokenAt(offset) {
@@ -55,22 +68,16 @@ export class Tokens {
   }
 
   toJSON() {
-    return { text: this.text, ends: this.ends, codes: this.codes };
+    return { text: this.text, ends: this.ends, codes: this.codes, legend: this.legend };
   }
 
   /** From what `toJSON` gave; throws TypeError for anything else. */
   static from(saved) {
     const { text, ends, codes } = saved;
+    const legend = Object.fromEntries(Object.entries(saved.legend ?? {}).filter(([, name]) => typeof name === "string"));
     const rising = Array.isArray(ends) && ends.every((end, index) => Number.isInteger(end) && end >= (ends[index - 1] ?? 0));
     const whole = rising && (ends.at(-1) ?? 0) === text?.length && Array.isArray(codes) && codes.length === ends.length;
     if (!whole || !codes.every((code) => typeof code === "string")) throw new TypeError("not the tokens of an answer");
-    return Object.assign(new Tokens(), { text, ends, codes });
+    return Object.assign(new Tokens(), { text, ends, codes, legend });
   }
-}
-
-function painted(text, code) {
-  const hidden = DIRECTION_MARKS.test(text);
-  if (code === "" && !hidden) return document.createTextNode(text);
-  const mark = code === "" ? "" : ` mark-${markOf(code)}`;
-  return element("span", { class: `token${mark}${hidden ? " direction" : ""}`, "data-by": code || null }, text);
 }

@@ -46,6 +46,11 @@ export class Transcript {
     this.#showWay();
   }
 
+  /** The answer that an element on the screen belongs to. */
+  answerOf(element) {
+    return this.views.find((view) => view.element.contains(element)).turn.answer;
+  }
+
   /** Draws the last turn's news in the next frame; slow drawings leave the page time to breathe. */
   schedule() {
     if (this.drawing) return;

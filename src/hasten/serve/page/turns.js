@@ -1,6 +1,6 @@
 /** One turn on the screen: the question, the answer as it grows, its account and what can be done with it. */
 
-import { about, nameOf } from "./drafters.js";
+import { about } from "./drafters.js";
 import { element, iconButton } from "./dom.js";
 import { Rendering } from "./rendering.js";
 import { decimal, rateOf, whole } from "./speed.js";
@@ -145,7 +145,8 @@ export function accountLine(answer) {
 function fill(list, tokens) {
   const runs = runsOf(tokens);
   for (const run of runs.slice(0, MOST_RUNS)) {
-    const who = element("span", { class: "run-who", title: about(run.code) }, nameOf(run.code) || "unknown");
+    const name = tokens.ownerOf(run.code);
+    const who = element("span", { class: "run-who", title: about(name) }, name || "unknown");
     const box = element("span", { class: "run-text" });
     tokens.paint(box, run.start, run.end);
     list.append(element("li", {}, who, element("bdi", {}, box)));
