@@ -162,6 +162,22 @@ def test_a_conversation_that_became_too_long_can_go_on(chat: FakeChat, visited: 
     assert [each["content"] for each in chat.requests[-1]["messages"]] == ["Uno?"]
 
 
+def test_failed_turns_are_no_older_turns_to_leave_out(chat: FakeChat, visited: Visit) -> None:
+    visited.expected_errors.append("Failed to load resource")
+    page = visited.page
+    chat.replies["Bad?"] = Reply([], status=400, refusal="No.")
+    chat.replies["Long?"] = Reply([], status=400, refusal="The prompt is too long.", code="context_length_exceeded")
+    for question in ("One?", "Bad?", "Bad?", "Long?"):
+        visited.ask(question)
+    page.click("text=Ask without the oldest turns")
+    chat.wait_until(lambda: [each["content"] for each in chat.requests[-1]["messages"]] == ["Long?"])
+    page.wait_for_selector("#send:not([hidden])")
+    asked = len(chat.requests)
+    page.click("text=Ask without the oldest turns")
+    assert page.inner_text("#toast-text:visible") == "No older turn is sent with this question; it is too long by itself."
+    assert len(chat.requests) == asked
+
+
 def test_another_model_of_a_restarted_server_is_offered(chat: FakeChat, visited: Visit) -> None:
     visited.expected_errors.append("404")
     chat.replies["One?"] = Reply([], status=404, refusal="There is no such model.")
@@ -191,6 +207,20 @@ def test_a_key_that_cannot_be_sent_and_then_the_right_one(chat: FakeChat, visite
     page.keyboard.press("Escape")
     page.click("text=Ask again")
     visited.until("document.querySelector('.body').textContent === 'You said: May I?'")
+
+
+def test_who_left_the_conversation_meanwhile_can_ask_again_too(chat: FakeChat, visited: Visit) -> None:
+    visited.expected_errors.append("401")
+    chat.key = "sk-secret"
+    page = visited.page
+    visited.ask("May I?")
+    page.fill("#key", "sk-secret")
+    page.keyboard.press("Tab")
+    page.wait_for_selector("text=Ask again")
+    page.keyboard.press("Escape")
+    page.click("#new")
+    page.click("text=Ask again")
+    visited.until("document.querySelector('.body')?.textContent === 'You said: May I?'")
 
 
 def test_a_long_wait_is_explained(chat: FakeChat, browser: Browser) -> None:
@@ -224,6 +254,39 @@ def test_a_long_wait_is_explained_to_who_comes_back_to_it(chat: FakeChat, browse
         page.click(".conversation >> text=Slow?")
         assert "the model may be loading" in page.inner_text(".status.waiting")
         page.keyboard.press("Escape")
+
+
+# While an answer comes
+
+
+def test_what_has_to_wait_for_an_answer_says_so(chat: FakeChat, visited: Visit) -> None:
+    chat.replies["Slow?"] = Reply(words("Slowly."), hold=True)
+    page = visited.page
+    visited.ask("One?")
+    visited.ask("Slow?", wait=False)
+    visited.until("document.querySelector('.turn:last-child .body').textContent === 'Slowly.'")
+    page.hover(".turn:nth-child(1) .question")
+    page.click(".turn:nth-child(1) [aria-label='Edit this question']")
+    for _ in range(2):
+        assert page.inner_text("#toast-text:visible") == "An answer is coming here: wait for it, or stop it."
+        page.click("#toast-close")
+        page.keyboard.press("Alt+Shift+R")
+    page.keyboard.press("Escape")
+
+
+def test_a_question_being_changed_outlives_an_answer_again(chat: FakeChat, visited: Visit) -> None:
+    page = visited.page
+    visited.ask("One?")
+    visited.ask("Two?")
+    page.hover(".turn:nth-child(1) .question")
+    page.click(".turn:nth-child(1) [aria-label='Edit this question']")
+    page.fill("#question", "One, better?")
+    page.click(".turn:last-child >> text=Answer again")
+    page.wait_for_selector("#send:not([hidden])")
+    assert page.input_value("#question") == "One, better?"
+    page.press("#question", "Enter")
+    visited.until("document.querySelector('.body').textContent === 'You said: One, better?'")
+    assert said(visited) == ["One, better?"]
 
 
 # Several answers at once

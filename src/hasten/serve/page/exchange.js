@@ -70,15 +70,18 @@ export class Exchange {
 
 function requestOf(conversation, turn, settings) {
   const messages = conversation.system ? [{ role: "system", content: conversation.system }] : [];
-  for (const { question, answer } of conversation.turns.slice(conversation.since, conversation.turns.indexOf(turn))) {
-    // A question that failed would fail again with every one that follows.
-    if (!worth(answer)) continue;
+  for (const { question, answer } of sentWith(conversation, turn)) {
     messages.push({ role: "user", content: question }, { role: "assistant", content: answer.tokens.text });
   }
   messages.push({ role: "user", content: turn.question });
   // Halves of surrogate pairs cannot be sent as UTF-8.
   const sound = messages.map(({ role, content }) => ({ role, content: content.toWellFormed() }));
   return { model: settings.model, messages: sound, ...sampling(settings) };
+}
+
+/** The earlier turns that go along with that one. A question that failed would fail again with every one that follows. */
+function sentWith({ turns, since }, turn) {
+  return turns.slice(since, turns.indexOf(turn)).filter(({ answer }) => worth(answer));
 }
 
 function sampling({ temperature, maxTokens, seed }) {
@@ -88,7 +91,9 @@ function sampling({ temperature, maxTokens, seed }) {
 
 /** From now on the older half of what was sent with the last question is left out. Returns false where there is nothing to leave out. */
 export function leaveOutOldest(conversation) {
-  const sent = conversation.turns.length - 1 - conversation.since;
-  conversation.since += Math.ceil(sent / 2);
-  return sent > 0;
+  const { turns } = conversation;
+  const sent = sentWith(conversation, turns.at(-1));
+  if (sent.length === 0) return false;
+  conversation.since = turns.indexOf(sent[Math.ceil(sent.length / 2) - 1]) + 1;
+  return true;
 }

@@ -6,7 +6,6 @@ import { copyText, installCodeCopy } from "./clipboard.js";
 import { Composer } from "./composer.js";
 import { Conversations } from "./conversations.js";
 import { byId, composing, holdFocus, oneLine } from "./dom.js";
-import { about } from "./drafters.js";
 import { showSpeed } from "./drafts_panel.js";
 import { showExamples } from "./examples.js";
 import { Exchange, leaveOutOldest } from "./exchange.js";
@@ -36,7 +35,7 @@ class Page {
     this.exchanges = new Map(); // the answers that are coming, by conversation
     this.conversations = new Conversations((each) => this.exchanges.has(each));
     this.current = storage.newConversation(this.settings.system);
-    this.refused = null; // the turn that failed for want of a key
+    this.refused = null; // the conversation and the turn that failed for want of a key
     this.toldUnsaved = new WeakSet();
     this.toast = new Toast();
     this.look = new Look(this.settings, this.toast);
@@ -82,10 +81,7 @@ class Page {
       event.preventDefault();
       this.composer.focus();
     });
-    installTokenTip(byId("tip"), (token) => {
-      const name = this.transcript.answerOf(token).tokens.ownerOf(token.dataset.by);
-      return `${name} · ${about(name)}`;
-    });
+    installTokenTip(byId("tip"), (token) => this.transcript.ownerOf(token));
     const last = () => this.current.turns.at(-1);
     installShortcuts(byId("shortcut-list"), {
       new: () => this.begin(),
@@ -129,8 +125,14 @@ class Page {
     this.refused = null;
     this.toast.withdraw(this.models);
     this.form.keyTaken();
-    if (refused === null || refused !== this.current.turns.at(-1)) return;
-    this.toast.offer("The server takes the key.", "Ask again", () => this.act("again", refused), { subject: this.current });
+    if (refused === null) return;
+    const { conversation, turn } = refused;
+    const stands = () => this.conversations.includes(conversation) && conversation.turns.at(-1) === turn;
+    const again = () => {
+      if (conversation !== this.current) this.open(conversation);
+      this.act("again", turn);
+    };
+    if (stands()) this.toast.offer("The server takes the key.", "Ask again", again, { subject: conversation, stands });
   }
 
   // Conversations
@@ -280,7 +282,6 @@ class Page {
   /** Asks for the answer of that turn, the conversation's last. */
   async answer(turn) {
     const conversation = this.current;
-    this.question.edit(null);
     const exchange = new Exchange(conversation, turn, this.settings);
     this.exchanges.set(conversation, exchange);
     conversation.updated = Date.now();
@@ -335,7 +336,7 @@ class Page {
       this.live.finish(answer.tokens.text, told);
     }
     if (problem && REFUSED.has(problem.status)) {
-      this.refused = turn;
+      this.refused = { conversation, turn };
       this.form.askForKey(problem.message);
     }
     if (problem && CHANGED_SERVER.has(problem.status)) this.models.load(true);
@@ -343,14 +344,13 @@ class Page {
 
   act(action, turn) {
     if (action === "copy-answer") copyText(this.toast, turn.answer.tokens.text, "Answer copied.");
-    if (action === "copy-question") copyText(this.toast, turn.question, "Question copied.");
-    if (action === "new") this.begin();
-    if (this.exchange !== null) return;
-    if (action === "edit") this.question.edit(turn);
-    if (turn !== this.current.turns.at(-1)) return;
-    if (action === "again") this.answer(turn);
-    if (action === "shorten" && leaveOutOldest(this.current)) this.answer(turn);
-    else if (action === "shorten") this.toast.say("No older turn is sent with this question; it is too long by itself.");
+    else if (action === "copy-question") copyText(this.toast, turn.question, "Question copied.");
+    else if (action === "new") this.begin();
+    else if (this.exchange !== null) this.toast.say("An answer is coming here: wait for it, or stop it.");
+    else if (action === "edit") this.question.edit(turn);
+    else if (turn !== this.current.turns.at(-1)) return;
+    else if (action === "again" || leaveOutOldest(this.current)) this.answer(turn);
+    else this.toast.say("No older turn is sent with this question; it is too long by itself.");
   }
 
   drawn() {

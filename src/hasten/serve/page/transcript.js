@@ -46,9 +46,10 @@ export class Transcript {
     this.#showWay();
   }
 
-  /** The answer that an element on the screen belongs to. */
-  answerOf(element) {
-    return this.views.find((view) => view.element.contains(element)).turn.answer;
+  /** Who guessed the token of that element on the screen. */
+  ownerOf(element) {
+    const { answer } = this.views.find((view) => view.element.contains(element));
+    return answer.tokens.ownerOf(element.dataset.by);
   }
 
   /** Draws the last turn's news in the next frame; slow drawings leave the page time to breathe. */
