@@ -77,6 +77,79 @@ def test_a_long_name_is_kept_whole(visited: Visit, tmp_path: Path) -> None:
     assert page.inner_text(".conversation bdi") == "N" * 60 + "…"
 
 
+# Settings
+
+
+def test_the_settings_close_by_a_click_beside_them_only(visited: Visit) -> None:
+    page = visited.page
+    page.click("#open-settings")
+    page.fill("#system", "Be brief, whatever you are asked.")
+    drawer, field = page.locator("#settings").bounding_box(), page.locator("#system").bounding_box()
+    assert drawer is not None and field is not None
+    page.mouse.click(drawer["x"] + 8, drawer["y"] + 300)
+    page.mouse.move(field["x"] + 60, field["y"] + 15)
+    page.mouse.down()
+    page.mouse.move(drawer["x"] - 60, field["y"] + 15, steps=4)
+    page.mouse.up()
+    assert page.locator("#settings").is_visible()
+    page.mouse.click(drawer["x"] - 60, 300)
+    assert page.locator("#settings").is_hidden()
+
+
+def test_a_wrong_number_is_told_as_long_as_it_stands(visited: Visit) -> None:
+    page = visited.page
+    page.click("#open-settings")
+    page.fill("#temperature", "9")
+    page.fill("#max-tokens", "5")
+    assert page.inner_text("#range-error:visible") == "Temperature is from 0 to 2; 0.7 stays."
+    page.fill("#seed", "-1")
+    assert page.inner_text("#range-error").endswith("0.7 stays. Seed is a whole number from 0 to 9007199254740991; it stays with the server's choice.")
+    page.fill("#temperature", "1")
+    page.fill("#seed", "")
+    assert page.locator("#range-error").is_hidden()
+
+
+def test_another_tab_changes_no_number_that_is_being_typed(visited: Visit) -> None:
+    page = visited.page
+    page.click("#open-settings")
+    page.fill("#temperature", "9")
+    page.focus("#max-tokens")
+    other = visited.context.new_page()
+    other.goto(visited.address)
+    other.click("#marks")
+    visited.until("document.documentElement.dataset.marks === 'off'")
+    assert not page.is_checked("#marks-setting")
+    assert page.input_value("#temperature") == "9"
+    assert page.locator("#range-error").is_visible()
+    other.click("#open-settings")
+    other.fill("#temperature", "0.2")
+    visited.until("document.getElementById('temperature').value === '0.2'")
+    assert page.locator("#range-error").is_hidden()
+    assert page.get_attribute("#temperature", "aria-invalid") == "false"
+
+
+# Notices
+
+
+def test_notices_are_in_reach_while_a_dialog_is_open(visited: Visit) -> None:
+    page = visited.page
+    visited.ask("One?")
+    page.hover(".conversation-list li")
+    page.click("[aria-label^='Delete']")
+    visited.ask("Two?")
+    page.evaluate("Storage.prototype.setItem = () => { throw new DOMException('full', 'QuotaExceededError'); }; null")
+    page.click("#open-settings")
+    page.fill("#system", "Be brief.")
+    assert "storage is full" in page.inner_text("#toast-text:visible")
+    page.click("#toast-close")
+    assert page.locator("#toast").is_hidden()
+    page.keyboard.press("Escape")
+    page.keyboard.press("Alt+Shift+K")
+    page.click("#offer-action")
+    assert page.locator("#shortcuts").is_hidden()
+    assert page.locator(".said").all_inner_texts() == ["One?"]
+
+
 # Who guessed
 
 

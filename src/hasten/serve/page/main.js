@@ -374,8 +374,9 @@ class Page {
   /** Another tab changed the settings. The model stays: two tabs may well ask two models. */
   takeSettings() {
     const { model, ...others } = storage.loadSettings();
+    const changed = Object.keys(others).filter((name) => others[name] !== this.settings[name]);
     Object.assign(this.settings, others);
-    this.form.refresh();
+    this.form.refresh(changed);
     this.showTurns();
     this.look.show();
   }

@@ -25,7 +25,9 @@ export class SettingsForm {
       setTimeout(() => onchange("key"));
     });
     byId("open-settings").addEventListener("click", () => this.open());
-    this.dialog.addEventListener("click", (event) => event.target === this.dialog && this.dialog.close());
+    // A selection may end outside that began in a field.
+    this.dialog.addEventListener("pointerdown", (event) => (this.pressedOutside = this.#outside(event)));
+    this.dialog.addEventListener("click", (event) => this.pressedOutside && this.#outside(event) && this.dialog.close());
     this.dialog.addEventListener("close", () => this.refresh());
     byId("settings-form").noValidate = true; // Enter and the close button always close; a wrong number is told and not taken
   }
@@ -36,15 +38,21 @@ export class SettingsForm {
     if (!this.dialog.open) this.dialog.showModal();
   }
 
-  /** Shows the settings that count; what was typed and is not allowed is gone. */
-  refresh() {
-    for (const [name, id] of Object.entries(NUMBERS)) {
+  /** Whether that is beside the drawer: the dialog's own edge has the same target. */
+  #outside({ target, clientX, clientY }) {
+    const { left, right, top, bottom } = this.dialog.getBoundingClientRect();
+    return target === this.dialog && (clientX < left || clientX > right || clientY < top || clientY > bottom);
+  }
+
+  /** Shows the settings of these names, as they count; what was typed there and is not allowed is gone. */
+  refresh(names = Object.keys(this.settings)) {
+    for (const [name, id] of Object.entries(NUMBERS).filter(([name]) => names.includes(name))) {
       byId(id).value = this.settings[name];
       byId(id).setAttribute("aria-invalid", "false");
     }
     byId("formatted").checked = this.settings.formatted;
     byId("marks-setting").checked = this.settings.marks;
-    this.ranges.hidden = true;
+    this.#tellRanges();
   }
 
   /** The server took the key. */
@@ -65,17 +73,16 @@ export class SettingsForm {
     field.addEventListener("input", () => {
       const valid = field.validity.valid;
       field.setAttribute("aria-invalid", String(!valid));
-      this.#tellRange(name, field);
-      if (!valid) return;
-      this.settings[name] = field.value;
-      onchange(name);
+      if (valid) this.settings[name] = field.value;
+      this.#tellRanges();
+      if (valid) onchange(name);
     });
   }
 
-  #tellRange(name, field) {
-    const kept = this.settings[name] === "" ? "it stays with the server's choice" : `${this.settings[name]} stays`;
-    this.ranges.hidden = field.validity.valid;
-    this.ranges.textContent = `${field.labels[0].textContent} is ${field.dataset.range}; ${kept}.`;
+  #tellRanges() {
+    const wrong = Object.entries(NUMBERS).filter(([, id]) => !byId(id).validity.valid);
+    this.ranges.hidden = wrong.length === 0;
+    this.ranges.textContent = wrong.map(([name, id]) => rangeOf(byId(id), this.settings[name])).join(" ");
   }
 
   #box(name, field, onchange) {
@@ -85,4 +92,9 @@ export class SettingsForm {
       onchange(name);
     });
   }
+}
+
+function rangeOf(field, kept) {
+  const stays = kept === "" ? "it stays with the server's choice" : `${kept} stays`;
+  return `${field.labels[0].textContent} is ${field.dataset.range}; ${stays}.`;
 }

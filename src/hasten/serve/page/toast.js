@@ -26,6 +26,10 @@ class Notice {
 
 export class Toast {
   constructor() {
+    this.box = document.querySelector(".toasts");
+    for (const dialog of document.querySelectorAll("dialog")) {
+      new MutationObserver(() => this.#place()).observe(dialog, { attributeFilter: ["open"] });
+    }
     this.notice = new Notice("toast");
     this.offered = new Notice("offer");
     this.subject = null;
@@ -33,8 +37,15 @@ export class Toast {
     this.action = byId("offer-action");
     this.action.addEventListener("click", () => {
       this.offered.hide();
+      this.box.closest("dialog")?.close(); // what is done is done behind it
       this.run();
     });
+  }
+
+  /** What lies behind an open dialog can be neither seen well nor reached, so notices lie in it. */
+  #place() {
+    const place = document.querySelector("dialog[open]") ?? document.body;
+    if (this.box.parentElement !== place) place.append(this.box);
   }
 
   /** What needs no answer; it goes by itself where it is short. */
