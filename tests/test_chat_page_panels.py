@@ -72,7 +72,9 @@ def test_a_long_name_is_kept_whole(visited: Visit, tmp_path: Path) -> None:
     page.keyboard.press("Enter")
     rename(visited, "NNN")
     page.click("#question")
-    (saved,) = page.evaluate("Object.entries(localStorage).filter(([name]) => name.includes('conversation')).map(([, text]) => text)")
+    (saved,) = page.evaluate(
+        "Object.entries(localStorage).filter(([name]) => name.includes('conversation')).map(([, text]) => text)"
+    )
     assert json.loads(saved)["title"] == "N" * 100
     assert page.inner_text(".conversation bdi") == "N" * 60 + "…"
 
@@ -85,7 +87,8 @@ def test_the_settings_close_by_a_click_beside_them_only(visited: Visit) -> None:
     page.click("#open-settings")
     page.fill("#system", "Be brief, whatever you are asked.")
     drawer, field = page.locator("#settings").bounding_box(), page.locator("#system").bounding_box()
-    assert drawer is not None and field is not None
+    assert drawer is not None
+    assert field is not None
     page.mouse.click(drawer["x"] + 8, drawer["y"] + 300)
     page.mouse.move(field["x"] + 60, field["y"] + 15)
     page.mouse.down()
@@ -103,7 +106,9 @@ def test_a_wrong_number_is_told_as_long_as_it_stands(visited: Visit) -> None:
     page.fill("#max-tokens", "5")
     assert page.inner_text("#range-error:visible") == "Temperature is from 0 to 2; 0.7 stays."
     page.fill("#seed", "-1")
-    assert page.inner_text("#range-error").endswith("0.7 stays. Seed is a whole number from 0 to 9007199254740991; it stays with the server's choice.")
+    assert page.inner_text("#range-error").endswith(
+        "0.7 stays. Seed is a whole number from 0 to 9007199254740991; it stays with the server's choice."
+    )
     page.fill("#temperature", "1")
     page.fill("#seed", "")
     assert page.locator("#range-error").is_hidden()
