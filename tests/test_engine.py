@@ -311,7 +311,7 @@ def test_a_prompt_that_is_too_long_names_the_bound_that_holds(pool: int, context
         {"top_p": 0.0}, {"top_p": 1.1}, {"top_p": float("nan")}, {"top_k": -1}, {"top_k": 1.5}, {"top_k": True}, {"min_p": -0.1},
         {"repetition_penalty": 0.0}, {"presence_penalty": 3.0}, {"frequency_penalty": float("-inf")}, {"max_tokens": 0},
         {"max_tokens": True}, {"seed": -1}, {"seed": 2**64}, {"n": 0}, {"n": 65}, {"logprobs": 21}, {"logprobs": -1},
-        {"stop": ("",)}, {"stop": ("x",) * 17}, {"stop": (3,)}, {"stop_token_ids": (-1,)}, {"logit_bias": {-1: 1.0}},
+        {"stop": ("",)}, {"stop": ("x",) * 18}, {"stop": (3,)}, {"stop_token_ids": (-1,)}, {"logit_bias": {-1: 1.0}},
         {"logit_bias": {1: float("nan")}}, {"logit_bias": {1: 101.0}}, {"ignore_eos": 1},
     ],
     ids=repr,

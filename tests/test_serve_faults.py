@@ -129,6 +129,14 @@ def test_what_got_its_last_token_in_a_step_that_raises_is_answered(monkeypatch: 
 
 def test_time_that_is_up_is_told_even_where_taking_the_request_out_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     raising_once(monkeypatch, Engine, "cancel")
+    engine = tiny_engine()
+    forward = engine.executor.forward
+
+    def slow(batch: Any) -> Any:  # the answer must not be at its end before its time is
+        time.sleep(0.01)
+        return forward(batch)
+
+    monkeypatch.setattr(engine.executor, "forward", slow)
 
     async def scene() -> None:
         with working(tiny_engine()) as worker:
