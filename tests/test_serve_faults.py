@@ -139,7 +139,7 @@ def test_time_that_is_up_is_told_even_where_taking_the_request_out_raises(monkey
     monkeypatch.setattr(engine.executor, "forward", slow)
 
     async def scene() -> None:
-        with working(tiny_engine()) as worker:
+        with working(engine) as worker:
             endless = SamplingParams(max_tokens=None, ignore_eos=True)
             ticket, later = (Ticket(job("r", endless, timeout=0.5), asyncio.get_running_loop()) for _ in range(2))
             worker.submit(ticket)
