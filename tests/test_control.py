@@ -250,7 +250,7 @@ def test_estimates_lag_behind_by_a_few_outcomes_at_most() -> None:
 def test_the_reason_of_a_free_drafter_is_its_account() -> None:
     """What share of a bush of guesses is right is no reason for it: they cost nothing until they are verified."""
     controller = Controller(StepCosts(CostCurve.measured({1: 0.01, 8: 0.012})))
-    round = Round(1, "greedy", 20, 4, 100, SpeculationParams())
+    round = Round(1, "greedy", 20, 100, SpeculationParams())
     for _ in range(2):
         assert controller.open([round])
         assert controller.ask("suffix", False, [round]) == [True]
@@ -367,7 +367,7 @@ def test_the_best_group_is_the_enumerated_optimum(others: int) -> None:
 def test_hot_sampling_begins_with_half_the_credit(kind: str, steps: float) -> None:
     controller = Controller(StepCosts(CostCurve.measured({1: 0.1, 8: 0.15})))
     controller.costs.open([0])
-    standing = controller._opened("text", Round(1, kind, 10, 1, 100, SpeculationParams()), 3.0)
+    standing = controller._opened("text", Round(1, kind, 10, 100, SpeculationParams()), 3.0)
     assert standing.balance == pytest.approx(steps * controller.costs.unit)
 
 

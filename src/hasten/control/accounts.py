@@ -98,8 +98,7 @@ class Standing:
 
 @dataclass(slots=True)
 class Own:
-    """One drafter on one request. ``reserved`` stands in ``standing``; ``seen`` is how much of the text it had read when it was
-    last asked; ``why`` is the last decision in words."""
+    """One drafter on one request. ``reserved`` stands in ``standing``; ``why`` is the last decision in words."""
 
     balance: float = 0.0
     allowance: float = 0.0
@@ -110,7 +109,6 @@ class Own:
     off: int = 0
     interval: int = FIRST_PROBE
     probing: bool = False
-    seen: int = 0
     on: bool = False
     why: str = "not asked yet"
     rounds: int = 0

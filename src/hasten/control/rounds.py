@@ -17,7 +17,6 @@ class Round:
     sequence: int
     kind: str
     context: int
-    output_length: int
     tokens_left: int
     wish: SpeculationParams
     tree: DraftTree = field(default_factory=DraftTree)
@@ -35,7 +34,6 @@ class Round:
             sequence.id,
             kind_of(sequence.params),
             len(sequence.tokens),
-            sequence.output_length,
             sequence.tokens_left,
             wish,
         )

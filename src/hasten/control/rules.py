@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from hasten.core.config import DEEPEST_CHAIN
 from hasten.core.types import ROOT, DraftTree
 
-DEEPEST = 24
+DEEPEST = DEEPEST_CHAIN  # levels of any draft
 MOST_REJECTED = 0.7  # SpecDec++'s h: stop when P(at least one rejected so far) passes it
 GAMMA = 0.2  # AdaEDL's: the share of the draft's entropy that stands for its divergence from the target
 

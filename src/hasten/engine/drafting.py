@@ -32,7 +32,6 @@ from hasten.sampling.laws import DraftLaws, merge
 from hasten.sampling.likeliest import likeliest
 
 log = logging.getLogger(__name__)
-DEEPEST = 24
 LONGEST_REST = 8  # steps of a sequence alone; looking takes longer where there are more
 AUTO = SpeculationParams()
 Arguments = ParamSpec("Arguments")
@@ -205,7 +204,7 @@ class Drafting:
         calibrated = self.controller.calibrated(drafter.name, round.kind)
         floors = [] if drafter.paid else self.controller.floors(round, max(0, nodes))
         ahead = self.controller.costs.ahead(drafter.name, askers) if drafter.paid else []
-        return DraftBudget(nodes, min(DEEPEST, depth, _depth_left(sequence)), floor, calibrated, entropy, floors, ahead)
+        return DraftBudget(nodes, min(depth, _depth_left(sequence)), floor, calibrated, entropy, floors, ahead)
 
     def _charge(self, drafter: Drafter, sequences: list[Sequence], rounds: list[Round], spent: float) -> None:
         """Share out what a drafter took: its levels evenly, its reading by how much each sequence had grown since."""

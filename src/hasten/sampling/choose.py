@@ -11,7 +11,7 @@ import torch
 
 from hasten.core.types import SamplingParams, TokenLogprob
 from hasten.sampling import noise
-from hasten.sampling.filters import History, Logits, adjusted, at_least, kept, largest, ranked, scaled, weights
+from hasten.sampling.filters import History, Logits, adjusted, at_least, kept, largest, ranked, scaled
 
 _DIRECT = 2048  # below this many tokens, hashing them all is cheaper than looking for those that matter
 _HEAD = 8.0  # depth of the first look, in units of log-probability
@@ -34,29 +34,6 @@ def choose_row(
     ``filters.adjusted`` for ``history``, ``allowed`` and ``vocabulary_size``, and for the errors.
     """
     return choose_adjusted(adjusted(logits, params, position, history, allowed, vocabulary_size), params, seed, position)
-
-
-def choose_with_probability(
-    logits: torch.Tensor,
-    params: SamplingParams,
-    seed: int,
-    position: int,
-    history: History | None = None,
-    allowed: torch.Tensor | None = None,
-    vocabulary_size: int | None = None,
-) -> tuple[int, float]:
-    """``choose_row``, and the token's probability under the law it was drawn from, for draft models.
-
-    At temperature 0 the probability is that of temperature 1 without filters: how sure the model is of its first choice.
-    """
-    values = adjusted(logits, params, position, history, allowed, vocabulary_size)
-    token = choose_adjusted(values, params, seed, position)
-    if params.greedy:
-        return token, float(1.0 / weights(values, 1.0).sum())
-    ids = kept(values, params)
-    weight = weights(values if ids is None else values[ids], params.temperature)
-    at = token if ids is None else int(np.searchsorted(ids, token))
-    return token, float(weight[at] / weight.sum())
 
 
 def choose_adjusted(values: Logits, params: SamplingParams, seed: int, position: int) -> int:
