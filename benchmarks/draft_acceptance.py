@@ -41,7 +41,7 @@ def verify_all(llm: LLM, depth: int) -> None:
     controller = llm.engine.controller
     controller.rule, controller.depth = "fixed", depth
 
-    def select(rounds: list, rows: int, seconds: float, room: int) -> list[DraftTree]:  # type: ignore[type-arg]
+    def select(rounds: list, rows: int, seconds: float, room: int, each: int) -> list[DraftTree]:  # type: ignore[type-arg]
         return [round.keep(set(range(len(round.tree)))) for round in rounds]
 
     type(controller).select = staticmethod(select)  # type: ignore[method-assign, assignment]

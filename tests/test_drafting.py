@@ -10,10 +10,12 @@ import pytest
 from drafters import Right, TestDrafter, Wrong
 from hasten import LLM
 from hasten.control.cost import CostCurve
+from hasten.control.memory import Memory
 from hasten.core.config import SpeculationParams
 from hasten.core.errors import ConfigError
 from hasten.core.types import ROOT, Batch, DraftTree, SamplingParams, Sequence
 from hasten.draft.base import DraftBudget
+from hasten.sampling.laws import DraftLaws
 from serving import write_model
 from tiny import VOCABULARY, FrozenCurve, naive_text, run_all, tiny_engine
 
@@ -158,6 +160,18 @@ def test_who_fails_for_one_request_goes_on_for_the_others() -> None:
     assert drafter.asked.count(1) == 1
 
 
+def test_an_account_that_was_never_opened_still_has_its_credit_after_a_restart(tmp_path: Path) -> None:
+    engine = tiny_engine(KIND, [Wrong(lambda _: [1] * 200)], curve=curve())
+    engine.submit(list(PROMPT), greedy(30), speculation=ON)
+    while not engine.idle:
+        engine.step()
+    memory = Memory(tmp_path / "drafting.json")
+    memory.save(engine.controller)
+    later = tiny_engine(KIND, curve=curve()).controller
+    assert memory.load(later)
+    assert all(standing.balance is None for standing in later.standings.values())
+
+
 @pytest.mark.parametrize("mode", ["on", "auto"])
 def test_a_step_has_no_more_rows_than_it_may(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     drafters = [Wide(name, 12 * place) for place, name in enumerate("abcd")]
@@ -176,6 +190,51 @@ def test_a_step_has_no_more_rows_than_it_may(mode: str, monkeypatch: pytest.Monk
     ]
     assert run_all(engine, requests) == [naive_text(KIND, (*PROMPT, place), greedy(20)) for place in range(4)]
     assert 12 < most <= 16
+
+
+class Drawer(TestDrafter):
+    """Draws nothing, and keeps what it was allowed."""
+
+    name, draws = "drawer", True
+
+    def __init__(self) -> None:
+        self.allowed: list[list[int]] = []
+
+    def draw(self, sequences: list[Sequence], budgets: list[DraftBudget]) -> list[tuple[DraftTree, DraftLaws]]:
+        self.allowed.append([budget.nodes for budget in budgets])
+        return [(DraftTree(), DraftLaws()) for _ in sequences]
+
+
+def test_who_draws_is_given_what_others_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where one request has all the guesses of the others, too: drawn nodes are verified without being chosen among."""
+
+    class OfOne(Wide):
+        def tree(self, sequence: Sequence, budget: DraftBudget) -> DraftTree:
+            return super().tree(sequence, budget) if sequence.id == 0 else DraftTree()
+
+    drawer = Drawer()
+    engine = tiny_engine(KIND, [OfOne("a", 0), OfOne("b", 12), drawer], max_rows=16, rule="rejection")
+    sampled = SamplingParams(max_tokens=20, ignore_eos=True, temperature=1.0, seed=3)
+    for place in range(4):
+        engine.submit([*PROMPT, place], sampled, speculation=ON)
+    rows, forward = [], engine.executor.forward
+    monkeypatch.setattr(engine.executor, "forward", lambda batch: (rows.append(batch.rows), forward(batch))[1])
+    while not engine.idle:
+        engine.step()
+    assert len(drawer.allowed) > 10
+    assert min(map(min, drawer.allowed)) >= 0
+    assert all(4 + 3 + sum(each) <= 16 for each in drawer.allowed if len(each) == 4)
+    assert max(rows) <= 16
+
+
+def test_a_drawer_that_forgets_its_laws_is_switched_off() -> None:
+    class Bare(Drawer):
+        def draw(self, sequences: list[Sequence], budgets: list[DraftBudget]) -> list[tuple[DraftTree, DraftLaws]]:
+            return [DraftTree() for _ in sequences]  # type: ignore[misc]
+
+    engine = tiny_engine(KIND, [Bare()], rule="rejection")
+    request = engine.submit(list(PROMPT), SamplingParams(max_tokens=8, ignore_eos=True, temperature=1.0, seed=3))
+    assert len(run_all(engine, [request])[0]) == 8
 
 
 def test_drafts_on_begin_at_once_whoever_rests(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,18 +70,20 @@ def test_loading_a_model_without_kernels_says_so(monkeypatch: pytest.MonkeyPatch
         assert [line.count("No native kernels (") for line in caplog.messages] == [1] * said
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_kernels_under_sanitizers(tmp_path: Path) -> None:
-    """The other kernel tests, run again in a process with AddressSanitizer and UndefinedBehaviorSanitizer."""
+SANITIZED = {"products": ("linear", "grouped", "top", "layers"), "others": ("feedback", "rows", "attention", "attention8")}
+
+
+@pytest.fixture(scope="module")
+def sanitized(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of a process that runs the kernels with AddressSanitizer and UndefinedBehaviorSanitizer."""
     if load() is None:
         pytest.skip(f"native kernels: {status()['reason']}")
-    library = build.build(tmp_path, sanitize=True)
+    library = build.build(tmp_path_factory.mktemp("sanitized"), sanitize=True)
     found = subprocess.run([*build.find_compiler(), "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
     runtime = Path(found.stdout.strip())
     if not runtime.is_absolute():
         pytest.skip("this compiler has no shared AddressSanitizer to preload")
-    environment = {
+    return {
         **os.environ,
         "LD_PRELOAD": str(runtime),
         "ASAN_OPTIONS": "detect_leaks=0",
@@ -89,9 +91,15 @@ def test_kernels_under_sanitizers(tmp_path: Path) -> None:
         "HASTEN_NATIVE_LIBRARY": str(library),
         "OMP_NUM_THREADS": "1",
     }
-    names = ("linear", "grouped", "feedback", "top", "rows", "attention", "attention8", "layers")
-    files = [str(TESTS / f"test_native_{name}.py") for name in names]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("kernels", SANITIZED)
+def test_kernels_under_sanitizers(kernels: str, sanitized: dict[str, str]) -> None:
+    """The other kernel tests, run again in a process with sanitizers."""
+    files = [str(TESTS / f"test_native_{name}.py") for name in SANITIZED[kernels]]
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-x", *files]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=TESTS.parent, timeout=1700, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=sanitized, cwd=TESTS.parent, timeout=1700, check=False)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     assert "passed" in done.stdout

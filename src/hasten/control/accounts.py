@@ -1,9 +1,9 @@
 """What drafting has cost and brought, so that it is never slower than plain decoding for long.
 
-Every second that a round takes beyond a plain step is charged to a drafter: proposing, catching up, verifying its rows,
-observing. Every token it brought is credited with the seconds that a plain step would have taken for it. A drafter that is in the
-red is not asked. Each plain step earns it a small allowance to try again with, and what others save a larger one. So, whatever is
-accepted or not:
+Every second that a round takes beyond a plain step is charged to a drafter (where somebody insists on drafts, to nobody):
+proposing, catching up, verifying its rows, observing. Every token it brought is credited with the seconds that a plain step would
+have taken for it. A drafter that is in the red is not asked. Each plain step earns it a small allowance to try again with, and
+what others save a larger one. So, whatever is accepted or not:
 
     seconds <= (1 + EXPLORATION) x plain seconds - (1 - PASSED_ON) x what is saved + START + the largest single loss
 

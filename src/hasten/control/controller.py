@@ -270,8 +270,9 @@ class Controller:
         conditional = [self.calibrator.probability(d, s, kind) for d, s in zip(tree.drafters, tree.scores, strict=True)]
         return survivals(tree, conditional)
 
-    def select(self, rounds: Sequence[Round], rows: int, drafting_seconds: float, room: int) -> list[DraftTree]:
-        """Keep the nodes worth verifying, at most ``room`` of all of them. ``rows`` is what the step computes anyway."""
+    def select(self, rounds: Sequence[Round], rows: int, drafting_seconds: float, room: int, each: int) -> list[DraftTree]:
+        """Keep the nodes worth verifying, at most ``room`` of all of them and ``each`` of one tree. ``rows`` is what the step
+        computes anyway."""
         if self.rule != "auto":
             depth = min(self.depth or rules.DEEPEST, room // max(1, len(rounds)))
             return [round.keep(rules.chain_of(round.tree, min(depth, round.wish.nodes))) for round in rounds]
@@ -284,7 +285,8 @@ class Controller:
             keep = best_count(ranked[:most], contexts, rows, drafting_seconds, self.costs.curve, self.costs.overhead)
         kept: list[set[int]] = [set() for _ in rounds]
         for place, (_, index, node) in enumerate(ranked):
-            if room > 0 and (place < keep or rounds[index].wish.mode == "on") and len(kept[index]) < rounds[index].wish.nodes:
+            wanted = place < keep or rounds[index].wish.mode == "on"
+            if wanted and room > 0 and len(kept[index]) < min(each, rounds[index].wish.nodes):
                 kept[index].add(node)
                 room -= 1
         return [round.keep(nodes) for round, nodes in zip(rounds, kept, strict=True)]
@@ -333,7 +335,8 @@ class Controller:
             self._book(round, net, drafters, earned, share * passed_on / len(rounds))
         brought = sum(len(round.accepted) for round in rounds)
         if nodes or asked:
-            self._gain.observe((len(rounds) + brought) * self.costs.unit / (self.costs.plain + asked + extra))
+            if all(map(self._chose, rounds)):
+                self._gain.observe((len(rounds) + brought) * self.costs.unit / (self.costs.plain + asked + extra))
         else:
             self._gain.observe(1.0)
             if pure:

@@ -12,7 +12,7 @@ from hasten.control.accounts import Standing
 from hasten.control.calibrator import Calibrator
 from hasten.control.controller import Controller
 
-VERSION = 1
+VERSION = 2
 SAVE_EVERY_S = 30.0
 
 
@@ -60,9 +60,14 @@ def _content(controller: Controller) -> dict[str, Any]:
     return {
         "version": VERSION,
         "calibrator": controller.calibrator.to_json(),
-        "standings": {f"{name}/{kind}": standing.to_json() for (name, kind), standing in controller.standings.items()},
+        "standings": {f"{name}/{kind}": standing.to_json() for (name, kind), standing in _opened(controller).items()},
         "answer_length": controller.answer_length.value,
     }
+
+
+def _opened(controller: Controller) -> dict[tuple[str, str], Standing]:
+    """Those that have had a step on their account; the others still have their credit to begin with."""
+    return {key: standing for key, standing in controller.standings.items() if standing.balance is not None}
 
 
 def _standings(content: object) -> dict[tuple[str, str], Standing]:

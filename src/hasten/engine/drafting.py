@@ -130,7 +130,7 @@ class Drafting:
             return
         self._rest = 0
         if undrawn:
-            self.controller.select(undrawn, rows, self.clock() - began, share * len(undrawn))
+            self.controller.select(undrawn, rows, self.clock() - began, share * len(undrawn), share * len(undrawn))
         for item, round in zip(decoding, rounds, strict=True):
             if round.sequence in self._laws:
                 round.keep(set(range(len(round.tree))))
@@ -155,7 +155,7 @@ class Drafting:
     def _settle(self, rounds: list[Round], rows: int, spent: float, share: int) -> None:
         """Choose among what was proposed without chance, before anything is drawn beside it."""
         if rounds:
-            self.controller.select(rounds, rows, spent, share * len(rounds))
+            self.controller.select(rounds, rows, spent, share * len(rounds), share)
         for round in rounds:
             round.settle()
             self._laws[round.sequence] = DraftLaws()
@@ -310,7 +310,10 @@ def _bids(
     drafter: Drafter, sequences: list[Sequence], budgets: list[DraftBudget], drawing: bool
 ) -> list[tuple[DraftTree, DraftLaws]]:
     """Raises ValueError where there is not one bid a sequence, and what the drafter raises."""
-    bids = drafter.draw(sequences, budgets) if drawing else [(tree, DraftLaws()) for tree in drafter.propose(sequences, budgets)]
+    if drawing:
+        bids = [(tree, laws) for tree, laws in drafter.draw(sequences, budgets)]
+    else:
+        bids = [(tree, DraftLaws()) for tree in drafter.propose(sequences, budgets)]
     if len(bids) != len(sequences):
         raise ValueError(f"{len(bids)} bids for {len(sequences)} sequences")
     return bids

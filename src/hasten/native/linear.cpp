@@ -37,8 +37,8 @@ void spread_row(const std::int8_t* from, std::int64_t count, std::int64_t step, 
     }
 }
 
-// Fills in what the kernel wants of the rows: padded to whole tiles, for VNNI by tile and mostly moved by 128, for AVX2 widened or summed.
-// False when there is no memory.
+// Fills in what the kernel wants of the rows: padded to whole tiles, for VNNI by tile and moved by 128, for AVX2 widened; where nibbles are
+// multiplied as they are, summed. False when there is no memory.
 bool prepare_rows(Linear8& call, Isa isa) {
     const std::int64_t tiles = tiles_of(call.inputs), stride = tiles * TILE_INPUTS;
     const bool by_tile = isa == VNNI, few = by_tile && call.four_bits && call.rows <= FEW_ROWS;

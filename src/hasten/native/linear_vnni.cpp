@@ -1,5 +1,5 @@
 // AVX-512 VNNI: unsigned rows (moved by 128) times signed weights, four bytes at a time; the weights' sums take the move back out. Four-bit
-// weights become eight-bit ones on their way into the first-level cache.
+// weights become eight-bit ones on their way into the first-level cache; for few rows linear4_vnni takes them as they are.
 #include "linear.h"
 
 #if defined(__x86_64__)

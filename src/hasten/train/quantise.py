@@ -100,7 +100,7 @@ def quantise(config: EngineConfig, texts: Sequence[str] = (), progress: Progress
         kept = _kept_text(text)
         pieces = given or kept or sample_text(config, progress)
         if pieces != kept:
-            partial_of(path).unlink(missing_ok=True)  # its layers were rounded for another text
+            _begin_anew(path)
         _keep_text(text, pieces)
         set_threads(config.threads, INT4)
         resumed = round_weights(source, path, pieces, progress)
@@ -135,6 +135,14 @@ def _kept_text(path: Path) -> list[list[int]]:
     except (OSError, ValueError):
         return []
     return [[int(token) for token in piece] for piece in pieces]
+
+
+def _begin_anew(path: Path) -> None:
+    """Let go of layers that were rounded for another text. Raises ModelError when the disk refuses."""
+    try:
+        partial_of(path).unlink(missing_ok=True)
+    except OSError as problem:
+        raise ModelError(f"{partial_of(path)} cannot be removed ({problem.strerror}); check its permissions.") from problem
 
 
 def _keep_text(path: Path, pieces: list[list[int]]) -> None:
