@@ -11,6 +11,7 @@ import torch
 import hasten.cli.prove as verb
 from hasten.bench.prove import Proof, Shown, fresh_logits
 from hasten.cli.main import run as command_line
+from hasten.core.config import EngineConfig
 from hasten.core.errors import ConfigError, InvalidRequest
 from hasten.core.types import Batch, DraftTree
 from hasten.draft.base import Drafter
@@ -152,6 +153,19 @@ def test_a_prompt_that_cannot_be_taken_is_named(
 def test_rules_that_keep_no_tokens_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert command_line(["prove", "-m", "tiny", "--verify", "block"]) == 1
     assert "--verify coupled" in capsys.readouterr().err
+
+
+def test_a_rule_for_other_calls_rests(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[EngineConfig] = []
+
+    def load(config: EngineConfig) -> Any:
+        loaded.append(config)
+        raise ConfigError("That is enough.")
+
+    monkeypatch.setattr(verb, "load", load)
+    monkeypatch.setenv("HASTEN_VERIFY", "block")
+    assert command_line(["prove", "-m", "tiny"]) == 1
+    assert loaded[0].verify == "coupled"
 
 
 def test_plain_engines_are_refused() -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import selectors
 import shutil
+import signal
 import socket
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -104,6 +107,30 @@ def test_a_flood_of_silent_connections_takes_no_more_files_than_there_are(tmp_pa
         for one in silent:
             one.close()
     assert not [line for line in server.log if "system resource" in line]
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="this system cannot hold a process up")
+def test_a_burst_of_connections_finds_room(tmp_path: Path, tiny_model: Path) -> None:
+    """Even where nobody accepts any for a while: the system drops what it has no room for, and that comes again after a second."""
+    with running(home=tmp_path, models=(f"tiny={tiny_model}",)) as server, selectors.DefaultSelector() as waiting:
+        host, port = server.url.removeprefix("http://").split(":")
+        server.process.send_signal(signal.SIGSTOP)
+        try:
+            for _ in range(300):
+                one = socket.socket()
+                one.setblocking(False)
+                one.connect_ex((host, int(port)))
+                waiting.register(one, selectors.EVENT_WRITE)
+            end = time.monotonic() + 0.8
+            while waiting.get_map() and time.monotonic() < end:
+                for key, _ in waiting.select(0.1):
+                    waiting.unregister(key.fileobj)
+                    key.fileobj.close()  # type: ignore[union-attr]
+            late = len(waiting.get_map())
+        finally:
+            server.process.send_signal(signal.SIGCONT)
+        assert late == 0
+        assert httpx.get(f"{server.url}/health", timeout=20).status_code == 200
 
 
 def test_connections_for_which_there_are_no_files_are_refused_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ from hasten.draft.base import Drafter
 from hasten.draft.suffix import SuffixDrafter
 from hasten.engine.drafting import Drafting
 from hasten.engine.engine import Engine
+from hasten.serve.embeddings import _embedded
 from hasten.serve.errors import ApiError
 from hasten.serve.generation import Generation
 from hasten.serve.limits import Limits
@@ -178,11 +179,13 @@ def test_nobody_waits_for_a_thread_that_has_ended(monkeypatch: pytest.MonkeyPatc
                 worker.submit(ticket)
             async with asyncio.timeout(20):
                 for ticket in tickets[:2]:
-                    with pytest.raises(ApiError, match="stopping"):
+                    with pytest.raises(ApiError, match="has ended"):
                         await tokens_of(ticket)
                 worker.submit(tickets[2])
-                with pytest.raises(ApiError, match="stopping"):
+                with pytest.raises(ApiError, match="has ended"):
                     await tokens_of(tickets[2])
+                with pytest.raises(ApiError, match="has ended"):
+                    await _embedded(worker, [1, 2, 3], "mean")
 
     asyncio.run(scene())
 

@@ -142,6 +142,58 @@ def test_what_cannot_be_loaded_or_is_too_large_costs_its_request_only() -> None:
     asyncio.run(scene())
 
 
+def test_who_waits_for_a_model_that_fails_does_not_load_it_again() -> None:
+    tried: list[str] = []
+
+    def load(config: EngineConfig) -> Any:
+        tried.append(config.model)
+        time.sleep(0.2)
+        raise ModelNotFound("There is none.")
+
+    async def scene() -> None:
+        models = Models(hosts_of(("a", "b"), EngineConfig()), 0, load)
+        found = await asyncio.gather(*(models.acquire("b") for _ in range(4)), return_exceptions=True)
+        for one in found:
+            assert isinstance(one, ApiError)
+            assert (one.code, one.headers) == ("model_unavailable", {"x-should-retry": "false"})
+        assert tried == ["b"]
+        with pytest.raises(ApiError, match="could not be loaded"):
+            await models.acquire("b")
+        assert tried == ["b", "b"]
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize("how", ["told to stop", "failed"])
+def test_who_waits_while_the_first_load_ends_is_sent_away(how: str) -> None:
+    tried, failing = [], threading.Event()
+
+    def load(config: EngineConfig) -> Any:
+        tried.append(config.model)
+        while not failing.wait(0.01):
+            pass
+        raise ModelNotFound("There is none.")
+
+    async def scene() -> None:
+        models = Models(hosts_of(("a", "b"), EngineConfig()), 0, load)
+        loading = asyncio.ensure_future(models.preload())
+        await asyncio.sleep(0.1)
+        waiting = [asyncio.ensure_future(models.acquire(name)) for name in ("a", "b")]
+        await asyncio.sleep(0.1)
+        if how == "failed":
+            failing.set()
+        else:
+            loading.cancel()
+        async with asyncio.timeout(10):
+            await asyncio.gather(loading, return_exceptions=True)
+            for one in waiting:
+                with pytest.raises(ApiError, match="stopping"):
+                    await one
+        assert tried == ["a"]
+
+    asyncio.run(scene())
+
+
 def test_aliases() -> None:
     hosts = hosts_of(("quick=smollm2-135m", "owner/name:q4_0@main", "/models/x=1.gguf"), EngineConfig())
     assert [(host.name, host.config.model) for host in hosts[:2]] == [("quick", "smollm2-135m"), ("owner/name:q4_0@main",) * 2]

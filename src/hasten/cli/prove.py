@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hasten.cli.generate import load
-from hasten.cli.options import Verb, engine_config, engine_options, without_past
+from hasten.cli.options import Verb, engine_config, engine_options, typed, without_past
 from hasten.cli.prompts import alike, collect, for_batch
 from hasten.core.errors import ConfigError
 from hasten.core.types import SamplingParams
@@ -36,10 +36,11 @@ def prove(ctx: click.Context, /, prompts: str | None, max_tokens: int, seed: int
     config = without_past(engine_config(options))
     if config.draft == "none":
         raise ConfigError("Without drafters there is no promise to prove; give --draft auto or another choice than none.")
-    if config.verify != "coupled":
+    if config.verify != "coupled" and typed("verify"):
         raise ConfigError(
             f"--verify {config.verify} keeps the law of a text and not its tokens, which are compared here; give --verify coupled."
         )
+    config = replace(config, verify="coupled")
     params = SamplingParams(max_tokens=max_tokens, seed=seed)
     items = None if prompts is None else alike(prompts, "leave that out and give --max-tokens and --seed")
     from hasten.bench.example_prompts import EXAMPLE_PROMPTS

@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 
 from hasten import __version__
 from hasten.serve.chat import checked, prompt_of
-from hasten.serve.errors import ApiError, invalid
+from hasten.serve.errors import ApiError, engine_dead, invalid
 from hasten.serve.models import Host
 from hasten.serve.server import server_of
 from hasten.serve.wire import ChatRequest, Name, Tool, Wire
@@ -86,7 +86,7 @@ async def ready(request: Request) -> Response:
         raise ApiError(503, "The model is still loading.", code="loading", retry_after=2)
     for host in server.models.hosts.values():
         if host.worker is not None and not host.worker.is_alive():
-            raise ApiError(503, f"The engine of '{host.name}' has ended.", code="engine_dead")
+            raise engine_dead(host.name)
     return JSONResponse({"status": "ok"})
 
 

@@ -13,9 +13,10 @@ from hasten.core.errors import ConfigError
 from hasten.serve.limits import Limits
 
 SPARE = 32  # connections over --max-connections, so that whoever is one too many can be told so
-BACKLOG = 100  # connections that may wait to be accepted, and the most that are accepted at once
+AT_ONCE = 32  # connections that are accepted in a turn of the event loop
+BACKLOG = 2048  # that may wait for it: the system drops what comes beyond, and clients try again after a second
 # What is accepted in one turn of the event loop counts, or is closed, a few turns later; the rest is the process's own.
-FILES_BESIDE = 4 * BACKLOG + 128
+FILES_BESIDE = 4 * AT_ONCE + 128
 
 
 class BoundedConnection(H11Protocol):

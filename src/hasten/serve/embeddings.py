@@ -127,8 +127,9 @@ async def _embedded(worker: Worker, prompt: list[int], pooling: Pooling) -> torc
             return
 
     def work() -> None:
-        if done.cancelled():
+        if done.cancelled() or worker.over:
             chunks.close()
+            tell(lambda: resolve(None, worker.ending))
             return
         try:
             vector = next(chunks)
@@ -143,6 +144,8 @@ async def _embedded(worker: Worker, prompt: list[int], pooling: Pooling) -> torc
         tell(lambda: resolve(vector, None))
 
     worker.call(work)
+    if worker.over:  # maybe before it was called
+        resolve(None, worker.ending)
     return await done
 
 

@@ -82,6 +82,11 @@ def stopping() -> ApiError:
     return ApiError(503, "The server is stopping.", code="stopping", retry_after=5)
 
 
+def engine_dead(model: str) -> ApiError:
+    """What a request ends with whose engine's thread has ended by itself."""
+    return ApiError(503, f"The engine of '{model}' has ended.", code="engine_dead")
+
+
 def api_error(problem: BaseException) -> ApiError:
     """Whatever was raised, as an answer. Of errors that are not meant for users nothing is told."""
     if isinstance(problem, ApiError):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from hasten.core.config import EngineConfig
 from hasten.core.errors import ConfigError, HastenError
 from hasten.engine.llm import LLM
-from hasten.serve.errors import ApiError
+from hasten.serve.errors import ApiError, stopping
 from hasten.serve.interruptible import interruptible
 from hasten.serve.provenance import Legend
 from hasten.serve.worker import Worker
@@ -34,6 +34,7 @@ class Host:
     llm: LLM | None = None
     worker: Worker | None = None
     legend: Legend = field(default_factory=Legend)
+    failures: int = 0  # to load it
     users: int = 0
     tickets: int = 0
     last_used: float = 0.0
@@ -73,7 +74,7 @@ class Models:
         self._load = load
         self._estimate = estimate
         self._lock = asyncio.Lock()
-        self._preloaded = False
+        self._preloaded = self._over = False
 
     def find(self, name: str | None) -> Host:
         """The host of that name, the first one where none is given. Raises ApiError (404)."""
@@ -88,26 +89,31 @@ class Models:
         return host
 
     async def acquire(self, name: str | None) -> Host:
-        """A loaded host, which stays loaded until ``release``. Raises ApiError: 404, or 503 when there is no room for it now or it
-        cannot be loaded."""
+        """A loaded host, which stays loaded until ``release``. Raises ApiError: 404, or 503 when there is no room for it now, it
+        cannot be loaded or the server ends."""
         host = self.find(name)
         host.users += 1
         try:
             if not host.loaded:
-                async with self._lock:
-                    if not host.loaded:
-                        await self._bring_in(host)
-        except HastenError:  # its sentence is the operator's: it names files of this machine
+                await self._wait_for(host)
+        except HastenError as problem:  # its sentence is the operator's: it names files of this machine
+            log.error("The model %s could not be loaded: %s", host.name, problem)
             self.release(host)
-            raise ApiError(
-                503,
-                f"The model '{host.name}' could not be loaded; the operator finds the cause in the log.",
-                code="model_unavailable",
-            ) from None
+            raise _unavailable(host) from None
         except BaseException:
             self.release(host)
             raise
         return host
+
+    async def _wait_for(self, host: Host) -> None:
+        failures = host.failures
+        async with self._lock:
+            if self._over:
+                raise stopping()
+            if host.failures > failures:  # while this request waited for its turn: it would fail again
+                raise _unavailable(host)
+            if not host.loaded:
+                await self._bring_in(host)
 
     def release(self, host: Host) -> None:
         """One use of a host is over."""
@@ -122,7 +128,11 @@ class Models:
     async def preload(self) -> None:
         """Load the first model. Raises HastenError when it cannot be."""
         async with self._lock:
-            await self._bring_in(self.default)
+            try:
+                await self._bring_in(self.default)
+            except BaseException:  # the server ends; whoever waits for a model must not begin anew
+                self._over = True
+                raise
         self._preloaded = True
 
     async def close(self) -> None:
@@ -138,8 +148,8 @@ class Models:
             await self._make_room(host)
             log.info("Loading model %s.", host.name)
             llm = await interruptible(self._load, host.config)
-        except HastenError as problem:
-            log.error("The model %s could not be loaded: %s", host.name, problem)
+        except HastenError:
+            host.failures += 1
             raise
         host.llm = llm
         host.legend = Legend([drafter.name for drafter in llm.engine.drafting.drafters])
@@ -170,6 +180,16 @@ class Models:
             host = min(idle, key=lambda host: host.last_used)
             log.info("Letting model %s go to make room for %s.", host.name, wanted.name)
             await _let_go(host)
+
+
+def _unavailable(host: Host) -> ApiError:
+    """Official clients would try again at once, and the model be loaded again."""
+    return ApiError(
+        503,
+        f"The model '{host.name}' could not be loaded; the operator finds the cause in the log.",
+        code="model_unavailable",
+        headers={"x-should-retry": "false"},
+    )
 
 
 async def _let_go(host: Host) -> None:

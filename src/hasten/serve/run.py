@@ -20,7 +20,7 @@ from hasten.core.errors import ConfigError
 from hasten.engine.footprint import footprint
 from hasten.engine.llm import LLM
 from hasten.serve.app import make_app
-from hasten.serve.connection import BACKLOG, allow_files, connection_of
+from hasten.serve.connection import AT_ONCE, BACKLOG, allow_files, connection_of
 from hasten.serve.fleet import Fleet
 from hasten.serve.front import Front, make_front
 from hasten.serve.guard import LOOPBACK_NAMES, Guard, Policy, is_loopback
@@ -138,7 +138,7 @@ async def _serve(service: Service, policy: Policy, settings: Settings, listener:
         timeout_graceful_shutdown=math.ceil(settings.limits.drain_timeout) + LAST_WORDS_SECONDS,
         h11_max_incomplete_event_size=64 << 10,
         http=connection_of(settings.limits),
-        backlog=BACKLOG,
+        backlog=AT_ONCE,
         ws="none",
         lifespan="on",
     )
@@ -182,6 +182,11 @@ class _Web(uvicorn.Server):
         finally:
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.remove_signal_handler(number)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for listener in sockets or ():
+            listener.listen(BACKLOG)  # asyncio has one number for this and for what it accepts in a turn
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         log.info("Stopping: finishing what runs, taking nothing new.")

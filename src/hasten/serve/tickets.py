@@ -40,9 +40,11 @@ class Job:
 
 @dataclass(slots=True, eq=False)
 class Times:
-    """Monotonic seconds: when a request arrived, when the engine took it, its first and its last token."""
+    """Monotonic seconds: when a request arrived, when it was queued (its model is loaded, its prompt made), when the engine took
+    it, its first and its last token."""
 
     arrived: float = field(default_factory=time.monotonic)
+    queued: float = field(default_factory=time.monotonic)
     started: float | None = None
     first: float | None = None
     last: float | None = None

@@ -75,7 +75,7 @@ class Totals:
 
     def _clock(self, request: Request, times: Times, tokens: int) -> None:
         if times.started is not None:
-            self.queue.observe(times.started - times.arrived)
+            self.queue.observe(times.started - times.queued)
         if times.first is None or times.last is None:
             return
         self.first_token.observe(times.first - times.arrived)

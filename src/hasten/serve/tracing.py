@@ -128,7 +128,7 @@ class Tracing:
         """What the engine did for one prompt: each phase ends where the next begins, or with the request."""
         times = ticket.times
         borders = [
-            ("queue", times.arrived, times.started),
+            ("queue", times.queued, times.started),
             ("prefill", times.started, times.first),
             ("decode", times.first, times.last),
         ]

@@ -19,7 +19,7 @@ from typing import Any
 from hasten.core.errors import HastenError
 from hasten.engine.llm import LLM
 from hasten.engine.requests import Request
-from hasten.serve.errors import ApiError, stopping
+from hasten.serve.errors import ApiError, engine_dead, stopping
 from hasten.serve.tickets import BATCH, INTERACTIVE, News, Ticket, post_all
 from hasten.serve.totals import Totals
 
@@ -50,11 +50,21 @@ class Worker(threading.Thread):
         """Queue a request that ``Engine.check`` has passed."""
         self._commands.put(lambda: self._waiting[ticket.job.priority].append(ticket))
         if self._over:
-            ticket.post([], stopping())
+            ticket.post([], self.ending)
 
     def cancel(self, ticket: Ticket) -> None:
         """Nobody waits for this one any more: before the next step its blocks are free. One that is over is left alone."""
         self._commands.put(lambda: self._drop(ticket, None))
+
+    @property
+    def over(self) -> bool:
+        """Whether nobody obeys any more: what is called now is not done."""
+        return self._over
+
+    @property
+    def ending(self) -> ApiError:
+        """What those are told who come when it is over."""
+        return stopping() if self._closing else engine_dead(self.llm.name)
 
     def call(self, work: Callable[[], Any]) -> None:
         """Run something between two steps. It has to see to its own errors."""
@@ -98,7 +108,7 @@ class Worker(threading.Thread):
                 with suppress(Exception):
                     command()
         for ticket in self._tickets():
-            ticket.post([], stopping())
+            ticket.post([], self.ending)
 
     def _advance(self) -> list[Request]:
         """One step and what goes before it. Returns the requests that have news."""

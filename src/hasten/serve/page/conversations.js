@@ -1,6 +1,6 @@
 /** The conversations of this browser, which other tabs may change at any time: whatever two tabs do, no words are lost. */
 
-import { forgetConversation, identifier, revived, savedConversation, savedConversations, titleOf, writeConversation } from "./storage.js";
+import { forgetConversation, identifier, revived, savedConversation, savedConversations, wholeTitleOf, writeConversation } from "./storage.js";
 
 export class Conversations {
   /** @param {(conversation: object) => boolean} busy whether this tab is adding to it */
@@ -111,7 +111,7 @@ export class Conversations {
       return true;
     }
     this.list.push(theirs);
-    Object.assign(mine, { id: identifier(), title: `Copy of ${titleOf(mine)}` });
+    Object.assign(mine, { id: identifier(), title: `Copy of ${wholeTitleOf(mine)}` });
     return false;
   }
 }
