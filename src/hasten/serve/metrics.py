@@ -133,7 +133,7 @@ def _histograms(hosts: list[Host]) -> Iterator[Metric]:
         ("time_to_first_token_seconds", "From arrival to the first token", "first_token"),
         ("request_time_per_output_token_seconds", "Mean time between tokens of a request", "token"),
         ("e2e_request_latency_seconds", "From arrival to the last token", "whole"),
-        ("request_queue_time_seconds", "From arrival to the engine", "queue"),
+        ("request_queue_time_seconds", "From being queued to the engine", "queue"),
     ):
         family = HistogramMetricFamily(f"hasten:{name}", text, labels=LABEL)
         for host in hosts:
