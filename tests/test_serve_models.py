@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from hasten.core.errors import ConfigError, ModelNotFound
 from hasten.engine.footprint import footprint
 from hasten.engine.llm import LLM
 from hasten.engine.loading import load_engine
+from hasten.model import catalogue
 from hasten.model.linear_file import draft_precision
 from hasten.serve.errors import ApiError
 from hasten.serve.limits import Limits
@@ -233,6 +235,22 @@ def test_the_footprint_counts_the_models_that_draft(tiny_model: Path, tmp_path: 
     ):
         config = EngineConfig(draft=draft, draft_model=None if named is None else str(named), **names)
         assert footprint(config) == alone + bytes_beside, (draft, named)
+
+
+def test_a_natural_draft_model_that_cannot_be_had_is_not_counted(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading leaves it out, too; one that was asked for has to be there."""
+    resolve = catalogue.resolve
+
+    def known(name: str, **options: Any) -> catalogue.ResolvedModel:
+        if name == "far-away":
+            raise ModelNotFound("There is no far-away.")
+        return replace(resolve(name, **options), draft="far-away")
+
+    monkeypatch.setattr(catalogue, "resolve", known)
+    config = EngineConfig(model=str(tiny_model))
+    assert footprint(config) == footprint(replace(config, draft="none"))
+    with pytest.raises(ModelNotFound):
+        footprint(replace(config, draft_model="far-away"))
 
 
 def test_a_server_of_two_models(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

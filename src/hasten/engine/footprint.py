@@ -7,6 +7,7 @@ from pathlib import Path
 
 from hasten.cache.pool import bytes_per_block
 from hasten.core.config import EngineConfig
+from hasten.core.errors import HastenError
 from hasten.core.types import BLOCK_SIZE
 from hasten.engine.loading import DEFAULT_CACHE_TOKENS, choose_device
 from hasten.model import catalogue
@@ -21,13 +22,19 @@ def footprint(config: EngineConfig) -> int:
     """Bytes of the weights and the pool of a model and of every model that drafts for it, each in its own precision. Fetches what
     is not here.
 
-    Leaves out what does not grow with the model: PyTorch itself, and the rows of one step. Raises a HastenError.
+    Leaves out what does not grow with the model: PyTorch itself, and the rows of one step; and a draft model that only the
+    catalogue names and that cannot be had, without which loading goes on. Raises a HastenError.
     """
     resolved = catalogue.resolve(config.model, fetch=True)
     total = _one(resolved.path, config)
     for spec in config.model_drafters(resolved.draft):
         own = str(spec.arguments.get("precision", draft_precision(config.precision, choose_device(config.device))))
-        total += _one(catalogue.resolve(spec.arguments["model"], fetch=True).path, replace(config, precision=own))
+        model = spec.arguments["model"]
+        try:
+            total += _one(catalogue.resolve(model, fetch=True).path, replace(config, precision=own))
+        except HastenError:
+            if config.draft_model is not None or model != resolved.draft:
+                raise
     return total
 
 
