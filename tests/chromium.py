@@ -88,6 +88,11 @@ class Visit:
             assert time.monotonic() < end, f"waited in vain for {expression}"
             self.page.wait_for_timeout(20)
 
+    def rename(self, title: str) -> None:
+        """Begin to type another name for the conversation whose title begins so."""
+        self.page.hover(f".conversation-list li:has-text('{title}')")
+        self.page.click(f"[aria-label^='Rename {title}']")
+
     def ask(self, question: str, wait: bool = True) -> None:
         """Types and sends; with ``wait`` until the answer has ended, whichever way."""
         self.page.fill("#question", question)

@@ -250,8 +250,7 @@ def test_conversations_can_be_opened_renamed_deleted_and_brought_back(chat: Fake
     assert titles.all_inner_texts() == ["Second?", "First?"]
     page.click(".conversation >> text=First?")
     assert page.locator(".said").inner_text() == "First?"
-    page.hover("li:has-text('First?')")
-    page.click("[aria-label='Rename First?']")
+    visited.rename("First?")
     page.keyboard.type("A better name")
     page.keyboard.press("Enter")
     assert titles.all_inner_texts() == ["Second?", "A better name"]

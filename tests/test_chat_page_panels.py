@@ -13,12 +13,6 @@ pytest.importorskip("uvicorn", reason="needs the server's packages (pip install 
 
 from fake_chat_server import FakeChat, Reply, event, words
 
-
-def rename(visited: Visit, title: str) -> None:
-    visited.page.hover(f".conversation-list li:has-text('{title}')")
-    visited.page.click(f"[aria-label^='Rename {title}']")
-
-
 # The list of conversations
 
 
@@ -27,17 +21,17 @@ def test_a_click_elsewhere_ends_renaming_and_counts(visited: Visit) -> None:
     visited.ask("One?")
     page.click("#new")
     visited.ask("Two?")
-    rename(visited, "Two?")
+    visited.rename("Two?")
     page.keyboard.type("Better")
     page.click(".conversation:has-text('One?')")
     assert page.locator(".said").all_inner_texts() == ["One?"]
     assert page.locator(".conversation bdi").all_inner_texts() == ["Better", "One?"]
-    rename(visited, "Better")
+    visited.rename("Better")
     page.click("#question")
     page.keyboard.type("What is typed next")
     assert page.input_value("#question") == "What is typed next"
     for key in ("Enter", "Escape"):
-        rename(visited, "Better")
+        visited.rename("Better")
         page.keyboard.press(key)
         assert page.evaluate("document.activeElement.textContent") == "Better"
 
@@ -60,17 +54,17 @@ def test_a_click_outlives_a_list_that_is_drawn_anew(chat: FakeChat, visited: Vis
 def test_a_long_name_is_kept_whole(visited: Visit, tmp_path: Path) -> None:
     page = visited.page
     visited.ask("A" * 80)
-    rename(visited, "AAA")
+    visited.rename("AAA")
     assert page.input_value(".rename") == "A" * 80
     page.keyboard.press("Enter")
     with page.expect_download() as waiting:
         page.click("[aria-label^='Export']")
     waiting.value.save_as(tmp_path / "out.json")
     assert json.loads((tmp_path / "out.json").read_text())["title"] == "A" * 80
-    rename(visited, "AAA")
+    visited.rename("AAA")
     page.fill(".rename", "N" * 100)
     page.keyboard.press("Enter")
-    rename(visited, "NNN")
+    visited.rename("NNN")
     page.click("#question")
     (saved,) = page.evaluate(
         "Object.entries(localStorage).filter(([name]) => name.includes('conversation')).map(([, text]) => text)"

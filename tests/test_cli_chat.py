@@ -26,6 +26,7 @@ from hasten.core.results import StreamEvent
 from hasten.core.types import SamplingParams
 
 REPLY = FakeLLM.reply
+TELLS_WHAT_WAS_ASKED = "import atexit\natexit.register(lambda: print('ASKED', FakeLLM.made[0].asked))"
 
 
 @pytest.fixture
@@ -190,7 +191,7 @@ def test_control_characters_do_not_reach_a_screen() -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
 def test_ctrl_c_in_a_terminal_keeps_the_conversation() -> None:
     reply = "FakeLLM.delay_s = 0.06; FakeLLM.reply = 'The sky' + ' is blue' * 40 + ', as Rayleigh found.'"
-    settings = f"{reply}\nimport atexit\natexit.register(lambda: print('ASKED', FakeLLM.made[0].asked))"
+    settings = f"{reply}\n{TELLS_WHAT_WAS_ASKED}"
     with chat_in_a_terminal(settings) as (process, shown):
         shown.wait_for("> ")
         shown.type("hello\n")
@@ -231,8 +232,7 @@ def test_ctrl_c_while_a_long_prompt_is_read() -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
 def test_ctrl_d_ends_a_message_of_several_lines_and_not_the_chat() -> None:
-    settings = "import atexit\natexit.register(lambda: print('ASKED', FakeLLM.made[0].asked))"
-    with chat_in_a_terminal(settings) as (process, shown):
+    with chat_in_a_terminal(TELLS_WHAT_WAS_ASKED) as (process, shown):
         shown.wait_for("> ")
         shown.type('"""one\n')
         shown.wait_for(". ")
@@ -249,8 +249,7 @@ def test_ctrl_d_ends_a_message_of_several_lines_and_not_the_chat() -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
 @pytest.mark.parametrize("first", ["// a comment", "/etc/passwd is what?", "/quit"])
 def test_a_quoted_message_is_no_command(first: str) -> None:
-    settings = "import atexit\natexit.register(lambda: print('ASKED', FakeLLM.made[0].asked))"
-    with chat_in_a_terminal(settings) as (process, shown):
+    with chat_in_a_terminal(TELLS_WHAT_WAS_ASKED) as (process, shown):
         shown.wait_for("> ")
         shown.type(f'"""{first}\n')
         shown.wait_for(". ")

@@ -37,7 +37,7 @@ from hasten.core.config import EngineConfig
 from hasten.core.errors import ConfigError
 from hasten.model.description import ModelDescription
 from hasten.model.loaders.gguf_source import open_gguf
-from hasten.model.precision import FILE, Q4_0
+from hasten.model.precision import FILE, Q4_0, Precision
 from hasten.model.weights import load_decoder
 from hasten.native.loader import load, status
 from loader_files import write_gguf
@@ -78,28 +78,29 @@ def test_batches_read_each_cache_and_the_weights_once() -> None:
     assert cache_bytes(SHAPE, FORMS["int8"], 1000) == 2 * 28 * 2 * 128 * 2 * 1000
 
 
+def bytes_of_a_step(precision: Precision, kind: str, tied: bool, path: Path) -> tuple[float, float]:
+    """Of weights, for a file of such codes: what the roofline counts, and what the kernels' own matrices have once loaded."""
+    if load() is None:
+        pytest.skip(f"native kernels: {status()['reason']}")
+    write_gguf(path, kind=GGMLQuantizationType[kind], tied=tied)
+    source = open_gguf(path)
+    weights = load_decoder(source, precision, torch.device("cpu"), None).weights
+    return step_work(source.description, form_of(precision.name, source), 1, 0).weights, step_bytes(weights, 0)
+
+
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("kind", ["Q4_0", "Q5_1", "Q8_0"])
 def test_precision_file_counts_what_a_step_reads(kind: str, tied: bool, tmp_path: Path) -> None:
-    """Against the bytes that the kernels' own matrices have once they are loaded."""
-    if load() is None:
-        pytest.skip(f"native kernels: {status()['reason']}")
-    write_gguf(tmp_path / "a.gguf", kind=GGMLQuantizationType[kind], tied=tied)
-    source = open_gguf(tmp_path / "a.gguf")
-    weights = load_decoder(source, FILE, torch.device("cpu"), None).weights
-    assert step_work(source.description, form_of("file", source), 1, 0).weights == pytest.approx(step_bytes(weights, 0), rel=0.02)
+    counted, read = bytes_of_a_step(FILE, kind, tied, tmp_path / "a.gguf")
+    assert counted == pytest.approx(read, rel=0.02)
 
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("kind", ["F32", "Q4_0", "Q5_1", "Q8_0"])
 def test_precision_q4_0_counts_what_a_step_reads(kind: str, tied: bool, tmp_path: Path) -> None:
-    if load() is None:
-        pytest.skip(f"native kernels: {status()['reason']}")
-    write_gguf(tmp_path / "a.gguf", kind=GGMLQuantizationType[kind], tied=tied)
-    source = open_gguf(tmp_path / "a.gguf")
-    weights = load_decoder(source, Q4_0, torch.device("cpu"), None).weights
+    counted, read = bytes_of_a_step(Q4_0, kind, tied, tmp_path / "a.gguf")
     # The kernels fill up 40 outputs to 48 and 96 inputs to 128: 2 % of matrices this small.
-    assert step_work(source.description, form_of("q4_0", source), 1, 0).weights == pytest.approx(step_bytes(weights, 0), rel=0.025)
+    assert counted == pytest.approx(read, rel=0.025)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
 from typing import Any
 
 import httpx
@@ -11,13 +10,14 @@ import pytest
 
 from hasten.core.config import EngineConfig
 from hasten.serve.app import make_app
-from hasten.serve.fleet import Call, Fleet, Message
+from hasten.serve.fleet import Fleet
 from hasten.serve.front import Front, make_front
 from hasten.serve.guard import LOOPBACK_NAMES, Policy
 from hasten.serve.limits import Limits
 from hasten.serve.models import Host, Models
 from hasten.serve.replica import Replica
 from hasten.serve.server import Server
+from test_serve_replicas import Near
 
 ASK = {"messages": [{"role": "user", "content": "x"}]}
 
@@ -25,22 +25,6 @@ ASK = {"messages": [{"role": "user", "content": "x"}]}
 class Broken(Models):
     async def acquire(self, name: str | None) -> Host:
         raise RuntimeError("something fell over")
-
-
-class Near:
-    """A link to a replica in this process."""
-
-    def __init__(self, replica: Replica) -> None:
-        self.replica = replica
-
-    def stay(self) -> AsyncGenerator[int, None]:
-        return self.replica.stay()
-
-    def ask(self, call: Call) -> AsyncGenerator[list[Message], None]:
-        return self.replica.ask(call)
-
-    async def metrics(self) -> str:
-        return await self.replica.metrics()
 
 
 def broken() -> Server:

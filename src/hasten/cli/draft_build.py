@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hasten.cli.options import Verb, WholeText, engine_config, engine_options, sampling_options, sampling_params
+from hasten.cli.options import Verb, engine_config, engine_options, sampling_options, sampling_params, text_option
 from hasten.cli.prompts import Prompt, collect, for_batch, read_text
 from hasten.core.config import EngineConfig
 from hasten.core.errors import HastenError, InvalidRequest
@@ -24,9 +24,7 @@ PIECE = 1 << 16  # characters that are made tokens at once, up to the next line'
 
 @click.command(cls=Verb)
 @click.option("--prompts", metavar="FILE", help="JSON lines with prompt, messages or turns: the model's answers are kept.")
-@click.option(
-    "--text", "texts", type=WholeText(), metavar="FILE", multiple=True, help="A text file (UTF-8); may be given several times."
-)
+@text_option("A text file (UTF-8)")
 @sampling_options(without=("n", "logprobs"))
 @engine_options
 def build(prompts: str | None, texts: tuple[str, ...], **options: Any) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hasten.cli.options import Verb, WholeText, engine_config, engine_options
+from hasten.cli.options import Verb, engine_config, engine_options, text_option
 from hasten.cli.prompts import Prompt, alike, read_text
 from hasten.core.errors import InvalidRequest
 from hasten.core.types import SamplingParams
@@ -33,14 +33,7 @@ QUESTIONS = (
 
 @click.command(cls=Verb)
 @click.option("--prompts", metavar="FILE", help="JSON lines with prompt, messages or turns, which the target answers.")
-@click.option(
-    "--text",
-    "texts",
-    type=WholeText(),
-    metavar="FILE",
-    multiple=True,
-    help="Text to count as well (UTF-8); may be given several times.",
-)
+@text_option("Text to count as well (UTF-8)")
 @click.option("--sizes", metavar="N,N,...", default="16384,32768,49152,65536", show_default=True, help="Numbers of ids to try.")
 @engine_options
 def trim(prompts: str | None, texts: tuple[str, ...], sizes: str, **options: Any) -> None:

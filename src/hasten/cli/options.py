@@ -115,6 +115,12 @@ class WholeText(click.types.StringParamType):
         return [rv]
 
 
+def text_option(help: str) -> Callable[[Function], Function]:
+    """``--text FILE``, which may be given several times; ``help`` says what such a file is for."""
+    whole = f"{help}; may be given several times."
+    return click.option("--text", "texts", type=WholeText(), metavar="FILE", multiple=True, help=whole)
+
+
 class Verb(click.Command):
     """A command whose help lists its own options first, then those of settings that verbs share, under their titles."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from hasten.cli.options import WholeText, warn_of_threads
+from hasten.cli.options import text_option, warn_of_threads
 from hasten.cli.prompts import read_text
 from hasten.cli.screen import notes, progress_on
 from hasten.core.config import EngineConfig
@@ -12,14 +12,7 @@ from hasten.core.config import EngineConfig
 
 @click.command()
 @click.argument("model")
-@click.option(
-    "--text",
-    "texts",
-    type=WholeText(),
-    metavar="FILE",
-    multiple=True,
-    help="Text to calibrate on (UTF-8); may be given several times.",
-)
+@text_option("Text to calibrate on (UTF-8)")
 @click.option("--threads", metavar="N", default=0, show_default=True, help="CPU threads; 0 takes every physical core.")
 def quantize(model: str, texts: tuple[str, ...], threads: int) -> None:
     """Make the four-bit weights that --precision int4 of MODEL uses from then on.

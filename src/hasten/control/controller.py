@@ -329,10 +329,11 @@ class Controller:
         extra = self.costs.verifying(shapes, rows, nodes, whole - asked if pure else None)
         row_seconds, share = extra / nodes if nodes else 0.0, 1.0 / max(1, len(drafters))
         nets = [round.nets(self.costs.unit, row_seconds) for round in rounds]
-        passed_on = self._savings.passed_on(sum(sum(n.values()) for r, n in zip(rounds, nets, strict=True) if self._chose(r)))
+        saved = sum(sum(net.values()) for round, net in zip(rounds, nets, strict=True) if self._chose(round))
+        passed_on = share * self._savings.passed_on(saved) / len(rounds)
         for round, net in zip(rounds, nets, strict=True):
             earned = share * accounts.exploration(round.kind, len(rounds)) * self.costs.unit
-            self._book(round, net, drafters, earned, share * passed_on / len(rounds))
+            self._book(round, net, drafters, earned, passed_on)
         brought = sum(len(round.accepted) for round in rounds)
         if nodes or asked:
             if all(map(self._chose, rounds)):

@@ -72,17 +72,19 @@ class EngineConfig:
                 raise ConfigError(f"{name} must be a whole number from {low} to {high}, not {value!r}.")
 
     def model_drafters(self, natural: str | None = None) -> list[Spec]:
-        """The drafters with a model of their own, each with the ``model`` that it takes: the one that its spec names, else
-        ``draft_model``, else ``natural``, which the catalogue names. Those that find none are left out. Raises ConfigError where
-        ``draft`` is no spec."""
+        """The drafters with a model of their own, each with the ``model`` that it takes (``model_of``); ``natural`` is the one that
+        the catalogue names. Those that find none are left out. Raises ConfigError where ``draft`` is no spec."""
         specs = parse_specs(self.draft)
         names = [spec.name for spec in specs]
         automatic = [Spec("lm")] if "auto" in names and "lm" not in names else []
         found = [*automatic, *(spec for spec in specs if spec.name in MODEL_DRAFTERS)]
-        models = [spec.arguments.get("model") or self.draft_model or natural for spec in found]
-        return [
-            Spec(spec.name, {**spec.arguments, "model": str(model)}) for spec, model in zip(found, models, strict=True) if model
-        ]
+        models = [self.model_of(spec, natural) for spec in found]
+        return [Spec(spec.name, {**spec.arguments, "model": model}) for spec, model in zip(found, models, strict=True) if model]
+
+    def model_of(self, spec: Spec, natural: str | None) -> str | None:
+        """The draft model of one of ``MODEL_DRAFTERS``: the one that its spec names, else ``draft_model``, else ``natural``."""
+        model = spec.arguments.get("model") or self.draft_model or natural
+        return None if model is None else str(model)
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> EngineConfig:

@@ -232,7 +232,7 @@ def _make_drafter(
     spec: Spec, config: EngineConfig, natural: str | None, target: LoadedModel, device: torch.device, progress: Progress
 ) -> Drafter:
     if spec.name in MODEL_DRAFTERS:
-        model = spec.arguments.get("model") or config.draft_model or natural
+        model = config.model_of(spec, natural)
         if model is None:
             raise ConfigError(
                 f"The {spec.name} drafter needs a draft model and none is known for '{target.name}'; name one by draft_model."

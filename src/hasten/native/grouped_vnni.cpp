@@ -5,6 +5,7 @@
 // are multiplied as unsigned bytes: Q8_0's are moved by 128 and Q6_K's by 32, and the exact sums of the rows' codes take that out again.
 #if defined(__x86_64__)
 #include "grouped_avx2.h"
+#include "repeat_avx512.h"
 
 namespace hasten {
 namespace {
@@ -16,12 +17,6 @@ const int RUNS_AHEAD = 2;
 INLINE __m512i line_at(const std::uint8_t* from) { return _mm512_loadu_si512(from); }
 
 INLINE __m512 all_halves_at(const std::uint8_t* from) { return _mm512_cvtph_ps(bytes_at(from)); }
-
-INLINE __m512i all_four(const void* from) {
-    std::int32_t four;
-    __builtin_memcpy(&four, from, 4);
-    return _mm512_set1_epi32(four);
-}
 
 // Bits that stand at `bit` of each byte, moved to position 4 and masked.
 INLINE __m512i to_fifth(__m512i bits, int bit, char mask) {
@@ -101,17 +96,17 @@ INLINE void read_scales(const std::uint8_t* chunk, int count, Scales& out) {
 // Exact sum of one row's products with a group: of Q6_K times the integer scales.
 template <int KIND>
 INLINE __m512i product(const __m512i* codes, const std::int8_t* x, const std::int16_t* half_sums, __m512i pairs) {
-    __m512i sum = code_bits(KIND) == 8 ? _mm512_dpwssd_epi32(_mm512_setzero_si512(), _mm512_set1_epi16(-128), all_four(half_sums))
+    __m512i sum = code_bits(KIND) == 8 ? _mm512_dpwssd_epi32(_mm512_setzero_si512(), _mm512_set1_epi16(-128), repeat_four(half_sums))
                                        : _mm512_setzero_si512();
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) sum = _mm512_dpbusd_epi32(sum, codes[i], all_four(x + 4 * i));
+    for (int i = 0; i < 4; ++i) sum = _mm512_dpbusd_epi32(sum, codes[i], repeat_four(x + 4 * i));
     __m512i other = KIND == Q6_K ? _mm512_setzero_si512() : sum;
 #pragma GCC unroll 4
-    for (int i = 4; i < 8; ++i) other = _mm512_dpbusd_epi32(other, codes[i], all_four(x + 4 * i));
+    for (int i = 4; i < 8; ++i) other = _mm512_dpbusd_epi32(other, codes[i], repeat_four(x + 4 * i));
     if (KIND != Q6_K) return other;
     const __m512i first = _mm512_mullo_epi32(sum, _mm512_srai_epi32(_mm512_slli_epi32(pairs, 16), 16));
     const __m512i both = _mm512_add_epi32(first, _mm512_mullo_epi32(other, _mm512_srai_epi32(pairs, 16)));
-    return _mm512_dpwssd_epi32(both, _mm512_slli_epi16(_mm512_sub_epi16(_mm512_setzero_si512(), pairs), 5), all_four(half_sums));
+    return _mm512_dpwssd_epi32(both, _mm512_slli_epi16(_mm512_sub_epi16(_mm512_setzero_si512(), pairs), 5), repeat_four(half_sums));
 }
 
 // A run of groups of a strip, and what goes with it.

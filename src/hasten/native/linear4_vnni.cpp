@@ -5,15 +5,10 @@
 #if defined(__x86_64__)
 #include "finish_avx512.h"
 #include "linear_panel.h"
+#include "repeat_avx512.h"
 
 namespace hasten {
 namespace {
-
-INLINE __m512i all_four(const void* from) {
-    int four;
-    __builtin_memcpy(&four, from, 4);
-    return _mm512_set1_epi32(four);
-}
 
 INLINE __m128i bytes_at(const std::int8_t* from) { return _mm_load_si128(reinterpret_cast<const __m128i*>(from)); }
 
@@ -38,7 +33,7 @@ struct Nibbles {
             const __m512i second_even = _mm512_and_si512(second, mask), second_odd = _mm512_and_si512(_mm512_srli_epi16(second, 4), mask);
 #pragma GCC unroll 8
             for (int r = 0; r < ROWS; ++r) {
-                const __m512i even = all_four(x + r * TILE_INPUTS + line * 8), odd = all_four(x + r * TILE_INPUTS + line * 8 + 4);
+                const __m512i even = repeat_four(x + r * TILE_INPUTS + line * 8), odd = repeat_four(x + r * TILE_INPUTS + line * 8 + 4);
                 dots[r][0] = _mm512_dpbusd_epi32(dots[r][0], first_even, even);
                 dots[r][1] = _mm512_dpbusd_epi32(dots[r][1], second_even, even);
                 __m512i* next = spread ? others[r] : dots[r];

@@ -5,16 +5,11 @@
 #if defined(__x86_64__)
 #include "finish_avx512.h"
 #include "linear_panel.h"
+#include "repeat_avx512.h"
 #include "unpack_avx512.h"
 
 namespace hasten {
 namespace {
-
-INLINE __m512i repeat_four(const std::uint8_t* from) {
-    int four;
-    __builtin_memcpy(&four, from, 4);
-    return _mm512_set1_epi32(four);
-}
 
 template <bool FOUR_BITS>
 struct Moved {
