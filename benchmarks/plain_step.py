@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("--precision", default="int8")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 4, 8, 16, 32])
     parser.add_argument("--context", type=int, default=256)
+    parser.add_argument("--leaders", type=int, default=1, help="Logits of a row that have to be exact; 0: all.")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--kv-cache", nargs="+", choices=KV_CACHE_DTYPES, default=["auto"])
     args = parser.parse_args()
@@ -57,7 +58,7 @@ def main() -> None:
         floors.append(size / read_bandwidth(512, 1))
         for (cache, rows), spent in seconds.items():
             started = time.perf_counter()
-            executors[cache].forward(Batch([Segment(blocks, args.context, [1] * rows)]))
+            executors[cache].forward(Batch([Segment(blocks, args.context, [1] * rows, leaders=args.leaders)]))
             spent.append(time.perf_counter() - started)
     floor = min(floors)
     print(

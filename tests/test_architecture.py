@@ -31,6 +31,7 @@ KERNEL_CALLERS = (
     "model.attention",
     "model.linear",
     "model.layers",
+    "model.sketch",
     "model.kernels",
     "sampling.likeliest",
     "cli.doctor",

@@ -70,7 +70,10 @@ def test_loading_a_model_without_kernels_says_so(monkeypatch: pytest.MonkeyPatch
         assert [line.count("No native kernels (") for line in caplog.messages] == [1] * said
 
 
-SANITIZED = {"products": ("linear", "grouped", "top", "layers"), "others": ("feedback", "rows", "attention", "attention8")}
+SANITIZED = {
+    "products": ("linear", "grouped", "top", "layers", "sketch"),
+    "others": ("feedback", "rows", "attention", "attention8"),
+}
 
 
 @pytest.fixture(scope="module")

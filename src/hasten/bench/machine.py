@@ -70,9 +70,12 @@ def read_bandwidth(megabytes: int = 256, repeats: int = 3) -> float:
 
 
 def step_bytes(weights: DecoderWeights, itemsize: int) -> int:
-    """Bytes of weights that one decoding step reads: every projection and the head. ``itemsize`` is that of unpacked weights."""
+    """Bytes of weights that one decoding step reads: every projection, and the head or its sketch. ``itemsize`` is that of unpacked
+    weights."""
     parts = [part for layer in weights.layers for part in (layer.qkv, layer.output, layer.mlp.gate_up, layer.mlp.down)]
-    return sum(getattr(part, "bytes", itemsize * part.outputs * part.inputs) for part in [*parts, weights.head])
+    head = [weights.head] if weights.sketch is None else []
+    whole = sum(getattr(part, "bytes", itemsize * part.outputs * part.inputs) for part in [*parts, *head])
+    return whole + (0 if weights.sketch is None else weights.sketch.bytes)
 
 
 def peak_memory_bytes() -> int | None:

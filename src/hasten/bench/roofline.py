@@ -26,6 +26,7 @@ from hasten.model.description import ModelDescription
 from hasten.model.executor import Executor
 from hasten.model.linear_file import BLOCK_INPUTS, BlockSource, has_codes
 from hasten.model.loaders import WeightSource
+from hasten.model.sketch import sketch_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ FORMS = {
     form.precision: form
     for form in (
         Form("int8", 1.003, 2.0, INT8),
-        Form("int4", 0.54, 2.0, INT8),
+        Form("int4", 0.54, 2.0, INT8),  # of its head, which has eight bits, a step reads the sketch
         Form("bf16", 2.0, 2.0, DENSE),
         Form("fp32", 4.0, 4.0, DENSE),
     )
@@ -98,13 +99,18 @@ def form_of(precision: str, source: WeightSource | BlockSource) -> Form:
 
 
 def _code_bytes(precision: str, source: WeightSource | BlockSource) -> float:
-    """Bytes a weight of all matrices that a step reads: those of the layers and the head, which may be the embedding's."""
+    """Bytes a weight of all matrices that a step reads: those of the layers and the head, which may be the embedding's. Of a head
+    that is sketched, the sketch's."""
     if precision == "file" and not isinstance(source, BlockSource):
         raise ConfigError("precision file counts the codes of a GGUF file, and this model is a folder of safetensors; give int8.")
     names = [name for name in source.names() if len(source.shape(name)) > 1]
-    read = [name for name in names if name != "embedding" or "head" not in names]
-    sizes = [source.shape(name) for name in read]
-    return sum(_matrix_bytes(precision, source, name) for name in read) / sum(rows * columns for rows, columns in sizes)
+    head = "head" if "head" in names else "embedding"
+    read = [name for name in names if name not in ("embedding", "head")]
+    weights = sum(rows * columns for rows, columns in map(source.shape, [*read, head]))
+    own = _matrix_bytes(precision, source, head)
+    outputs, inputs = source.shape(head)
+    sketch = sketch_bytes(outputs, inputs, own) if precision == "file" else 0
+    return (sum(_matrix_bytes(precision, source, name) for name in read) + (sketch or own)) / weights
 
 
 def _matrix_bytes(precision: str, source: WeightSource | BlockSource, name: str) -> float:
@@ -127,8 +133,11 @@ def step_work(shape: ModelDescription, form: Form, rows: int, context: int, sequ
     read = sum(min(context + own, window + own) for window in windows(shape)) * sequences
     linear = 2.0 * body * rows + 2.0 * head * (rows if logits is None else logits)
     attention = 4.0 * shape.heads * shape.head_dim * seen * rows
+    head_bytes = form.weight_bytes * head
+    if form.precision == "int8":
+        head_bytes = sketch_bytes(shape.vocabulary_size, shape.hidden_size, head_bytes) or head_bytes
     return Work(
-        form.weight_bytes * (body + head),
+        form.weight_bytes * body + head_bytes,
         2.0 * shape.kv_heads * shape.head_dim * form.cache_bytes * read,
         linear,
         attention,

@@ -264,6 +264,7 @@ class Sequence:
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     prediction: list[int] = field(default_factory=list)  # what the caller expects the answer to be; empty: nothing
+    leaders: int = 0  # how many of the largest logits decide about a token; 0: all of them may
 
     @property
     def output(self) -> list[int]:
@@ -289,7 +290,8 @@ class Segment:
 
     Row i is written at virtual index ``context + i``. Its position is ``context + i`` for a chain row and
     ``context + len(chain) - 1 + depth`` for a node. Logits are wanted for all rows from ``first_logit`` on
-    (``len(chain) + len(tree)`` asks for none).
+    (``len(chain) + len(tree)`` asks for none): exact ones for the ``leaders`` largest of each row, while the others may be anything
+    that lies below these; 0 asks for exact ones throughout.
     """
 
     blocks: list[int]
@@ -297,6 +299,7 @@ class Segment:
     chain: list[int]
     tree: DraftTree = field(default_factory=DraftTree)
     first_logit: int = 0
+    leaders: int = 0
 
     @property
     def rows(self) -> int:

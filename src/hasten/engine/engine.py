@@ -24,6 +24,7 @@ from hasten.engine.scheduler import Scheduled, Scheduler
 from hasten.engine.text import TextStream
 from hasten.model.executor import Executor
 from hasten.model.tokenizer import Tokenizer
+from hasten.sampling.choose import leaders_needed
 from hasten.sampling.constraint import Constraint
 from hasten.sampling.filters import History
 from hasten.sampling.noise import derive_seed, fresh_seed
@@ -87,6 +88,7 @@ class Engine:
                 tenant=tenant,
                 index=index,
                 prediction=list(prediction or ()),
+                leaders=leaders_needed(params, constraint is not None),
             )
             for index in range(params.n)
         ]

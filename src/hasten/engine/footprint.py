@@ -13,9 +13,10 @@ from hasten.engine.loading import DEFAULT_CACHE_TOKENS, choose_device
 from hasten.model import catalogue
 from hasten.model.attention import choose_cache
 from hasten.model.description import ModelDescription
-from hasten.model.linear_file import choose_precision, draft_precision, file_runs_best
-from hasten.model.loaders import open_source
+from hasten.model.linear_file import BlockSource, choose_precision, draft_precision, file_runs_best
+from hasten.model.loaders import WeightSource, open_source
 from hasten.model.precision import Precision
+from hasten.model.sketch import sketch_bytes, sketches_here
 
 
 def footprint(config: EngineConfig) -> int:
@@ -26,19 +27,19 @@ def footprint(config: EngineConfig) -> int:
     catalogue names and that cannot be had, without which loading goes on. Raises a HastenError.
     """
     resolved = catalogue.resolve(config.model, fetch=True)
-    total = _one(resolved.path, config)
+    total = _one(resolved.path, config, sketched=True)
     for spec in config.model_drafters(resolved.draft):
         own = str(spec.arguments.get("precision", draft_precision(config.precision, choose_device(config.device))))
         model = spec.arguments["model"]
         try:
-            total += _one(catalogue.resolve(model, fetch=True).path, replace(config, precision=own))
+            total += _one(catalogue.resolve(model, fetch=True).path, replace(config, precision=own), sketched=False)
         except HastenError:
             if config.draft_model is not None or model != resolved.draft:
                 raise
     return total
 
 
-def _one(path: Path, config: EngineConfig) -> int:
+def _one(path: Path, config: EngineConfig, sketched: bool) -> int:
     source = open_source(path)
     shape = source.description
     device = choose_device(config.device)
@@ -47,7 +48,18 @@ def _one(path: Path, config: EngineConfig) -> int:
     context = min(config.context_length or shape.context_length, shape.context_length)
     blocks = -(-(config.cache_tokens or min(context, DEFAULT_CACHE_TOKENS)) // BLOCK_SIZE)
     pool = bytes_per_block(shape.layers, shape.kv_heads, shape.head_dim, cache) * blocks
-    return (path.stat().st_size if precision.name == "file" else weight_bytes(shape, precision)) + pool
+    weights = path.stat().st_size if precision.name == "file" else weight_bytes(shape, precision)
+    return weights + pool + (_sketch(source, precision) if sketched and precision.quantised and sketches_here() else 0)
+
+
+def _sketch(source: WeightSource, precision: Precision) -> int:
+    """Bytes of the sketch of the target's head."""
+    name = "head" if "head" in source.names() else "embedding"
+    outputs, inputs = source.shape(name)
+    own = outputs * inputs
+    if precision.name == "file" and isinstance(source, BlockSource):
+        own = outputs * source.read_blocks(name, 0, 1).numel()
+    return sketch_bytes(outputs, inputs, own)
 
 
 def weight_bytes(shape: ModelDescription, precision: Precision) -> int:

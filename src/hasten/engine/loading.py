@@ -41,6 +41,7 @@ from hasten.model.kept_weights import kept_weights
 from hasten.model.kernels import missing_kernels, set_threads
 from hasten.model.linear_file import choose_precision, draft_precision, file_runs_best
 from hasten.model.loaders import open_source
+from hasten.model.sketch import sketch_of
 from hasten.model.tokenizer import Tokenizer, load_tokenizer
 from hasten.model.weights import load_decoder
 
@@ -139,6 +140,8 @@ def load_model(
     head = trim_head(source, decoder, converted, tokenizer) if trim else None
     if head is not None:
         decoder = decoder.with_head(head)
+    if not draft:
+        decoder = decoder.with_sketch(sketch_of(decoder.weights.head, tokenizer.vocabulary_size))
     executor = Executor(decoder, num_blocks, device, cache)
     return LoadedModel(name, executor, tokenizer, context, num_blocks, source.fingerprint, head)
 

@@ -63,7 +63,7 @@ def timed_passes(executor: Executor) -> Timed:
 
     def timed(rows: int, context: int) -> float:
         blocks = list(range(-(-(context + rows) // BLOCK_SIZE)))
-        batch = Batch([Segment(blocks, context, [0] * rows)])
+        batch = Batch([Segment(blocks, context, [0] * rows, leaders=1)])
         started = time.perf_counter()
         executor.forward(batch)
         if executor.device.type == "cuda":

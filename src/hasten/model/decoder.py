@@ -37,14 +37,27 @@ class EmbeddingTable(Protocol):
     def __getitem__(self, tokens: Tensor, /) -> Tensor: ...
 
 
+class Sketch(Protocol):
+    """A head's largest outputs, without the whole head (``sketch.sketch_of``). ``keep`` int64 [rows]: how many of each row's."""
+
+    @property
+    def bytes(self) -> int: ...
+
+    def pays(self, keep: Tensor) -> bool: ...
+
+    def leaders(self, x: Tensor, keep: Tensor, weight: Tensor, eps: float) -> Tensor: ...
+
+
 @dataclass(frozen=True, slots=True)
 class DecoderWeights:
-    """``embedding`` [vocabulary, hidden]; ``head`` maps hidden to the vocabulary, or to some ids of it."""
+    """``embedding`` [vocabulary, hidden]; ``head`` maps hidden to the vocabulary, or to some ids of it; ``sketch`` finds the
+    largest of its outputs sooner."""
 
     embedding: EmbeddingTable
     layers: list[LayerWeights]
     final_norm: Tensor
     head: Linear
+    sketch: Sketch | None = None
 
 
 class Layers(Protocol):
@@ -66,14 +79,22 @@ class Decoder:
 
     def with_head(self, head: Linear) -> Decoder:
         """The same decoder with another head; everything else is shared."""
-        return Decoder(self.description, self.precision, replace(self.weights, head=head))
+        return Decoder(self.description, self.precision, replace(self.weights, head=head, sketch=None))
+
+    def with_sketch(self, sketch: Sketch | None) -> Decoder:
+        """The same decoder with another way to the largest logits."""
+        return Decoder(self.description, self.precision, replace(self.weights, sketch=sketch))
 
     @torch.inference_mode()
     def forward(self, layout: Layout, layers: Layers) -> Tensor:
-        """Logits [len(layout.logit_rows), outputs of the head] in the stream dtype. Writes the rows' keys and values."""
-        shape = self.description
+        """Logits [len(layout.logit_rows), outputs of the head] in the stream dtype, exact where ``layout.leaders`` says. Writes the
+        rows' keys and values."""
+        shape, weights = self.description, self.weights
         hidden = self._hidden(layout, layers)
-        logits = self.weights.head.after_norm(hidden, self.weights.final_norm, shape.norm_eps)
+        if weights.sketch is not None and layout.leaders is not None and weights.sketch.pays(layout.leaders):
+            logits = weights.sketch.leaders(hidden, layout.leaders, weights.final_norm, shape.norm_eps)
+        else:
+            logits = weights.head.after_norm(hidden, weights.final_norm, shape.norm_eps)
         if shape.final_softcap:
             logits = torch.tanh(logits / shape.final_softcap) * shape.final_softcap
         return logits

@@ -1,7 +1,7 @@
 """Block Hadamard rotation: y = x R and W' = W R give W' y^T = W x^T, and spread outliers over their block.
 
 R is block-diagonal with orthonormal Sylvester-Hadamard blocks, so it is its own inverse. One int8 scale a token then costs no
-measurable perplexity (docs/precision.md); the idea is QuaRot's (2404.00456, section 3), applied per projection.
+measurable perplexity (docs/models.md); the idea is QuaRot's (2404.00456, section 3), applied per projection.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ class Layout:
     ``tokens``, ``positions``, ``slots``: int64 [T]. ``starts`` int32 [S + 1] row borders of segments. ``contexts``, ``chains``
     int32 [S]. ``block_tables`` int32 [S, widest]. ``depths`` int32 [T]: 0 for chain rows. ``paths`` int32 [T, deepest]: for a node
     row of depth D the virtual indices of its keys behind the chain, in position order, itself last; D entries count. ``logit_rows``
-    int64 [L].
+    int64 [L]; ``leaders`` int64 [L]: how many of each row's largest logits have to be exact, None where some row wants all.
     """
 
     batch: Batch
@@ -31,6 +31,7 @@ class Layout:
     depths: Tensor
     paths: Tensor
     logit_rows: Tensor
+    leaders: Tensor | None
     highest_position: int
 
 
@@ -42,6 +43,7 @@ def lay_out(batch: Batch, device: torch.device) -> Layout:
     starts = [0]
     depths: list[int] = []
     logit_rows: list[int] = []
+    leaders: list[int] = []
     paths: list[list[int]] = []
     for segment in batch.segments:
         first = len(tokens)
@@ -57,6 +59,7 @@ def lay_out(batch: Batch, device: torch.device) -> Layout:
         paths += [[]] * chain
         paths += _paths(segment)
         logit_rows += range(first + segment.first_logit, len(tokens))
+        leaders += [segment.leaders] * (segment.rows - segment.first_logit)
         starts.append(len(tokens))
     widest = max(len(segment.blocks) for segment in batch.segments)
     tables = [segment.blocks + [0] * (widest - len(segment.blocks)) for segment in batch.segments]
@@ -73,6 +76,7 @@ def lay_out(batch: Batch, device: torch.device) -> Layout:
         torch.tensor(depths, dtype=torch.int32),
         _path_table(paths, deepest),
         torch.tensor(logit_rows, dtype=torch.int64, device=device),
+        torch.tensor(leaders) if leaders and min(leaders) > 0 else None,
         max(positions),
     )
 

@@ -15,15 +15,6 @@
 
 using namespace hasten;
 
-// One layer's weights, fixed when it is made. Field for field as in kernels.py.
-struct HastenLinear {
-    const std::uint8_t* packed;
-    const float* scale;
-    const float* bias;  // or null
-    std::int64_t outputs, inputs, block;
-    std::int32_t four_bits;
-};
-
 // What all layers of one step share; filled by Python once a step. Field for field as in kernels.py.
 struct HastenStep {
     const std::int32_t* starts;
@@ -51,22 +42,6 @@ bool bad_block(std::int64_t inputs, std::int64_t block) {
     return block < 0 || block > 512 || (block & (block - 1)) != 0 || inputs % block != 0;
 }
 
-Linear8 linear_call(const HastenLinear& layer, const std::int8_t* codes, const float* row_scale, const float* residual, float* out,
-                    std::int64_t rows) {
-    Linear8 call = {};
-    call.x = codes;
-    call.row_scale = row_scale;
-    call.scale = layer.scale;
-    call.bias = layer.bias;
-    call.residual = residual;
-    call.out = out;
-    call.rows = rows;
-    call.outputs = layer.outputs;
-    call.inputs = layer.inputs;
-    call.four_bits = layer.four_bits != 0;
-    return call;
-}
-
 bool bad_step(const HastenStep& step) {
     if (step.segments < 0 || step.rows < 0 || step.kv_heads < 1 || step.heads < step.kv_heads || step.heads % step.kv_heads != 0) return true;
     if (step.element < FLOAT32 || step.element > FLOAT16) return true;
@@ -75,7 +50,7 @@ bool bad_step(const HastenStep& step) {
 
 }  // namespace
 
-EXPORT int hst_version() { return 5; }
+EXPORT int hst_version() { return 6; }
 EXPORT int hst_best_isa() { return best_isa(); }
 EXPORT int hst_isa() { return current_isa(); }
 EXPORT int hst_set_isa(int level) { return set_isa(level) ? OK : BAD_SIZE; }

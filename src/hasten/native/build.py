@@ -67,7 +67,20 @@ def units() -> list[Unit]:
         "grouped_rows",
     )
     floats = [f"{name}.cpp" for name in kernels]
-    shared = ("attention", "threads", "linear", "top", "progressive", "feedback", "rows", "layers", "api", "isa")
+    shared = (
+        "attention",
+        "threads",
+        "linear",
+        "top",
+        "progressive",
+        "feedback",
+        "rows",
+        "layers",
+        "api",
+        "isa",
+        "sketch",
+        "sketch_pack",
+    )
     codes = ("grouped", "grouped_pack", "grouped_api")
     plain = [Unit(f"{name}.cpp") for name in (*shared, *codes)]
     generic = [Unit(name, (), "generic") for name in floats]

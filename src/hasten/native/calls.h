@@ -4,12 +4,45 @@
 #include <cstdint>
 
 #include "attention8.h"
+#include "grouped.h"
+#include "linear.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
 struct HastenStep;
-struct HastenLinear;
-struct HastenGrouped;
+
+// One layer's weights, fixed when it is made. Field for field as in kernels.py.
+struct HastenLinear {
+    const std::uint8_t* packed;
+    const float* scale;
+    const float* bias;  // or null
+    std::int64_t outputs, inputs, block;
+    std::int32_t four_bits;
+};
+
+// One layer's weights in GGUF's codes, fixed when it is made. Field for field as in grouped.py.
+struct HastenGrouped {
+    const hasten::GroupedPart* parts;
+    const float* bias;  // or null
+    std::int64_t count, outputs, inputs;
+};
+
+// The layer applied to int8 rows, for `linear8`.
+inline hasten::Linear8 linear_call(const HastenLinear& layer, const std::int8_t* codes, const float* row_scale, const float* residual,
+                                   float* out, std::int64_t rows) {
+    hasten::Linear8 call = {};
+    call.x = codes;
+    call.row_scale = row_scale;
+    call.scale = layer.scale;
+    call.bias = layer.bias;
+    call.residual = residual;
+    call.out = out;
+    call.rows = rows;
+    call.outputs = layer.outputs;
+    call.inputs = layer.inputs;
+    call.four_bits = layer.four_bits != 0;
+    return call;
+}
 
 EXPORT int hst_rows_linear(const HastenLinear* layer, const float* x, const float* weight, float eps, std::int32_t source,
                            const float* residual, float* out, std::int64_t rows);

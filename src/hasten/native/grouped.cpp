@@ -143,6 +143,10 @@ void grouped_linear(const GroupedCall& call, const GroupedPart* parts, std::int6
     }
 }
 
+void grouped_strip(const GroupedCall& call, const GroupedPart& part, std::int64_t strip, std::int64_t row) {
+    kernel_for(current_isa())(call, part, 0, strip, strip + 1, row, 1);
+}
+
 void round_in_groups(const float* x, const GroupedRows& rounded) {
     const RoundFunction function = round_function(current_isa());
     auto body = [&](std::int64_t first, std::int64_t last) { function(x, rounded, first, last); };

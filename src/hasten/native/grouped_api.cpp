@@ -6,13 +6,6 @@
 
 using namespace hasten;
 
-// One layer's weights, fixed when it is made. Field for field as in grouped.py.
-struct HastenGrouped {
-    const GroupedPart* parts;
-    const float* bias;  // or null
-    std::int64_t count, outputs, inputs;
-};
-
 namespace {
 
 enum Status { OK = 0, BAD_SIZE = 1, NO_MEMORY = 2 };

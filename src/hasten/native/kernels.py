@@ -97,6 +97,16 @@ class _Linear(FromRows):
     def bytes(self) -> int:
         return self._packed.numel()
 
+    @property
+    def packed(self) -> Tensor:
+        """The packed bytes, for keeping: uint8 [bytes]."""
+        return self._packed
+
+    @property
+    def scale(self) -> Tensor:
+        """float32 [outputs]."""
+        return self._scale
+
     def top_k(self, x: Tensor, k: int, weight: Tensor | None = None, eps: float = 0.0) -> tuple[Tensor, Tensor]:
         """The ``k`` (1 to 16) largest outputs of each row, of ``after_norm`` where there is a ``weight``: ids int64 and values
         float32 [rows, k], descending, equal values by id. No rows x outputs are kept anywhere. Where a row has fewer outputs above
@@ -193,11 +203,6 @@ class PackedLinear4(_Linear):
     def packed_bytes(library: NativeLibrary, outputs: int, inputs: int) -> int:
         """How many bytes a packed layer takes."""
         return library.call["hst_w4_packed_bytes"](outputs, inputs)
-
-    @property
-    def packed(self) -> Tensor:
-        """The packed bytes, for keeping: uint8 [bytes]."""
-        return self._packed
 
 
 def round_progressive(library: NativeLibrary, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -53,6 +53,14 @@ def choose_place(values: Logits, tokens: noise.IntArray | None, params: Sampling
     return int(places[_perturbed_argmax(values[places], some, params.temperature, seed, position)])
 
 
+def leaders_needed(params: SamplingParams, constrained: bool) -> int:
+    """How many of a row's largest logits decide which token is chosen from it, whatever lies below them; 0 where any logit may
+    have a say. ``constrained``: tokens may be forbidden."""
+    if constrained or params.needs_history or params.logit_bias or params.logprobs is not None:
+        return 0
+    return 1 if params.greedy else params.top_k
+
+
 def token_logprob(values: Logits, token: int, top: int) -> TokenLogprob:
     """Natural log-probability of ``token`` and of the ``top`` most likely tokens, at temperature 1 and without filters.
 

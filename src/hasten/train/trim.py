@@ -188,7 +188,7 @@ def _pass_seconds(executor: Executor) -> Callable[[int], float]:
     for _ in range(7):
         for rows, seen in spent.items():
             started = time.perf_counter()
-            executor.forward(Batch([Segment(blocks, 4 * BLOCK_SIZE, [0] * rows)])).sum().item()
+            executor.forward(Batch([Segment(blocks, 4 * BLOCK_SIZE, [0] * rows, leaders=1)])).sum().item()
             seen.append(time.perf_counter() - started)
     known = [median(spent[rows]) for rows in TIMED_ROWS]
     return lambda rows: float(np.interp(rows, TIMED_ROWS, known))

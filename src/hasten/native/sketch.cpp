@@ -1,0 +1,228 @@
+// A head in two steps. Its weights in four bits, the sketch, give every output roughly; only outputs that may be among a row's largest
+// are computed from the weights proper, with the bits that these give. The others keep their rough values, which lie below.
+//
+// How far a rough value is off: the sum over inputs of (error of a weight) * x. In a basis where rows have been rotated these terms are
+// independent of each other as far as anybody has measured, so the sum is normal with deviation |errors of the output's weights| * |x| /
+// sqrt(inputs). The caller gives `error` as a multiple of that for |x| = 1; see native/sketch.py for how many deviations, and for the odds.
+#include <atomic>
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "calls.h"
+#include "rows.h"
+#include "threads.h"
+
+using namespace hasten;
+
+// Field for field as in sketch.py.
+struct HastenSketch {
+    const HastenLinear* rough;     // four bits, without a bias
+    const HastenLinear* exact;     // or null where `grouped`
+    const HastenGrouped* grouped;  // of one part
+    const float* error;            // [outputs] how far a rough output may be off for a row of length 1
+    float rounding;                // squared length, in units of a row's scale, that rounding the rows adds to what is off
+    std::int64_t choosable;        // outputs from here on are never chosen
+};
+
+namespace {
+
+enum Status { OK = 0, BAD_SIZE = 1, NO_MEMORY = 2 };
+
+const std::int64_t PIECE = 8192;
+const int MOST_KEPT = 64;
+
+typedef float Four __attribute__((vector_size(16), aligned(4), may_alias));
+typedef std::int32_t FourBits __attribute__((vector_size(16)));
+const std::int64_t LOOK = 16;  // divides the blocks that outputs are computed in
+
+// Whether value + weight * error is above the limit, or at it, for one of LOOK outputs.
+inline bool any_reaches(const float* value, const float* error, float weight, float limit) {
+    const Four limits = {limit, limit, limit, limit}, weights = {weight, weight, weight, weight};
+    FourBits above = {};
+    for (std::int64_t i = 0; i < LOOK; i += 4) {
+        above |= *reinterpret_cast<const Four*>(value + i) + weights * *reinterpret_cast<const Four*>(error + i) >= limits;
+    }
+    return (above[0] | above[1] | above[2] | above[3]) != 0;
+}
+
+void insert(float value, std::int64_t kept, float* values) {
+    std::int64_t at = kept - 1;
+    for (; at > 0 && value > values[at - 1]; --at) values[at] = values[at - 1];
+    values[at] = value;
+}
+
+// The largest values that `count` outputs have at least: `kept` of them, descending.
+void least_values(const float* value, const float* error, float length, std::int64_t count, std::int64_t kept, float* values) {
+    for (std::int64_t i = 0; i < kept; ++i) values[i] = -INFINITY;
+    for (std::int64_t from = 0; from < count; from += LOOK) {
+        const std::int64_t end = from + LOOK < count ? from + LOOK : count;
+        if (end - from == LOOK && !any_reaches(value + from, error + from, -length, values[kept - 1])) continue;
+        for (std::int64_t i = from; i < end; ++i) {
+            const float least = value[i] - length * error[i];
+            if (least > values[kept - 1]) insert(least, kept, values);
+        }
+    }
+}
+
+// What all rows share: rough outputs, and for each row its length and how many of its largest outputs have to be exact.
+struct Looked {
+    const HastenSketch& head;
+    const float* out;      // [rows][outputs]
+    const float* lengths;  // [rows]
+    const std::int64_t* keep;
+    std::int64_t rows, outputs, choosable;
+
+    std::int64_t pieces() const { return (choosable + PIECE - 1) / PIECE; }
+};
+
+// The value that each row's `keep` largest outputs have at least: [rows] in `limits`. False when there is no memory.
+bool find_limits(const Looked& looked, float* limits) {
+    const std::int64_t pieces = looked.pieces();
+    auto* found = static_cast<float*>(scratch(SCRATCH_WEIGHTS, static_cast<std::size_t>(looked.rows * pieces * MOST_KEPT) * 4 + 4));
+    if (found == nullptr) return false;
+    auto body = [&](std::int64_t begin, std::int64_t end) {
+        for (std::int64_t unit = begin; unit < end; ++unit) {
+            const std::int64_t row = unit / pieces, first = unit % pieces * PIECE, left = looked.choosable - first;
+            least_values(looked.out + row * looked.outputs + first, looked.head.error + first, looked.lengths[row],
+                         left < PIECE ? left : PIECE, looked.keep[row], found + unit * MOST_KEPT);
+        }
+    };
+    parallel(looked.rows * pieces, 2, body);
+    for (std::int64_t row = 0; row < looked.rows; ++row) {
+        const std::int64_t kept = looked.keep[row];
+        float values[MOST_KEPT];
+        for (std::int64_t i = 0; i < kept; ++i) values[i] = -INFINITY;
+        for (std::int64_t piece = 0; piece < pieces; ++piece) {
+            const float* some = found + (row * pieces + piece) * MOST_KEPT;
+            for (std::int64_t i = 0; i < kept && some[i] > values[kept - 1]; ++i) insert(some[i], kept, values);
+        }
+        limits[row] = values[kept - 1];
+    }
+    return true;
+}
+
+// Marks the blocks of `width` outputs that hold one which may reach its row's limit: bytes [rows][blocks].
+void mark(const Looked& looked, const float* limits, std::int64_t width, std::int64_t blocks, std::uint8_t* marks) {
+    std::memset(marks, 0, static_cast<std::size_t>(looked.rows * blocks));
+    const std::int64_t pieces = looked.pieces();
+    auto body = [&](std::int64_t begin, std::int64_t end) {
+        for (std::int64_t unit = begin; unit < end; ++unit) {
+            const std::int64_t row = unit / pieces, first = unit % pieces * PIECE, left = looked.choosable - first;
+            const std::int64_t last = first + (left < PIECE ? left : PIECE);
+            const float* out = looked.out + row * looked.outputs;
+            for (std::int64_t from = first; from < last; from += LOOK) {
+                const std::int64_t end_of_look = from + LOOK < last ? from + LOOK : last;
+                bool reaches = false;
+                if (end_of_look - from == LOOK) {
+                    reaches = any_reaches(out + from, looked.head.error + from, looked.lengths[row], limits[row]);
+                } else {
+                    for (std::int64_t i = from; i < end_of_look; ++i) {
+                        reaches |= out[i] + looked.lengths[row] * looked.head.error[i] >= limits[row];
+                    }
+                }
+                if (reaches) marks[row * blocks + from / width] = 1;
+            }
+        }
+    };
+    parallel(looked.rows * pieces, 2, body);
+}
+
+// Blocks marked in one row, ascending.
+std::vector<std::int64_t> marked(const std::uint8_t* marks, std::int64_t blocks) {
+    std::vector<std::int64_t> found;
+    for (const std::uint8_t* at = marks; (at = static_cast<const std::uint8_t*>(std::memchr(at, 1, static_cast<std::size_t>(marks + blocks - at)))) != nullptr; ++at) {
+        found.push_back(at - marks);
+    }
+    return found;
+}
+
+// Blocks marked in any row, for all rows: what a block costs is the reading of its weights.
+bool compute_marked(const HastenLinear& exact, const std::int8_t* codes, const float* row_scale, std::int64_t rows, std::uint8_t* marks,
+                    std::int64_t blocks, float* out) {
+    for (std::int64_t i = blocks; i < rows * blocks; ++i) marks[i % blocks] = static_cast<std::uint8_t>(marks[i % blocks] | marks[i]);
+    const std::vector<std::int64_t> found = marked(marks, blocks);
+    Linear8 call = linear_call(exact, codes, row_scale, nullptr, out, rows);
+    if (!linear8_prepare(call, exact.packed)) return false;
+    std::atomic<bool> enough{true};
+    auto body = [&](std::int64_t begin, std::int64_t end) {
+        for (std::int64_t i = begin; i < end; ++i) {
+            const std::int64_t first = found[static_cast<std::size_t>(i)] * PAIR_OUTPUTS, left = exact.outputs - first;
+            if (!linear8_piece(call, first, left < PAIR_OUTPUTS ? left : PAIR_OUTPUTS, out + first, exact.outputs)) enough = false;
+        }
+    };
+    parallel(static_cast<std::int64_t>(found.size()), 1, body);
+    return enough;
+}
+
+// Each row's own marked strips over GGUF's codes; `x` are the float rows.
+bool compute_marked(const HastenGrouped& exact, const float* x, std::int64_t rows, const std::uint8_t* marks, std::int64_t blocks, float* out) {
+    const std::int64_t groups = exact.inputs / GROUP_INPUTS;
+    auto* codes = static_cast<std::int8_t*>(scratch(SCRATCH_CODES, static_cast<std::size_t>(rows * exact.inputs)));
+    auto* scales = static_cast<float*>(scratch(SCRATCH_SCALES, static_cast<std::size_t>(rows * groups) * 12));
+    if (codes == nullptr || scales == nullptr) return false;
+    const GroupedRows rounded = {codes, scales, scales + rows * groups, reinterpret_cast<std::int16_t*>(scales + 2 * rows * groups), rows, exact.inputs};
+    round_in_groups(x, rounded);
+    const GroupedCall call = {rounded, exact.bias, nullptr, out, exact.outputs};
+    const std::vector<std::int64_t> found = marked(marks, rows * blocks);
+    auto body = [&](std::int64_t begin, std::int64_t end) {
+        for (std::int64_t i = begin; i < end; ++i) {
+            const std::int64_t place = found[static_cast<std::size_t>(i)];
+            grouped_strip(call, exact.parts[0], place % blocks, place / blocks);
+        }
+    };
+    parallel(static_cast<std::int64_t>(found.size()), 1, body);
+    return true;
+}
+
+bool fits(const HastenSketch& head) {
+    const HastenLinear& rough = *head.rough;
+    if ((head.exact == nullptr) == (head.grouped == nullptr) || rough.bias != nullptr || rough.four_bits == 0) return false;
+    const std::int64_t outputs = head.exact != nullptr ? head.exact->outputs : head.grouped->outputs;
+    const std::int64_t inputs = head.exact != nullptr ? head.exact->inputs : head.grouped->inputs;
+    if (head.grouped != nullptr && head.grouped->count != 1) return false;
+    if (head.exact != nullptr && head.exact->block != rough.block) return false;
+    return outputs == rough.outputs && inputs == rough.inputs && head.choosable >= 1 && head.choosable <= outputs;
+}
+
+// Lengths of the rounded rows, with what rounding may have taken.
+void measure(const std::int8_t* codes, const float* row_scale, float rounding, std::int64_t rows, std::int64_t inputs, float* lengths) {
+    for (std::int64_t row = 0; row < rows; ++row) {
+        std::int32_t squares = 0;
+        for (std::int64_t i = 0; i < inputs; ++i) squares += std::int32_t(codes[row * inputs + i]) * codes[row * inputs + i];
+        lengths[row] = row_scale[row] * std::sqrt(static_cast<float>(squares) + rounding);
+    }
+}
+
+}  // namespace
+
+// The head applied to x / rms(x) * weight, or to x where there is no weight: [rows][outputs]. Of each row the `keep` (1 to 64) largest of
+// the choosable outputs are exact, and all others below them.
+EXPORT int hst_sketched_head(const HastenSketch* head, const float* x, const float* weight, float eps, const std::int64_t* keep, float* out,
+                             std::int64_t rows) {
+    if (rows < 0 || !fits(*head)) return BAD_SIZE;
+    const HastenLinear& rough = *head->rough;
+    for (std::int64_t row = 0; row < rows; ++row) {
+        if (keep[row] < 1 || keep[row] > MOST_KEPT || keep[row] > head->choosable) return BAD_SIZE;
+    }
+    const std::int64_t inputs = rough.inputs, outputs = rough.outputs, width = head->exact != nullptr ? PAIR_OUTPUTS : STRIP_OUTPUTS;
+    const std::int64_t blocks = (outputs + width - 1) / width;
+    auto* codes = static_cast<std::int8_t*>(scratch(SCRATCH_CODES, static_cast<std::size_t>(rows * inputs) + 1));
+    auto* row_scale = static_cast<float*>(scratch(SCRATCH_SCALES, static_cast<std::size_t>(rows) * 4 + 4));
+    auto* made = static_cast<float*>(scratch(SCRATCH_GATE, static_cast<std::size_t>(rows * inputs) * 4 + 4));
+    auto* room = static_cast<float*>(scratch(SCRATCH_HEAD, static_cast<std::size_t>(rows) * (8 + static_cast<std::size_t>(blocks)) + 8));
+    if (codes == nullptr || row_scale == nullptr || made == nullptr || room == nullptr) return NO_MEMORY;
+    const RowSource source = weight == nullptr ? PLAIN : NORM;
+    if (!make_rows({x, weight, eps, source, rows, inputs, rough.block, codes, inputs, row_scale, nullptr})) return NO_MEMORY;
+    if (!linear8(linear_call(rough, codes, row_scale, nullptr, out, rows), rough.packed)) return NO_MEMORY;
+    float* lengths = room;
+    float* limits = room + rows;
+    auto* marks = reinterpret_cast<std::uint8_t*>(room + 2 * rows);
+    measure(codes, row_scale, head->rounding, rows, inputs, lengths);
+    const Looked looked = {*head, out, lengths, keep, rows, outputs, head->choosable};
+    if (!find_limits(looked, limits)) return NO_MEMORY;
+    mark(looked, limits, width, blocks, marks);
+    if (head->exact != nullptr) return compute_marked(*head->exact, codes, row_scale, rows, marks, blocks, out) ? OK : NO_MEMORY;
+    if (source == NORM && !make_rows({x, weight, eps, NORM, rows, inputs, 0, nullptr, 0, nullptr, made})) return NO_MEMORY;
+    return compute_marked(*head->grouped, source == NORM ? made : x, rows, marks, blocks, out) ? OK : NO_MEMORY;
+}

@@ -1,0 +1,125 @@
+"""A head in two steps: its weights in four bits say roughly what every output is, and only those that may be among a row's
+largest are computed from the weights proper, bit for bit as these give them.
+
+A step reads 17 bytes for every 32 of an int8 head. The odds that a rough value hides one of the largest: it is off by a sum of as
+many terms as there are inputs, normal with the deviation that ``error`` is a multiple of (measured over 10^8 values of three
+models: 1.00 to 1.06 of it, and as far out as a normal law goes; docs/exactness.md). An output is left out only where it lies
+``DEVIATIONS`` of its own below what another, less as many of its, reaches: for one of the largest to be left out, the two must be
+off by more than seven deviations of their difference, once in 10^12 rivals that are as large to the last bit.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from hasten.native.grouped import GroupedLinear
+from hasten.native.kernels import PackedLinear, PackedLinear4, _need
+from hasten.native.loader import NativeLibrary, check
+from hasten.native.memory import aligned_bytes
+from hasten.native.row_kernels import RowKernels
+
+DEVIATIONS = 5.5
+MOST_KEPT = 64
+MOST_ROWS = 32
+PIECE_OUTPUTS = 4096  # a multiple of 32
+TILE_INPUTS, PAIR_OUTPUTS, PAIR_BYTES, PAIR_BYTES_4 = 64, 32, 2048, 1088  # as in linear.h
+
+
+class _SketchFields(ctypes.Structure):
+    _fields_ = (
+        ("rough", ctypes.c_void_p),
+        ("exact", ctypes.c_void_p),
+        ("grouped", ctypes.c_void_p),
+        ("error", ctypes.c_void_p),
+        ("rounding", ctypes.c_float),
+        ("choosable", ctypes.c_int64),
+    )
+
+
+def _most_rows(isa: str, exact: PackedLinear | GroupedLinear) -> int:
+    """For how many rows the sketch saves time (benchmarks/native_head.py). With VNNI or AMX many rows are bound by computing, of
+    which four bits take no less than eight, and narrow heads have many outputs to look at twice."""
+    if isa == "avx2":
+        return MOST_ROWS
+    if exact.inputs < 768:
+        return 6
+    return 8 if isinstance(exact, PackedLinear) else MOST_ROWS
+
+
+class SketchedHead:
+    """``exact``, which has no bias, with a sketch of it. Outputs from ``choosable`` on (padding of a vocabulary) do not count as
+    large."""
+
+    def __init__(self, library: NativeLibrary, exact: PackedLinear | GroupedLinear, block: int, choosable: int) -> None:
+        """Makes the sketch. ``block``: the Hadamard block of ``exact``'s inputs. Raises ValueError for a head of several parts."""
+        self.exact = exact
+        self.outputs, self.inputs, self.choosable = exact.outputs, exact.inputs, choosable
+        if isinstance(exact, GroupedLinear) and len(exact.parts) != 1:
+            raise ValueError("a head of several parts has no sketch")
+        self._library = library
+        packed = aligned_bytes(self.bytes_for(self.outputs, self.inputs))
+        scale, self._error = torch.empty(self.outputs), torch.empty(self.outputs)
+        longest = self._draw(packed, scale, block)
+        self.rough = PackedLinear4.from_packed(library, packed, scale, None, self.inputs, block)
+        # What rounding a row to int8 takes from its values is uniform over one scale: twice over, here and in groups.
+        rounding = longest**2 * self.inputs / 6 if isinstance(exact, GroupedLinear) else 0.0
+        self._error *= DEVIATIONS / self.inputs**0.5
+        addresses = (None, exact._address) if isinstance(exact, GroupedLinear) else (exact._address, None)
+        self._fields = _SketchFields(self.rough._address, *addresses, self._error.data_ptr(), rounding, choosable)
+        self._address = ctypes.addressof(self._fields)
+        self._call = library.call["hst_sketched_head"]
+        self._most_rows = _most_rows(library.isa, exact)
+
+    @property
+    def bytes(self) -> int:
+        """Of the sketch alone."""
+        return self.rough.bytes
+
+    @staticmethod
+    def bytes_for(outputs: int, inputs: int) -> int:
+        """Bytes of the sketch of such a head."""
+        return -(-outputs // PAIR_OUTPUTS) * (-(-inputs // TILE_INPUTS) * PAIR_BYTES_4 + 4 * PAIR_OUTPUTS)
+
+    def pays(self, keep: Tensor) -> bool:
+        """Whether ``leaders`` takes less time than the whole head. Either way the largest outputs are the same."""
+        return keep.shape[0] <= self._most_rows and int(keep.max()) <= min(MOST_KEPT, self.choosable)
+
+    def leaders(self, x: Tensor, keep: Tensor, weight: Tensor | None = None, eps: float = 0.0) -> Tensor:
+        """Outputs [rows, outputs] for x [rows, inputs], or for x / rms(x) * ``weight``: of row i the ``keep[i]`` (int64, 1 to 64)
+        largest choosable ones are exact, and every other lies below them."""
+        rows = x.shape[0]
+        start, kept = _need(x, torch.float32, (rows, self.inputs)), _need(keep, torch.int64, (rows,))
+        norm = None if weight is None else _need(weight, torch.float32, (self.inputs,))
+        out = torch.empty(rows, self.outputs)
+        check(self._call(self._address, start, norm, eps, kept, out.data_ptr(), rows))
+        return out
+
+    def _draw(self, packed: Tensor, scale: Tensor, block: int) -> float:
+        """Fill ``packed``, ``scale`` and the lengths of errors; returns the longest output against its error."""
+        pairs, tiles = -(-self.outputs // PAIR_OUTPUTS), -(-self.inputs // TILE_INPUTS)
+        tile_bytes = tiles * PAIR_BYTES_4
+        longest = 0.0
+        for first in range(0, self.outputs, PIECE_OUTPUTS):
+            count = min(PIECE_OUTPUTS, self.outputs - first)
+            error = self._error[first : first + count]
+            rough = packed.data_ptr() + first // PAIR_OUTPUTS * tile_bytes
+            sums = packed.data_ptr() + pairs * tile_bytes + 4 * first
+            if isinstance(self.exact, PackedLinear):
+                source, own = self.exact.packed.data_ptr() + first // PAIR_OUTPUTS * tiles * PAIR_BYTES, self.exact.scale[first:]
+                self._pack(source, own, count, rough, sums, error)
+                scale[first : first + count] = own[:count]
+                continue
+            rows = self.exact.parts[0].rows(torch.arange(first, first + count))
+            codes, own = RowKernels(self._library).quantise(rows, block)
+            piece = PackedLinear(self._library, codes, own, None, block)
+            self._pack(piece.packed.data_ptr(), own, count, rough, sums, error)
+            scale[first : first + count] = own
+            error.square_().add_(own.square() * (self.inputs / 12)).sqrt_()  # rounding to int8 is a part of what is off
+            longest = max(longest, float((rows.norm(dim=1) / error.clamp(min=1e-30)).max()))
+        return longest
+
+    def _pack(self, packed: int, scale: Tensor, count: int, rough: int, sums: int, error: Tensor) -> None:
+        check(self._library.call["hst_sketch_pack"](packed, scale.data_ptr(), count, self.inputs, rough, sums, error.data_ptr()))

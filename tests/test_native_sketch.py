@@ -1,0 +1,152 @@
+"""A head's largest outputs by way of its sketch: the very values of the whole head, and nothing else above them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import hasten.native.sketch
+from hasten.model.hadamard import hadamard_block
+from hasten.model.sketch import sketch_of
+from hasten.native.grouped import GroupedLinear
+from hasten.native.kernels import PackedLinear
+from hasten.native.loader import NativeLibrary
+from hasten.native.sketch import MOST_KEPT, SketchedHead
+from test_native_grouped import blocks, make
+
+Head = PackedLinear | GroupedLinear
+
+
+def int8_head(native: NativeLibrary, outputs: int, inputs: int, repeated: int | None = None) -> PackedLinear:
+    """Normal weights; of ``repeated`` distinct rows, again and again, where that is given."""
+    weight = (torch.randn(repeated or outputs, inputs) * 30).round().clamp(-127, 127).to(torch.int8)
+    scale = torch.rand(repeated or outputs) + 0.5
+    pick = torch.arange(outputs) % weight.shape[0]
+    return PackedLinear(native, weight[pick], scale[pick], None, hadamard_block(inputs))
+
+
+def grouped_head(native: NativeLibrary, kind: str, outputs: int, inputs: int) -> GroupedLinear:
+    return GroupedLinear(native, [make(native, kind, blocks(kind, outputs, inputs, seed=outputs), inputs)], None)
+
+
+def check_leaders(found: torch.Tensor, whole: torch.Tensor, choosable: int, keep: torch.Tensor) -> None:
+    """Each row's ``keep`` largest of the choosable outputs have the whole head's bits, and every other is below them all."""
+    for row, kept in enumerate(keep.tolist()):
+        order = whole[row, :choosable].argsort(descending=True, stable=True)
+        leading, others = order[:kept], order[kept:]
+        assert torch.equal(found[row, leading], whole[row, leading])
+        assert (found[row, others] <= whole[row, leading[-1]]).all()
+        assert found[row, :choosable].argmax() == whole[row, :choosable].argmax()
+
+
+@pytest.mark.parametrize(("outputs", "inputs"), [(1, 64), (33, 64), (1000, 192), (9001, 576), (20000, 128), (8200, 100)])
+def test_leaders_have_the_bits_of_the_whole_head(native: NativeLibrary, outputs: int, inputs: int) -> None:
+    torch.manual_seed(outputs)
+    head = int8_head(native, outputs, inputs)
+    choosable = max(1, outputs - outputs // 7)
+    sketched = SketchedHead(native, head, hadamard_block(inputs), choosable)
+    norm = torch.rand(inputs) + 0.5
+    for isa in native.available_isas():
+        native.set_isa(isa)
+        for rows in (0, 1, 2, 7, 14, 15, 33):
+            native.set_threads(1 + rows % 3)
+            x = torch.randn(rows, inputs)
+            keep = torch.randint(1, min(MOST_KEPT, choosable) + 1, (rows,))
+            check_leaders(sketched.leaders(x, keep, norm, 1e-6), head.after_norm(x, norm, 1e-6), choosable, keep)
+            check_leaders(sketched.leaders(x, keep), head(x), choosable, keep)
+
+
+@pytest.mark.parametrize(("kind", "inputs"), [("Q8_0", 96), ("Q6_K", 512), ("Q5_K", 256), ("Q4_0", 640)])
+def test_leaders_of_a_files_codes_have_their_bits(native: NativeLibrary, kind: str, inputs: int) -> None:
+    outputs = 5003
+    head = grouped_head(native, kind, outputs, inputs)
+    sketched = SketchedHead(native, head, hadamard_block(inputs), outputs)
+    norm = torch.rand(inputs) + 0.5
+    for isa in native.available_isas():
+        native.set_isa(isa)
+        for rows in (1, 3, 9, 33):
+            x = torch.randn(rows, inputs)
+            keep = torch.randint(1, MOST_KEPT + 1, (rows,))
+            check_leaders(sketched.leaders(x, keep, norm, 1e-6), head.after_norm(x, norm, 1e-6), outputs, keep)
+
+
+def test_outputs_that_are_equal_lead_together(native: NativeLibrary) -> None:
+    """Eight hundred copies of seven rows of weights: the lowest of the copies is what is chosen."""
+    torch.manual_seed(1)
+    head = int8_head(native, 5600, 192, repeated=7)
+    sketched = SketchedHead(native, head, 64, 5600)
+    x = torch.randn(6, 192)
+    found, whole = sketched.leaders(x, torch.ones(6, dtype=torch.int64)), head(x)
+    for row in range(6):
+        assert found[row].numpy().argmax() == whole[row].numpy().argmax() < 7
+
+
+def test_rows_of_zeros_and_of_nan_are_those_of_the_whole_head(native: NativeLibrary) -> None:
+    head = int8_head(native, 5000, 128)
+    sketched = SketchedHead(native, head, 128, 5000)
+    x = torch.randn(3, 128)
+    x[0], x[2, 5] = 0.0, float("nan")
+    found, whole = sketched.leaders(x, torch.ones(3, dtype=torch.int64)), head(x)
+    assert torch.equal(found[0], whole[0])
+    assert found[1].max() == whole[1].max()
+    assert not found[2].isfinite().any()
+    assert not whole[2].isfinite().any()
+
+
+def test_padding_of_a_vocabulary_leads_nobody(native: NativeLibrary) -> None:
+    """Outputs behind the choosable ones that are larger than all of these."""
+    torch.manual_seed(2)
+    weight = (torch.randn(6000, 256) * 30).round().clamp(-127, 127).to(torch.int8)
+    scale = torch.ones(6000)
+    scale[5000:] = 50.0
+    head = PackedLinear(native, weight, scale, None, 256)
+    sketched = SketchedHead(native, head, 256, 5000)
+    x, keep = torch.randn(5, 256), torch.full((5,), 3)
+    check_leaders(sketched.leaders(x, keep), head(x), 5000, keep)
+
+
+def test_a_rows_leaders_do_not_depend_on_other_rows(native: NativeLibrary) -> None:
+    torch.manual_seed(3)
+    for head in (int8_head(native, 7000, 320), grouped_head(native, "Q8_0", 7000, 320)):
+        sketched = SketchedHead(native, head, 64, 7000)
+        x, keep = torch.randn(9, 320), torch.full((9,), 8)
+        together = sketched.leaders(x, keep).topk(8)
+        alone = [sketched.leaders(x[row : row + 1], keep[:1]).topk(8) for row in range(9)]
+        assert torch.equal(together.values, torch.cat([one.values for one in alone]))
+        assert torch.equal(together.indices, torch.cat([one.indices for one in alone]))
+
+
+@pytest.mark.parametrize("kind", ["int8", "Q8_0", "Q6_K"])
+def test_rough_values_are_off_as_foretold(native: NativeLibrary, kind: str) -> None:
+    torch.manual_seed(4)
+    inputs = 768
+    head = int8_head(native, 12000, inputs) if kind == "int8" else grouped_head(native, kind, 12000, inputs)
+    sketched = SketchedHead(native, head, hadamard_block(inputs), 12000)
+    x = torch.randn(200, inputs)
+    deviation = sketched._error / hasten.native.sketch.DEVIATIONS * x.norm(dim=1, keepdim=True)
+    off = (sketched.rough(x) - head(x)) / deviation
+    assert 0.97 < off.std() < 1.03
+    assert off.abs().max() < 6.5  # of 2.4 million normal values some reach 5
+    assert off.mean().abs() < 0.02
+
+
+def test_without_a_margin_leaders_are_missed(native: NativeLibrary, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the other tests show is owed to the margin."""
+    monkeypatch.setattr(hasten.native.sketch, "DEVIATIONS", 0.2)
+    torch.manual_seed(5)
+    head = int8_head(native, 30000, 256)
+    sketched = SketchedHead(native, head, 256, 30000)
+    x = torch.randn(200, 256)
+    assert (sketched.leaders(x, torch.ones(200, dtype=torch.int64)).argmax(1) != head(x).argmax(1)).any()
+
+
+def test_heads_that_are_not_worth_it_have_no_sketch(native: NativeLibrary) -> None:
+    native.set_isa(native.best_isa)
+    assert sketch_of(int8_head(native, 1000, 256), 1000) is None  # small
+    assert sketch_of(grouped_head(native, "Q4_0", 40000, 256), 40000) is None  # four bits already
+    made = sketch_of(grouped_head(native, "Q8_0", 40000, 256), 39990)
+    assert made is not None
+    assert made.bytes < 0.55 * grouped_head(native, "Q8_0", 40000, 256).bytes
+    assert made.pays(torch.tensor([1, 20]))
+    assert not made.pays(torch.tensor([MOST_KEPT + 1]))
+    assert not made.pays(torch.ones(100, dtype=torch.int64))
