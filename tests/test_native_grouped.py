@@ -38,6 +38,18 @@ def floats(kind: str, raw: torch.Tensor, inputs: int) -> torch.Tensor:
     return out
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q6_K"])
+def test_a_row_that_is_not_finite_gives_nothing_that_is(native: NativeLibrary, kind: str, value: float) -> None:
+    x = torch.randn(3, 512)
+    x[1, 300] = value
+    layer = GroupedLinear(native, [make(native, kind, blocks(kind, 48, 512), 512)], None)
+    for isa in native.available_isas():
+        native.set_isa(isa)
+        assert layer(x).isfinite().all(dim=1).tolist() == [True, False, True]
+        assert not layer(x)[1].isfinite().any()
+
+
 def make(native: NativeLibrary, kind: str, raw: torch.Tensor, inputs: int) -> GroupedMatrix:
     matrix = GroupedMatrix(native, kind, raw.shape[0], inputs)
     matrix.fill(raw)

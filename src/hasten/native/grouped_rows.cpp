@@ -55,20 +55,27 @@ INLINE std::int32_t put_half(Floats scaled, std::int8_t* codes) {
 
 }  // namespace
 
+// A row that holds NaN or an infinity gets a scale that is NaN, so that what comes of it is seen to be none.
 void round_groups(const float* x, const GroupedRows& rounded, std::int64_t first, std::int64_t last) {
     const std::int64_t groups = rounded.groups();
-    for (std::int64_t i = first * groups; i < last * groups; ++i) {
-        const std::int64_t at = rounded.at(i / groups, i % groups);
-        const Floats low = load(x + i * GROUP_INPUTS), high = load(x + i * GROUP_INPUTS + LANES);
-        const float limit = top_of(most(magnitude(low), magnitude(high)));
-        const float bounded = limit > FLT_MIN * 128.0f ? (limit < FLT_MAX ? limit : FLT_MAX) : FLT_MIN * 128.0f;
-        const Floats factor = all(127.0f / bounded);
-        const std::int32_t one = put_half(low * factor, rounded.codes + at * GROUP_INPUTS);
-        const std::int32_t other = put_half(high * factor, rounded.codes + at * GROUP_INPUTS + LANES);
-        rounded.scale[at] = bounded / 127.0f;
-        rounded.scaled_sum[at] = rounded.scale[at] * static_cast<float>(one + other);
-        rounded.half_sums[2 * at] = static_cast<std::int16_t>(one);
-        rounded.half_sums[2 * at + 1] = static_cast<std::int16_t>(other);
+    for (std::int64_t row = first; row < last; ++row) {
+        Floats nothing = all(0.0f);
+        for (std::int64_t group = 0; group < groups; ++group) {
+            const std::int64_t at = rounded.at(row, group);
+            const float* from = x + (row * groups + group) * GROUP_INPUTS;
+            const Floats low = load(from), high = load(from + LANES);
+            nothing = nothing + low * all(0.0f) + high * all(0.0f);
+            const float limit = top_of(most(magnitude(low), magnitude(high)));
+            const float bounded = limit > FLT_MIN * 128.0f ? (limit < FLT_MAX ? limit : FLT_MAX) : FLT_MIN * 128.0f;
+            const Floats factor = all(127.0f / bounded);
+            const std::int32_t one = put_half(low * factor, rounded.codes + at * GROUP_INPUTS);
+            const std::int32_t other = put_half(high * factor, rounded.codes + at * GROUP_INPUTS + LANES);
+            rounded.scale[at] = bounded / 127.0f;
+            rounded.scaled_sum[at] = rounded.scale[at] * static_cast<float>(one + other);
+            rounded.half_sums[2 * at] = static_cast<std::int16_t>(one);
+            rounded.half_sums[2 * at + 1] = static_cast<std::int16_t>(other);
+        }
+        if (const float none = sum(nothing); none != 0.0f) rounded.scale[rounded.at(row, 0)] = none;
     }
 }
 

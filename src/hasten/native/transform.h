@@ -90,14 +90,19 @@ inline void transform(float* x, std::int64_t count, std::int64_t block) {
     }
 }
 
-// Round a row to int8; `length` is what the transform left out: the true values are x * length.
+// Round a row to int8; `length` is what the transform left out: the true values are x * length. A row that holds NaN or an infinity gets
+// the scale NaN, so that what comes of it is seen to be none.
 inline void round_row(const float* x, std::int64_t count, float length, std::int8_t* codes, std::int64_t stride, float* scale) {
-    Floats top = all(0.0f);
-    for (std::int64_t i = 0; i < count; i += LANES) top = most(top, magnitude(load_some(x + i, count - i)));
+    Floats top = all(0.0f), nothing = all(0.0f);
+    for (std::int64_t i = 0; i < count; i += LANES) {
+        const Floats value = load_some(x + i, count - i);
+        top = most(top, magnitude(value));
+        nothing = nothing + value * all(0.0f);
+    }
     const float limit = highest(top);
     const float bounded = limit > FLT_MIN * 128.0f ? (limit < FLT_MAX ? limit : FLT_MAX) : FLT_MIN * 128.0f;
     const Floats factor = all(127.0f / bounded);
-    *scale = bounded * length / 127.0f;
+    *scale = bounded * length / 127.0f + sum(nothing);
     for (std::int64_t i = 0; i < count; i += LANES) {
         const Floats value = least(most(load_some(x + i, count - i) * factor, all(-127.0f)), all(127.0f));
         const Ints rounded = bits(value + all(ROUNDER));
