@@ -1,20 +1,23 @@
-"""The head with and without rows x vocabulary, in turns in one run: what a greedy step would save by keeping no logits.
+"""The head, whole and by its sketch, and with and without rows x vocabulary, in turns in one run.
 
-    python benchmarks/native_head.py smollm2-135m [--rows 1 4 16]
+    python benchmarks/native_head.py smollm2-135m [--rows 1 4 16] [--precision file]
 
-"logits" computes all of them and takes the first of the largest, and the 8 likeliest of every row (which drafters learn from), as
-the engine does; "top 8" asks the kernel for these 8 and keeps no logits.
+"logits" computes all of them; "sketched" finds the largest by way of the sketch, however many rows there are ("used" says whether
+the engine does so for that many). "likeliest" finds the 8 largest of every row, which drafters learn from, in logits that are
+there; "top 8" asks the kernel for these 8 and keeps no logits (int8 only).
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from itertools import pairwise
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 
-from common import machine, table
+from common import data_file, machine, table
 from hasten.core.config import EngineConfig
 from hasten.core.progress import silent
 from hasten.core.types import BLOCK_SIZE, Batch, Segment
@@ -31,43 +34,41 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--precision", default="int8")
     args = parser.parse_args()
-    config = EngineConfig(model=args.model, precision="int8", cache_tokens=1024)
+    config = EngineConfig(model=args.model, precision=args.precision, cache_tokens=1024)
     model = load_model(args.model, resolve(args.model, fetch=True).path, config, choose_device("cpu"), silent)
-    weights, eps = model.executor.decoder.weights, model.executor.decoder.description.norm_eps
-    head = weights.head
-    if not isinstance(head, PackedLinear):
-        raise SystemExit("This compares native kernels, and they are not in use here.")
+    weights = model.executor.decoder.weights
+    head, sketch = weights.head, weights.sketch
+    if sketch is None:
+        raise SystemExit("This compares native kernels, and they are not in use here, or this head has no sketch.")
     out = []
     blocks = list(range(-(-(CONTEXT + max(args.rows)) // BLOCK_SIZE)))
+    text = model.tokenizer.encode(data_file("wikitext2_test_part.txt").read_text()[:20_000], add_bos=True)
+    model.executor.forward(Batch([Segment(blocks, 0, text[:CONTEXT], first_logit=CONTEXT - 1)]))
     for rows in args.rows:
-        hidden = torch.randn(rows, head.inputs)
-        seconds: dict[str, list[float]] = {
-            name: [] for name in ("step", "logits", "argmax", "logits + likeliest", "top 1", "top 8")
-        }
+        last, keep = Segment(blocks, CONTEXT, text[CONTEXT : CONTEXT + rows], leaders=1), torch.ones(rows, dtype=torch.int64)
+        hidden = model.executor.hidden(Batch([last]))
+        seconds: dict[str, list[float]] = {}
+
+        def timed(name: str, call: Callable[[], Any], seconds: dict[str, list[float]] = seconds) -> Any:
+            started = time.perf_counter()
+            result = call()
+            seconds.setdefault(name, []).append(time.perf_counter() - started)
+            return result
+
         for _ in range(args.repeats):
-            marks = [time.perf_counter()]
-            model.executor.forward(Batch([Segment(blocks, CONTEXT, [1] * rows)]))
-            marks.append(time.perf_counter())
-            logits = head.after_norm(hidden, weights.final_norm, eps)
-            marks.append(time.perf_counter())
-            chosen = int(logits[0].numpy().argmax())
-            marks.append(time.perf_counter())
-            found = likeliest(logits, LIKELIEST)
-            marks.append(time.perf_counter())
-            first = head.top_k(hidden, 1, weights.final_norm, eps)[0]
-            marks.append(time.perf_counter())
-            best = head.top_k(hidden, LIKELIEST, weights.final_norm, eps)[0]
-            marks.append(time.perf_counter())
-            assert (best.tolist(), int(first[0, 0])) == (found, chosen)
-            step, whole, argmax, some, top1, top8 = (b - a for a, b in pairwise(marks))
-            for name, spent in zip(seconds, (step, whole, argmax, whole + argmax + some, top1, top8), strict=True):
-                seconds[name].append(spent)
+            timed("step", partial(model.executor.forward, Batch([last])))
+            logits = timed("logits", partial(head, hidden))
+            found = timed("sketched", partial(sketch.leaders, hidden, keep))
+            assert torch.equal(found.argmax(1), logits.argmax(1))
+            some = timed("likeliest", partial(likeliest, logits, LIKELIEST))
+            if isinstance(head, PackedLinear):
+                best = timed("top 8", partial(head.top_k, hidden, LIKELIEST))
+                assert best[0].tolist() == some
         least = {name: 1e3 * min(some) for name, some in seconds.items()}
-        saved = least["logits + likeliest"] - least["top 8"], least["logits"] + least["argmax"] - least["top 1"]
-        shares = [f"{100 * gain / least['step']:+.1f} %" for gain in saved]
-        out.append([str(rows), *(f"{value:.3f}" for value in least.values()), *shares])
-    print(table(["rows", *(f"{name}, ms" for name in least), "top 8 saves of the step", "top 1 saves"], out))
+        out.append([str(rows), *(f"{value:.3f}" for value in least.values()), "yes" if sketch.pays(keep) else "no"])
+    print(table(["rows", *(f"{name}, ms" for name in least), "used"], out))
     print(machine())
 
 

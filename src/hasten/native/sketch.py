@@ -41,12 +41,13 @@ class _SketchFields(ctypes.Structure):
 
 def _most_rows(isa: str, exact: PackedLinear | GroupedLinear) -> int:
     """For how many rows the sketch saves time (benchmarks/native_head.py). With VNNI or AMX many rows are bound by computing, of
-    which four bits take no less than eight, and narrow heads have many outputs to look at twice."""
+    which four bits take no less than eight, and narrow heads have more outputs to look at twice."""
+    narrow = exact.inputs < 640
     if isa == "avx2":
         return MOST_ROWS
-    if exact.inputs < 768:
-        return 6
-    return 8 if isinstance(exact, PackedLinear) else MOST_ROWS
+    if isinstance(exact, GroupedLinear):
+        return 12 if narrow else MOST_ROWS
+    return 16 if isa == "amx" else 6 if narrow else 8
 
 
 class SketchedHead:
