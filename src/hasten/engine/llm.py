@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, cast
@@ -17,7 +16,7 @@ from hasten.engine.engine import Engine
 from hasten.engine.interrupts import interrupts_held_back
 from hasten.engine.loading import load_engine
 from hasten.engine.requests import Request
-from hasten.model.chat import ChatTemplate
+from hasten.model.chat_prompt import ChatPrompts
 
 Prompt = str | list[int]
 Message = Mapping[str, Any]
@@ -43,7 +42,7 @@ class LLM:
             self.config = EngineConfig.from_mapping({"model": model, **settings})
         self.engine: Engine = load_engine(self.config, progress)
         tokenizer = self.engine.tokenizer
-        self._template = None if tokenizer.chat_template is None else ChatTemplate.of(tokenizer)
+        self._chats = None if tokenizer.chat_template is None else ChatPrompts(tokenizer)
 
     @property
     def name(self) -> str:
@@ -60,7 +59,7 @@ class LLM:
 
     @property
     def has_chat_template(self) -> bool:
-        return self._template is not None
+        return self._chats is not None
 
     @property
     def chat_template(self) -> str | None:
@@ -156,17 +155,14 @@ class LLM:
     ) -> list[int]:
         """Token ids of a conversation, ready for the model's turn; ``tools`` are functions that the model may call, as OpenAI
         writes them, ``extra`` further names for the template. ``unfinished``: the last message, whose content is a text, is the
-        model's own, and the model writes on where it ends. Safe from any thread.
+        model's own, and the model writes on where it ends. What spells a control token anywhere in these is ordinary text: only
+        the template writes control tokens. Safe from any thread.
 
         Raises InvalidRequest when the model has no template, or it refuses these.
         """
-        if self._template is None:
+        if self._chats is None:
             raise InvalidRequest(f"'{self.name}' has no chat template; give it a plain prompt (--raw on the command line).")
-        if unfinished:
-            text = _unfinished(self._template, messages, tools, extra)
-        else:
-            text = self._template.render(messages, add_generation_prompt=True, tools=tools, extra=extra)
-        return self.engine.tokenizer.encode(text, add_bos=False)
+        return self._chats.tokens(messages, tools, extra, unfinished)
 
     def check(self, prompt: Prompt, params: SamplingParams) -> None:
         """Raise what ``generate`` would raise for this prompt before anything runs: InvalidRequest or PromptTooLong."""
@@ -261,20 +257,3 @@ def _several(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if listed and all(isinstance(token, int) for token in listed):
         return [cast("list[int]", listed)]
     return cast("list[Prompt]", listed)
-
-
-def _unfinished(
-    template: ChatTemplate,
-    messages: Sequence[Message],
-    tools: Sequence[Mapping[str, Any]] | None,
-    extra: Mapping[str, Any] | None,
-) -> str:
-    """A conversation up to the end of its last message's content. What the template writes behind that is cut off; a mark says
-    where, because content may be trimmed or be found twice."""
-    mark = secrets.token_hex(16)
-    last = {**messages[-1], "content": f"{messages[-1]['content']}{mark}"}
-    text = template.render([*messages[:-1], last], add_generation_prompt=False, tools=tools, extra=extra)
-    begun, found, _ = text.rpartition(mark)
-    if not found:
-        raise InvalidRequest("The model's chat template does not show the last message's text; let a user's message be the last.")
-    return begun

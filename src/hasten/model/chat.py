@@ -2,6 +2,7 @@
 
 The template is a stranger's code and is treated so: it is rendered by ``chat_worker`` in a process of its own, in Jinja's
 immutable sandbox, with bounds on source, output, memory and time. Templates cannot load files or other templates.
+``chat_prompt`` makes tokens of what it writes.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from hasten.core.errors import InvalidRequest, UnsupportedModel
+from hasten.model.control_marks import Marks, escaped
 from hasten.model.tokenizer import Tokenizer
 
 __all__ = ["ChatTemplate", "checked_messages"]
@@ -28,6 +30,7 @@ MAXIMUM_DEPTH = 64  # of lists and objects in a message or tool
 RENDER_SECONDS = 2.0
 START_SECONDS = 20.0
 WORKER = Path(__file__).with_name("chat_worker.py")
+NO_MARKS = Marks()
 OWN_NAMES = ("messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token")
 
 
@@ -50,7 +53,7 @@ class ChatTemplate:
                 f"The model's chat template has {len(source)} characters where {MAXIMUM_SOURCE} are allowed; "
                 "give plain text with --prompt."
             )
-        self._source = source
+        self.source = source
         self._tokens = {"bos_token": bos, "eos_token": eos}
         self._lock = threading.Lock()
         self._worker: _Worker | None = None
@@ -72,30 +75,44 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
         extra: Mapping[str, Any] | None = None,
+        marks: Marks = NO_MARKS,
     ) -> str:
         """The prompt of a chat. ``messages`` have a ``role`` and a ``content`` (text, or a list of text parts, which are
         joined by line breaks; a message with ``tool_calls`` may have none). ``extra`` are further names for the template.
+        Control tokens that the template itself writes become their ``marks``, those that are spelled in messages never.
 
         Raises InvalidRequest when the messages are malformed or the template refuses them, UnsupportedModel when the
         template itself cannot be used.
         """
-        names = {
+        names: dict[str, Any] = {
             "messages": checked_messages(messages),
             "tools": None if tools is None else _plain(list(tools), "tools"),
             "documents": None,
             "add_generation_prompt": add_generation_prompt,
-            **self._tokens,
         }
         for name, value in (extra or {}).items():
             if name in OWN_NAMES or not name.isidentifier():
                 raise InvalidRequest(f"'{name}' cannot be given to the chat template; choose another name.")
             names[name] = _plain(value, name)
-        request = json.dumps({"source": self._source, "names": names}).encode()
-        if len(request) > MAXIMUM_REQUEST:
-            raise InvalidRequest(f"The messages take {len(request) >> 20} MiB where {MAXIMUM_REQUEST >> 20} are allowed.")
+        given = json.dumps(names)
+        if escaped(marks.secret) in given:
+            raise InvalidRequest("The messages hold private-use characters that have a meaning of their own here; leave them out.")
+        shown, exchanged = marks.applied(names, self.source)
+        request = self._request(given if shown is names else json.dumps(shown), marks)
         with self._lock:
             answer = self._ask(request)
-        return str(answer["text"]) if "text" in answer else _fail(answer["error"], answer["message"])
+        if "text" not in answer:
+            _fail(answer["error"], marks.restored(answer["message"], exchanged))
+        return marks.finished(str(answer["text"]), exchanged)
+
+    def _request(self, names: str, marks: Marks) -> bytes:
+        """What the worker is asked; ``names`` is JSON. Raises InvalidRequest where it is too long."""
+        own = {name: marks.written.get(text, text) for name, text in self._tokens.items()}
+        head = json.dumps({"source": self.source, "marks": dict(marks.written)})
+        request = f'{head[:-1]}, "names": {names[:-1]}, {json.dumps(own)[1:]}}}'.encode()
+        if len(request) > MAXIMUM_REQUEST:
+            raise InvalidRequest(f"The messages take {len(request) >> 20} MiB where {MAXIMUM_REQUEST >> 20} are allowed.")
+        return request
 
     def _ask(self, request: bytes) -> dict[str, str]:
         """One question to the worker, which is started where there is none and ended where it does not answer.

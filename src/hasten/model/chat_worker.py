@@ -5,14 +5,17 @@ template can nest loops, double strings, or compare and print lists that share p
 system bounds memory and a parent process ends what takes too long.
 
 Protocol, on standard input and output: a frame is four bytes of length (big endian) and that many bytes of JSON. The parent
-sends {"source": ..., "names": {...}}; the answer is {"text": ...} or {"error": kind, "message": ...}. End of input ends it.
+sends {"source": ..., "names": {...}}, and {"marks": {...}} where the template's own control tokens are to be told from those in
+messages; the answer is {"text": ...} or {"error": kind, "message": ...}. End of input ends it.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import struct
 import sys
+from collections.abc import Mapping
 from datetime import datetime
 from types import CodeType
 from typing import Any, BinaryIO, NoReturn
@@ -110,15 +113,33 @@ def render(template: jinja2.Template, names: dict[str, Any]) -> str:
     return "".join(parts)
 
 
-def answer(cache: dict[str, jinja2.Template], source: str, names: dict[str, Any]) -> dict[str, str]:
+def compiled(source: str, marks: Mapping[str, str]) -> jinja2.Template:
+    """The template, writing a mark wherever its source spells one of the keys of ``marks``."""
+    made = environment()
+    if not marks:
+        return made.from_string(source)
+    tree = made.parse(source)
+    # Longer ones first, as a tokenizer looks for them.
+    spelled = re.compile("|".join(map(re.escape, sorted(marks, key=len, reverse=True))))
+    for node in tree.find_all((nodes.Const, nodes.TemplateData)):
+        name = "data" if isinstance(node, nodes.TemplateData) else "value"
+        text = getattr(node, name)
+        if isinstance(text, str):
+            setattr(node, name, spelled.sub(lambda found: marks[found[0]], text))
+    return made.from_string(tree)
+
+
+def answer(
+    cache: dict[Any, jinja2.Template], source: str, names: dict[str, Any], marks: Mapping[str, str] | None = None
+) -> dict[str, str]:
     """Render one request; every failure becomes a kind and a message."""
-    kind = "template"
+    kind, key = "template", (source, *(marks or {}).items())
     try:
-        if source not in cache:
+        if key not in cache:
             cache.clear()
-            cache[source] = environment().from_string(source)
+            cache[key] = compiled(source, marks or {})
         kind = "messages"
-        return {"text": render(cache[source], names)}
+        return {"text": render(cache[key], names)}
     except Refusal as problem:
         return {"error": "refused", "message": str(problem)}
     except OutputTooLong:
@@ -156,11 +177,11 @@ def _die_after(seconds: int) -> None:
 def main(requests: BinaryIO, answers: BinaryIO) -> None:
     """Answer requests until there are no more."""
     _bound_process()
-    cache: dict[str, jinja2.Template] = {}
+    cache: dict[Any, jinja2.Template] = {}
     while len(head := requests.read(4)) == 4:
         request = json.loads(requests.read(struct.unpack(">I", head)[0]))
         _die_after(ORPHAN_SECONDS)
-        answered = answer(cache, request["source"], request["names"])
+        answered = answer(cache, request["source"], request["names"], request.get("marks"))
         _die_after(0)
         data = json.dumps({key: text[: MAXIMUM_OUTPUT + 1] for key, text in answered.items()}).encode()
         answers.write(struct.pack(">I", len(data)) + data)

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 
+from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
 from hasten.core.errors import InvalidRequest, ModelNotFound
@@ -65,6 +66,8 @@ class Tokenizer:
         self._bytes: dict[int, bytes] = {}
         self._added = {token: added.content for token, added in backend.get_added_tokens_decoder().items()}
         self._silent_ids = frozenset(silent_ids)
+        self._marked: dict[int, int] = {}  # the backend's ids of marks to the tokens they stand for
+        self._text_marks: dict[str, str] = {}  # of added tokens that are no control tokens elsewhere, by spelling
         self.byte_level = byte_level
         self.strips_space = strips_space
         self.special_ids = frozenset(special_ids)
@@ -73,6 +76,9 @@ class Tokenizer:
         self.bos_token_id = bos_token_id
         self.eos_token_ids = eos_token_ids
         self.chat_template = chat_template
+        self.control_ids: frozenset[int] = frozenset()  # of the added tokens
+        self._never_text: frozenset[int] = frozenset()
+        self._add_control(self.special_ids.intersection(self._added))
 
     def encode(self, text: str, *, add_bos: bool, allow_special: bool = True) -> list[int]:
         """Token ids of ``text``.
@@ -81,6 +87,24 @@ class Tokenizer:
         nothing); leave it off for the output of a chat template, which writes those itself. ``allow_special=False`` reads
         the text of control tokens as ordinary text. Raises InvalidRequest when the text is no valid Unicode.
         """
+        ids = self._ids(text, allow_special)
+        if self._text_marks and not allow_special:
+            ids = [self._marked.get(token, token) for token in ids]
+        return [*self.prefix_ids, *ids, *self.suffix_ids] if add_bos else ids
+
+    def encode_marked(self, text: str) -> list[int]:
+        """Token ids of a text in which marks (``add_marks``) stand for control tokens, and spellings of them are ordinary text.
+
+        Text between two of them is read in one piece. Raises InvalidRequest when the text is no valid Unicode, or when this
+        vocabulary has no other way to write what spells a control token.
+        """
+        ids = self._ids(text, allow_special=False, marked=True)
+        if not self._never_text.isdisjoint(ids):
+            token = next(token for token in ids if token in self._never_text)
+            raise InvalidRequest(f"The messages spell {self.token_text(token)!r}, which is no text for this model; leave it out.")
+        return [self._marked.get(token, token) for token in ids]
+
+    def _ids(self, text: str, allow_special: bool, marked: bool = False) -> list[int]:
         try:
             text.encode()
         except UnicodeEncodeError as problem:
@@ -88,9 +112,49 @@ class Tokenizer:
                 f"The text has half of a surrogate pair at character {problem.start}; send valid Unicode."
             ) from problem
         with self._lock:  # the switch belongs to the backend, not to the call
+            if not allow_special and not marked:
+                for spelled, mark in self._text_marks.items():  # only prompts of chats take these for control tokens
+                    text = text.replace(spelled, mark)
             self._backend.encode_special_tokens = not allow_special
-            ids = self._backend.encode(text, add_special_tokens=False).ids
-        return [*self.prefix_ids, *ids, *self.suffix_ids] if add_bos else list(ids)
+            return list(self._backend.encode(text, add_special_tokens=False).ids)
+
+    @property
+    def added(self) -> Mapping[int, str]:
+        """The tokens that are found in a text before it is cut into words, with their spellings; control tokens and others."""
+        return self._added
+
+    def add_marks(self, marks: Mapping[int, str]) -> None:
+        """Let ``encode_marked`` read texts as these of the ``added``, and their spellings as ordinary text, whatever the model's
+        files call them. A mark takes spaces beside it as its token does; for ``encode`` nothing changes.
+        """
+        known = self._backend.get_added_tokens_decoder()
+        added = [
+            AddedToken(
+                mark,
+                single_word=known[token].single_word,
+                lstrip=known[token].lstrip,
+                rstrip=known[token].rstrip,
+                normalized=known[token].normalized,
+                special=False,
+            )
+            for token, mark in marks.items()
+        ]
+        with self._lock:
+            self._text_marks |= {self._added[token]: mark for token, mark in marks.items() if token not in self.control_ids}
+            self._backend.add_tokens(added)
+            for token, mark in marks.items():
+                found = self._backend.token_to_id(mark)
+                assert found is not None
+                self._marked[found] = token
+        self._add_control(marks)
+
+    def _add_control(self, tokens: Iterable[int]) -> None:
+        known = self._backend.get_added_tokens_decoder()
+        unknown = getattr(self._backend.model, "unk_token", None)  # also what text becomes that has no other token
+        with self._lock:
+            self._backend.add_special_tokens([known[token] for token in tokens])
+        self.control_ids |= set(tokens)
+        self._never_text |= {token for token in tokens if known[token].content != unknown}
 
     def decode(self, tokens: Iterable[int], skip_special: bool = True, continues: bool = False) -> str:
         """The text of ``tokens``; ids beyond the vocabulary (padding rows of the embedding) have no text.
@@ -126,14 +190,14 @@ class Tokenizer:
     @cached_property
     def vocabulary_size(self) -> int:
         """One more than the largest token id; the model's own may be larger (padding rows)."""
-        return max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        return max(self._spellings().values(), default=-1) + 1
 
     @cached_property
     def vocabulary_fingerprint(self) -> str:
         """SHA-256 over the spelling of every id; tokens without text count as absent, so that a folder and a padded GGUF
         file of one model agree. Two models with equal fingerprints mean the same by every token id."""
         spelled = [""] * self.vocabulary_size
-        for text, token in self._backend.get_vocab(with_added_tokens=True).items():
+        for text, token in self._spellings().items():
             if token not in self._silent_ids:
                 spelled[token] = text
         while spelled and not spelled[-1]:
@@ -143,6 +207,11 @@ class Tokenizer:
             data = text.encode()
             digest.update(len(data).to_bytes(4, "little") + data)
         return digest.hexdigest()
+
+    def _spellings(self) -> dict[str, int]:
+        """The whole vocabulary, without marks."""
+        vocabulary = self._backend.get_vocab(with_added_tokens=True)
+        return {text: token for text, token in vocabulary.items() if token not in self._marked}
 
 
 def load_tokenizer(path: Path | str) -> Tokenizer:
