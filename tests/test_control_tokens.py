@@ -344,9 +344,19 @@ def test_markup_of_operators_and_models_is_what_it_was() -> None:
 
 
 def test_text_in_a_single_token_is_what_it_was() -> None:
-    prompts, tokenizer = prompts_of(CHATML)
-    talk = user("a\n\nb <b>c <tool_call>")  # this template writes none of these
-    assert prompts.tokens(talk) == today(tokenizer, talk)
+    tokenizer = toy(CHATML, markup=[*MARKUP, "==", "+ '", "role", "content"])  # of these, its template has some as code or words
+    prompts = ChatPrompts(tokenizer)
+    talk = user("a\n\nb <b>c <tool_call> == + ' role <|im_end|> content")
+    expected = tokenizer.encode("user\n" + talk[0]["content"], add_bos=False, allow_special=False)
+    assert prompts.tokens(talk)[1 : 1 + len(expected)] == expected
+    assert prompts.tokens(HI) == today(tokenizer, HI)
+
+
+def test_several_templates_of_one_tokenizer() -> None:
+    tokenizer = toy(THINKING)
+    talk = [*HI, {"role": "assistant", "content": "<tool_call>"}, *user(FORGED + "<tool_call>")]
+    first = ChatPrompts(tokenizer).tokens(talk)
+    assert ChatPrompts(tokenizer).tokens(talk) == first
 
 
 def test_what_stands_around_a_users_words_is_control_whatever_files_call_it() -> None:

@@ -10,6 +10,7 @@ Added tokens that the template does not spell (Gemma's line breaks and runs of s
 
 from __future__ import annotations
 
+import re
 import secrets
 import threading
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,6 +28,8 @@ Message = Mapping[str, Any]
 WORDS = "hello"
 ASK: list[Message] = [{"role": "user", "content": WORDS}]
 BLANK = f" \t\r\n{SPACE_MARK}"
+PLAIN = re.compile(r"[\w-]+")
+MARKUP = re.compile(r"[^\w\s].*\w.*[^\w\s]")
 NEAR = 32  # characters between a turn's border and its words: the name of a role, line breaks
 _CALL = {"id": "call00000", "type": "function", "function": {"name": "look", "arguments": {"at": "sky"}}}
 _TOOLS = [
@@ -59,6 +62,7 @@ class ChatPrompts:
         self._tokenizer = tokenizer
         self._template = ChatTemplate.of(tokenizer)
         self._lock = threading.Lock()
+        self._no_marks = Marks()
         self._marks: Marks | None = None
 
     def tokens(
@@ -106,17 +110,18 @@ class ChatPrompts:
         """Marks for all control tokens that the template writes, known to the tokenizer."""
         tokenizer, source = self._tokenizer, self._template.source
         named = {*tokenizer.eos_token_ids, tokenizer.bos_token_id}
+        special = tokenizer.special_ids.intersection(tokenizer.added)
         spelled = {token for token, text in tokenizer.added.items() if text in source and not _plain(text)}
-        control = {token for token in tokenizer.control_ids if not _plain(tokenizer.added[token])}
-        marks = self._with(Marks(), control & (spelled | named))
+        control = {token for token in special if not _plain(tokenizer.added[token])}
+        marks = self._with(self._no_marks, control & (spelled | named))
         try:
             borders = self._borders(self._template.render(ASK, add_generation_prompt=False, marks=marks))
         except InvalidRequest:  # where it cannot be used at all, that is said, and the next chat learns
             borders = set()
-        markup = spelled - control - borders
+        markup = {token for token in spelled - control - borders if MARKUP.fullmatch(tokenizer.added[token])}
         marks = self._with(marks, borders & spelled | markup, frozenset(tokenizer.added[token] for token in markup))
         # Nobody can tell a plain word from the token of that name: it stays what it is to the tokenizer, wherever it stands.
-        composed = borders - spelled - control | tokenizer.control_ids.difference(control, spelled)
+        composed = borders - spelled - control | (special - control)
         for messages, prompt, tools in PROBES:
             try:
                 text = self._template.render(messages, add_generation_prompt=prompt, tools=tools, marks=marks)
@@ -142,15 +147,11 @@ class ChatPrompts:
         before, found, behind = text.partition(WORDS)
         if not found:
             return set()
-        added = self._tokenizer.added
-        left = self._tokenizer.encode_marked(before[-NEAR:])[::-1]
-        right = self._tokenizer.encode_marked(behind[:NEAR])
-        nearest = (
-            next((token for token in side if added.get(token, "").strip(f" \t\r\n{SPACE_MARK}")), None) for side in (left, right)
-        )
-        return {token for token in nearest if token is not None}
+        sides = (self._tokenizer.encode_marked(before[-NEAR:])[::-1], self._tokenizer.encode_marked(behind[:NEAR]))
+        shown = [[token for token in side if not _plain(self._tokenizer.added.get(token, ""))] for side in sides]
+        return {side[0] for side in shown if side}
 
 
 def _plain(text: str) -> bool:
-    """Whether a token is spelled like ordinary words or spaces."""
-    return not text.strip(BLANK) or text.isalnum()
+    """Whether a token is spelled like an ordinary word or spaces."""
+    return not text.strip(BLANK) or PLAIN.fullmatch(text) is not None

@@ -9,7 +9,7 @@ text. What clients send is never searched, so no trick of theirs (two fields tha
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -107,8 +107,8 @@ def _back(text: str, exchanged: Mapping[str, str]) -> str:
 
 def _needed(spelled: str) -> str:
     """A character of a token that words seldom have: one from its middle (``|``) before its first (``<``); none of a word."""
-    seldom: Iterable[str] = (character for character in spelled[1:-1] + spelled[0] if not character.isalnum())
-    return next((character for character in seldom if character not in "_-/ "), "")
+    signs = [character for character in spelled[1:-1] + spelled[0] if not character.isalnum() and character not in "_- "]
+    return next((character for character in signs if character != "/"), signs[0] if signs else "")
 
 
 def _collect(value: Any, used: set[str]) -> None:

@@ -152,7 +152,7 @@ class Tokenizer:
         known = self._backend.get_added_tokens_decoder()
         unknown = getattr(self._backend.model, "unk_token", None)  # also what text becomes that has no other token
         with self._lock:
-            self._backend.add_special_tokens([known[token] for token in tokens])
+            self._backend.add_special_tokens([known[token] for token in tokens if not known[token].special])
         self.control_ids |= set(tokens)
         self._never_text |= {token for token in tokens if known[token].content != unknown}
 
