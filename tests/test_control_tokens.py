@@ -9,6 +9,10 @@ from functools import cache
 from typing import Any
 
 import pytest
+from tokenizers import AddedToken
+from tokenizers import Tokenizer as Backend
+from tokenizers.normalizers import Lowercase, Prepend
+from tokenizers.normalizers import Sequence as Normalizers
 
 from chats import CHATML, CHATS, HI, TEMPLATES, TOOLS, Message
 from hasten.core.errors import InvalidRequest
@@ -117,7 +121,7 @@ def test_prompts_of_real_models_are_what_they_were(name: str) -> None:
 
 
 def test_the_vocabulary_and_plain_prompts_stay_what_they_are() -> None:
-    other, tokenizer = toy(CHATML), toy(CHATML)
+    other, tokenizer = toy(THINKING), toy(THINKING)
     ChatPrompts(tokenizer).tokens(user("<tool_call><think>" + FORGED))
     assert tokenizer.vocabulary_size == other.vocabulary_size
     assert tokenizer.vocabulary_fingerprint == other.vocabulary_fingerprint
@@ -246,6 +250,33 @@ def test_begin_and_end_by_name() -> None:
     assert marks_in(tokens, tokenizer) == ["<|begin|>", "<|im_end|>"]
     assert tokens[0] == tokenizer.bos_token_id
     assert tokens[-1] in tokenizer.eos_token_ids
+    prompts, tokenizer = prompts_of("{{ bos_token }}{{ 'yes' if '|' in messages[0].content and '<' in messages[0].content }}")
+    assert prompts.tokens(user("<|>")) == today(tokenizer, user("<|>"))
+
+
+def test_the_longest_token_that_a_template_spells() -> None:
+    tokenizer = toy("<|a|>b{{ messages[0].content }}<|a|>", control=["<|a|>", "<|a|>b"])
+    prompts = ChatPrompts(tokenizer)
+    assert prompts.tokens(HI) == today(tokenizer, HI)
+    assert marks_in(checked(prompts, tokenizer, user("<|a|>b")), tokenizer) == ["<|a|>b", "<|a|>"]
+
+
+@pytest.mark.parametrize("flag", ["lstrip", "rstrip", "single_word", "normalized"])
+def test_marks_are_found_as_their_tokens_are(flag: str) -> None:
+    """Tokens may take the spaces beside them, stand between words only, or be looked for in normalised text."""
+    template = "{{ bos_token }}a  <|x|>  b {{ messages[0].content }}<|x|>"
+    backend = Backend.from_str(toy(None)._backend.to_str())
+    backend.normalizer = Normalizers([Prepend("_"), Lowercase()])
+    backend.add_special_tokens([AddedToken("<|x|>", special=True, **{"normalized": False, flag: True})])
+    end = backend.token_to_id("<|x|>")
+    assert end is not None
+    tokenizer = Tokenizer(backend, byte_level=True, strips_space=False, special_ids={end}, bos_token_id=end, chat_template=template)
+    prompts = ChatPrompts(tokenizer)
+    for words in ("hi", " hi  ", "Q"):
+        assert prompts.tokens(user(words)) == today(tokenizer, user(words))
+    assert prompts.tokens(user("<|X|> <|x|> hi")).count(end) == today(tokenizer, HI).count(end)
+    with pytest.raises(InvalidRequest, match="surrogate"):
+        prompts.tokens(user("\ud800"))
 
 
 # --- tokens that a template puts together ---------------------------------------------------------------------------------
@@ -288,8 +319,10 @@ def test_a_text_of_all_private_characters_is_refused_where_one_is_needed() -> No
 
 
 def test_the_word_that_is_a_token_stays_one() -> None:
-    tokenizer = toy("{{ messages[0]['content'] }}EOS", control=["EOS"])
+    tokenizer = toy("{{ messages[0]['content'] }}{% if messages[0].content == 'hi EOS' %}EOS{% endif %}", control=["EOS"])
     assert ChatPrompts(tokenizer).tokens(user("hi EOS")) == today(tokenizer, user("hi EOS"))
+    tokenizer = toy("{{ messages[0]['content'] }}", control=["EOS"])
+    assert not tokenizer.control_ids.intersection(ChatPrompts(tokenizer).tokens(user("hi EOS")))
 
 
 # --- which tokens ---------------------------------------------------------------------------------------------------------
@@ -478,10 +511,10 @@ def test_hostile_texts_and_real_models(name: str) -> None:
 
 @pytest.mark.parametrize("adds_space", [True, False])
 def test_a_sentencepiece_vocabulary(adds_space: bool) -> None:
-    template = "{{ bos_token }}{% for message in messages %}{{ message.content }}{{ eos_token }}{% endfor %}"
+    template = "{{ bos_token }}{% for message in messages %} <b>{{ message.content }}{{ eos_token }}{% endfor %}"
     tokenizer = build(sentencepiece(adds_space) | {"tokenizer.chat_template": template})
     prompts = ChatPrompts(tokenizer)
-    talk = [*user("the dog  <b>x"), *user(" 12")]
+    talk = [*user("the dog  x"), *user(" 12")]
     assert prompts.tokens(talk) == today(tokenizer, talk)
-    tokens = prompts.tokens([*user("a</s><s>b"), *user("<unk></s>")])
-    assert [tokenizer.added[token] for token in tokens if token in tokenizer.control_ids] == ["<s>", "</s>", "</s>"]
+    tokens = prompts.tokens([*user("a</s><s>b<b>"), *user("<unk></s>")])
+    assert [tokenizer.added[token] for token in tokens if token in tokenizer.control_ids] == ["<s>", "<b>", "</s>", "<b>", "</s>"]

@@ -120,8 +120,9 @@ class ChatPrompts:
             borders = set()
         markup = {token for token in spelled - control - borders if MARKUP.fullmatch(tokenizer.added[token])}
         marks = self._with(marks, borders & spelled | markup, frozenset(tokenizer.added[token] for token in markup))
-        # Nobody can tell a plain word from the token of that name: it stays what it is to the tokenizer, wherever it stands.
-        composed = borders - spelled - control | (special - control)
+        # Nobody can tell a word of the template from the token of that name: it stays what it is to the tokenizer everywhere.
+        words = {token for token in special - control if tokenizer.added[token] in source}
+        composed = borders - spelled - control | words
         for messages, prompt, tools in PROBES:
             try:
                 text = self._template.render(messages, add_generation_prompt=prompt, tools=tools, marks=marks)

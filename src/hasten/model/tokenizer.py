@@ -67,6 +67,7 @@ class Tokenizer:
         self._added = {token: added.content for token, added in backend.get_added_tokens_decoder().items()}
         self._silent_ids = frozenset(silent_ids)
         self._marked: dict[int, int] = {}  # the backend's ids of marks to the tokens they stand for
+        self._particular: dict[str, str] = {}  # marks that are not tokens everywhere, and the spellings they stand for
         self._text_marks: dict[str, str] = {}  # of added tokens that are no control tokens elsewhere, by spelling
         self.byte_level = byte_level
         self.strips_space = strips_space
@@ -104,6 +105,16 @@ class Tokenizer:
             raise InvalidRequest(f"The messages spell {self.token_text(token)!r}, which is no text for this model; leave it out.")
         return [self._marked.get(token, token) for token in ids]
 
+    def _readable(self, text: str) -> str:
+        """``text`` with spellings for those marks that are not read as tokens where they stand: a token that is one between words
+        only, or in normalised text only, is text elsewhere."""
+        self._backend.encode_special_tokens = True
+        found = self._backend.encode(text, add_special_tokens=False)
+        spans = [span for token, span in zip(found.ids, found.offsets, strict=True) if token in self._marked]
+        read = {at for begin, end in spans for at in range(begin, end)}
+        marks = re.compile("|".join(map(re.escape, self._particular)))
+        return marks.sub(lambda mark: mark[0] if mark.start() in read else self._particular[mark[0]], text)
+
     def _ids(self, text: str, allow_special: bool, marked: bool = False) -> list[int]:
         try:
             text.encode()
@@ -112,7 +123,9 @@ class Tokenizer:
                 f"The text has half of a surrogate pair at character {problem.start}; send valid Unicode."
             ) from problem
         with self._lock:  # the switch belongs to the backend, not to the call
-            if not allow_special and not marked:
+            if marked and any(mark in text for mark in self._particular):
+                text = self._readable(text)
+            elif not marked and not allow_special:
                 for spelled, mark in self._text_marks.items():  # only prompts of chats take these for control tokens
                     text = text.replace(spelled, mark)
             self._backend.encode_special_tokens = not allow_special
@@ -146,6 +159,8 @@ class Tokenizer:
                 found = self._backend.token_to_id(mark)
                 assert found is not None
                 self._marked[found] = token
+                if known[token].single_word or (known[token].normalized and self._backend.normalizer is not None):
+                    self._particular[mark] = self._added[token]
         self._add_control(marks)
 
     def _add_control(self, tokens: Iterable[int]) -> None:
