@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
+from tokenizers.models import BPE
 from tokenizers.normalizers import Lowercase, Prepend
 from tokenizers.normalizers import Sequence as Normalizers
 
@@ -292,6 +293,16 @@ def test_tokens_of_parts_are_what_they_were() -> None:
     talk = [{"role": "system", "content": "a|b"}, *HI, {"role": "assistant", "content": "||"}, *user("<|x|> <b>|</b>")]
     assert checked(prompts, tokenizer, talk) == today(tokenizer, talk)
     assert marks_in(today(tokenizer, HI), tokenizer) == ["<|user|>", "<|end|>", "<|assistant|>"]
+
+
+def test_the_token_of_unknown_characters_is_no_token_of_parts() -> None:
+    letters = {letter: place for place, letter in enumerate(["<unk>", *"yes<>unk"])}
+    backend = Backend(BPE(vocab=letters, merges=[], unk_token="<unk>"))
+    backend.add_special_tokens([AddedToken("<unk>", special=True)])
+    template = "ß{{ 'yes' if '<' in messages[0].content }}{{ messages[0].content }}"
+    tokenizer = Tokenizer(backend, byte_level=False, strips_space=False, special_ids={0}, chat_template=template)
+    unknown = letters["<unk>"]
+    assert ChatPrompts(tokenizer).tokens(user("<unk>")) == [unknown, *(letters[letter] for letter in "yes<unk>")]
 
 
 def test_nobody_else_puts_them_together() -> None:

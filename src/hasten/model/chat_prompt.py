@@ -128,7 +128,8 @@ class ChatPrompts:
                 text = self._template.render(messages, add_generation_prompt=prompt, tools=tools, marks=marks)
             except (InvalidRequest, UnsupportedModel):
                 continue
-            composed |= tokenizer.control_ids.intersection(tokenizer.encode(text, add_bos=False))
+            found = tokenizer.control_ids.intersection(tokenizer.encode(text, add_bos=False))
+            composed |= {token for token in found if tokenizer.added[token] in text}  # unknown characters have a token, too
         return Marks(marks.written, self._marked(composed, marks), marks.lent, marks.secret)
 
     def _with(self, marks: Marks, tokens: Iterable[int], lent: frozenset[str] = frozenset()) -> Marks:
