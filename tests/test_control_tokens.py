@@ -19,8 +19,8 @@ from chats import CHATML, CHATS, HI, TEMPLATES, TOOLS, Message
 from hasten.core.errors import InvalidRequest
 from hasten.model.chat import ChatTemplate
 from hasten.model.chat_prompt import ChatPrompts
-from hasten.model.tokenizer import Tokenizer
-from vocabularies import Metadata, build, byte_level, gguf, real_tokenizer, sentencepiece
+from hasten.model.tokenizer import Tokenizer, load_tokenizer
+from vocabularies import Metadata, build, byte_level, gguf, real_model, sentencepiece
 
 CONTROL = (
     "<|im_start|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>", "<start_of_turn>", "<end_of_turn>", "[INST]",
@@ -478,7 +478,7 @@ REAL = {"smollm2-135m": None, "qwen2.5-coder-0.5b": None, "gemma-3-270m": TEMPLA
 @cache
 def real_prompts(name: str) -> tuple[ChatPrompts, Tokenizer]:
     """Of a real model, by its own template where it has one."""
-    tokenizer = real_tokenizer(name)
+    tokenizer = load_tokenizer(real_model(name))  # of its own: the others keep theirs without a template
     tokenizer.chat_template = REAL[name] or tokenizer.chat_template
     return ChatPrompts(tokenizer), tokenizer
 
