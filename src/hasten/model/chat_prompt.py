@@ -29,7 +29,6 @@ WORDS = "hello"
 ASK: list[Message] = [{"role": "user", "content": WORDS}]
 BLANK = f" \t\r\n{SPACE_MARK}"
 PLAIN = re.compile(r"[\w-]+")
-MARKUP = re.compile(r"[^\w\s].*\w.*[^\w\s]")
 NEAR = 32  # characters between a turn's border and its words: the name of a role, line breaks
 _CALL = {"id": "call00000", "type": "function", "function": {"name": "look", "arguments": {"at": "sky"}}}
 _TOOLS = [
@@ -118,7 +117,7 @@ class ChatPrompts:
             borders = self._borders(self._template.render(ASK, add_generation_prompt=False, marks=marks))
         except InvalidRequest:  # where it cannot be used at all, that is said, and the next chat learns
             borders = set()
-        markup = {token for token in spelled - control - borders if MARKUP.fullmatch(tokenizer.added[token])}
+        markup = {token for token in spelled - control - borders if _encloses(tokenizer.added[token])}
         marks = self._with(marks, borders & spelled | markup, frozenset(tokenizer.added[token] for token in markup))
         # Nobody can tell a word of the template from the token of that name: it stays what it is to the tokenizer everywhere.
         words = {token for token in special - control if tokenizer.added[token] in source}
@@ -157,3 +156,11 @@ class ChatPrompts:
 def _plain(text: str) -> bool:
     """Whether a token is spelled like an ordinary word or spaces."""
     return not text.strip(BLANK) or PLAIN.fullmatch(text) is not None
+
+
+def _encloses(text: str) -> bool:
+    """Whether a token is spelled like a mark, a name between signs, rather than like code."""
+    ends = text[0] + text[-1]
+    return any(character.isalnum() for character in text) and not any(
+        character.isalnum() or character.isspace() or character == "_" for character in ends
+    )
