@@ -182,7 +182,7 @@ def test_named_machines_say_where_their_figures_come_from() -> None:
 
 def test_check_leaves_out_what_was_calibrated_with() -> None:
     executor = tiny_executor("llama", num_blocks=18)
-    machine, found = check(executor, FORMS["fp32"], 1e10, [1, 2, 8, 1100], [64, 128], rounds=1)
+    machine, found = check(executor, [1, 2, 3], FORMS["fp32"], 1e10, [1, 2, 8, 1100], [64, 128], rounds=1)
     assert machine.name == "here"
     assert {(one.rows, one.context) for one in found} == {(1, 128), (2, 64), (2, 128), (8, 128)}
     assert all(one.measured_s > 0 for one in found)

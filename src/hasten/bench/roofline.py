@@ -212,10 +212,10 @@ def best_depth(
     return -depth, gain
 
 
-def calibrated(executor: Executor, form: Form, read_bytes_s: float) -> Machine:
-    """This machine, from its memory's speed and five passes of a loaded model. Every other number of rows, every other context and
-    every other model is then a prediction."""
-    return solved(executor.decoder.description, form, read_bytes_s, step_times(executor, CALIBRATED))
+def calibrated(executor: Executor, text: list[int], form: Form, read_bytes_s: float) -> Machine:
+    """This machine, from its memory's speed and five passes of a loaded model over ``text``. Every other number of rows, every other
+    context and every other model is then a prediction."""
+    return solved(executor.decoder.description, form, read_bytes_s, step_times(executor, text, CALIBRATED))
 
 
 def solved(shape: ModelDescription, form: Form, read_bytes_s: float, measured: dict[Point, float]) -> Machine:
@@ -261,10 +261,10 @@ def _attention(added: list[tuple[float, float]], took: list[float], least: float
     return max(a_byte, least), max(an_operation, 1e-15)
 
 
-def step_times(executor: Executor, points: Sequence[Point], rounds: int = 9) -> dict[Point, float]:
-    """Seconds of a pass of each point, in turns, so that no point has a slow moment of the machine to itself; the best of all
-    rounds, for noise only ever adds. The pool must hold the largest and not be in use."""
-    timed = timed_passes(executor)
+def step_times(executor: Executor, text: list[int], points: Sequence[Point], rounds: int = 9) -> dict[Point, float]:
+    """Seconds of a pass over ``text`` of each point, in turns, so that no point has a slow moment of the machine to itself; the
+    best of all rounds, for noise only ever adds. The pool must hold the largest and not be in use."""
+    timed = timed_passes(executor, text)
     for point in points:
         timed(*point)
     turns = [[timed(*point) for point in points] for _ in range(rounds)]
@@ -286,13 +286,19 @@ class Checked:
 
 
 def check(
-    executor: Executor, form: Form, read_bytes_s: float, rows: Sequence[int], contexts: Sequence[int], rounds: int = 9
+    executor: Executor,
+    text: list[int],
+    form: Form,
+    read_bytes_s: float,
+    rows: Sequence[int],
+    contexts: Sequence[int],
+    rounds: int = 9,
 ) -> tuple[Machine, list[Checked]]:
     """Calibrate, then predict every combination that was not calibrated with and that the pool holds. All are measured in turns."""
     most = executor.pool.num_blocks * BLOCK_SIZE
     wanted = [(count, context) for count in rows for context in contexts if count + context <= most]
     others = [point for point in wanted if point not in CALIBRATED]
-    measured = step_times(executor, [*CALIBRATED, *others], rounds)
+    measured = step_times(executor, text, [*CALIBRATED, *others], rounds)
     shape = executor.decoder.description
     machine = solved(shape, form, read_bytes_s, measured)
     return machine, [Checked(*point, seconds(step_work(shape, form, *point), machine), measured[point]) for point in others]

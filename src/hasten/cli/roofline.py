@@ -99,12 +99,16 @@ def measured(config: EngineConfig, form: Form, check: bool) -> tuple[Machine, li
     from hasten.bench.roofline import calibrated
     from hasten.bench.roofline import check as compare
     from hasten.cli.generate import load
+    from hasten.engine.profiling import sample_tokens
 
     tokens = max(CHECK_CONTEXTS) + max(CHECK_ROWS)
     llm = load(replace(config, draft="none", precision=form.precision, cache_tokens=max(tokens, config.cache_tokens)))
-    executor = llm.engine.executor
+    executor, text = llm.engine.executor, sample_tokens(llm.engine.tokenizer)
     speed = read_bandwidth()
-    found = compare(executor, form, speed, CHECK_ROWS, CHECK_CONTEXTS) if check else (calibrated(executor, form, speed), [])
+    if check:
+        found = compare(executor, text, form, speed, CHECK_ROWS, CHECK_CONTEXTS)
+    else:
+        found = (calibrated(executor, text, form, speed), [])
     llm.close()
     return found
 

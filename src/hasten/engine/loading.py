@@ -86,7 +86,9 @@ def load_engine(config: EngineConfig, progress: Progress = silent, redo_profile:
     scheduler = Scheduler(blocks, target.context_length, config.max_rows, config.max_sequences, model_context)
     set_threads(config.threads, target.executor.decoder.precision)
     _seed(drafters, target, progress)
-    drafting, profiles = make_drafting(config, target.executor, target.fingerprint, drafters, vocabulary, redo_profile)
+    drafting, profiles = make_drafting(
+        config, target.executor, target.fingerprint, target.tokenizer, drafters, vocabulary, redo_profile
+    )
     engine = Engine(
         executor=target.executor,
         scheduler=scheduler,

@@ -20,10 +20,22 @@ from hasten.draft.base import Drafter
 from hasten.engine.drafting import Drafting
 from hasten.model.executor import Executor
 from hasten.model.kernels import kernels_fingerprint, threads_and_level
+from hasten.model.tokenizer import Tokenizer
+
+SAMPLE = (
+    "Rivers carry sand and stones from the mountains to the sea. Where the water slows down, the heavy stones are left behind "
+    "first, then the gravel, and at last the fine sand. def mean(values): return sum(values) / len(values)"
+)
 
 
 def make_drafting(
-    config: EngineConfig, executor: Executor, fingerprint: str, drafters: list[Drafter], vocabulary: int, redo: bool = False
+    config: EngineConfig,
+    executor: Executor,
+    fingerprint: str,
+    tokenizer: Tokenizer,
+    drafters: list[Drafter],
+    vocabulary: int,
+    redo: bool = False,
 ) -> tuple[Drafting, dict[str, Profile]]:
     """Drafting with its controller, and the profiles that this rests on: the target's and those of drafters that are models.
 
@@ -35,7 +47,7 @@ def make_drafting(
     precision = executor.precision
     setting = _setting(fingerprint, precision, executor.device)
     positions = executor.pool.num_blocks * BLOCK_SIZE
-    profiles = {"target": profile.curve_of(setting, timed_passes(executor), positions, redo)}
+    profiles = {"target": profile.curve_of(setting, timed_passes(executor, sample_tokens(tokenizer)), positions, redo)}
     for drafter in drafters:
         if drafter.identity:
             own = _setting(drafter.identity, precision, executor.device)
@@ -58,12 +70,32 @@ def _short(identity: str) -> str:
     return hashlib.sha256(identity.encode()).hexdigest()[:12] if identity else ""
 
 
-def timed_passes(executor: Executor) -> Timed:
-    """Times one pass of some rows behind a context of garbage; the pool must not be in use."""
+def sample_tokens(tokenizer: Tokenizer) -> list[int]:
+    """A few dozen tokens of ordinary text."""
+    return tokenizer.encode(SAMPLE, add_bos=True) or [0]
+
+
+def timed_passes(executor: Executor, text: list[int]) -> Timed:
+    """Times one pass of some rows of ``text``, again and again, behind a context of it; the pool must not be in use.
+
+    Rows that mean nothing would not do: where no token leads, a sketched head has many to look at twice. And a pool that nothing
+    was written to is one page of zeros, which takes no time to read.
+    """
+    filled = 0
+
+    def fill(blocks: int) -> None:
+        nonlocal filled
+        if filled == 0:
+            executor.forward(Batch([Segment([0], 0, _repeated(text, BLOCK_SIZE), first_logit=BLOCK_SIZE)]))
+            filled = 1
+        if blocks > filled:
+            executor.copy_blocks([(0, block) for block in range(filled, blocks)])
+            filled = blocks
 
     def timed(rows: int, context: int) -> float:
         blocks = list(range(-(-(context + rows) // BLOCK_SIZE)))
-        batch = Batch([Segment(blocks, context, [0] * rows, leaders=1)])
+        fill(len(blocks))
+        batch = Batch([Segment(blocks, context, _repeated(text, rows), leaders=1)])
         started = time.perf_counter()
         executor.forward(batch)
         if executor.device.type == "cuda":
@@ -71,6 +103,10 @@ def timed_passes(executor: Executor) -> Timed:
         return time.perf_counter() - started
 
     return timed
+
+
+def _repeated(tokens: list[int], count: int) -> list[int]:
+    return (tokens * -(-count // len(tokens)))[:count]
 
 
 def _setting(model: str, precision: str, device: torch.device) -> Setting:
