@@ -213,8 +213,8 @@ def best_depth(
 
 
 def calibrated(executor: Executor, text: list[int], form: Form, read_bytes_s: float) -> Machine:
-    """This machine, from its memory's speed and five passes of a loaded model over ``text``. Every other number of rows, every other
-    context and every other model is then a prediction."""
+    """This machine, from its memory's speed and five passes of a loaded model over ``text``. Every other number of rows, every
+    other context and every other model is then a prediction."""
     return solved(executor.decoder.description, form, read_bytes_s, step_times(executor, text, CALIBRATED))
 
 
