@@ -66,9 +66,9 @@ def test_hints_change_nothing(server: Running) -> None:
     "change",
     [
         {"tools": [TOOL | {"defer_loading": True}]},
-        {"output_config": {"effort": "high"}},
-        {"context_management": {"edits": []}},
-        {"thinking": {"type": "adaptive"}},
+        {"output_config": {"effort": "utmost"}},
+        {"context_management": {"edits": [{"type": "clear_tool_uses_20250919"}]}},
+        {"thinking": {"type": "always"}},
         {"thinking": {"type": "disabled", "budget_tokens": 1024}},
         {"tool_choice": {"type": "auto", "name": "weather"}},
         {"messages": [{"role": "user", "content": []}]},

@@ -67,7 +67,7 @@ def test_messages_with_system_blocks_and_stop(claude: Any) -> None:
     ("change", "named"),
     [
         ({"extra_body": {"temperature": 2.0}}, "temperature"),
-        ({"thinking": {"type": "enabled", "budget_tokens": 2000}}, "thinking"),
+        ({"thinking": {"type": "enabled", "budget_tokens": -1}}, "thinking"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"messages": [{"role": "system", "content": "x"}]}, "messages"),
         ({"messages": [{"role": "user", "content": [{"type": "image", "source": {"type": "url", "url": "http://x"}}]}]}, "image"),
@@ -192,7 +192,7 @@ def test_a_conversation_is_counted_that_no_context_holds(claude: Any, server: Ru
         ({"model": "tiny", "messages": ASK, "tools": [{**TOOL, "name": "two words"}]}, 400, "tools.0.name"),
         ({"model": "tiny", "messages": ASK, "tools": [{**TOOL, "name": f"t{at}"} for at in range(65)]}, 400, "64"),
         ({"model": "tiny", "messages": ASK, "tool_choice": {"type": "tool", "name": "x"}, "tools": [TOOL]}, 400, "tool_choice"),
-        ({"model": "tiny", "messages": ASK, "thinking": {"type": "enabled", "budget_tokens": 1024}}, 400, "thinking"),
+        ({"model": "tiny", "messages": ASK, "thinking": {"type": "adaptive", "budget_tokens": 1024}}, 400, "thinking"),
     ],
 )
 def test_what_cannot_be_counted_is_said_in_anthropics_shape(server: Running, body: dict[str, Any], status: int, named: str) -> None:

@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from hasten.serve.body import validated
-from hasten.serve.errors import invalid, unsupported
+from hasten.serve.errors import invalid
 from hasten.serve.fields import refuse_unknown
-from hasten.serve.wire import AnthropicTemperature, ChatRequest, FunctionName, Length, Name, Priority, Speculation, Wire
+from hasten.serve.wire import AnthropicTemperature, ChatRequest, Effort, FunctionName, Length, Name, Priority, Speculation, Wire
 
 
 class AnthropicTool(Wire):
@@ -40,6 +40,26 @@ class OutputFormat(Wire):
 
 class OutputConfig(Wire):
     format: OutputFormat | None = None
+    effort: Effort | None = None
+
+
+class Thinking(Wire):
+    """A permission: an answer here has no blocks of thinking, so that every budget is kept."""
+
+    type: Literal["enabled", "adaptive", "disabled"]
+    budget_tokens: Length | None = None
+    display: Literal["summarized", "omitted"] | None = None
+
+
+class ClearThinking(Wire):
+    """Leaves out earlier turns' thinking, of which the model is shown none in any case."""
+
+    type: Literal["clear_thinking_20251015"]
+    keep: Literal["all"] | dict[str, Any] | None = None
+
+
+class ContextManagement(Wire):
+    edits: list[ClearThinking] | None = None
 
 
 class Conversation(Wire):
@@ -50,7 +70,6 @@ class Conversation(Wire):
             "betas",
             "compaction",
             "container",
-            "context_management",
             "diagnostics",
             "fallbacks",
             "inference_geo",
@@ -67,7 +86,8 @@ class Conversation(Wire):
     system: str | list[dict[str, Any]] | None = None
     tools: list[AnthropicTool] | None = None
     tool_choice: ToolChoice | None = None
-    thinking: dict[str, Any] | None = None
+    thinking: Thinking | None = None
+    context_management: ContextManagement | None = None
     output_config: OutputConfig | None = None
     cache_control: dict[str, Any] | None = None  # taken; the cache is always on
 
@@ -95,8 +115,8 @@ class MessagesRequest(Conversation):
 
 def as_chat(wire: Conversation) -> ChatRequest:
     """The same request in the other interface's words. Raises ApiError (400)."""
-    if wire.thinking not in (None, {"type": "disabled"}):
-        raise unsupported("thinking")
+    if wire.thinking is not None and wire.thinking.type != "enabled" and wire.thinking.budget_tokens is not None:
+        raise invalid(f"thinking of type {wire.thinking.type} takes no budget_tokens.", "thinking.budget_tokens")
     turns: list[dict[str, Any]] = []
     if wire.system is not None:
         turns.append({"role": "system", "content": _text(wire.system, "system")})
@@ -117,6 +137,7 @@ def as_chat(wire: Conversation) -> ChatRequest:
         "messages": turns,
         "tool_choice": chosen,
         "parallel_tool_calls": False if choice is not None and choice.disable_parallel_tool_use else None,
+        "reasoning_effort": _effort(wire),
     }
     if wire.tools:
         fields["tools"] = [
@@ -141,6 +162,12 @@ def as_chat(wire: Conversation) -> ChatRequest:
     return validated(ChatRequest, fields | (_sampling(wire) if isinstance(wire, MessagesRequest) else {}))
 
 
+def _effort(wire: Conversation) -> Effort | None:
+    if wire.thinking is not None and wire.thinking.type == "disabled":
+        return "none"
+    return wire.output_config.effort if wire.output_config is not None else None
+
+
 def unfinished(chat: ChatRequest) -> bool:
     """Whether the last message is the model's own, with which the answer goes on."""
     return bool(chat.messages[-1]["role"] == "assistant")
@@ -154,8 +181,12 @@ def _sampling(wire: MessagesRequest) -> dict[str, Any]:
 def _turns(at: int, message: dict[str, Any]) -> list[dict[str, Any]]:
     """One of Anthropic's messages; results of tools become messages of their own."""
     role, content = message.get("role"), message.get("content")
-    if role not in ("user", "assistant") or set(message) - {"role", "content"}:
-        raise invalid(f"messages[{at}] must have the role user or assistant, and a content, and nothing else.", f"messages.{at}")
+    if role not in ("user", "assistant", "system") or set(message) - {"role", "content"}:
+        raise invalid(
+            f"messages[{at}] must have the role user, assistant or system, and a content, and nothing else.", f"messages.{at}"
+        )
+    if role == "system" and at == 0:
+        raise invalid("messages[0] must not have the role system; send its content as system.", "messages.0.role")
     if isinstance(content, str):
         return [{"role": role, "content": content}]
     if not isinstance(content, list):
@@ -171,7 +202,7 @@ def _turns(at: int, message: dict[str, Any]) -> list[dict[str, Any]]:
             calls.append(_call(at, block))
         elif kind == "tool_result" and role == "user":
             results.append(_result(at, block))
-        else:
+        elif role != "assistant" or kind not in ("thinking", "redacted_thinking"):  # what it once thought, no model is shown
             raise invalid(
                 f"messages[{at}] has a block of type {str(kind)[:40]!r}; this server reads text and tools.", f"messages.{at}"
             )

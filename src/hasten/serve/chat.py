@@ -24,7 +24,7 @@ from hasten.serve.reply import reply
 from hasten.serve.server import Server, identifier, server_of
 from hasten.serve.sse import DONE, data, openai_error
 from hasten.serve.tools import ToolReader, Toolset, read_whole, reader_of, told_apart, toolset_of
-from hasten.serve.wire import ChatRequest, check_range, sampling_params
+from hasten.serve.wire import ChatRequest, TemplateValue, check_range, sampling_params
 
 
 async def chat_completions(request: Request) -> Response:
@@ -78,7 +78,13 @@ def prompt_of(
         raise invalid("This model has no chat template and cannot chat; use /v1/completions.", "model")
     tools = toolset_of(wire, llm.chat_template)
     shown = tools.shown if tools is not None else None
-    return llm.render_chat(messages, tools=shown, extra=wire.chat_template_kwargs, unfinished=unfinished), tools
+    return llm.render_chat(messages, tools=shown, extra=_template_values(llm, wire), unfinished=unfinished), tools
+
+
+def _template_values(llm: LLM, wire: ChatRequest) -> dict[str, TemplateValue]:
+    """What the request says to the template. Not to reason at all is said there, where a template has a word for it."""
+    silent = wire.reasoning_effort == "none" and "enable_thinking" in (llm.chat_template or "")
+    return ({"enable_thinking": False} if silent else {}) | (wire.chat_template_kwargs or {})
 
 
 def _top_logprobs(wire: ChatRequest, most: int) -> int | None:

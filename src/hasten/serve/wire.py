@@ -34,7 +34,9 @@ def _between(low: float, high: float, number: str) -> Any:
     return AfterValidator(check)
 
 
+TemplateValue = str | int | float | bool
 Priority = Literal["interactive", "batch"]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 Name = Annotated[str, Field(min_length=1, max_length=256)]
 Identifier = Annotated[str, Field(max_length=512)]
 FunctionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
@@ -176,7 +178,6 @@ class ChatRequest(Sampled):
             "moderation",
             "prompt_cache_options",
             "prompt_cache_retention",
-            "reasoning_effort",
             "verbosity",
             "web_search_options",
         }
@@ -192,7 +193,8 @@ class ChatRequest(Sampled):
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
     prediction: Prediction | None = None
-    chat_template_kwargs: Annotated[dict[str, str | int | float | bool], Field(max_length=16)] | None = None
+    reasoning_effort: Effort | None = None  # "none" is honoured; no model here has levels between which to choose
+    chat_template_kwargs: Annotated[dict[str, TemplateValue], Field(max_length=16)] | None = None
     store: bool | None = None
     service_tier: str | None = None
     modalities: list[str] | None = None
