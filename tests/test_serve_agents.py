@@ -3,15 +3,24 @@ an agent says between two answers."""
 
 from __future__ import annotations
 
+import asyncio
+import json
+from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from hasten.core.results import StreamEvent
 from hasten.serve.anthropic_in import MessagesRequest, as_chat
 from hasten.serve.body import validated
 from hasten.serve.chat import prompt_of
-from hasten.serve.wire import ChatRequest
+from hasten.serve.generation import Collected
+from hasten.serve.responses import Answer
+from hasten.serve.responses_in import ResponsesRequest
+from hasten.serve.responses_in import as_chat as responses_as_chat
+from hasten.serve.tools import Toolset
+from hasten.serve.wire import ChatRequest, ToolFunction
 from serving import Running
 
 ASK: list[dict[str, Any]] = [{"role": "user", "content": "def fibonacci(number):"}]
@@ -89,3 +98,156 @@ def test_not_to_think_is_said_to_a_template_that_has_a_word_for_it(
 def test_not_to_think_is_said_in_anthropics_words_too() -> None:
     chats = [as_chat(validated(MessagesRequest, PLAIN | {"thinking": {"type": kind}})) for kind in ("disabled", "adaptive")]
     assert [chat.reasoning_effort for chat in chats] == ["none", None]
+
+
+CALL: dict[str, Any] = {
+    "type": "function_call",
+    "id": "fc_1",
+    "call_id": "call_1",
+    "name": "weather",
+    "arguments": "{}",
+    "status": "completed",
+}
+OUTPUT: dict[str, Any] = {"type": "function_call_output", "call_id": "call_1", "output": "20 degrees"}
+CITY: dict[str, Any] = {
+    "type": "object",
+    "properties": {"city": {"enum": ["Oslo", "Rome"]}},
+    "required": ["city"],
+    "additionalProperties": False,
+}
+WEATHER: dict[str, Any] = {
+    "type": "function",
+    "name": "weather",
+    "description": "The weather.",
+    "strict": False,
+    "parameters": CITY,
+}
+SPACE: dict[str, Any] = {"type": "namespace", "name": "places", "description": "Of places.", "tools": [WEATHER]}
+FORCED: dict[str, Any] = {
+    "model": "tiny",
+    "input": "Oslo?",
+    "max_output_tokens": 300,
+    "tools": [WEATHER],
+    "tool_choice": "required",
+    "parallel_tool_calls": False,
+}
+
+
+def events_of(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: ")]
+
+
+def test_calls_of_a_response_whole_and_streamed(server: Running) -> None:
+    whole = server.post("/v1/responses", FORCED).json()
+    call = whole["output"][0]
+    assert (call["type"], call["name"], call["status"]) == ("function_call", "weather", "completed")
+    assert json.loads(call["arguments"])["city"] in ("Oslo", "Rome")
+    assert whole["tools"][0]["name"] == "weather"
+    streamed = events_of(server.post("/v1/responses", FORCED | {"stream": True}).text)
+    assert [event["sequence_number"] for event in streamed] == list(range(len(streamed)))
+    assert [event["type"] for event in streamed[2:-1]] == [
+        "response.output_item.added",
+        "response.function_call_arguments.delta",
+        "response.function_call_arguments.done",
+        "response.output_item.done",
+    ]
+    last = streamed[-1]["response"]["output"]
+    assert last == [streamed[-2]["item"]]
+    assert streamed[3]["delta"] == streamed[4]["arguments"] == last[0]["arguments"]
+    assert {event["item_id"] for event in streamed[3:5]} == {last[0]["id"]}
+
+
+def test_words_and_calls_of_a_response_are_items_in_their_order() -> None:
+    tools = Toolset("hermes", (ToolFunction(name="places.weather"),))
+    wire = ResponsesRequest(input="x", tools=[SPACE], provenance=False)
+    text = 'So: <tool_call>{"name": "places.weather", "arguments": {"city": "Oslo"}}</tool_call> and more'
+    generation: Any = SimpleNamespace(whole=[], host=SimpleNamespace(name="tiny"))
+    answer = Answer(generation, wire, tools)
+    answer._finished = lambda one, items: {"status": "completed", "output": items}  # type: ignore[method-assign]
+    whole = answer.whole([Collected(0, 0, text)])["output"]
+
+    async def events() -> AsyncIterator[tuple[int, StreamEvent]]:
+        for at, letter in enumerate(text):
+            yield 0, StreamEvent(0, letter, [], [], None, finish_reason="stop" if at == len(text) - 1 else None)
+
+    async def streamed() -> list[dict[str, Any]]:
+        return events_of(b"".join([part async for part in Answer.events(answer)]).decode())
+
+    generation.events = events
+    found = asyncio.run(streamed())
+    assert [item["type"] for item in whole] == ["message", "function_call", "message"]
+    assert (whole[1]["namespace"], whole[1]["name"]) == ("places", "weather")
+    without_ids = [
+        [{name: value for name, value in item.items() if not name.endswith("id")} for item in items]
+        for items in (whole, found[-1]["response"]["output"])
+    ]
+    assert without_ids[0] == without_ids[1]
+    done = [event for event in found if event["type"] == "response.output_item.done"]
+    assert [event["output_index"] for event in done] == [0, 1, 2]
+    said = "".join(event["delta"] for event in found if event["type"] == "response.output_text.delta")
+    assert said == "So:  and more"
+
+
+def test_a_conversation_with_calls_goes_on_as_a_response(server: Running) -> None:
+    said = {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "So:"}]}
+    reasoning = {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": None}
+    items = [{"role": "user", "content": "Oslo?"}, reasoning, said, CALL, {**CALL, "call_id": "call_2", "namespace": "places"}]
+    outputs = [OUTPUT, OUTPUT | {"call_id": "call_2", "output": [{"type": "input_text", "text": "none"}]}]
+    told = responses_as_chat(ResponsesRequest(input=[*items, *outputs])).messages
+    assert [turn["role"] for turn in told] == ["user", "assistant", "tool", "tool"]
+    assert [call["function"]["name"] for call in told[1]["tool_calls"]] == ["weather", "places.weather"]
+    assert (told[1]["content"], told[3]["content"]) == ("So:", "none")
+    answer = server.post("/v1/responses", FORCED | {"tool_choice": "auto", "max_output_tokens": 8, "input": [*items, *outputs]})
+    assert answer.status_code == 200, answer.text
+
+
+def test_what_codex_sends(server: Running) -> None:
+    body = {
+        "model": "tiny",
+        "stream": True,
+        "input": [
+            {"type": "message", "id": "msg_1", "role": role, "content": [{"type": "input_text", "text": "x"}]}
+            for role in ("developer", "user")
+        ],
+        "tools": [WEATHER, SPACE, {"type": "web_search", "external_web_access": False}],
+        "tool_choice": "auto",
+        "parallel_tool_calls": True,
+        "reasoning": {"summary": "auto"},
+        "store": False,
+        "include": ["reasoning.encrypted_content"],
+        "prompt_cache_key": "x",
+        "client_metadata": {"session_id": "x"},
+    }
+    text = server.post("/v1/responses", body | {"max_output_tokens": 8}).text
+    last = events_of(text)[-1]["response"]
+    assert [tool["type"] for tool in last["tools"]] == ["function", "namespace"]
+    shown = responses_as_chat(ResponsesRequest(**body)).tools or []
+    assert [tool.function.name for tool in shown] == ["weather", "places.weather"]
+    assert shown[1].function.description == "Of places.\nThe weather."
+    asked = {name: body[name] for name in ("model", "input", "tools", "tool_choice", "reasoning")}
+    counted = server.post("/v1/responses/input_tokens", asked).json()
+    assert counted == {"object": "response.input_tokens", "input_tokens": last["usage"]["input_tokens"]}
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"tools": [{"type": "file_search"}]}, "tools.0"),
+        ({"tools": [{"type": "custom", "name": "patch"}]}, "tools.0"),
+        ({"tools": [WEATHER | {"defer_loading": True}]}, "defer_loading"),
+        ({"tools": [WEATHER, WEATHER]}, "same name"),
+        ({"tools": [{"type": "web_search"}], "tool_choice": "required"}, "tool_choice"),
+        ({"tool_choice": {"type": "function", "name": "other"}}, "other"),
+        ({"tool_choice": {"type": "web_search"}}, "tool_choice"),
+        ({"include": ["message.output_text.logprobs"]}, "logprobs"),
+        ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input[0]"),
+        ({"input": [{"type": "reasoning", "summary": []}]}, "input"),
+        ({"input": [CALL | {"arguments": {}}]}, "arguments"),
+        ({"input": [CALL | {"retry": 1}]}, "retry"),
+        ({"input": [OUTPUT | {"call_id": None}]}, "call_id"),
+        ({"input": [OUTPUT | {"output": [{"type": "input_image"}]}]}, "input[0]"),
+    ],
+)
+def test_what_a_response_cannot_have_is_refused(server: Running, change: dict[str, Any], named: str) -> None:
+    answer = server.post("/v1/responses", FORCED | change)
+    assert (answer.status_code, named in answer.json()["error"]["message"]) == (400, True), answer.text

@@ -10,7 +10,7 @@ from hasten.serve.body import validated
 from hasten.serve.errors import ApiError
 from hasten.serve.messages_in import for_template
 from hasten.serve.openapi import BODIES
-from hasten.serve.responses import ResponsesRequest, as_chat
+from hasten.serve.responses_in import ResponsesRequest, as_chat
 from hasten.serve.wire import Speculation, ToolFunction, Wire
 from serving import Running
 
@@ -86,7 +86,7 @@ def test_what_codex_sends_with_a_response(server: Running) -> None:
         assert answer.json()["usage"]["input_tokens_details"]["cache_write_tokens"] == 0
     options = {"stream": True, "stream_options": {"include_obfuscation": False}, "text": {"verbosity": None}}
     assert server.post("/v1/responses", body | options).status_code == 200
-    for wrong in ({"reasoning": {"effort": "low"}}, {"tool_choice": "required"}, {"stream_options": {}}):
+    for wrong in ({"reasoning": {"effort": "utmost"}}, {"tool_choice": "required"}, {"stream_options": {}}):
         refused = server.post("/v1/responses", body | wrong)
         assert (refused.status_code, next(iter(wrong)) in refused.json()["error"]["message"]) == (400, True)
 

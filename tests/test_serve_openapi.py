@@ -62,6 +62,6 @@ def test_generated_requests_never_break_the_server(server: Running, examples: in
         operation = found.ok()
         if operation.method.lower() == "post":
             quiet(given(case=operation.as_strategy())(check))()
-    assert len(seen) == 8
+    assert len(seen) == 9
     assert server.post("/v1/completions", {"prompt": "one", "max_tokens": 2}).status_code == 200
     server.wait_idle()

@@ -28,7 +28,7 @@ from hasten.serve.messages import count_tokens, messages
 from hasten.serve.metrics import metrics
 from hasten.serve.openapi import openapi
 from hasten.serve.page_files import PageFiles
-from hasten.serve.responses import responses
+from hasten.serve.responses import input_tokens, responses
 from hasten.serve.server import Server, note_problem
 from hasten.serve.tracing import Tracing
 
@@ -46,6 +46,7 @@ def engine_routes() -> list[Route]:
         Route("/v1/chat/completions", chat_completions, methods=["POST"]),
         Route("/v1/completions", completions, methods=["POST"]),
         Route("/v1/responses", responses, methods=["POST"]),
+        Route("/v1/responses/input_tokens", input_tokens, methods=["POST"]),
         Route("/v1/messages", messages, methods=["POST"]),
         Route("/v1/messages/count_tokens", count_tokens, methods=["POST"]),
         Route("/v1/embeddings", embeddings, methods=["POST"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -85,6 +86,17 @@ def _template_values(llm: LLM, wire: ChatRequest) -> dict[str, TemplateValue]:
     """What the request says to the template. Not to reason at all is said there, where a template has a word for it."""
     silent = wire.reasoning_effort == "none" and "enable_thinking" in (llm.chat_template or "")
     return ({"enable_thinking": False} if silent else {}) | (wire.chat_template_kwargs or {})
+
+
+async def counted(server: Server, wire: ChatRequest, unfinished: bool = False) -> int:
+    """How many tokens a conversation is, of whatever length. Raises ApiError or InvalidRequest (400)."""
+    messages = checked(wire, server.limits)
+    host = await server.models.acquire(wire.model)
+    try:
+        prompt, _ = await asyncio.to_thread(prompt_of, host.ready[0], wire, messages, unfinished)
+    finally:
+        server.models.release(host)
+    return len(prompt)
 
 
 def _top_logprobs(wire: ChatRequest, most: int) -> int | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -13,13 +12,13 @@ from starlette.responses import JSONResponse, Response
 from hasten.core.results import StreamEvent
 from hasten.serve.account import account, provenance
 from hasten.serve.anthropic_in import CountTokensRequest, MessagesRequest, as_chat, unfinished
-from hasten.serve.chat import begin, checked, prompt_of
+from hasten.serve.chat import begin, counted
 from hasten.serve.errors import ApiError, anthropic_body
 from hasten.serve.generation import Collected, Generation
 from hasten.serve.reply import reply
 from hasten.serve.server import identifier, server_of
 from hasten.serve.sse import named
-from hasten.serve.tools import Part, ToolCall, ToolReader, Toolset, read_whole, reader_of
+from hasten.serve.tools import ToolCall, ToolReader, Toolset, parts_of, read_whole, reader_of
 
 STOP_REASONS = {"stop": "end_turn", "length": "max_tokens"}
 
@@ -37,13 +36,7 @@ async def count_tokens(request: Request) -> Response:
     """How many tokens a conversation is in the model's own template, also where the context could not hold them."""
     server = server_of(request)
     chat = as_chat(await server.read(request, CountTokensRequest))
-    conversation = checked(chat, server.limits)
-    host = await server.models.acquire(chat.model)
-    try:
-        prompt, _ = await asyncio.to_thread(prompt_of, host.ready[0], chat, conversation, unfinished(chat))
-    finally:
-        server.models.release(host)
-    return JSONResponse({"input_tokens": len(prompt)})
+    return JSONResponse({"input_tokens": await counted(server, chat, unfinished(chat))})
 
 
 class Answer:
@@ -101,14 +94,11 @@ class Answer:
         return error_event(error)
 
     def _of_event(self, event: StreamEvent, reader: ToolReader | None) -> list[bytes]:
-        parts: list[Part] = reader.take(event) if reader is not None else [event.text] if event.text else []
         own: dict[str, Any] = {}
         if self._wire.provenance and event.tokens:
             own = {"hasten": provenance(event.provenance, event.pieces, self._generation.host.legend)}
-            if not any(isinstance(part, str) for part in parts):
-                parts = ["", *parts]  # who guessed a call's tokens is told beside text, too
         out: list[bytes] = []
-        for part in parts:
+        for part in parts_of(event, reader, bool(own)):
             if isinstance(part, str):
                 if self._open != "text":
                     out += [*self._close(), self._begin("text", _text(""))]

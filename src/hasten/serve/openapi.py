@@ -14,13 +14,14 @@ from hasten import __version__
 from hasten.serve.anthropic_in import CountTokensRequest, MessagesRequest
 from hasten.serve.basics import DetokenizeRequest, TokenizeRequest
 from hasten.serve.embeddings import EmbeddingRequest
-from hasten.serve.responses import ResponsesRequest
+from hasten.serve.responses_in import InputTokensRequest, ResponsesRequest
 from hasten.serve.wire import ChatRequest, CompletionRequest
 
 BODIES: dict[str, tuple[type[BaseModel], str]] = {
     "/v1/chat/completions": (ChatRequest, "Answer a conversation"),
     "/v1/completions": (CompletionRequest, "Go on with a text"),
-    "/v1/responses": (ResponsesRequest, "Answer an input (text)"),
+    "/v1/responses": (ResponsesRequest, "Answer an input (text and functions)"),
+    "/v1/responses/input_tokens": (InputTokensRequest, "How many tokens an input is"),
     "/v1/messages": (MessagesRequest, "Answer a conversation, in Anthropic's form"),
     "/v1/messages/count_tokens": (CountTokensRequest, "How many tokens a conversation is, in Anthropic's form"),
     "/v1/embeddings": (EmbeddingRequest, "Vectors of texts"),

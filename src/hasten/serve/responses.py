@@ -1,173 +1,56 @@
-"""``POST /v1/responses``: OpenAI's newer interface, for text. Nothing is stored, so nothing earlier can be referred to."""
+"""``POST /v1/responses``: OpenAI's newer interface, for text and functions, and ``/v1/responses/input_tokens``. Nothing is stored,
+so nothing earlier can be referred to."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections.abc import AsyncIterator
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import Field
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 
+from hasten.core.results import StreamEvent
 from hasten.serve.account import account, provenance, usage
-from hasten.serve.body import validated
-from hasten.serve.chat import begin
-from hasten.serve.errors import ApiError, invalid, openai_body, unsupported
-from hasten.serve.fields import refuse_unknown
+from hasten.serve.chat import begin, counted
+from hasten.serve.errors import ApiError, openai_body
 from hasten.serve.generation import Collected, Generation
 from hasten.serve.reply import reply
+from hasten.serve.responses_in import InputTokensRequest, ResponsesRequest, WebSearch, as_chat, in_namespaces
 from hasten.serve.server import identifier, server_of
 from hasten.serve.sse import named
-from hasten.serve.wire import ChatRequest, Identifier, Length, Name, Priority, Speculation, Temperature, Wire
-
-ROLES = ("user", "assistant", "system", "developer")
-
-
-class TextFormat(Wire):
-    type: Literal["text", "json_object", "json_schema"]
-    name: str | None = None
-    description: str | None = None
-    schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
-    strict: bool | None = None
-
-
-class TextOptions(Wire):
-    format: TextFormat | None = None
-    verbosity: Literal["medium"] | None = None
-
-
-class ResponseStreamOptions(Wire):
-    include_obfuscation: Literal[False] | None = None
-
-
-class ResponsesRequest(Wire):
-    """``/v1/responses``."""
-
-    elsewhere = frozenset(
-        {
-            "context_management",
-            "conversation",
-            "max_tool_calls",
-            "moderation",
-            "prompt",
-            "prompt_cache_options",
-            "prompt_cache_retention",
-            "reasoning",
-            "top_logprobs",
-        }
-    )
-
-    model: Name | None = None
-    input: str | Annotated[list[dict[str, Any]], Field(min_length=1, max_length=4096)]
-    instructions: str | None = None
-    max_output_tokens: Length | None = None
-    temperature: Temperature | None = None
-    top_p: float | None = None
-    text: TextOptions | None = None
-    stream: bool | None = None
-    store: bool | None = None
-    background: bool | None = None
-    previous_response_id: str | None = None
-    truncation: Literal["disabled"] | None = None
-    stream_options: ResponseStreamOptions | None = None
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: Literal["none", "auto"] | None = None
-    include: list[str] | None = None
-    parallel_tool_calls: bool | None = None
-    service_tier: Literal["auto", "default"] | None = None
-    metadata: Annotated[dict[str, str], Field(max_length=64)] | None = None
-    user: Identifier | None = None
-    safety_identifier: Identifier | None = None
-    prompt_cache_key: Identifier | None = None
-    seed: int | None = None
-    speculation: Literal["auto", "off", "on"] | Speculation | None = None
-    provenance: bool = False
-    priority: Priority = "interactive"
-    deadline: Annotated[float, Field(gt=0, le=86400)] | None = None
+from hasten.serve.tools import ToolCall, ToolReader, Toolset, parts_of, read_whole, reader_of
 
 
 async def responses(request: Request) -> Response:
     """Answer an input, whole or streamed."""
     server = server_of(request)
     wire = await server.read(request, ResponsesRequest)
-    generation, _ = await begin(server, request, as_chat(wire))
-    return await reply(request, generation, Answer(generation, wire), wire.stream)
+    generation, tools = await begin(server, request, as_chat(wire))
+    return await reply(request, generation, Answer(generation, wire, tools), wire.stream)
 
 
-def as_chat(wire: ResponsesRequest) -> ChatRequest:
-    """The same request as a conversation. Raises ApiError (400) for what needs a memory that this server has not."""
-    if wire.stream_options is not None and not wire.stream:
-        raise invalid("stream_options is only for streams; send stream as true or leave it out.", "stream_options")
-    for name in ("previous_response_id", "background", "store", "tools", "include"):
-        if getattr(wire, name):
-            raise unsupported(name, "is not supported here: nothing is stored and only text is given; leave it out or send false")
-    turns: list[dict[str, Any]] = [{"role": "system", "content": wire.instructions}] if wire.instructions else []
-    items = [{"role": "user", "content": wire.input}] if isinstance(wire.input, str) else wire.input
-    turns += [_turn(at, item) for at, item in enumerate(items)]
-    fields: dict[str, Any] = {
-        "model": wire.model,
-        "messages": turns,
-        "max_tokens": wire.max_output_tokens,
-        "temperature": wire.temperature,
-        "top_p": wire.top_p,
-        "seed": wire.seed,
-        "provenance": wire.provenance,
-        "priority": wire.priority,
-        "deadline": wire.deadline,
-        "speculation": wire.speculation,
-        "response_format": _format(wire.text.format) if wire.text is not None and wire.text.format is not None else None,
-    }
-    return validated(ChatRequest, fields)
-
-
-def _format(format: TextFormat) -> dict[str, Any]:
-    if format.type != "json_schema":
-        if format.schema_ is not None:
-            raise invalid(f"text.format of type {format.type} takes no schema; send the type json_schema.", "text.format.schema")
-        return {"type": format.type}
-    if format.schema_ is None:
-        raise invalid("text.format of type json_schema needs a schema.", "text.format.schema")
-    return {
-        "type": format.type,
-        "json_schema": {"name": format.name or "answer", "schema": format.schema_, "strict": format.strict},
-    }
-
-
-def _turn(at: int, item: dict[str, Any]) -> dict[str, Any]:
-    if item.get("type") not in (None, "message") or "role" not in item:
-        raise invalid(f"input[{at}] must be a message with role and content.", f"input.{at}")
-    role, content = item["role"], item.get("content")
-    if role not in ROLES:
-        raise invalid(f"input[{at}] has the role {str(role)[:40]!r}; it must be one of {', '.join(ROLES)}.", f"input.{at}.role")
-    refuse_unknown(item, frozenset({"type", "role", "content"}), f"input[{at}]", f"input.{at}")
-    if not isinstance(content, str | list):
-        raise invalid(f"input[{at}].content must be text or a list of parts.", f"input.{at}.content")
-    if isinstance(content, list):
-        parts = [
-            part.get("text") if isinstance(part, dict) and part.get("type") in ("input_text", "output_text") else None
-            for part in content
-        ]
-        if not all(isinstance(part, str) for part in parts):
-            raise invalid(
-                f"input[{at}] has a part that is no text; this server reads input_text and output_text.", f"input.{at}.content"
-            )
-        for part in content:
-            refuse_unknown(part, frozenset({"type", "text"}), f"A part of input[{at}]", f"input.{at}.content")
-        content = "\n".join(part for part in parts if part is not None)
-    return {"role": role, "content": content}
+async def input_tokens(request: Request) -> Response:
+    """How many tokens an input is in the model's own template, also where the context could not hold them."""
+    server = server_of(request)
+    found = await counted(server, as_chat(await server.read(request, InputTokensRequest)))
+    return JSONResponse({"object": "response.input_tokens", "input_tokens": found})
 
 
 class Answer:
     """Makes the interface's objects and events of what a generation brings."""
 
-    def __init__(self, generation: Generation, wire: ResponsesRequest) -> None:
+    def __init__(self, generation: Generation, wire: ResponsesRequest, tools: Toolset | None) -> None:
         self._generation = generation
         self._wire = wire
-        self._id, self._item = identifier("resp_"), identifier("msg_")
+        self._tools = tools
+        self._spaces = in_namespaces(wire)
+        self._id = identifier("resp_")
         self._created = int(time.time())
         self._number = 0
+        self._sent: list[dict[str, Any]] = []  # the items of a stream that are whole
+        self._open: dict[str, Any] | None = None  # the message being streamed, with its text so far
 
     def error(self, error: ApiError) -> bytes:
         """The error's own event, and the response that failed by it."""
@@ -175,50 +58,124 @@ class Answer:
 
     def whole(self, answers: list[Collected]) -> dict[str, Any]:
         """The finished response."""
-        one = answers[0]
-        complete = one.finish_reason != "length"
-        own = account(self._generation.whole, self._wire.provenance)
-        if self._wire.provenance:
-            own |= provenance(one.provenance, one.pieces, self._generation.host.legend)
-        return {
-            **self._frame("completed" if complete else "incomplete"),
-            "output": [self._message(one.text, "completed" if complete else "incomplete")],
-            "incomplete_details": None if complete else {"reason": "max_output_tokens"},
-            "usage": self._usage(),
-            "hasten": own,
-        }
+        parts = read_whole(answers[0].text, self._tools) or [""]
+        last = len(parts) - 1
+        items = [
+            _message(part, _status(answers[0]) if at == last else "completed") if isinstance(part, str) else self._call(part)
+            for at, part in enumerate(parts)
+        ]
+        return self._finished(answers[0], items)
 
     async def events(self) -> AsyncIterator[bytes]:
         """The streamed answer, event by event, each with its number."""
-        place = {"output_index": 0, "content_index": 0, "item_id": self._item}
         yield self._event("response.created", response=self._frame("in_progress"))
         yield self._event("response.in_progress", response=self._frame("in_progress"))
-        item = self._message("", "in_progress") | {"content": []}
-        yield self._event("response.output_item.added", output_index=0, item=item)
-        yield self._event("response.content_part.added", **place, part=_part(""))
+        reader = reader_of(self._tools)
         whole = Collected(0, 0)
         async for _, event in self._generation.events():
             whole.add(event)
-            if event.text or (self._wire.provenance and event.tokens):
-                own = provenance(event.provenance, event.pieces, self._generation.host.legend) if self._wire.provenance else None
-                extra = {"hasten": own} if own else {}
-                yield self._event("response.output_text.delta", **place, delta=event.text, logprobs=[], **extra)
-        response = self.whole([whole])
-        yield self._event("response.output_text.done", **place, text=whole.text, logprobs=[])
-        yield self._event("response.content_part.done", **place, part=_part(whole.text))
-        yield self._event("response.output_item.done", output_index=0, item=response["output"][0])
+            for made in self._of_event(event, reader):
+                yield made
+        if not self._sent and self._open is None:
+            for made in self._begin():  # an answer has an item, also where it says nothing
+                yield made
+        for made in self._close(_status(whole)):
+            yield made
+        response = self._finished(whole, self._sent)
         yield self._event(f"response.{response['status']}", response=response)
+
+    def _of_event(self, event: StreamEvent, reader: ToolReader | None) -> list[bytes]:
+        own: dict[str, Any] = {}
+        if self._wire.provenance and event.tokens:
+            own = {"hasten": provenance(event.provenance, event.pieces, self._generation.host.legend)}
+        out: list[bytes] = []
+        for part in parts_of(event, reader, bool(own)):
+            if isinstance(part, ToolCall):
+                out += [*self._close("completed"), *self._called(self._call(part))]
+                continue
+            if self._open is None:
+                out += self._begin()
+            assert self._open is not None
+            self._open["content"][0]["text"] += part
+            out.append(self._event("response.output_text.delta", **self._place(), delta=part, logprobs=[], **own))
+            own = {}
+        return out
+
+    def _begin(self) -> list[bytes]:
+        """The events with which a message begins."""
+        self._open = _message("", "in_progress")
+        return [
+            self._event("response.output_item.added", output_index=len(self._sent), item=self._open | {"content": []}),
+            self._event("response.content_part.added", **self._place(), part=_part("")),
+        ]
+
+    def _close(self, status: str) -> list[bytes]:
+        """The events with which the message ends that is being streamed."""
+        if self._open is None:
+            return []
+        item, place = self._open | {"status": status}, self._place()
+        part = item["content"][0]
+        out = [
+            self._event("response.output_text.done", **place, text=part["text"], logprobs=[]),
+            self._event("response.content_part.done", **place, part=part),
+            self._event("response.output_item.done", output_index=len(self._sent), item=item),
+        ]
+        self._sent.append(item)
+        self._open = None
+        return out
+
+    def _called(self, item: dict[str, Any]) -> list[bytes]:
+        """The events of a call, whose arguments come in one piece."""
+        at = {"output_index": len(self._sent)}
+        place = {**at, "item_id": item["id"]}
+        arguments = item["arguments"]
+        self._sent.append(item)
+        return [
+            self._event("response.output_item.added", **at, item=item | {"arguments": "", "status": "in_progress"}),
+            self._event("response.function_call_arguments.delta", **place, delta=arguments),
+            self._event("response.function_call_arguments.done", **place, name=item["name"], arguments=arguments),
+            self._event("response.output_item.done", **at, item=item),
+        ]
+
+    def _place(self) -> dict[str, Any]:
+        """Where the text of the open message stands."""
+        assert self._open is not None
+        return {"output_index": len(self._sent), "content_index": 0, "item_id": self._open["id"]}
 
     def _event(self, kind: str, **fields: Any) -> bytes:
         made = named(kind, {"type": kind, "sequence_number": self._number, **fields})
         self._number += 1
         return made
 
-    def _message(self, text: str, status: str) -> dict[str, Any]:
-        return {"type": "message", "id": self._item, "role": "assistant", "status": status, "content": [_part(text)]}
+    def _call(self, call: ToolCall) -> dict[str, Any]:
+        space, name = self._spaces.get(call.name, (None, call.name))
+        return {
+            "type": "function_call",
+            "id": call.id.replace("call_", "fc_"),
+            "call_id": call.id,
+            "name": name,
+            **({"namespace": space} if space is not None else {}),
+            "arguments": call.arguments,
+            "status": "completed",
+        }
+
+    def _finished(self, one: Collected, items: list[dict[str, Any]]) -> dict[str, Any]:
+        own = account(self._generation.whole, self._wire.provenance)
+        if self._wire.provenance:
+            own |= provenance(one.provenance, one.pieces, self._generation.host.legend)
+        status = _status(one)
+        return {
+            **self._frame(status),
+            "output": items,
+            "incomplete_details": None if status == "completed" else {"reason": "max_output_tokens"},
+            "usage": self._usage(),
+            "hasten": own,
+        }
 
     def _frame(self, status: str) -> dict[str, Any]:
         wire = self._wire
+        given = [tool for tool in wire.tools or [] if not isinstance(tool, WebSearch)]
+        choice = wire.tool_choice or "auto"
         return {
             "id": self._id,
             "object": "response",
@@ -233,8 +190,8 @@ class Answer:
             "temperature": 1.0 if wire.temperature is None else wire.temperature,
             "top_p": 1.0 if wire.top_p is None else wire.top_p,
             "parallel_tool_calls": wire.parallel_tool_calls is not False,
-            "tool_choice": wire.tool_choice or "auto",
-            "tools": [],
+            "tool_choice": choice if isinstance(choice, str) else choice.model_dump(),
+            "tools": [tool.model_dump(exclude_none=True) for tool in given],
             "store": False,
             "previous_response_id": None,
             "metadata": wire.metadata or {},
@@ -242,14 +199,22 @@ class Answer:
         }
 
     def _usage(self) -> dict[str, Any]:
-        counted = usage(self._generation.whole)
+        sums = usage(self._generation.whole)
         return {
-            "input_tokens": counted["prompt_tokens"],
-            "input_tokens_details": {**counted["prompt_tokens_details"], "cache_write_tokens": 0},
-            "output_tokens": counted["completion_tokens"],
+            "input_tokens": sums["prompt_tokens"],
+            "input_tokens_details": {**sums["prompt_tokens_details"], "cache_write_tokens": 0},
+            "output_tokens": sums["completion_tokens"],
             "output_tokens_details": {"reasoning_tokens": 0},
-            "total_tokens": counted["total_tokens"],
+            "total_tokens": sums["total_tokens"],
         }
+
+
+def _status(answer: Collected) -> str:
+    return "incomplete" if answer.finish_reason == "length" else "completed"
+
+
+def _message(text: str, status: str) -> dict[str, Any]:
+    return {"type": "message", "id": identifier("msg_"), "role": "assistant", "status": status, "content": [_part(text)]}
 
 
 def _part(text: str) -> dict[str, Any]:

@@ -271,6 +271,12 @@ def reader_of(tools: Toolset | None) -> ToolReader | None:
     return ToolReader(tools) if tools is not None and tools.reads else None
 
 
+def parts_of(event: StreamEvent, reader: ToolReader | None, told: bool) -> list[Part]:
+    """What one event of a stream makes certain. ``told``: who guessed its tokens is told beside words, if need be beside none."""
+    parts: list[Part] = reader.take(event) if reader is not None else [event.text] if event.text else []
+    return ["", *parts] if told and not any(isinstance(part, str) for part in parts) else parts
+
+
 def _shown(function: ToolFunction) -> dict[str, Any]:
     inner = {
         "name": function.name,
