@@ -251,3 +251,10 @@ def test_what_codex_sends(server: Running) -> None:
 def test_what_a_response_cannot_have_is_refused(server: Running, change: dict[str, Any], named: str) -> None:
     answer = server.post("/v1/responses", FORCED | change)
     assert (answer.status_code, named in answer.json()["error"]["message"]) == (400, True), answer.text
+
+
+@pytest.mark.parametrize(("length", "status"), [(128, 200), (129, 400)])
+def test_a_function_may_have_a_name_of_anthropics_length(server: Running, length: int, status: int) -> None:
+    """Agents put a server's name before its tools' names."""
+    body = PLAIN | {"tools": [{"name": "t" * length, "input_schema": {"type": "object"}}]}
+    assert server.post("/v1/messages", body).status_code == status
