@@ -191,12 +191,19 @@ def test_words_and_calls_of_a_response_are_items_in_their_order() -> None:
 def test_a_conversation_with_calls_goes_on_as_a_response(server: Running) -> None:
     said = {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "So:"}]}
     reasoning = {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": None}
-    items = [{"role": "user", "content": "Oslo?"}, reasoning, said, CALL, {**CALL, "call_id": "call_2", "namespace": "places"}]
+    items = [
+        {"role": "user", "content": "Oslo?"},
+        reasoning,
+        said,
+        CALL,
+        {**CALL, "call_id": "call_2", "namespace": "places"},
+        said,
+    ]
     outputs = [OUTPUT, OUTPUT | {"call_id": "call_2", "output": [{"type": "input_text", "text": "none"}]}]
     told = responses_as_chat(ResponsesRequest(input=[*items, *outputs])).messages
     assert [turn["role"] for turn in told] == ["user", "assistant", "tool", "tool"]
     assert [call["function"]["name"] for call in told[1]["tool_calls"]] == ["weather", "places.weather"]
-    assert (told[1]["content"], told[3]["content"]) == ("So:", "none")
+    assert (told[1]["content"], told[3]["content"]) == ("So:So:", "none")
     answer = server.post("/v1/responses", FORCED | {"tool_choice": "auto", "max_output_tokens": 8, "input": [*items, *outputs]})
     assert answer.status_code == 200, answer.text
 

@@ -215,7 +215,7 @@ def _format(format: TextFormat) -> dict[str, Any]:
 
 
 def _add(turns: list[dict[str, Any]], at: int, item: dict[str, Any]) -> None:
-    """Add an item of the input to the conversation. A call belongs to what the model said right before it."""
+    """Add an item of the input to the conversation. A call and the model's words right before and behind it are one message."""
     kind = item.get("type")
     if kind == "function_call":
         if not turns or turns[-1]["role"] != "assistant":
@@ -224,7 +224,11 @@ def _add(turns: list[dict[str, Any]], at: int, item: dict[str, Any]) -> None:
     elif kind == "function_call_output":
         turns.append(_output(at, item))
     elif kind != "reasoning":  # what it once thought, no model is shown
-        turns.append(_message(at, item))
+        message = _message(at, item)
+        if message["role"] == "assistant" and turns and "tool_calls" in turns[-1]:
+            turns[-1]["content"] += message["content"]
+        else:
+            turns.append(message)
 
 
 def _message(at: int, item: dict[str, Any]) -> dict[str, Any]:
