@@ -83,6 +83,7 @@ def test_other_forms(client: Any) -> None:
         {"structured_outputs": {"regex": "("}},
         {"structured_outputs": {"grammar": "start: nothing"}},
         {"response_format": {"type": "json_object"}, "structured_outputs": {"regex": "a"}},
+        {"tools": TOOLS, "tool_choice": "required", "structured_outputs": {"regex": "a"}},
         {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "colour"}}}},
         {"structured_outputs": {"regex": "a"}, "ignore_eos": True},
     ],

@@ -6,6 +6,7 @@ import json
 import threading
 import weakref
 from collections.abc import Callable
+from typing import Any
 
 from hasten.engine.grammar import WHITESPACE, Form, Grammars, GrammarState, choice
 from hasten.engine.llm import LLM
@@ -24,12 +25,13 @@ def constraint_of(
 
     Raises ApiError or InvalidRequest (400) when forms contradict each other or cannot be used.
     """
-    forms = [form for form in (_of_format(format), _of_structured(structured), _of_tools(tools)) if form is not None]
-    if not forms:
-        return None
-    if len(forms) > 1:
-        raise invalid("response_format, structured_outputs and a forced tool_choice exclude each other; give one of them.")
-    return grammars_of(llm).compile(forms[0])
+    words, own = _of_format(format), _of_structured(structured)
+    if own is not None and (words is not None or (tools is not None and tools.forced)):
+        raise invalid(
+            "structured_outputs excludes response_format and a forced tool_choice; give one of them.", "structured_outputs"
+        )
+    form = own or _of_tools(tools, words)
+    return None if form is None else grammars_of(llm).compile(form)
 
 
 def grammars_of(llm: LLM) -> Grammars:
@@ -74,21 +76,33 @@ def _of_structured(structured: StructuredOutputs | None) -> Form | None:
     return given[0]
 
 
-def _of_tools(tools: Toolset | None) -> Form | None:
-    """A forced call: the format's own frame around one of the functions and arguments of its schema."""
-    if tools is None or not tools.forced:
-        return None
+def _of_tools(tools: Toolset | None, words: Form | None) -> Form | None:
+    """The form of an answer that may be calls, or has to be: the format's own frame around one of the functions and its arguments.
+    ``words``: the JSON that an answer is which is no call; where a call is forced there is none."""
+    if tools is None or not tools.reads or not (tools.forced or words):
+        return words
     key = "arguments" if tools.format == "hermes" else "parameters"
-    calls = "\n  | ".join(_call_of(function, key) for function in tools.callable)
+    calls = "\n  | ".join(_call_of(function, key, tools.forced) for function in tools.callable)
     rules = f"call: {calls}\nblank: /{WHITESPACE}/"
+    other = ""
+    if words is not None and not tools.forced:
+        other = " | words"
+        rules += f"\nwords: {_json_of(json.loads(words.text))}"
     if tools.format == "llama3":
-        return Form("lark", f"start: call\n{rules}")
+        return Form("lark", f"start: call{other}\n{rules}")
     more = ' ("\\n" one)*' if tools.several else ""
-    return Form("lark", f'start: one{more}\none: "{OPEN}\\n" call "\\n{CLOSE}"\n{rules}')
+    return Form("lark", f'start: one{more}{other}\none: "{OPEN}\\n" call "\\n{CLOSE}"\n{rules}')
 
 
-def _call_of(function: ToolFunction, key: str) -> str:
-    """A call of one function. Its schema is a root of its own: what it refers to is looked for there."""
+def _call_of(function: ToolFunction, key: str, forced: bool) -> str:
+    """A call of one function; where it is forced, with arguments of its schema, which is a root of its own: what it refers to is
+    looked for there."""
     marks = ["{", '"name"', ":", json.dumps(function.name), ",", json.dumps(key), ":"]
-    schema = {**(function.parameters or {"type": "object"}), "x-guidance": {"whitespace_pattern": WHITESPACE}}
-    return " blank? ".join([*map(json.dumps, marks), f"%json {json.dumps(schema)}", '"}"'])
+    return " blank? ".join(
+        [*map(json.dumps, marks), _json_of((function.parameters if forced else None) or {"type": "object"}), '"}"']
+    )
+
+
+def _json_of(schema: dict[str, Any]) -> str:
+    """What a schema allows, as a part of a larger form."""
+    return f"%json {json.dumps({**schema, 'x-guidance': {'whitespace_pattern': WHITESPACE}})}"

@@ -192,6 +192,11 @@ class Answer:
             "parallel_tool_calls": wire.parallel_tool_calls is not False,
             "tool_choice": choice if isinstance(choice, str) else choice.model_dump(),
             "tools": [tool.model_dump(exclude_none=True) for tool in given],
+            "text": wire.text.model_dump(by_alias=True, exclude_none=True)
+            if wire.text is not None
+            else {"format": {"type": "text"}},
+            "reasoning": {"effort": None, "summary": None},
+            "truncation": "disabled",
             "store": False,
             "previous_response_id": None,
             "metadata": wire.metadata or {},
