@@ -232,6 +232,12 @@ def _add(turns: list[dict[str, Any]], at: int, item: dict[str, Any]) -> None:
 
 
 def _message(at: int, item: dict[str, Any]) -> dict[str, Any]:
+    if item.get("type") == "item_reference":  # with store left out, some clients take what they were answered as kept
+        raise invalid(
+            f"input[{at}] refers to an item of an earlier answer, and nothing is stored here; send store as false, so that your "
+            "client sends the items themselves.",
+            f"input.{at}",
+        )
     if item.get("type") not in (None, "message") or "role" not in item:
         raise invalid(
             f"input[{at}] must be a message with role and content, a function_call, a function_call_output or a reasoning.",
