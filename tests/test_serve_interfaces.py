@@ -190,7 +190,11 @@ def test_a_conversation_is_counted_that_no_context_holds(claude: Any, server: Ru
         ({"model": "tiny", "messages": ASK, "max_tokens": 2}, 400, "max_tokens"),
         ({"model": "tiny", "messages": ASK, "tools": [TOOL, TOOL]}, 400, "same name"),
         ({"model": "tiny", "messages": ASK, "tools": [{**TOOL, "name": "two words"}]}, 400, "tools.0.name"),
-        ({"model": "tiny", "messages": ASK, "tools": [{**TOOL, "name": f"t{at}"} for at in range(65)]}, 400, "64"),
+        (
+            {"model": "tiny", "messages": ASK, "tools": [{**TOOL, "name": f"t{at}"} for at in range(65)]},
+            400,
+            "at most 64 entries here, not 65; send fewer, or start the server with a higher --max-tools",
+        ),
         ({"model": "tiny", "messages": ASK, "tool_choice": {"type": "tool", "name": "x"}, "tools": [TOOL]}, 400, "tool_choice"),
         ({"model": "tiny", "messages": ASK, "thinking": {"type": "adaptive", "budget_tokens": 1024}}, 400, "thinking"),
     ],

@@ -66,7 +66,11 @@ async def begin(server: Server, request: Request, wire: ChatRequest, unfinished:
 def checked(wire: ChatRequest, limits: Limits) -> list[dict[str, Any]]:
     """The messages as templates expect them. Raises ApiError (400)."""
     if wire.tools is not None and len(wire.tools) > limits.max_tools:
-        raise invalid(f"tools takes at most {limits.max_tools} entries here, not {len(wire.tools)}.", "tools")
+        raise invalid(
+            f"tools takes at most {limits.max_tools} entries here, not {len(wire.tools)}; send fewer, or start the server with a "
+            "higher --max-tools.",
+            "tools",
+        )
     return for_template(wire.messages)
 
 
