@@ -28,6 +28,8 @@ def test_a_message_may_be_sent_back_as_a_client_holds_it() -> None:
     plain = {"role": "assistant", "content": "one"}
     assert for_template([{**plain, **COPIED, "tool_calls": [], "parsed": {"a": 1}}]) == [plain]
     assert for_template([{**plain, **COPIED, "tool_calls": None}]) == [plain]
+    thought = {"reasoning_content": "hm", "reasoning_details": [{"text": "hm"}], "thinking_blocks": [{"type": "thinking"}]}
+    assert for_template([{**plain, **thought}]) == [plain]  # of a conversation that began with another model
     called = for_template([{**plain, "tool_calls": [CALL]}])
     parsed = CALL["function"] | {"parsed_arguments": {}}
     assert for_template([{**plain, "tool_calls": [CALL | {"index": 0, "function": parsed}]}]) == called
@@ -42,7 +44,7 @@ def test_a_message_may_be_sent_back_as_a_client_holds_it() -> None:
         ({"role": "user", "content": [{"type": "text", "text": "x", "bold": True}]}, "'bold'"),
         ({"role": "user", "content": "x", "tool_calls": [CALL]}, "'tool_calls'"),
         ({"role": "user", "content": "x", "refusal": "no"}, "refusal"),
-        ({"role": "assistant", "content": "x", "reasoning_content": "hm"}, "reasoning_content"),
+        ({"role": "user", "content": "x", "reasoning_content": "hm"}, "reasoning_content"),
         ({"role": "assistant", "content": "x", "tool_calls": [CALL | {"retry": 1}]}, "'retry'"),
         ({"role": "assistant", "tool_calls": [CALL | {"function": {"name": "a", "arguments": "{}", "retry": 1}}]}, "'retry'"),
         ({"role": "assistant", "tool_calls": [{"id": "c", "type": "custom", "custom": {"name": "a", "input": "x"}}]}, "'custom'"),

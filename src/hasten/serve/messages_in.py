@@ -17,7 +17,9 @@ KNOWN = {
     "assistant": frozenset({"role", "content", "name", "tool_calls"}),
     "tool": frozenset({"role", "content", "name", "tool_call_id"}),
 }
-ONLY_EMPTY = frozenset({"refusal", "audio", "function_call", "reasoning_content"})  # clients send back what they were given
+ONLY_EMPTY = frozenset({"refusal", "audio", "function_call"})  # clients send back what they were given
+# What another model once thought, under the names that servers and clients have for it; no model here is shown it.
+THOUGHT = frozenset({"reasoning", "reasoning_content", "reasoning_details", "thinking_blocks"})
 
 
 def for_template(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -36,7 +38,7 @@ def _message(at: int, message: Mapping[str, Any]) -> dict[str, Any]:
     for name in sorted(ONLY_EMPTY):
         if message.get(name):
             raise invalid(f"{where}.{name} is not supported; leave it out.", f"{param}.{name}", "unsupported_parameter")
-    refuse_unknown(message, KNOWN[role] | ONLY_EMPTY, where, param)
+    refuse_unknown(message, KNOWN[role] | ONLY_EMPTY | (THOUGHT if role == "assistant" else frozenset()), where, param)
     if role == "tool" and not isinstance(message.get("tool_call_id"), str):
         raise invalid(f"{where} is a tool's answer and needs the tool_call_id of its call.", f"{param}.tool_call_id")
     if isinstance(message.get("content"), list):
