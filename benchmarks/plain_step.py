@@ -45,7 +45,7 @@ def main() -> None:
     load = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     weights = model.executor.decoder.weights
-    size = step_bytes(weights, model.executor.decoder.precision.weights.itemsize)
+    size = step_bytes(weights, model.executor.decoder.precision.weights.itemsize, sketched=args.leaders > 0)
     blocks = list(range(-(-(args.context + max(args.rows)) // BLOCK_SIZE)))
     decoder = model.executor.decoder
     executors = {args.kv_cache[0]: model.executor}

@@ -325,3 +325,22 @@ def test_what_does_not_fit_is_refused(native: NativeLibrary) -> None:
     with pytest.raises(ValueError, match="pairs must be"):
         PagedAttention8(native, pool.tensors, 2, 1.0, 0.0, 1e-6, [bias], (torch.zeros(32, 100), torch.zeros(32, 100)))
     assert 2 * bytes_per_block(1, 1, 64, torch.int8) == pool.bytes
+
+
+class Damaged(Row):
+    """A row that overflowed."""
+
+    def qkv(self, shape: Shape) -> torch.Tensor:
+        return made(self.seed, self.position, shape) * float("inf")
+
+
+@pytest.mark.parametrize("shape", SHAPES[:2], ids=str)
+def test_who_sees_a_row_that_is_not_finite_is_not_finite(native: NativeLibrary, shape: Shape) -> None:
+    """And nobody else is touched, in the same call or in blocks that lie beside."""
+    before, after = text(1, 70), text(1, 9, 71)
+    whole, other = Piece([*before, Damaged(1, 70)], after), Piece(text(2, 90), text(2, 3, 90))
+    for isa in native.available_isas():
+        native.set_isa(isa)
+        out = run(native, shape, [whole, other])
+        assert not out[: len(after)].isfinite().any()
+        assert torch.equal(out[len(after) :], run(native, shape, [other]))

@@ -90,7 +90,9 @@ class Proof:
         """One ``Shown`` a comparison, in a fixed order; ``each`` hears of it as it starts."""
         for case in self.cases:
             each(f"plain decoding, {case.name}")
-            case.plain = self._alone(self.subject.variant(PLAIN), case.params, Mode("plain"))
+            # Asked for logprobs, the model's whole head says what follows: that its sketch changes nothing is shown, too.
+            whole = replace(case.params, logprobs=0)
+            case.plain = self._alone(self.subject.variant(PLAIN), whole, Mode("plain"))
         for case in self.cases:
             for shown, compare in self._comparisons(case):
                 each(f"{shown.promise}: {shown.way}")

@@ -2,7 +2,8 @@
 
 After LLM-Viewer (arXiv:2402.16363): each part takes the longer of reading and computing. Different from it: a causal chunk is
 counted as half a square, keys and values by key-value heads, the head is counted, 8-bit speed only where activations are 8-bit too,
-and every layer has a fixed cost of its own, measured where the machine is this one.
+and every layer has a fixed cost of its own, measured where the machine is this one. Of a head that Hasten sketches
+(docs/exactness.md) a step is taken to read the sketch, as greedy steps of few rows do.
 
     step = layers x layer_s + max(weights / read_bytes_s, operations / operations_s)
          + cache / cache_bytes_s + attention operations / attention_operations_s

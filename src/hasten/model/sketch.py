@@ -7,7 +7,7 @@ from hasten.model.linear import Linear
 from hasten.native.grouped import GroupedLinear
 from hasten.native.kernels import PackedLinear
 from hasten.native.loader import load
-from hasten.native.sketch import SketchedHead
+from hasten.native.sketch import LEAST_BLOCK, SketchedHead
 
 LEAST_BYTES = 4 << 20  # a smaller head takes no time that could be saved
 MOST_SHARE = 0.75  # of the head's bytes; beyond, looking twice eats up what is saved
@@ -20,10 +20,11 @@ def sketches_here() -> bool:
 
 
 def sketch_bytes(outputs: int, inputs: int, head_bytes: float) -> int:
-    """Bytes of the sketch of a head that takes ``head_bytes``; 0 where none would pay: for a head that is small, or that has four
-    bits already."""
+    """Bytes of the sketch of a head that takes ``head_bytes``; 0 where there is none: for a head that is small or has four bits
+    already, and where rows are rotated in small blocks only."""
     size = SketchedHead.bytes_for(outputs, inputs)
-    return size if head_bytes >= LEAST_BYTES and size <= MOST_SHARE * head_bytes else 0
+    pays = head_bytes >= LEAST_BYTES and size <= MOST_SHARE * head_bytes
+    return size if pays and hadamard_block(inputs) >= LEAST_BLOCK else 0
 
 
 def sketch_of(head: Linear, vocabulary: int) -> SketchedHead | None:
@@ -32,8 +33,7 @@ def sketch_of(head: Linear, vocabulary: int) -> SketchedHead | None:
     library = load()
     if library is None or not sketches_here() or not isinstance(head, PackedLinear | GroupedLinear):
         return None
-    if isinstance(head, GroupedLinear) and len(head.parts) != 1:
-        return None
-    if not sketch_bytes(head.outputs, head.inputs, head.bytes):
+    several = isinstance(head, GroupedLinear) and len(head.parts) != 1
+    if several or not sketch_bytes(head.outputs, head.inputs, head.bytes):
         return None
     return SketchedHead(library, head, hadamard_block(head.inputs), vocabulary)

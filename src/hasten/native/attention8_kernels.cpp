@@ -260,11 +260,16 @@ float round_head(float* x, std::int64_t dim, bool brain_float, std::int8_t* code
     const std::int64_t block = hadamard_block(dim);
     transform(x, dim, block);
     const Floats length = all(1.0f / std::sqrt(static_cast<float>(block)));
-    Floats top = all(0.0f);
+    Floats top = all(0.0f), nothing = all(0.0f);
     for (std::int64_t i = 0; i < dim; i += LANES) {
         const Floats value = load(x + i) * length;
         store(x + i, value);
         top = most(top, magnitude(value));
+        nothing = nothing + value * all(0.0f);
+    }
+    if (const float none = sum(nothing); none != 0.0f) {  // NaN or an infinity: let what comes of it be seen to be none
+        for (std::int64_t i = 0; i < dim; ++i) codes[i] = 0;
+        return none;
     }
     const float limit = highest(top);
     float scale = (limit > FLT_MIN * 65536.0f ? (limit < FLT_MAX / 256.0f ? limit : FLT_MAX / 256.0f) : FLT_MIN * 65536.0f) / 127.0f;

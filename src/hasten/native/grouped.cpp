@@ -143,8 +143,8 @@ void grouped_linear(const GroupedCall& call, const GroupedPart* parts, std::int6
     }
 }
 
-void grouped_strip(const GroupedCall& call, const GroupedPart& part, std::int64_t strip, std::int64_t row) {
-    kernel_for(current_isa())(call, part, 0, strip, strip + 1, row, 1);
+void grouped_strip(const GroupedCall& call, const GroupedPart& part, std::int64_t strip, std::int64_t row, std::int64_t count) {
+    kernel_for(current_isa())(call, part, 0, strip, strip + 1, row, count);
 }
 
 void round_in_groups(const float* x, const GroupedRows& rounded) {

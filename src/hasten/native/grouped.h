@@ -113,8 +113,8 @@ void round_groups(const float* x, const GroupedRows& rounded, std::int64_t first
 }
 
 void grouped_linear(const GroupedCall& call, const GroupedPart* parts, std::int64_t count);
-// One strip of a layer of one part, for one row; with the bits that grouped_linear gives.
-void grouped_strip(const GroupedCall& call, const GroupedPart& part, std::int64_t strip, std::int64_t row);
+// One strip of a layer of one part, for rows [row, row + count), count at most MOST_PANEL; with the bits that grouped_linear gives.
+void grouped_strip(const GroupedCall& call, const GroupedPart& part, std::int64_t strip, std::int64_t row, std::int64_t count);
 void round_in_groups(const float* x, const GroupedRows& rounded);
 
 // One output's block taken apart. Halves are float16 bits; codes and integers are as stored (unsigned, but Q8_0's codes and Q6_K's

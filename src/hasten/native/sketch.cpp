@@ -1,12 +1,13 @@
 // A head in two steps. Its weights in four bits, the sketch, give every output roughly; only outputs that may be among a row's largest
 // are computed from the weights proper, with the bits that these give. The others keep their rough values, which lie below.
 //
-// How far a rough value is off: the sum over inputs of (error of a weight) * x. In a basis where rows have been rotated these terms are
-// independent of each other as far as anybody has measured, so the sum is normal with deviation |errors of the output's weights| * |x| /
-// sqrt(inputs). The caller gives `error` as a multiple of that for |x| = 1; see native/sketch.py for how many deviations, and for the odds.
+// How far a rough value is off: the sum over inputs of (error of a weight) * x. Rows are rotated, so that within a block of the rotation
+// any of its values is as likely as any other: the sum is normal, with a deviation of at most |x| times the root of the errors' mean
+// square in the block where that is largest. `error` is a multiple of that; native/sketch.py says how many deviations, and the odds.
 #include <atomic>
 #include <cmath>
 #include <cstring>
+#include <new>
 #include <vector>
 
 #include "calls.h"
@@ -128,56 +129,75 @@ void mark(const Looked& looked, const float* limits, std::int64_t width, std::in
     parallel(looked.rows * pieces, 2, body);
 }
 
-// Blocks marked in one row, ascending.
-std::vector<std::int64_t> marked(const std::uint8_t* marks, std::int64_t blocks) {
+// The head whole, where so much of it is wanted that finding and reading it piece by piece would take longer.
+const std::int64_t MOST_MARKED = 4;  // one block in so many
+
+// Blocks that some row has marked, ascending.
+std::vector<std::int64_t> wanted_blocks(const std::uint8_t* marks, std::int64_t rows, std::int64_t blocks) {
     std::vector<std::int64_t> found;
-    for (const std::uint8_t* at = marks; (at = static_cast<const std::uint8_t*>(std::memchr(at, 1, static_cast<std::size_t>(marks + blocks - at)))) != nullptr; ++at) {
-        found.push_back(at - marks);
+    for (std::int64_t block = 0; block < blocks; ++block) {
+        std::uint8_t any = 0;
+        for (std::int64_t row = 0; row < rows; ++row) any = static_cast<std::uint8_t>(any | marks[row * blocks + block]);
+        if (any != 0) found.push_back(block);
     }
     return found;
 }
 
-// Blocks marked in any row, for all rows: what a block costs is the reading of its weights.
-bool compute_marked(const HastenLinear& exact, const std::int8_t* codes, const float* row_scale, std::int64_t rows, std::uint8_t* marks,
-                    std::int64_t blocks, float* out) {
-    for (std::int64_t i = blocks; i < rows * blocks; ++i) marks[i % blocks] = static_cast<std::uint8_t>(marks[i % blocks] | marks[i]);
-    const std::vector<std::int64_t> found = marked(marks, blocks);
+// The wanted blocks, for all rows: what a block costs is the reading of its weights.
+bool compute_wanted(const HastenLinear& exact, const std::int8_t* codes, const float* row_scale, std::int64_t rows,
+                    const std::vector<std::int64_t>& wanted, std::int64_t blocks, float* out) {
     Linear8 call = linear_call(exact, codes, row_scale, nullptr, out, rows);
+    const auto count = static_cast<std::int64_t>(wanted.size());
+    if (count * MOST_MARKED > blocks) return linear8(call, exact.packed);
     if (!linear8_prepare(call, exact.packed)) return false;
     std::atomic<bool> enough{true};
     auto body = [&](std::int64_t begin, std::int64_t end) {
         for (std::int64_t i = begin; i < end; ++i) {
-            const std::int64_t first = found[static_cast<std::size_t>(i)] * PAIR_OUTPUTS, left = exact.outputs - first;
+            const std::int64_t first = wanted[static_cast<std::size_t>(i)] * PAIR_OUTPUTS, left = exact.outputs - first;
             if (!linear8_piece(call, first, left < PAIR_OUTPUTS ? left : PAIR_OUTPUTS, out + first, exact.outputs)) enough = false;
         }
     };
-    parallel(static_cast<std::int64_t>(found.size()), 1, body);
+    parallel(count, 1, body);
     return enough;
 }
 
-// Each row's own marked strips over GGUF's codes; `x` are the float rows.
-bool compute_marked(const HastenGrouped& exact, const float* x, std::int64_t rows, const std::uint8_t* marks, std::int64_t blocks, float* out) {
+// The same over GGUF's codes; `x` are the float rows. A strip is computed for the rows that marked it, or for all where most did.
+bool compute_wanted(const HastenGrouped& exact, const float* x, std::int64_t rows, const std::uint8_t* marks,
+                    const std::vector<std::int64_t>& wanted, std::int64_t blocks, float* out) {
     const std::int64_t groups = exact.inputs / GROUP_INPUTS;
     auto* codes = static_cast<std::int8_t*>(scratch(SCRATCH_CODES, static_cast<std::size_t>(rows * exact.inputs)));
     auto* scales = static_cast<float*>(scratch(SCRATCH_SCALES, static_cast<std::size_t>(rows * groups) * 12));
     if (codes == nullptr || scales == nullptr) return false;
     const GroupedRows rounded = {codes, scales, scales + rows * groups, reinterpret_cast<std::int16_t*>(scales + 2 * rows * groups), rows, exact.inputs};
     round_in_groups(x, rounded);
-    const GroupedCall call = {rounded, exact.bias, nullptr, out, exact.outputs};
-    const std::vector<std::int64_t> found = marked(marks, rows * blocks);
+    const GroupedCall call = {rounded, nullptr, nullptr, out, exact.outputs};
+    const auto count = static_cast<std::int64_t>(wanted.size());
+    if (count * MOST_MARKED > blocks) {
+        grouped_linear(call, exact.parts, 1);
+        return true;
+    }
     auto body = [&](std::int64_t begin, std::int64_t end) {
         for (std::int64_t i = begin; i < end; ++i) {
-            const std::int64_t place = found[static_cast<std::size_t>(i)];
-            grouped_strip(call, exact.parts[0], place % blocks, place / blocks);
+            const std::int64_t strip = wanted[static_cast<std::size_t>(i)];
+            std::int64_t marked = 0;
+            for (std::int64_t row = 0; row < rows; ++row) marked += marks[row * blocks + strip];
+            if (2 * marked >= rows && rows <= MOST_PANEL) {
+                grouped_strip(call, exact.parts[0], strip, 0, rows);
+                continue;
+            }
+            for (std::int64_t row = 0; row < rows; ++row) {
+                if (marks[row * blocks + strip] != 0) grouped_strip(call, exact.parts[0], strip, row, 1);
+            }
         }
     };
-    parallel(static_cast<std::int64_t>(found.size()), 1, body);
+    parallel(count, 1, body);
     return true;
 }
 
 bool fits(const HastenSketch& head) {
     const HastenLinear& rough = *head.rough;
     if ((head.exact == nullptr) == (head.grouped == nullptr) || rough.bias != nullptr || rough.four_bits == 0) return false;
+    if ((head.exact != nullptr ? head.exact->bias : head.grouped->bias) != nullptr) return false;
     const std::int64_t outputs = head.exact != nullptr ? head.exact->outputs : head.grouped->outputs;
     const std::int64_t inputs = head.exact != nullptr ? head.exact->inputs : head.grouped->inputs;
     if (head.grouped != nullptr && head.grouped->count != 1) return false;
@@ -194,23 +214,14 @@ void measure(const std::int8_t* codes, const float* row_scale, float rounding, s
     }
 }
 
-}  // namespace
-
-// The head applied to x / rms(x) * weight, or to x where there is no weight: [rows][outputs]. Of each row the `keep` (1 to 64) largest of
-// the choosable outputs are exact, and all others below them.
-EXPORT int hst_sketched_head(const HastenSketch* head, const float* x, const float* weight, float eps, const std::int64_t* keep, float* out,
-                             std::int64_t rows) {
-    if (rows < 0 || !fits(*head)) return BAD_SIZE;
-    const HastenLinear& rough = *head->rough;
-    for (std::int64_t row = 0; row < rows; ++row) {
-        if (keep[row] < 1 || keep[row] > MOST_KEPT || keep[row] > head->choosable) return BAD_SIZE;
-    }
-    const std::int64_t inputs = rough.inputs, outputs = rough.outputs, width = head->exact != nullptr ? PAIR_OUTPUTS : STRIP_OUTPUTS;
+int run_sketched(const HastenSketch& head, const float* x, const float* weight, float eps, const std::int64_t* keep, float* out, std::int64_t rows) {
+    const HastenLinear& rough = *head.rough;
+    const std::int64_t inputs = rough.inputs, outputs = rough.outputs, width = head.exact != nullptr ? PAIR_OUTPUTS : STRIP_OUTPUTS;
     const std::int64_t blocks = (outputs + width - 1) / width;
-    auto* codes = static_cast<std::int8_t*>(scratch(SCRATCH_CODES, static_cast<std::size_t>(rows * inputs) + 1));
-    auto* row_scale = static_cast<float*>(scratch(SCRATCH_SCALES, static_cast<std::size_t>(rows) * 4 + 4));
-    auto* made = static_cast<float*>(scratch(SCRATCH_GATE, static_cast<std::size_t>(rows * inputs) * 4 + 4));
-    auto* room = static_cast<float*>(scratch(SCRATCH_HEAD, static_cast<std::size_t>(rows) * (8 + static_cast<std::size_t>(blocks)) + 8));
+    auto* codes = static_cast<std::int8_t*>(scratch(SCRATCH_CODES, static_cast<std::size_t>(rows * inputs)));
+    auto* row_scale = static_cast<float*>(scratch(SCRATCH_SCALES, static_cast<std::size_t>(rows) * 4));
+    auto* made = static_cast<float*>(scratch(SCRATCH_GATE, static_cast<std::size_t>(rows * inputs) * 4));
+    auto* room = static_cast<float*>(scratch(SCRATCH_HEAD, static_cast<std::size_t>(rows) * (8 + static_cast<std::size_t>(blocks))));
     if (codes == nullptr || row_scale == nullptr || made == nullptr || room == nullptr) return NO_MEMORY;
     const RowSource source = weight == nullptr ? PLAIN : NORM;
     if (!make_rows({x, weight, eps, source, rows, inputs, rough.block, codes, inputs, row_scale, nullptr})) return NO_MEMORY;
@@ -218,11 +229,30 @@ EXPORT int hst_sketched_head(const HastenSketch* head, const float* x, const flo
     float* lengths = room;
     float* limits = room + rows;
     auto* marks = reinterpret_cast<std::uint8_t*>(room + 2 * rows);
-    measure(codes, row_scale, head->rounding, rows, inputs, lengths);
-    const Looked looked = {*head, out, lengths, keep, rows, outputs, head->choosable};
+    measure(codes, row_scale, head.rounding, rows, inputs, lengths);
+    const Looked looked = {head, out, lengths, keep, rows, outputs, head.choosable};
     if (!find_limits(looked, limits)) return NO_MEMORY;
     mark(looked, limits, width, blocks, marks);
-    if (head->exact != nullptr) return compute_marked(*head->exact, codes, row_scale, rows, marks, blocks, out) ? OK : NO_MEMORY;
+    const std::vector<std::int64_t> wanted = wanted_blocks(marks, rows, blocks);
+    if (head.exact != nullptr) return compute_wanted(*head.exact, codes, row_scale, rows, wanted, blocks, out) ? OK : NO_MEMORY;
     if (source == NORM && !make_rows({x, weight, eps, NORM, rows, inputs, 0, nullptr, 0, nullptr, made})) return NO_MEMORY;
-    return compute_marked(*head->grouped, source == NORM ? made : x, rows, marks, blocks, out) ? OK : NO_MEMORY;
+    return compute_wanted(*head.grouped, source == NORM ? made : x, rows, marks, wanted, blocks, out) ? OK : NO_MEMORY;
+}
+
+}  // namespace
+
+// The head applied to x / rms(x) * weight, or to x where there is no weight: [rows][outputs]. Of each row the `keep` (1 to 64) largest of
+// the choosable outputs are exact, and all others below them.
+EXPORT int hst_sketched_head(const HastenSketch* head, const float* x, const float* weight, float eps, const std::int64_t* keep, float* out,
+                             std::int64_t rows) {
+    if (rows < 0 || !fits(*head)) return BAD_SIZE;
+    for (std::int64_t row = 0; row < rows; ++row) {
+        if (keep[row] < 1 || keep[row] > MOST_KEPT || keep[row] > head->choosable) return BAD_SIZE;
+    }
+    if (rows == 0) return OK;
+    try {
+        return run_sketched(*head, x, weight, eps, keep, out, rows);
+    } catch (const std::bad_alloc&) {
+        return NO_MEMORY;
+    }
 }

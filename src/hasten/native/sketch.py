@@ -2,10 +2,11 @@
 largest are computed from the weights proper, bit for bit as these give them.
 
 A step reads 17 bytes for every 32 of an int8 head. The odds that a rough value hides one of the largest: it is off by a sum of as
-many terms as there are inputs, normal with the deviation that ``error`` is a multiple of (measured over 10^8 values of three
-models: 1.00 to 1.06 of it, and as far out as a normal law goes; docs/exactness.md). An output is left out only where it lies
-``DEVIATIONS`` of its own below what another, less as many of its, reaches: for one of the largest to be left out, the two must be
-off by more than seven deviations of their difference, once in 10^12 rivals that are as large to the last bit.
+many terms as there are inputs, and rows are rotated, so the sum is normal. ``error`` is a multiple of the most that its deviation
+can be, for a row of length 1 (measured over 10^8 values of three models: 0.9 to 1.0 of that, and as far out as a normal law goes;
+docs/exactness.md). An output is left out only where it lies ``DEVIATIONS`` of its own below what another, less as many of its,
+reaches: for one of the largest to be left out, the two must be off by more than seven deviations of their difference, once in
+10^11 rivals that are as large to the last bit.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ from hasten.native.loader import NativeLibrary, check
 from hasten.native.memory import aligned_bytes
 from hasten.native.row_kernels import RowKernels
 
-DEVIATIONS = 5.5
+DEVIATIONS = 5.0
 MOST_KEPT = 64
 MOST_ROWS = 32
+LEAST_BLOCK = 64
 PIECE_OUTPUTS = 4096  # a multiple of 32
 TILE_INPUTS, PAIR_OUTPUTS, PAIR_BYTES, PAIR_BYTES_4 = 64, 32, 2048, 1088  # as in linear.h
 
@@ -39,15 +41,22 @@ class _SketchFields(ctypes.Structure):
     )
 
 
-def _most_rows(isa: str, exact: PackedLinear | GroupedLinear) -> int:
-    """For how many rows the sketch saves time (benchmarks/native_head.py). With VNNI or AMX many rows are bound by computing, of
-    which four bits take no less than eight, and narrow heads have more outputs to look at twice."""
-    narrow = exact.inputs < 640
+def _most_rows(isa: str, exact: PackedLinear | GroupedLinear, several: bool) -> int:
+    """For how many rows the sketch saves time (benchmarks/native_head.py), where one output of each has to be exact or ``several``.
+    With VNNI or AMX many rows are bound by computing, of which four bits take no less than eight; a narrow head, and several
+    leaders, have more outputs to look at twice."""
+    grouped, narrow, wide = isinstance(exact, GroupedLinear), exact.inputs < 640, exact.inputs >= 1024
     if isa == "avx2":
-        return MOST_ROWS
-    if isinstance(exact, GroupedLinear):
-        return 12 if narrow else MOST_ROWS
-    return 16 if isa == "amx" else 6 if narrow else 8
+        rows = MOST_ROWS
+    elif narrow:
+        rows = 6 if grouped else 4
+    elif grouped:
+        rows = MOST_ROWS if wide else 16
+    else:
+        rows = 16 if isa == "amx" else 8
+    if several:
+        return 0 if narrow else rows // (4 if wide else 8)
+    return rows
 
 
 class SketchedHead:
@@ -55,24 +64,25 @@ class SketchedHead:
     large."""
 
     def __init__(self, library: NativeLibrary, exact: PackedLinear | GroupedLinear, block: int, choosable: int) -> None:
-        """Makes the sketch. ``block``: the Hadamard block of ``exact``'s inputs. Raises ValueError for a head of several parts."""
+        """Makes the sketch. ``block``: the Hadamard block of ``exact``'s inputs, at least 64, so that rows are spread over what a
+        group of weights is off by. Raises ValueError for smaller ones, and for a head of several parts."""
         self.exact = exact
         self.outputs, self.inputs, self.choosable = exact.outputs, exact.inputs, choosable
-        if isinstance(exact, GroupedLinear) and len(exact.parts) != 1:
-            raise ValueError("a head of several parts has no sketch")
+        if block < LEAST_BLOCK or (isinstance(exact, GroupedLinear) and len(exact.parts) != 1):
+            raise ValueError(f"a head of several parts has no sketch, nor one whose rows are rotated in blocks of {block}")
         self._library = library
         packed = aligned_bytes(self.bytes_for(self.outputs, self.inputs))
         scale, self._error = torch.empty(self.outputs), torch.empty(self.outputs)
         longest = self._draw(packed, scale, block)
         self.rough = PackedLinear4.from_packed(library, packed, scale, None, self.inputs, block)
         # What rounding a row to int8 takes from its values is uniform over one scale: twice over, here and in groups.
-        rounding = longest**2 * self.inputs / 6 if isinstance(exact, GroupedLinear) else 0.0
-        self._error *= DEVIATIONS / self.inputs**0.5
+        rounding = longest**2 / 6 if isinstance(exact, GroupedLinear) else 0.0
+        self._error *= DEVIATIONS
         addresses = (None, exact._address) if isinstance(exact, GroupedLinear) else (exact._address, None)
         self._fields = _SketchFields(self.rough._address, *addresses, self._error.data_ptr(), rounding, choosable)
         self._address = ctypes.addressof(self._fields)
         self._call = library.call["hst_sketched_head"]
-        self._most_rows = _most_rows(library.isa, exact)
+        self._most_rows = tuple(_most_rows(library.isa, exact, several) for several in (False, True))
 
     @property
     def bytes(self) -> int:
@@ -86,7 +96,8 @@ class SketchedHead:
 
     def pays(self, keep: Tensor) -> bool:
         """Whether ``leaders`` takes less time than the whole head. Either way the largest outputs are the same."""
-        return keep.shape[0] <= self._most_rows and int(keep.max()) <= min(MOST_KEPT, self.choosable)
+        most = int(keep.max())
+        return most <= min(MOST_KEPT, self.choosable) and keep.shape[0] <= self._most_rows[most > 1]
 
     def leaders(self, x: Tensor, keep: Tensor, weight: Tensor | None = None, eps: float = 0.0) -> Tensor:
         """Outputs [rows, outputs] for x [rows, inputs], or for x / rms(x) * ``weight``: of row i the ``keep[i]`` (int64, 1 to 64)
@@ -110,17 +121,18 @@ class SketchedHead:
             sums = packed.data_ptr() + pairs * tile_bytes + 4 * first
             if isinstance(self.exact, PackedLinear):
                 source, own = self.exact.packed.data_ptr() + first // PAIR_OUTPUTS * tiles * PAIR_BYTES, self.exact.scale[first:]
-                self._pack(source, own, count, rough, sums, error)
+                self._pack(source, own, count, block, rough, sums, error)
                 scale[first : first + count] = own[:count]
                 continue
             rows = self.exact.parts[0].rows(torch.arange(first, first + count))
             codes, own = RowKernels(self._library).quantise(rows, block)
             piece = PackedLinear(self._library, codes, own, None, block)
-            self._pack(piece.packed.data_ptr(), own, count, rough, sums, error)
+            self._pack(piece.packed.data_ptr(), own, count, block, rough, sums, error)
             scale[first : first + count] = own
-            error.square_().add_(own.square() * (self.inputs / 12)).sqrt_()  # rounding to int8 is a part of what is off
+            error.square_().add_(own.square() / 12).sqrt_()  # rounding to int8 is a part of what is off
             longest = max(longest, float((rows.norm(dim=1) / error.clamp(min=1e-30)).max()))
         return longest
 
-    def _pack(self, packed: int, scale: Tensor, count: int, rough: int, sums: int, error: Tensor) -> None:
-        check(self._library.call["hst_sketch_pack"](packed, scale.data_ptr(), count, self.inputs, rough, sums, error.data_ptr()))
+    def _pack(self, packed: int, scale: Tensor, count: int, block: int, rough: int, sums: int, error: Tensor) -> None:
+        sizes = count, self.inputs, block
+        check(self._library.call["hst_sketch_pack"](packed, scale.data_ptr(), *sizes, rough, sums, error.data_ptr()))

@@ -77,16 +77,17 @@ void write_group(const Fit& made, std::uint8_t* nibbles) {
 }  // namespace
 
 // `packed` [outputs][inputs] of hst_w8_pack, with float `scale`s, to the tiles and sums of hst_w4_pack for the same outputs (whole pairs, or
-// the last ones), and the length of what each output's weights are off by, in `error`.
-EXPORT int hst_sketch_pack(const std::int8_t* packed, const float* scale, std::int64_t outputs, std::int64_t inputs, std::uint8_t* rough,
-                           std::int32_t* sums, float* error) {
-    if (outputs < 1 || inputs < 1 || inputs > MOST_INPUTS) return BAD_SIZE;
-    const std::int64_t tiles = tiles_of(inputs);
+// the last ones). `error`: the root of the mean square of what an output's weights are off by, in that block of `block` inputs (a multiple
+// of 64, or less than that and any part of 64) where it is largest.
+EXPORT int hst_sketch_pack(const std::int8_t* packed, const float* scale, std::int64_t outputs, std::int64_t inputs, std::int64_t block,
+                           std::uint8_t* rough, std::int32_t* sums, float* error) {
+    if (outputs < 1 || inputs < 1 || inputs > MOST_INPUTS || block < 1) return BAD_SIZE;
+    const std::int64_t tiles = tiles_of(inputs), together = block > GROUP ? block / GROUP : 1;
     auto body = [&](std::int64_t begin, std::int64_t end) {
         std::memset(rough + begin * tiles * PAIR_BYTES_4, 0, static_cast<std::size_t>((end - begin) * tiles * PAIR_BYTES_4));
         for (std::int64_t output = begin * PAIR_OUTPUTS; output < end * PAIR_OUTPUTS; ++output) {
             const std::int64_t pair = output / PAIR_OUTPUTS, place = output % PAIR_OUTPUTS, half = place / TILE_OUTPUTS, lane = place % TILE_OUTPUTS;
-            std::int64_t off = 0;
+            std::int64_t off = 0, most = 0;
             std::int32_t sum = 0;
             for (std::int64_t tile = 0; output < outputs && tile < tiles; ++tile) {
                 const std::int64_t at = pair * tiles + tile;
@@ -97,11 +98,12 @@ EXPORT int hst_sketch_pack(const std::int8_t* packed, const float* scale, std::i
                 write_group(made, to + half * NIBBLES_BYTES + lane * 4);
                 to[SCALES_AT + place] = static_cast<std::uint8_t>(made.scale);
                 to[OFFSETS_AT + place] = static_cast<std::uint8_t>(static_cast<std::int8_t>(made.offset));
-                off += made.error;
+                off = tile % together == 0 ? made.error : off + made.error;
+                most = off > most ? off : most;
                 for (int i = 0; i < GROUP; ++i) sum += made.codes[i] * made.scale + made.offset;
             }
             sums[output] = static_cast<std::int32_t>(static_cast<std::uint32_t>(sum) * 128u);
-            if (output < outputs) error[output] = scale[output] * std::sqrt(static_cast<float>(off));
+            if (output < outputs) error[output] = scale[output] * std::sqrt(static_cast<float>(most) / static_cast<float>(together * GROUP));
         }
     };
     parallel(pairs_of(outputs), 4, body);
