@@ -3,6 +3,7 @@
 
 #include "attention.h"
 
+#include <cfloat>
 #include <cmath>
 
 #include "lanes.h"
@@ -55,14 +56,16 @@ inline void weigh(const AttentionWork& work, const Seen& seen, std::int64_t base
     for (std::int64_t i = begin; i < end; i += LANES) best = most(best, load(scores + i - base));
     const float limit = highest(best);
     const Floats maximum = all(limit == NOTHING ? 0.0f : limit);
-    Floats sums = all(0.0f);
+    Floats sums = all(0.0f), nothing = all(0.0f);
     for (std::int64_t i = begin; i < end; i += LANES) {
-        const Floats weight = exponential(load(scores + i - base) - maximum);
+        const Floats score = load(scores + i - base), weight = exponential(score - maximum);
+        // NaN where a score is none or infinite, which `exponential` hides.
+        nothing = nothing + where_less(score, all(-FLT_MAX), all(0.0f), score) * all(0.0f);
         store(scores + i - base, weight);
         sums = sums + weight;
     }
     *top = limit;
-    *total = sum(sums);
+    *total = sum(sums + nothing);
 }
 
 inline Seen look(const Whereabouts& view, std::int64_t query, std::int64_t split) {
