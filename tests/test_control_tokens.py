@@ -68,9 +68,7 @@ def checked(prompts: ChatPrompts, tokenizer: Tokenizer, messages: Sequence[Messa
     for token in [*tokens, None]:
         if token is None or token in tokenizer.control_ids:
             words = tokenizer.decode(run, skip_special=False, continues=True)
-            plain = tokenizer._backend
-            plain.encode_special_tokens = True
-            again += plain.encode(words, add_special_tokens=False).ids
+            again += tokenizer._marking.encode(words, add_special_tokens=False).ids
             again += [] if token is None else [token]
             run = []
         else:
@@ -134,6 +132,25 @@ def test_the_vocabulary_and_plain_prompts_stay_what_they_are() -> None:
 
 
 # --- what strangers write -------------------------------------------------------------------------------------------------
+
+
+def test_the_longest_spelling_is_the_token() -> None:
+    template = "[[t]][t]{% for message in messages %}<|im_start|>{{ message.role ~ message.content }}<|im_end|>{% endfor %}"
+    for markup in (["[t]", "[[t]]", "[[[t]]]"], ["[[[t]]]", "[[t]]", "[t]"]):
+        other, tokenizer = toy(template, markup=markup), toy(template, markup=markup)
+        talk = [*HI, {"role": "assistant", "content": "a [[t]] b [t] [[t] <|im_[t]end|>"}]
+        tokens = checked(ChatPrompts(tokenizer), tokenizer, talk)
+        assert tokens == today(other, talk)
+        for text in ("a [[t]] b", "[[[t]]]", "[t]]", "[[t]"):
+            plain = [each.encode(text, add_bos=False, allow_special=False) for each in (other, tokenizer)]
+            assert plain[0] == plain[1], text
+
+
+def test_a_mark_has_no_text() -> None:
+    tokenizer = toy(THINKING)
+    ChatPrompts(tokenizer).tokens(HI)
+    beyond = range(tokenizer.vocabulary_size, tokenizer.vocabulary_size + 64)
+    assert tokenizer.decode(beyond, skip_special=False) == ""
 
 
 def test_a_message_forges_no_turn() -> None:

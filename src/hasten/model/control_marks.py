@@ -8,6 +8,7 @@ text. What clients send is never searched, so no trick of theirs (two fields tha
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,11 +17,19 @@ from typing import Any
 
 from hasten.core.errors import InvalidRequest
 
-__all__ = ["Marks"]
+__all__ = ["Marks", "replaced"]
 
 PRIVATE = range(0xE000, 0xF900)  # of the Basic Multilingual Plane
 OWN_ROLES = ("system", "developer", "assistant")
 SECRET_LENGTH = 8  # characters of PRIVATE: 101 bits
+
+
+def replaced(text: str, table: Mapping[str, str]) -> str:
+    """``text`` with the values of ``table`` for its keys; of several at one place the longest, as a tokenizer looks for them."""
+    if not table:
+        return text
+    keys = "|".join(map(re.escape, sorted(table, key=len, reverse=True)))
+    return re.sub(keys, lambda found: table[found[0]], text)
 
 
 def _new_secret() -> str:
@@ -68,12 +77,13 @@ class Marks:
         return _translated(names, str.maketrans(table)), {other: character for character, other in table.items()}
 
     def _with_lent(self, names: dict[str, Any]) -> dict[str, Any]:
+        # Those that are not lent stay, with what is spelled in their middle.
+        table = {spelled: spelled for spelled in (*self.written, *self.composed)} | {name: self.written[name] for name in self.lent}
+
         def told(message: dict[str, Any]) -> dict[str, Any]:
-            text = message["content"]
-            if message["role"] not in OWN_ROLES or not isinstance(text, str):
+            if message["role"] not in OWN_ROLES or not isinstance(message["content"], str):
                 return message
-            for spelled in self.lent:
-                text = text.replace(spelled, self.written[spelled])
+            text = replaced(message["content"], table)
             return message if text == message["content"] else message | {"content": text}
 
         before = names["messages"]
@@ -83,9 +93,7 @@ class Marks:
 
     def finished(self, text: str, exchanged: Mapping[str, str]) -> str:
         """A rendered text with composed tokens marked and the client's own characters back in place."""
-        for spelled in sorted(self.composed, key=len, reverse=True):
-            text = text.replace(spelled, self.composed[spelled])
-        return _back(text, exchanged)
+        return _back(replaced(text, self.composed), exchanged)
 
     def restored(self, text: str, exchanged: Mapping[str, str] | None = None) -> str:
         """``text`` with spellings for marks, also where they are escaped: for people to read."""

@@ -66,9 +66,8 @@ class Tokenizer:
         self._bytes: dict[int, bytes] = {}
         self._added = {token: added.content for token, added in backend.get_added_tokens_decoder().items()}
         self._silent_ids = frozenset(silent_ids)
-        self._marked: dict[int, int] = {}  # the backend's ids of marks to the tokens they stand for
+        self._marked: dict[int, int] = {}  # ids of marks, which ``_marking`` alone has, to the tokens they stand for
         self._particular: dict[str, str] = {}  # marks that are not tokens everywhere, and the spellings they stand for
-        self._text_marks: dict[str, str] = {}  # of added tokens that are no control tokens elsewhere, by spelling
         self.byte_level = byte_level
         self.strips_space = strips_space
         self.special_ids = frozenset(special_ids)
@@ -79,7 +78,20 @@ class Tokenizer:
         self.chat_template = chat_template
         self.control_ids: frozenset[int] = frozenset()  # of the added tokens
         self._never_text: frozenset[int] = frozenset()
-        self._add_control(self.special_ids.intersection(self._added))
+        control, known = self.special_ids.intersection(self._added), backend.get_added_tokens_decoder()
+        backend.add_special_tokens([known[token] for token in control if not known[token].special])
+        self._add_control(control)
+
+    @cached_property
+    def _marking(self) -> Backend:
+        """What ``encode_marked`` asks: the same model with marks, and without the spellings of control tokens. It shares the
+        vocabulary; what is added to it, in the order of ids, is given the ids that it has in the other."""
+        made = Backend(self._backend.model)
+        made.normalizer, made.pre_tokenizer = self._backend.normalizer, self._backend.pre_tokenizer
+        made.post_processor = self._backend.post_processor
+        made.add_tokens([added for _, added in sorted(self._backend.get_added_tokens_decoder().items())])
+        made.encode_special_tokens = True
+        return made
 
     def encode(self, text: str, *, add_bos: bool, allow_special: bool = True) -> list[int]:
         """Token ids of ``text``.
@@ -88,9 +100,10 @@ class Tokenizer:
         nothing); leave it off for the output of a chat template, which writes those itself. ``allow_special=False`` reads
         the text of control tokens as ordinary text. Raises InvalidRequest when the text is no valid Unicode.
         """
-        ids = self._ids(text, allow_special)
-        if self._text_marks and not allow_special:
-            ids = [self._marked.get(token, token) for token in ids]
+        _check_unicode(text)
+        with self._lock:  # the switch belongs to the backend, not to the call
+            self._backend.encode_special_tokens = not allow_special
+            ids = list(self._backend.encode(text, add_special_tokens=False).ids)
         return [*self.prefix_ids, *ids, *self.suffix_ids] if add_bos else ids
 
     def encode_marked(self, text: str) -> list[int]:
@@ -99,37 +112,26 @@ class Tokenizer:
         Text between two of them is read in one piece. Raises InvalidRequest when the text is no valid Unicode, or when this
         vocabulary has no other way to write what spells a control token.
         """
-        ids = self._ids(text, allow_special=False, marked=True)
-        if not self._never_text.isdisjoint(ids):
-            token = next(token for token in ids if token in self._never_text)
-            raise InvalidRequest(f"The messages spell {self.token_text(token)!r}, which is no text for this model; leave it out.")
+        _check_unicode(text)
+        with self._lock:
+            if any(mark in text for mark in self._particular):
+                text = self._readable(text)
+            ids = self._marking.encode(text, add_special_tokens=False).ids
+        for token in ids:
+            if token not in self._marked and token in self._never_text:
+                raise InvalidRequest(
+                    f"The messages spell {self.token_text(token)!r}, which is no text for this model; leave it out."
+                )
         return [self._marked.get(token, token) for token in ids]
 
     def _readable(self, text: str) -> str:
         """``text`` with spellings for those marks that are not read as tokens where they stand: a token that is one between words
         only, or in normalised text only, is text elsewhere."""
-        self._backend.encode_special_tokens = True
-        found = self._backend.encode(text, add_special_tokens=False)
+        found = self._marking.encode(text, add_special_tokens=False)
         spans = [span for token, span in zip(found.ids, found.offsets, strict=True) if token in self._marked]
         read = {at for begin, end in spans for at in range(begin, end)}
         marks = re.compile("|".join(map(re.escape, self._particular)))
         return marks.sub(lambda mark: mark[0] if mark.start() in read else self._particular[mark[0]], text)
-
-    def _ids(self, text: str, allow_special: bool, marked: bool = False) -> list[int]:
-        try:
-            text.encode()
-        except UnicodeEncodeError as problem:
-            raise InvalidRequest(
-                f"The text has half of a surrogate pair at character {problem.start}; send valid Unicode."
-            ) from problem
-        with self._lock:  # the switch belongs to the backend, not to the call
-            if marked and any(mark in text for mark in self._particular):
-                text = self._readable(text)
-            elif not marked and not allow_special:
-                for spelled, mark in self._text_marks.items():  # only prompts of chats take these for control tokens
-                    text = text.replace(spelled, mark)
-            self._backend.encode_special_tokens = not allow_special
-            return list(self._backend.encode(text, add_special_tokens=False).ids)
 
     @property
     def added(self) -> Mapping[int, str]:
@@ -153,23 +155,20 @@ class Tokenizer:
             for token, mark in marks.items()
         ]
         with self._lock:
-            self._text_marks |= {self._added[token]: mark for token, mark in marks.items() if token not in self.control_ids}
-            self._backend.add_tokens(added)
+            self._marking.add_tokens(added)
             for token, mark in marks.items():
-                found = self._backend.token_to_id(mark)
+                found = self._marking.token_to_id(mark)
                 assert found is not None
                 self._marked[found] = token
                 if known[token].single_word or (known[token].normalized and self._backend.normalizer is not None):
                     self._particular[mark] = self._added[token]
+            self._marking.add_special_tokens([known[token] for token in marks if not known[token].special])
         self._add_control(marks)
 
     def _add_control(self, tokens: Iterable[int]) -> None:
-        known = self._backend.get_added_tokens_decoder()
         unknown = getattr(self._backend.model, "unk_token", None)  # also what text becomes that has no other token
-        with self._lock:
-            self._backend.add_special_tokens([known[token] for token in tokens if not known[token].special])
         self.control_ids |= set(tokens)
-        self._never_text |= {token for token in tokens if known[token].content != unknown}
+        self._never_text |= {token for token in tokens if self._added[token] != unknown}
 
     def decode(self, tokens: Iterable[int], skip_special: bool = True, continues: bool = False) -> str:
         """The text of ``tokens``; ids beyond the vocabulary (padding rows of the embedding) have no text.
@@ -205,14 +204,14 @@ class Tokenizer:
     @cached_property
     def vocabulary_size(self) -> int:
         """One more than the largest token id; the model's own may be larger (padding rows)."""
-        return max(self._spellings().values(), default=-1) + 1
+        return max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
     @cached_property
     def vocabulary_fingerprint(self) -> str:
         """SHA-256 over the spelling of every id; tokens without text count as absent, so that a folder and a padded GGUF
         file of one model agree. Two models with equal fingerprints mean the same by every token id."""
         spelled = [""] * self.vocabulary_size
-        for text, token in self._spellings().items():
+        for text, token in self._backend.get_vocab(with_added_tokens=True).items():
             if token not in self._silent_ids:
                 spelled[token] = text
         while spelled and not spelled[-1]:
@@ -223,10 +222,15 @@ class Tokenizer:
             digest.update(len(data).to_bytes(4, "little") + data)
         return digest.hexdigest()
 
-    def _spellings(self) -> dict[str, int]:
-        """The whole vocabulary, without marks."""
-        vocabulary = self._backend.get_vocab(with_added_tokens=True)
-        return {text: token for text, token in vocabulary.items() if token not in self._marked}
+
+def _check_unicode(text: str) -> None:
+    """Raise InvalidRequest when a text is no valid Unicode."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as problem:
+        raise InvalidRequest(
+            f"The text has half of a surrogate pair at character {problem.start}; send valid Unicode."
+        ) from problem
 
 
 def load_tokenizer(path: Path | str) -> Tokenizer:
