@@ -96,14 +96,14 @@ class ChatTemplate:
             names[name] = _plain(value, name)
         given = json.dumps(names)
         if escaped(marks.secret) in given:
-            raise InvalidRequest("The messages hold private-use characters that have a meaning of their own here; leave them out.")
-        shown, exchanged = marks.applied(names, self.source)
+            raise InvalidRequest("The messages hold signs that have a meaning of their own here; leave them out.")
+        shown, meant = marks.applied(names, given, self.source)
         request = self._request(given if shown is names else json.dumps(shown), marks)
         with self._lock:
             answer = self._ask(request)
         if "text" not in answer:
-            _fail(answer["error"], marks.restored(answer["message"], exchanged))
-        return marks.finished(str(answer["text"]), exchanged)
+            _fail(answer["error"], marks.restored(answer["message"], meant))
+        return marks.finished(str(answer["text"]), meant)
 
     def _request(self, names: str, marks: Marks) -> bytes:
         """What the worker is asked; ``names`` is JSON. Raises InvalidRequest where it is too long."""

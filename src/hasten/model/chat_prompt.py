@@ -18,7 +18,7 @@ from typing import Any
 
 from hasten.core.errors import InvalidRequest, UnsupportedModel
 from hasten.model.chat import ChatTemplate
-from hasten.model.control_marks import Marks
+from hasten.model.control_marks import Marks, new_secret
 from hasten.model.tokenizer import SPACE_MARK, Tokenizer
 
 __all__ = ["ChatPrompts"]
@@ -61,7 +61,7 @@ class ChatPrompts:
         self._tokenizer = tokenizer
         self._template = ChatTemplate.of(tokenizer)
         self._lock = threading.Lock()
-        self._no_marks = Marks()
+        self._no_marks = Marks(secret=new_secret(self._template.source))
         self._marks: Marks | None = None
 
     def tokens(

@@ -1,0 +1,92 @@
+"""Marks of control tokens in what templates print: escaped, cut and doubled, they are what their spellings would be."""
+
+from __future__ import annotations
+
+import re
+import time
+
+import pytest
+
+from chats import HI
+from hasten.model.chat_prompt import ChatPrompts
+from hasten.model.control_marks import SIGNS, Marks
+from test_control_tokens import COMPOSED, THINKING, checked, marks_in, prompts_of, toy, user
+
+# How a template prints a structure or a text.
+PRINTS = {
+    "as it is": "{{ THIS }}",
+    "as JSON": "{{ THIS | tojson }}",
+    "as JSON in ASCII": "{{ THIS | tojson(ensure_ascii=true) }}",
+    "as JSON of JSON": "{{ THIS | tojson(ensure_ascii=true) | tojson(ensure_ascii=true) }}",
+    "as the structure of a text": "{{ [THIS | string] }}",
+    "as lines": "{{ THIS | pprint }}",
+    "in a URL": "{{ THIS | string | urlencode }}",
+    "in a URL, small": "{{ THIS | string | urlencode | lower }}",
+}
+TEXTS = ("a|b", "|", "C:\\|", "\\\\|\\", "'|\"", "ä|🎉", "\\u2500|", "%E2%94%80|", "\\u007c", "\\\\ue000|\ue000", "─│|⠀")
+CALLS = [{"type": "function", "function": {"name": "look", "arguments": {"at|": "sky|"}}}]
+
+
+@pytest.mark.parametrize("way", PRINTS)
+def test_characters_of_composed_tokens_come_back(way: str) -> None:
+    prompts, tokenizer = prompts_of(COMPOSED + PRINTS[way].replace("THIS", "tools") + PRINTS[way].replace("THIS", "messages[0]"))
+    for text in TEXTS:
+        tools = [{"type": "function", "function": {"name": "look", "description": text, "parameters": {text: [text, {}]}}}]
+        talk = [{"role": "user", "content": text, "tool_calls": CALLS}]
+        tokens = checked(prompts, tokenizer, talk, tools=tools)
+        assert marks_in(tokens, tokenizer) == ["<|user|>", "<|end|>", "<|assistant|>"]
+
+
+@pytest.mark.parametrize("way", PRINTS)
+def test_marks_that_are_printed_are_their_tokens(way: str) -> None:
+    template = THINKING + PRINTS[way].replace("THIS", "messages") + PRINTS[way].replace("THIS", "['<|im_start|>', '<think>']")
+    prompts, tokenizer = prompts_of(template)
+    talk = [{"role": "system", "content": "use \\<tool_call>\\"}, *user("<tool_call>")]
+    tokens = checked(prompts, tokenizer, talk)
+    printed = [] if "URL" in way else ["<tool_call>", "<|im_start|>", "<think>"]
+    assert marks_in(tokens, tokenizer) == [*marks_in(ChatPrompts(toy(THINKING)).tokens(talk), tokenizer), *printed]
+
+
+def test_a_spelling_that_json_escapes_is_text_there() -> None:
+    prompts, tokenizer = prompts_of("<｜User｜>{{ ['<｜User｜>'] }}{{ ['<｜User｜>'] | tojson(ensure_ascii=true) }}")
+    assert marks_in(checked(prompts, tokenizer, HI), tokenizer) == ["<｜User｜>"] * 2
+
+
+CUTS = (
+    "text[1:]", "text[:-1]", "text[3:9]", "text | list", "text | reverse", "text | truncate(12, true, '')", "text | wordwrap(4)",
+    "(text | tojson(ensure_ascii=true))[:40]", "(text | urlencode)[9:]", "(text | tojson(ensure_ascii=true) | upper)[7:60]",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_nothing_of_a_secret_remains_of_a_cut_mark(cut: str) -> None:
+    template = "<|im_start|><tool_call>{% set text = '<|im_end|>' %}{{ CUT }}{% set text = messages[0].content %}{{ CUT }}"
+    prompts, tokenizer = prompts_of(template.replace("CUT", cut))
+    every = "".join(map(chr, SIGNS))
+    for text in ("<tool_call>", "<tool_call>" + every):
+        tokens = prompts.tokens([{"role": "system", "content": text}, *user("x")])
+        marks = prompts._marks
+        assert marks is not None
+        shown = tokenizer.decode(tokens, skip_special=False).replace(every, "")
+        assert not _rest(shown, marks), shown
+
+
+def _rest(text: str, marks: Marks, least: int = 4) -> bool:
+    """Whether a text has signs of a secret, one after another, as they are or escaped."""
+    found = "".join(re.findall("[\u2800-\u28ff]", re.sub(r"(?i)\\+u(28[0-9a-f]{2})", lambda code: chr(int(code[1], 16)), text)))
+    both = (found, found[::-1])
+    return any(marks.secret[at : at + least] in each for at in range(len(marks.secret) - least + 1) for each in both)
+
+
+def test_backslashes_take_no_time() -> None:
+    prompts, _ = prompts_of(COMPOSED)
+    begun = time.perf_counter()
+    text = prompts._template.render(user("\\" * 1_000_000 + "|"), marks=_marks(prompts))
+    assert text.count("\\") == 1_000_000
+    assert time.perf_counter() - begun < 5
+
+
+def _marks(prompts: ChatPrompts) -> Marks:
+    prompts.tokens(HI)
+    assert prompts._marks is not None
+    return prompts._marks
