@@ -8,6 +8,8 @@ import time
 import pytest
 
 from chats import HI
+from hasten.core.errors import UnsupportedModel
+from hasten.model.chat import ChatTemplate
 from hasten.model.chat_prompt import ChatPrompts
 from hasten.model.control_marks import SIGNS, Marks
 from test_control_tokens import COMPOSED, THINKING, checked, marks_in, prompts_of, toy, user
@@ -23,8 +25,25 @@ PRINTS = {
     "in a URL": "{{ THIS | string | urlencode }}",
     "in a URL, small": "{{ THIS | string | urlencode | lower }}",
 }
-TEXTS = ("a|b", "|", "C:\\|", "\\\\|\\", "'|\"", "ä|🎉", "\\u2500|", "%E2%94%80|", "\\u007c", "\\\\ue000|\ue000", "─│|⠀")
+EVERY = "".join(map(chr, SIGNS))
+TEXTS = (
+    "a|b",
+    "|",
+    "C:\\|",
+    "\\\\|\\",
+    "'|\"",
+    "ä|🎉",
+    "\\u2500|",
+    "%E2%94%80|",
+    "\\u007c",
+    "\\\\ue000|\ue000",
+    "─│|⠀",
+    EVERY,
+    EVERY[::-1] + "|\\",
+)
 CALLS = [{"type": "function", "function": {"name": "look", "arguments": {"at|": "sky|"}}}]
+
+SYSTEM = [{"role": "system", "content": "hi"}, *HI]
 
 
 @pytest.mark.parametrize("way", PRINTS)
@@ -62,12 +81,11 @@ CUTS = (
 def test_nothing_of_a_secret_remains_of_a_cut_mark(cut: str) -> None:
     template = "<|im_start|><tool_call>{% set text = '<|im_end|>' %}{{ CUT }}{% set text = messages[0].content %}{{ CUT }}"
     prompts, tokenizer = prompts_of(template.replace("CUT", cut))
-    every = "".join(map(chr, SIGNS))
-    for text in ("<tool_call>", "<tool_call>" + every):
+    for text in ("<tool_call>", "<tool_call>" + EVERY):
         tokens = prompts.tokens([{"role": "system", "content": text}, *user("x")])
         marks = prompts._marks
         assert marks is not None
-        shown = tokenizer.decode(tokens, skip_special=False).replace(every, "")
+        shown = tokenizer.decode(tokens, skip_special=False).replace(EVERY, "")
         assert not _rest(shown, marks), shown
 
 
@@ -90,3 +108,32 @@ def _marks(prompts: ChatPrompts) -> Marks:
     prompts.tokens(HI)
     assert prompts._marks is not None
     return prompts._marks
+
+
+# --- learning a template --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["time", "died", "memory"])
+def test_a_template_that_is_not_learned_whole_is_learned_again(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = ChatPrompts(toy(COMPOSED)).tokens(SYSTEM)
+    asked = 0
+    ask = ChatTemplate._ask
+
+    def late(template: ChatTemplate, request: bytes) -> dict[str, str]:
+        nonlocal asked
+        asked += 1
+        return {"error": kind, "message": ""} if asked == failing else ask(template, request)
+
+    monkeypatch.setattr(ChatTemplate, "_ask", late)
+    for failing in range(1, 7):
+        prompts, asked = ChatPrompts(toy(COMPOSED)), 0
+        with pytest.raises(UnsupportedModel):
+            prompts.tokens(SYSTEM)
+        assert prompts._marks is None
+        assert prompts.tokens(SYSTEM) == expected, failing
+
+
+@pytest.mark.parametrize("fault", ["raise_exception('no tools')", "tools.append(1)", "tools.x.y"])
+def test_a_template_that_wants_no_tools_is_learned(fault: str) -> None:
+    tokenizer = toy(COMPOSED + "{% if tools %}{{ FAULT }}{% endif %}".replace("FAULT", fault))
+    assert ChatPrompts(tokenizer).tokens(SYSTEM) == ChatPrompts(toy(COMPOSED)).tokens(SYSTEM)

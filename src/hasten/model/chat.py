@@ -22,7 +22,7 @@ from hasten.core.errors import InvalidRequest, UnsupportedModel
 from hasten.model.control_marks import Marks, escaped
 from hasten.model.tokenizer import Tokenizer
 
-__all__ = ["ChatTemplate", "checked_messages"]
+__all__ = ["BrokenTemplate", "ChatTemplate", "checked_messages"]
 
 MAXIMUM_SOURCE = 256 << 10  # characters
 MAXIMUM_REQUEST = 64 << 20  # bytes
@@ -32,6 +32,10 @@ START_SECONDS = 20.0
 WORKER = Path(__file__).with_name("chat_worker.py")
 NO_MARKS = Marks()
 OWN_NAMES = ("messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token")
+
+
+class BrokenTemplate(UnsupportedModel):
+    """The template itself is wrong, however often it is asked."""
 
 
 class ChatTemplate:
@@ -223,7 +227,8 @@ def _fail(kind: str, message: str) -> NoReturn:
         "died": "ended the process that renders it",
         "template": f"cannot be used ({said})",
     }
-    raise UnsupportedModel(f"The model's chat template {reasons[kind]}; give plain text with --prompt instead.")
+    failure = BrokenTemplate if kind == "template" else UnsupportedModel
+    raise failure(f"The model's chat template {reasons[kind]}; give plain text with --prompt instead.")
 
 
 def checked_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -16,8 +16,8 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from hasten.core.errors import InvalidRequest, UnsupportedModel
-from hasten.model.chat import ChatTemplate
+from hasten.core.errors import InvalidRequest
+from hasten.model.chat import BrokenTemplate, ChatTemplate
 from hasten.model.control_marks import Marks, new_secret
 from hasten.model.tokenizer import SPACE_MARK, Tokenizer
 
@@ -61,7 +61,6 @@ class ChatPrompts:
         self._tokenizer = tokenizer
         self._template = ChatTemplate.of(tokenizer)
         self._lock = threading.Lock()
-        self._no_marks = Marks(secret=new_secret(self._template.source))
         self._marks: Marks | None = None
 
     def tokens(
@@ -106,13 +105,14 @@ class ChatPrompts:
         return begun
 
     def _learn(self) -> Marks:
-        """Marks for all control tokens that the template writes, known to the tokenizer."""
+        """Marks for all control tokens that the template writes, known to the tokenizer. Raises UnsupportedModel where the template
+        cannot be used, or not now."""
         tokenizer, source = self._tokenizer, self._template.source
         named = {*tokenizer.eos_token_ids, tokenizer.bos_token_id}
         special = tokenizer.special_ids.intersection(tokenizer.added)
         spelled = {token for token, text in tokenizer.added.items() if text in source and not _plain(text)}
         control = {token for token in special if not _plain(tokenizer.added[token])}
-        marks = self._with(self._no_marks, control & (spelled | named))
+        marks = self._with(Marks(secret=new_secret(source)), control & (spelled | named))
         try:
             borders = self._borders(self._template.render(ASK, add_generation_prompt=False, marks=marks))
         except InvalidRequest:  # where it cannot be used at all, that is said, and the next chat learns
@@ -125,7 +125,7 @@ class ChatPrompts:
         for messages, prompt, tools in PROBES:
             try:
                 text = self._template.render(messages, add_generation_prompt=prompt, tools=tools, marks=marks)
-            except (InvalidRequest, UnsupportedModel):
+            except (InvalidRequest, BrokenTemplate):  # but not where it only took too long: then the next chat learns
                 continue
             found = tokenizer.control_ids.intersection(tokenizer.encode(text, add_bos=False))
             composed |= {token for token in found if tokenizer.added[token] in text}  # unknown characters have a token, too
