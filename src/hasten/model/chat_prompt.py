@@ -29,6 +29,8 @@ WORDS = "hello"
 ASK: list[Message] = [{"role": "user", "content": WORDS}]
 BLANK = f" \t\r\n{SPACE_MARK}"
 PLAIN = re.compile(r"[\w-]+")
+ROLE = re.compile(r"[\w-]{1,32}")
+MAXIMUM_ROLES = 32  # that a template is looked at with
 NEAR = 32  # characters between a turn's border and its words: the name of a role, line breaks
 _CALL = {"id": "call00000", "type": "function", "function": {"name": "look", "arguments": {"at": "sky"}}}
 _TOOLS = [
@@ -42,7 +44,8 @@ _CALLED: list[Message] = [
     {"role": "tool", "content": WORDS, "name": "look", "tool_call_id": "call00000"},
 ]
 # (messages, generation prompt, tools): a template may refuse some of them.
-PROBES: tuple[tuple[list[Message], bool, list[dict[str, Any]] | None], ...] = (
+Probe = tuple[list[Message], bool, list[dict[str, Any]] | None]
+PROBES: tuple[Probe, ...] = (
     (ASK, False, None),
     (ASK, True, None),
     (_ANSWERED, False, None),
@@ -62,6 +65,7 @@ class ChatPrompts:
         self._template = ChatTemplate.of(tokenizer)
         self._lock = threading.Lock()
         self._marks: Marks | None = None
+        self._roles = {"system", "user", "assistant", "tool"}  # that the template was asked for
 
     def tokens(
         self,
@@ -79,10 +83,14 @@ class ChatPrompts:
         with self._lock:
             if self._marks is None:
                 self._marks = self._learn()
+            for role in self._new_roles(messages):
+                self._marks = self._with_role(role, self._marks)
+                self._roles.add(role)
+            marks = self._marks
         if unfinished:
-            text = self._unfinished(messages, tools, extra, self._marks)
+            text = self._unfinished(messages, tools, extra, marks)
         else:
-            text = self._template.render(messages, tools=tools, extra=extra, marks=self._marks)
+            text = self._template.render(messages, tools=tools, extra=extra, marks=marks)
         return self._tokenizer.encode_marked(text)
 
     def _unfinished(
@@ -121,15 +129,38 @@ class ChatPrompts:
         marks = self._with(marks, borders & spelled | markup, frozenset(tokenizer.added[token] for token in markup))
         # Nobody can tell a word of the template from the token of that name: it stays what it is to the tokenizer everywhere.
         words = {token for token in special - control if tokenizer.added[token] in source}
-        composed = borders - spelled - control | words
-        for messages, prompt, tools in PROBES:
+        return self._composing(borders - spelled - control | words | self._found(PROBES, marks), marks)
+
+    def _new_roles(self, messages: Sequence[Message]) -> list[str]:
+        """The roles of messages, which may be malformed, that the template was not asked for: words only, and a bounded number."""
+        listed = messages if isinstance(messages, Sequence) else ()
+        roles = dict.fromkeys(str(message.get("role")) for message in listed if isinstance(message, Mapping))
+        new = [role for role in roles if role not in self._roles and ROLE.fullmatch(role)]
+        return new[: max(MAXIMUM_ROLES - len(self._roles), 0)]
+
+    def _with_role(self, role: str, marks: Marks) -> Marks:
+        """The same and marks for tokens that the template puts together of the name of this role; but none that begins or ends a
+        text, and no words, which it may hold without being meant. Raises UnsupportedModel where it cannot be asked now."""
+        said: Message = {"role": role, "content": WORDS}
+        found = self._found([([*ASK, said], True, None), ([said, *ASK], True, None)], marks)
+        found -= {*self._tokenizer.eos_token_ids, self._tokenizer.bos_token_id}
+        return self._composing({token for token in found if not _plain(self._tokenizer.added[token])}, marks)
+
+    def _found(self, probes: Iterable[Probe], marks: Marks) -> set[int]:
+        """The control tokens that the template puts together for these. Raises UnsupportedModel where it cannot be asked now."""
+        tokenizer, all_found = self._tokenizer, set()
+        for messages, prompt, tools in probes:
             try:
                 text = self._template.render(messages, add_generation_prompt=prompt, tools=tools, marks=marks)
             except (InvalidRequest, BrokenTemplate):  # but not where it only took too long: then the next chat learns
                 continue
             found = tokenizer.control_ids.intersection(tokenizer.encode(text, add_bos=False))
-            composed |= {token for token in found if tokenizer.added[token] in text}  # unknown characters have a token, too
-        return Marks(marks.written, self._marked(composed, marks), marks.lent, marks.secret)
+            all_found |= {token for token in found if tokenizer.added[token] in text}  # unknown characters have a token, too
+        return all_found
+
+    def _composing(self, tokens: Iterable[int], marks: Marks) -> Marks:
+        """The same and marks for these tokens, which the template puts together."""
+        return Marks(marks.written, {**marks.composed, **self._marked(tokens, marks)}, marks.lent, marks.secret)
 
     def _with(self, marks: Marks, tokens: Iterable[int], lent: frozenset[str] = frozenset()) -> Marks:
         """The same and marks for these tokens, which the template spells."""
@@ -137,11 +168,12 @@ class ChatPrompts:
 
     def _marked(self, tokens: Iterable[int], marks: Marks) -> dict[str, str]:
         """A mark for each token, by spelling; where it has one already, that one."""
+        known = {**marks.composed, **marks.written}
         spelled = {token: self._tokenizer.added[token] for token in sorted(tokens)}
-        new = [token for token, text in spelled.items() if text not in marks.written]
-        given = {token: marks.mark(len(marks.written) + place) for place, token in enumerate(new)}
+        new = [token for token, text in spelled.items() if text not in known]
+        given = {token: marks.mark(len(known) + place) for place, token in enumerate(new)}
         self._tokenizer.add_marks(given)
-        return {text: given[token] if token in given else marks.written[text] for token, text in spelled.items()}
+        return {text: given[token] if token in given else known[text] for token, text in spelled.items()}
 
     def _borders(self, text: str) -> set[int]:
         """The added tokens nearest to a user's words on either side."""
