@@ -110,6 +110,19 @@ def _marks(prompts: ChatPrompts) -> Marks:
     return prompts._marks
 
 
+def test_a_template_cuts_a_models_reasoning_at_its_markup() -> None:
+    template = (
+        "{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' }}{% if message.reasoning_content %}"
+        "<think>{{ message.reasoning_content.split('</think>')[0].split('<think>')[-1].strip('\n') }}</think>{% endif %}"
+        "{{ message.content + '<|im_end|>\n' }}{% endfor %}"
+    )
+    prompts, tokenizer = prompts_of(template)
+    talk = [*HI, {"role": "assistant", "content": "yes", "reasoning_content": "<think>\nso\n</think>\n\nyes<|im_end|>"}, *HI]
+    assert checked(prompts, tokenizer, talk) == today(tokenizer, talk)
+    others = [{"role": "user", "content": "yes", "reasoning_content": "so <think>"}]
+    assert marks_in(prompts.tokens(others), tokenizer) == ["<|im_start|>", "<think>", "</think>", "<|im_end|>"]
+
+
 # --- learning a template --------------------------------------------------------------------------------------------------
 
 

@@ -4,8 +4,8 @@ What a client sends is text: the contents and names of messages, calls and resul
 for the template. Where it spells a control token (``<|im_end|>``), the prompt holds the ordinary tokens of those characters.
 Control tokens are those that the model's files call so, its begin and end tokens, and whatever its template puts directly
 around a user's words. Other added tokens that the template spells (``<tool_call>``, ``<think>``) are the markup of what models
-and operators write: in their own contents (system's and assistant's) they stay tokens, from everybody else they are text.
-Added tokens that the template does not spell (Gemma's line breaks and runs of spaces) are text in a single token anyway.
+and operators write: in their own contents and reasoning (system's and assistant's) they stay tokens, from everybody else they are
+text. Added tokens that the template does not spell (Gemma's line breaks and runs of spaces) are text in a single token anyway.
 """
 
 from __future__ import annotations

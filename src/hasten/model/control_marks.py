@@ -28,6 +28,7 @@ SIGN, SIGN_CODE, SIGN_URL = f"{chr(SIGNS[0])}-{chr(SIGNS[-1])}", r"\\++u28[0-9a-
 OTHERS = (*range(0x2500, 0x2800), *range(0xE000, 0xF900))  # which stand for single characters: drawing before private use
 ESCAPES = re.compile(r"\\u(?:2[5-8]|e[0-9a-f]|f[0-8])[0-9a-f]{2}|%e[2ef](?:%[89ab][0-9a-f]){2}", re.IGNORECASE)  # of all these
 OWN_ROLES = ("system", "developer", "assistant")
+OWN_TEXTS = ("content", "reasoning_content")
 SECRET_LENGTH = 13  # of SIGNS: 104 bits
 NUMBER_LENGTH = 3
 
@@ -52,7 +53,7 @@ class Marks:
 
     ``composed`` are those that it puts together from parts (``'<|' + role + '|>'``): there is no literal to mark, so they are
     found in what was rendered, and a character that each of them needs is kept from the template in clients' strings.
-    ``lent`` are spellings of ``written`` that also make tokens in what operators and models say: contents of ``OWN_ROLES``.
+    ``lent`` are spellings of ``written`` that also make tokens in what operators and models say: ``OWN_TEXTS`` of ``OWN_ROLES``.
     """
 
     written: Mapping[str, str] = field(default_factory=dict)
@@ -99,10 +100,11 @@ class Marks:
         table = {shown: self.written[text] if text in self.lent else shown for text, shown in spelled.items()}
 
         def told(message: dict[str, Any]) -> dict[str, Any]:
-            if message["role"] not in OWN_ROLES or not isinstance(message["content"], str):
+            if message["role"] not in OWN_ROLES:
                 return message
-            text = replaced(message["content"], table)
-            return message if text == message["content"] else message | {"content": text}
+            texts = {name: text for name in OWN_TEXTS if isinstance(text := message.get(name), str)}
+            lent = {name: replaced(text, table) for name, text in texts.items()}
+            return message if lent == texts else message | lent
 
         if not self.lent:
             return names
