@@ -5,8 +5,8 @@
 
 Several cache types share the weights and are measured in turns.
 
-The floor is the bytes of weights that one step reads (projections, head, one embedding row) over the read bandwidth of the same
-moment.
+The floor is the bytes of weights that one step reads (projections, and the head or its sketch) over the read bandwidth of the same
+moment. Rows and context are ordinary text, greedy: only the largest logit of a row has to be exact.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ import time
 from common import machine, read_bandwidth, step_bytes, table
 from hasten.core.config import KV_CACHE_DTYPES, EngineConfig
 from hasten.core.progress import silent
-from hasten.core.types import BLOCK_SIZE, Batch, Segment
+from hasten.core.types import BLOCK_SIZE
 from hasten.engine.loading import choose_device, load_model
+from hasten.engine.profiling import sample_tokens, timed_passes
 from hasten.model.attention import choose_cache
 from hasten.model.catalogue import resolve
 from hasten.model.executor import Executor
@@ -33,7 +34,6 @@ def main() -> None:
     parser.add_argument("--precision", default="int8")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 4, 8, 16, 32])
     parser.add_argument("--context", type=int, default=256)
-    parser.add_argument("--leaders", type=int, default=1, help="Logits of a row that have to be exact; 0: all.")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--kv-cache", nargs="+", choices=KV_CACHE_DTYPES, default=["auto"])
     args = parser.parse_args()
@@ -45,21 +45,22 @@ def main() -> None:
     load = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     weights = model.executor.decoder.weights
-    size = step_bytes(weights, model.executor.decoder.precision.weights.itemsize, sketched=args.leaders > 0)
-    blocks = list(range(-(-(args.context + max(args.rows)) // BLOCK_SIZE)))
+    size = step_bytes(weights, model.executor.decoder.precision.weights.itemsize)
     decoder = model.executor.decoder
     executors = {args.kv_cache[0]: model.executor}
     for cache in args.kv_cache[1:]:
         chosen = choose_cache(cache, decoder.precision, decoder.description, model.executor.device)
         executors[cache] = Executor(decoder, model.num_blocks, model.executor.device, chosen)
+    text = sample_tokens(model.tokenizer)
+    timed = {cache: timed_passes(executor, text) for cache, executor in executors.items()}
+    for cache in executors:
+        timed[cache](max(args.rows), args.context)  # fills the pool
     seconds: dict[tuple[str, int], list[float]] = {(cache, rows): [] for rows in args.rows for cache in executors}
     floors: list[float] = []
     for _ in range(args.repeats):
         floors.append(size / read_bandwidth(512, 1))
         for (cache, rows), spent in seconds.items():
-            started = time.perf_counter()
-            executors[cache].forward(Batch([Segment(blocks, args.context, [1] * rows, leaders=args.leaders)]))
-            spent.append(time.perf_counter() - started)
+            spent.append(timed[cache](rows, args.context))
     floor = min(floors)
     print(
         table(

@@ -69,11 +69,11 @@ def read_bandwidth(megabytes: int = 256, repeats: int = 3) -> float:
     return best
 
 
-def step_bytes(weights: DecoderWeights, itemsize: int, sketched: bool = True) -> int:
-    """Bytes of weights that one decoding step of few rows reads: every projection, and of the head the sketch, where there is one
-    and the largest logits are all that is asked for (``sketched``). ``itemsize`` is that of unpacked weights."""
+def step_bytes(weights: DecoderWeights, itemsize: int) -> int:
+    """Bytes of weights that one greedy step of few rows reads: every projection, and the head or, where it has one, its sketch.
+    ``itemsize`` is that of unpacked weights."""
     parts = [part for layer in weights.layers for part in (layer.qkv, layer.output, layer.mlp.gate_up, layer.mlp.down)]
-    sketch = weights.sketch.bytes if sketched and weights.sketch is not None else 0
+    sketch = 0 if weights.sketch is None else weights.sketch.bytes
     read = parts if sketch else [*parts, weights.head]
     return sketch + sum(getattr(part, "bytes", itemsize * part.outputs * part.inputs) for part in read)
 
