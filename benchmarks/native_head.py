@@ -4,7 +4,7 @@
 
 "logits" computes all of them; "sketched" finds the largest by way of the sketch, however many rows there are ("used" says whether
 the engine does so for that many). "likeliest" finds the 8 largest of every row, which drafters learn from, in logits that are
-there; "top 8" asks the kernel for these 8 and keeps no logits (int8 only).
+there; "top 8" asks the kernel for these 8 and keeps no logits (int8 only). The last line says how far off rough values are.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from common import data_file, machine, table
 from hasten.core.config import EngineConfig
 from hasten.core.progress import silent
 from hasten.core.types import BLOCK_SIZE, Batch, Segment
-from hasten.engine.loading import choose_device, load_model
+from hasten.engine.loading import LoadedModel, choose_device, load_model
 from hasten.model.catalogue import resolve
 from hasten.native.kernels import PackedLinear
+from hasten.native.sketch import DEVIATIONS
 from hasten.sampling.likeliest import likeliest
 
 LIKELIEST, CONTEXT = 8, 256
@@ -35,6 +36,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--precision", default="int8")
+    parser.add_argument("--law", type=int, default=768, help="Tokens of text over which the sketch's error is measured.")
     args = parser.parse_args()
     config = EngineConfig(model=args.model, precision=args.precision, cache_tokens=1024)
     model = load_model(args.model, resolve(args.model, fetch=True).path, config, choose_device("cpu"), silent)
@@ -69,7 +71,26 @@ def main() -> None:
         least = {name: 1e3 * min(some) for name, some in seconds.items()}
         out.append([str(rows), *(f"{value:.3f}" for value in least.values()), "yes" if sketch.pays(keep) else "no"])
     print(table(["rows", *(f"{name}, ms" for name in least), "used"], out))
+    print(law(model, sketch, text[: args.law]))
     print(machine())
+
+
+def law(model: LoadedModel, sketch: Any, text: list[int]) -> str:
+    """How far the sketch's values of a text are off the head's, in units of the deviation that they are taken to have; and how
+    many outputs of a row alone are computed again."""
+    blocks, unit = list(range(-(-len(text) // BLOCK_SIZE))), sketch._error / DEVIATIONS
+    values = squares = most = again = 0.0
+    for start in range(0, len(text), CONTEXT):
+        hidden = model.executor.hidden(Batch([Segment(blocks, start, text[start : start + CONTEXT])]))
+        for row in hidden.split(1):
+            rough = sketch.rough(row)
+            off = (rough - sketch.exact(row)) / (unit * row.norm())
+            values, squares, most = values + off.numel(), squares + float(off.square().sum()), max(most, float(off.abs().max()))
+            again += int((sketch.leaders(row, torch.ones(1, dtype=torch.int64)) != rough).sum())
+    deviation = (squares / values) ** 0.5
+    return (
+        f"{values:.3g} rough values: deviation {deviation:.3f}, at most {most:.2f}; {again / len(text):.0f} outputs of a row again"
+    )
 
 
 if __name__ == "__main__":
