@@ -2,27 +2,21 @@
 // for each group of 64 inputs (QoQ, 2405.04532, section 4.1; here the second step fits the floats, not the rounded int8).
 #include <cmath>
 
+#include "four_bits.h"
 #include "linear.h"
 #include "threads.h"
 
 namespace hasten {
 namespace {
 
-const int GROUP = 64, MOST_CODE = 15, MOST_SCALE = 17;
-
 struct Fit {
     int scale = 1, offset = 0;
     float error = INFINITY;
 };
 
-float rounded(float value) { return (value + 12582912.0f) - 12582912.0f; }
-
-int bounded(int value, int low, int high) { return value < low ? low : value > high ? high : value; }
-
 // Squared error of a scale and offset; `mean` becomes the mean of what is left. A code may not lead out of int8.
 float error_of(const float* target, int count, int scale, int offset, float* mean) {
-    const int room = (127 - offset) / scale;
-    const float top = static_cast<float>(room < MOST_CODE ? room : MOST_CODE), step = static_cast<float>(scale);
+    const float top = static_cast<float>(most_code(scale, offset)), step = static_cast<float>(scale);
     const float base = static_cast<float>(offset), factor = 1.0f / step;
     float squares[GROUP], rest[GROUP];
     for (int i = 0; i < GROUP; ++i) {
@@ -76,10 +70,10 @@ void round_output(const float* weights, std::int64_t inputs, std::uint8_t* codes
         const Fit fit = fit_group(target, count);
         scales[first / GROUP] = static_cast<std::uint8_t>(fit.scale);
         offsets[first / GROUP] = static_cast<std::int8_t>(fit.offset);
-        const int room = (127 - fit.offset) / fit.scale;
+        const int most = most_code(fit.scale, fit.offset);
         for (int i = 0; i < count; ++i) {
             const float position = rounded((target[i] - static_cast<float>(fit.offset)) / static_cast<float>(fit.scale));
-            const int code = bounded(static_cast<int>(position), 0, room < MOST_CODE ? room : MOST_CODE);
+            const int code = bounded(static_cast<int>(position), 0, most);
             codes[first + i] = static_cast<std::uint8_t>(code);
             const double weight = code * fit.scale + fit.offset;
             along += weight * weights[first + i];

@@ -3,10 +3,9 @@ largest are computed from the weights proper, bit for bit as these give them.
 
 A step reads 17 bytes for every 32 of an int8 head. The odds that a rough value hides one of the largest: it is off by a sum of as
 many terms as there are inputs, and rows are rotated, so the sum is normal. ``error`` is a multiple of the most that its deviation
-can be, for a row of length 1 (measured over 10^8 values of three models: 0.9 to 1.0 of that, and as far out as a normal law goes;
-docs/exactness.md). An output is left out only where it lies ``DEVIATIONS`` of its own below what another, less as many of its,
-reaches: for one of the largest to be left out, the two must be off by more than seven deviations of their difference, once in
-10^11 rivals that are as large to the last bit.
+can be, for a row of length 1 (how far off real heads are: docs/exactness.md). An output is left out only where it lies
+``DEVIATIONS`` of its own below what another, less as many of its, reaches: for one of the largest to be left out, the two must be
+off by more than seven deviations of their difference, once in 10^11 rivals that are as large to the last bit.
 """
 
 from __future__ import annotations

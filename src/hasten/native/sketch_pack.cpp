@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "calls.h"
+#include "four_bits.h"
 #include "threads.h"
 
 using namespace hasten;
@@ -11,24 +12,17 @@ namespace {
 
 enum Status { OK = 0, BAD_SIZE = 1 };
 
-const int GROUP = 64, MOST_CODE = 15, MOST_SCALE = 17;
-
 struct Fit {
     int scale, offset, error;
     std::uint8_t codes[GROUP];
 };
-
-float rounded(float value) { return (value + 12582912.0f) - 12582912.0f; }
-
-int bounded(int value, int low, int high) { return value < low ? low : value > high ? high : value; }
 
 // Codes for one scale, the offset in the middle of what there is; no code leads out of int8.
 Fit fit(const float* weights, int low, int high, int scale) {
     Fit made;
     made.scale = bounded(scale, 1, MOST_SCALE);
     made.offset = bounded(static_cast<int>(std::lround(0.5f * static_cast<float>(low + high) - 7.5f * static_cast<float>(made.scale))), -128, 127);
-    const int room = (127 - made.offset) / made.scale;
-    const float top = static_cast<float>(room < MOST_CODE ? room : MOST_CODE), step = static_cast<float>(made.scale);
+    const float top = static_cast<float>(most_code(made.scale, made.offset)), step = static_cast<float>(made.scale);
     const float base = static_cast<float>(made.offset), factor = 1.0f / step;
     float squares[GROUP], codes[GROUP];
     for (int i = 0; i < GROUP; ++i) {
