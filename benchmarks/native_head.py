@@ -3,8 +3,9 @@
     python benchmarks/native_head.py smollm2-135m [--rows 1 4 16] [--precision file]
 
 "logits" computes all of them; "sketched" finds the largest by way of the sketch, however many rows there are ("used" says whether
-the engine does so for that many). "likeliest" finds the 8 largest of every row, which drafters learn from, in logits that are
-there; "top 8" asks the kernel for these 8 and keeps no logits (int8 only). The last line says how far off rough values are.
+the engine does so for that many), and "drawn" with it what noise draws at temperature 1. "likeliest" finds the 8 largest of every
+row, which drafters learn from, in logits that are there; "top 8" asks the kernel for these 8 and keeps no logits (int8 only). The
+last line says how far off rough values are.
 """
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ def main() -> None:
             logits = timed("logits", partial(head, hidden))
             found = timed("sketched", partial(sketch.leaders, hidden, keep))
             assert torch.equal(found.argmax(1), logits.argmax(1))
+            timed("drawn", partial(sketch.leaders, hidden, keep, draws=[(1.0, 7, row) for row in range(rows)]))
             some = timed("likeliest", partial(likeliest, logits, LIKELIEST))
             if isinstance(head, PackedLinear):
                 best = timed("top 8", partial(head.top_k, hidden, LIKELIEST))

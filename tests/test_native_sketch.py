@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import random
+
+import numpy as np
 import pytest
 import torch
 
 import hasten.native.sketch
+from hasten.core.types import SamplingParams
 from hasten.model.hadamard import hadamard_block
 from hasten.model.sketch import sketch_of
 from hasten.native.grouped import GroupedLinear
 from hasten.native.kernels import PackedLinear
 from hasten.native.loader import NativeLibrary
 from hasten.native.sketch import MOST_KEPT, SketchedHead
+from hasten.sampling.choose import choose_row
+from hasten.sampling.noise import noise_of
 from test_native_grouped import blocks, make
 
 Head = PackedLinear | GroupedLinear
@@ -70,6 +76,64 @@ def test_leaders_of_a_files_codes_have_their_bits(native: NativeLibrary, kind: s
             check_leaders(sketched.leaders(x, keep, norm, 1e-6), head.after_norm(x, norm, 1e-6), outputs, keep)
 
 
+def check_draws(found: torch.Tensor, whole: torch.Tensor, choosable: int, draws: list[tuple[float, int, int]]) -> None:
+    """The same token comes of it, with its value, and no other has a better score than with the whole head."""
+    for row, (temperature, seed, position) in enumerate(draws):
+        if not temperature:
+            continue
+        params = SamplingParams(temperature=temperature)
+        chosen, wanted = (choose_row(values[row], params, seed, position, vocabulary_size=choosable) for values in (found, whole))
+        assert chosen == wanted
+        assert found[row, wanted] == whole[row, wanted]
+        assert found[row, :choosable].max() == whole[row, :choosable].max()
+        noise = torch.from_numpy(noise_of(seed, position, np.arange(choosable)))
+        score = found[row, :choosable].double() / temperature + noise
+        assert score.argmax() == wanted
+
+
+@pytest.mark.parametrize(
+    ("outputs", "inputs", "kind"), [(1, 64, ""), (33, 64, ""), (9001, 576, ""), (20000, 128, ""), (30011, 256, "Q6_K")]
+)
+def test_what_is_drawn_by_chance_has_the_bits_of_the_whole_head(
+    native: NativeLibrary, outputs: int, inputs: int, kind: str
+) -> None:
+    torch.manual_seed(outputs)
+    random.seed(outputs)
+    head: Head = grouped_head(native, kind, outputs, inputs) if kind else int8_head(native, outputs, inputs)
+    choosable = max(1, outputs - outputs // 7)
+    sketched = SketchedHead(native, head, hadamard_block(inputs), choosable)
+    for isa in native.available_isas():
+        native.set_isa(isa)
+        for rows in (1, 2, 9, 33):
+            native.set_threads(1 + rows % 3)
+            x = torch.randn(rows, inputs)
+            spread = float(head(x).std(correction=0)) or 1.0
+            x /= spread  # so that a temperature of 1 is neither greedy nor uniform
+            # From nearly greedy to nearly uniform, seeds beyond 63 bits and below zero; some rows draw nothing.
+            draws = [
+                (0.0 if row % 5 == 4 else 10 ** random.uniform(-2, 1), random.randrange(-(2**63), 2**64), random.randrange(10**6))
+                for row in range(rows)
+            ]
+            keep = torch.randint(1, min(9, choosable) + 1, (rows,))
+            found, whole = sketched.leaders(x, keep, draws=draws), head(x)
+            check_draws(found, whole, choosable, draws)
+            check_leaders(found, whole, choosable, keep)
+
+
+def test_a_small_margin_loses_what_is_drawn(native: NativeLibrary, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hasten.native.sketch, "DEVIATIONS", 0.2)
+    torch.manual_seed(5)
+    head = int8_head(native, 30000, 256)
+    sketched = SketchedHead(native, head, 256, 30000)
+    x = torch.randn(200, 256)
+    x /= head(x).std()
+    whole, draws = head(x), [(0.2, row, 7) for row in range(200)]
+    keep = torch.ones(1, dtype=torch.int64)  # row by row: together they would want so much that all is computed
+    found = torch.cat([sketched.leaders(x[row : row + 1], keep, draws=draws[row : row + 1]) for row in range(200)])
+    with pytest.raises(AssertionError):
+        check_draws(found, whole, 30000, draws)
+
+
 def test_outputs_that_are_equal_lead_together(native: NativeLibrary) -> None:
     """Eight hundred copies of seven rows of weights: the lowest of the copies is what is chosen."""
     torch.manual_seed(1)
@@ -86,7 +150,9 @@ def test_rows_of_zeros_and_of_nan_are_those_of_the_whole_head(native: NativeLibr
     sketched = SketchedHead(native, head, 128, 5000)
     x = torch.randn(3, 128)
     x[0], x[2, 5] = 0.0, float("nan")
-    found, whole = sketched.leaders(x, torch.ones(3, dtype=torch.int64)), head(x)
+    draws = [(1.0, 5, 6)] * 3
+    found, whole = sketched.leaders(x, torch.ones(3, dtype=torch.int64), draws=draws), head(x)
+    check_draws(found, whole, 5000, draws[:2])
     assert torch.equal(found[0], whole[0])
     assert found[1].max() == whole[1].max()
     assert not found[2].isfinite().any()

@@ -265,6 +265,7 @@ class Sequence:
     finish_reason: FinishReason | None = None
     prediction: list[int] = field(default_factory=list)  # what the caller expects the answer to be; empty: nothing
     leaders: int = 0  # how many of the largest logits decide about a token; 0: all of them may
+    draw: Draw | None = None  # how a token is drawn where besides these only the one that is drawn decides
 
     @property
     def output(self) -> list[int]:
@@ -283,6 +284,14 @@ class Sequence:
         return self.length_limit - len(self.tokens)
 
 
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """Tokens are drawn from all logits: at each position the largest logit / temperature + noise (``sampling.choose``)."""
+
+    temperature: float  # above 0
+    seed: int
+
+
 @dataclass(slots=True)
 class Segment:
     """The rows of one sequence in a step: ``chain`` (known tokens that follow the context; the last one is the root when
@@ -290,8 +299,8 @@ class Segment:
 
     Row i is written at virtual index ``context + i``. Its position is ``context + i`` for a chain row and
     ``context + len(chain) - 1 + depth`` for a node. Logits are wanted for all rows from ``first_logit`` on
-    (``len(chain) + len(tree)`` asks for none): exact ones for the ``leaders`` largest of each row, while the others may be anything
-    that lies below these; 0 asks for exact ones throughout.
+    (``len(chain) + len(tree)`` asks for none): exact ones for the ``leaders`` largest of each row and for the one that
+    ``draw`` draws, while the others may be anything that lies below these and is not drawn; 0 asks for exact ones throughout.
     """
 
     blocks: list[int]
@@ -300,6 +309,7 @@ class Segment:
     tree: DraftTree = field(default_factory=DraftTree)
     first_logit: int = 0
     leaders: int = 0
+    draw: Draw | None = None
 
     @property
     def rows(self) -> int:

@@ -88,7 +88,6 @@ class Engine:
                 tenant=tenant,
                 index=index,
                 prediction=list(prediction or ()),
-                leaders=leaders_needed(params, constraint is not None),
             )
             for index in range(params.n)
         ]
@@ -97,6 +96,7 @@ class Engine:
         ends = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.eos)
         request = Request(name, answers, rule, ends)
         for sequence in sequences:
+            sequence.leaders, sequence.draw = leaders_needed(params, sequence.seed, rule, constraint is not None)
             self._requests[sequence.id] = request
             self.drafting.begin(sequence, speculation)
         self.scheduler.add(sequences)

@@ -43,7 +43,7 @@ class Scheduled:
         sequence = self.sequence
         chain = sequence.tokens[sequence.computed : sequence.computed + self.chain]
         first_logit = len(chain) - 1 if self.completes else len(chain) + len(self.tree)
-        return Segment(sequence.blocks, sequence.computed, chain, self.tree, first_logit, sequence.leaders)
+        return Segment(sequence.blocks, sequence.computed, chain, self.tree, first_logit, sequence.leaders, sequence.draw)
 
 
 @dataclass(slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -38,14 +39,17 @@ class EmbeddingTable(Protocol):
 
 
 class Sketch(Protocol):
-    """A head's largest outputs, without the whole head (``sketch.sketch_of``). ``keep`` int64 [rows]: how many of each row's."""
+    """A head's largest outputs, without the whole head (``sketch.sketch_of``). ``keep`` int64 [rows]: how many of each row's.
+    ``draws`` as in ``Layout``."""
 
     @property
     def bytes(self) -> int: ...
 
     def pays(self, keep: Tensor) -> bool: ...
 
-    def leaders(self, x: Tensor, keep: Tensor, weight: Tensor, eps: float) -> Tensor: ...
+    def leaders(
+        self, x: Tensor, keep: Tensor, weight: Tensor, eps: float, draws: Sequence[tuple[float, int, int]] | None
+    ) -> Tensor: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +95,9 @@ class Decoder:
         rows' keys and values."""
         shape, weights = self.description, self.weights
         hidden = self._hidden(layout, layers)
-        if weights.sketch is not None and layout.leaders is not None and weights.sketch.pays(layout.leaders):
-            logits = weights.sketch.leaders(hidden, layout.leaders, weights.final_norm, shape.norm_eps)
+        bent = shape.final_softcap and layout.draws is not None  # a sketch knows what is drawn from the head's own outputs only
+        if weights.sketch is not None and layout.leaders is not None and not bent and weights.sketch.pays(layout.leaders):
+            logits = weights.sketch.leaders(hidden, layout.leaders, weights.final_norm, shape.norm_eps, layout.draws)
         else:
             logits = weights.head.after_norm(hidden, weights.final_norm, shape.norm_eps)
         if shape.final_softcap:

@@ -18,6 +18,8 @@ class Layout:
     int32 [S]. ``block_tables`` int32 [S, widest]. ``depths`` int32 [T]: 0 for chain rows. ``paths`` int32 [T, deepest]: for a node
     row of depth D the virtual indices of its keys behind the chain, in position order, itself last; D entries count. ``logit_rows``
     int64 [L]; ``leaders`` int64 [L]: how many of each row's largest logits have to be exact, None where some row wants all.
+    ``draws``: L times the temperature, seed and position by which one more is found that has to be, temperature 0 for none; None
+    for no row.
     """
 
     batch: Batch
@@ -32,6 +34,7 @@ class Layout:
     paths: Tensor
     logit_rows: Tensor
     leaders: Tensor | None
+    draws: list[tuple[float, int, int]] | None
     highest_position: int
 
 
@@ -44,6 +47,7 @@ def lay_out(batch: Batch, device: torch.device) -> Layout:
     depths: list[int] = []
     logit_rows: list[int] = []
     leaders: list[int] = []
+    draws: list[tuple[float, int, int]] = []
     paths: list[list[int]] = []
     for segment in batch.segments:
         first = len(tokens)
@@ -60,6 +64,8 @@ def lay_out(batch: Batch, device: torch.device) -> Layout:
         paths += _paths(segment)
         logit_rows += range(first + segment.first_logit, len(tokens))
         leaders += [segment.leaders] * (segment.rows - segment.first_logit)
+        temperature, seed = (0.0, 0) if segment.draw is None else (segment.draw.temperature, segment.draw.seed)
+        draws += [(temperature, seed, position + 1) for position in positions[first + segment.first_logit :]]
         starts.append(len(tokens))
     widest = max(len(segment.blocks) for segment in batch.segments)
     tables = [segment.blocks + [0] * (widest - len(segment.blocks)) for segment in batch.segments]
@@ -77,6 +83,7 @@ def lay_out(batch: Batch, device: torch.device) -> Layout:
         _path_table(paths, deepest),
         torch.tensor(logit_rows, dtype=torch.int64, device=device),
         torch.tensor(leaders) if leaders and min(leaders) > 0 else None,
+        draws if any(segment.draw is not None for segment in batch.segments) else None,
         max(positions),
     )
 

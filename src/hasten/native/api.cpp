@@ -50,7 +50,7 @@ bool bad_step(const HastenStep& step) {
 
 }  // namespace
 
-EXPORT int hst_version() { return 6; }
+EXPORT int hst_version() { return 7; }
 EXPORT int hst_best_isa() { return best_isa(); }
 EXPORT int hst_isa() { return current_isa(); }
 EXPORT int hst_set_isa(int level) { return set_isa(level) ? OK : BAD_SIZE; }

@@ -1,5 +1,5 @@
 """A head in two steps: its weights in four bits say roughly what every output is, and only those that may be among a row's
-largest are computed from the weights proper, bit for bit as these give them.
+largest are computed from the weights proper, bit for bit as these give them; and that one with the largest sum with noise.
 
 A step reads 17 bytes for every 32 of an int8 head. The odds that a rough value hides one of the largest: it is off by a sum of as
 many terms as there are inputs, and rows are rotated, so the sum is normal. ``error`` is a multiple of the most that its deviation
@@ -11,6 +11,7 @@ off by more than seven deviations of their difference, once in 10^11 rivals that
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -38,6 +39,10 @@ class _SketchFields(ctypes.Structure):
         ("rounding", ctypes.c_float),
         ("choosable", ctypes.c_int64),
     )
+
+
+class _DrawFields(ctypes.Structure):
+    _fields_ = (("temperature", ctypes.c_double), ("seed", ctypes.c_uint64), ("position", ctypes.c_int64))
 
 
 def _most_rows(isa: str, exact: PackedLinear | GroupedLinear, several: bool) -> int:
@@ -98,14 +103,25 @@ class SketchedHead:
         most = int(keep.max())
         return most <= min(MOST_KEPT, self.choosable) and keep.shape[0] <= self._most_rows[most > 1]
 
-    def leaders(self, x: Tensor, keep: Tensor, weight: Tensor | None = None, eps: float = 0.0) -> Tensor:
+    def leaders(
+        self,
+        x: Tensor,
+        keep: Tensor,
+        weight: Tensor | None = None,
+        eps: float = 0.0,
+        draws: Sequence[tuple[float, int, int]] | None = None,
+    ) -> Tensor:
         """Outputs [rows, outputs] for x [rows, inputs], or for x / rms(x) * ``weight``: of row i the ``keep[i]`` (int64, 1 to 64)
-        largest choosable ones are exact, and every other lies below them."""
+        largest choosable ones are exact, and every other lies below them.
+
+        ``draws``: of each row temperature, seed and position (temperature 0: nothing is drawn). Then that choosable output, too,
+        is exact for which output / temperature + noise (``sampling.noise``) is largest, and all others lie below by that."""
         rows = x.shape[0]
         start, kept = _need(x, torch.float32, (rows, self.inputs)), _need(keep, torch.int64, (rows,))
         norm = None if weight is None else _need(weight, torch.float32, (self.inputs,))
+        chances = None if draws is None else (_DrawFields * rows)(*(_DrawFields(*draw) for draw in draws))
         out = torch.empty(rows, self.outputs)
-        check(self._call(self._address, start, norm, eps, kept, out.data_ptr(), rows))
+        check(self._call(self._address, start, norm, eps, kept, chances, out.data_ptr(), rows))
         return out
 
     def _draw(self, packed: Tensor, scale: Tensor, block: int) -> float:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from hasten.core.types import SamplingParams, TokenLogprob
+from hasten.core.types import Draw, SamplingParams, TokenLogprob
 from hasten.sampling import noise
 from hasten.sampling.filters import History, Logits, adjusted, at_least, kept, largest, ranked, scaled
 
 _DIRECT = 2048  # below this many tokens, hashing them all is cheaper than looking for those that matter
 _HEAD = 8.0  # depth of the first look, in units of log-probability
+_LEAST_TEMPERATURE = 1e-6  # below, a logit divided by it leaves no room for noise in a number
 _SLACK = 1e-6  # far above the rounding of a score, far below what would let many tokens through
 
 
@@ -53,12 +54,16 @@ def choose_place(values: Logits, tokens: noise.IntArray | None, params: Sampling
     return int(places[_perturbed_argmax(values[places], some, params.temperature, seed, position)])
 
 
-def leaders_needed(params: SamplingParams, constrained: bool) -> int:
+def leaders_needed(params: SamplingParams, seed: int, rule: str, constrained: bool) -> tuple[int, Draw | None]:
     """How many of a row's largest logits decide which token is chosen from it, whatever lies below them; 0 where any logit may
-    have a say. ``constrained``: tokens may be forbidden."""
+    have a say. With a ``Draw`` they decide together with the logit of the token that it draws (the largest one is what scores are
+    measured from). ``rule``: that of verification; ``constrained``: tokens may be forbidden."""
     if constrained or params.needs_history or params.logit_bias or params.logprobs is not None:
-        return 0
-    return 1 if params.greedy else params.top_k
+        return 0, None
+    if params.greedy or params.top_k:
+        return 1 if params.greedy else params.top_k, None
+    unfiltered = params.top_p >= 1.0 and params.min_p <= 0.0 and params.temperature >= _LEAST_TEMPERATURE
+    return (1, Draw(params.temperature, seed)) if unfiltered and rule == "coupled" else (0, None)
 
 
 def token_logprob(values: Logits, token: int, top: int) -> TokenLogprob:
