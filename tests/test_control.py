@@ -17,7 +17,7 @@ from hasten.control.calibrator import Calibrator, rising
 from hasten.control.controller import Controller
 from hasten.control.cost import CostCurve, Line
 from hasten.control.memory import Memory
-from hasten.control.profile import NEAR, Setting, Timed, checked, curve_of, floor_and_knee, load, measure, save
+from hasten.control.profile import NEAR, Setting, Timed, checked, curve_of, floor_and_knee, level, load, measure, save
 from hasten.control.rounds import Round
 from hasten.control.selection import best_count, survivals
 from hasten.control.step_costs import DOUBT, StepCosts
@@ -153,6 +153,47 @@ def test_no_pass_reaches_past_a_small_pool(positions: int, tmp_path: Path, monke
         curve_of(SETTING, bounded(positions), positions)
         curve_of(SETTING, bounded(positions), positions, redo=True)
     assert checked(measure(truth, 4096), bounded(positions), positions) == pytest.approx(1.0, abs=0.05)
+
+
+@pytest.mark.parametrize("positions", [0, 1, 100, 4096])
+def test_curves_of_different_moments_are_levelled(positions: int) -> None:
+    """The other model was measured while memory was half as fast; in turns it takes a third, however fast memory is then."""
+    curve, other = measure(truth, 4096), measure(lambda rows, context: 2 * truth(rows, context) / 3, 4096)
+    turns = 0
+
+    def now(rows: int, context: int) -> float:
+        nonlocal turns
+        turns += 1
+        busy = 1.6 if turns % 6 in (2, 3, 4) else 1.0
+        return busy * bounded(positions)(rows, context)
+
+    level(curve, now, other, lambda rows, context: now(rows, context) / 3, positions)
+    assert other.predict(1) == pytest.approx((1 if positions else 2) * curve.predict(1) / 3, rel=0.01)
+    before = other.predict(1)
+    level(CostCurve(), now, other, now, positions)
+    level(curve, now, CostCurve(), now, positions)
+    assert other.predict(1) == before
+
+
+def test_a_draft_models_passes_follow_the_targets_pace() -> None:
+    """A machine that others slow down for a while makes drafts no dearer beside plain steps, asked or not."""
+    costs = StepCosts(CostCurve.measured({1: 1.0, 8: 1.2}), {"lm": CostCurve.measured({1: 0.3, 8: 0.4})})
+
+    def share() -> float:
+        costs.open([0])
+        return costs.one_pass("lm", 1) / costs.plain
+
+    assert share() == pytest.approx(0.3)
+    for asked in (False, True):
+        for slower in (1.7, 0.8, 1.0):
+            for _ in range(200):
+                costs.open([0])
+                costs.learn([(1, 0)], 1, slower, slower)
+                if asked:
+                    costs.charge("lm", 0.27 * slower, None, 0.0, 0, 1)
+            assert share() == pytest.approx(0.27 if asked else 0.3, rel=0.02)
+    costs.charge("unknown", 0.5, None, 0.0, 0, 1)
+    assert costs.one_pass("unknown", 1) == pytest.approx(0.5)
 
 
 def test_a_small_pool_uses_a_better_curve_and_never_replaces_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,7 @@ FRAME_S = 10.0  # and with the frame, of which two points are enough, no longer 
 REPEATS = 5
 CHECKED_ROWS = (1, 16)
 CHECK_REPEATS = 2
+TURNS = 7
 AGREE = 1.35  # how far the checked points may disagree on how much faster or slower the machine is now
 HOLDS = 3.0  # and how much faster or slower that may be
 KNEE = 1.5  # the knee: most rows that cost at most this many one-row passes
@@ -153,6 +154,22 @@ def checked(curve: CostCurve, timed: Timed, positions: int) -> float | None:
         return None
     scale = math.exp(sum(map(math.log, ratios)) / len(ratios))
     return scale if 1 / HOLDS < scale < HOLDS else None
+
+
+def level(curve: CostCurve, timed: Timed, other: CostCurve, other_timed: Timed, positions: int) -> None:
+    """Scale ``other`` so that it stands to ``curve`` as one-row passes do that take turns; both pools hold ``positions``. Each was
+    measured at a time of its own, and memory that other programs use may be half as fast at one as at the other. Nothing happens
+    where one of them is not known."""
+    context = min(curve.reference, other.reference, positions - 1)
+    if context < 0 or not (curve.known and other.known):
+        return
+    timed(1, context), other_timed(1, context)
+    ratios = []
+    for _ in range(TURNS):
+        own = timed(1, context)
+        ratios.append(other_timed(1, context) / own)
+    found = sorted(ratios)[TURNS // 2] * curve.step([(1, context)]) / other.step([(1, context)])
+    other.drift *= min(HOLDS, max(1 / HOLDS, found))
 
 
 def floor_and_knee(curve: CostCurve) -> tuple[float, int]:

@@ -38,6 +38,16 @@ class StepCosts:
     _floors: dict[tuple[int, int], tuple[int, list[float]]] = field(default_factory=dict)
     _ahead: dict[tuple[str, int], tuple[int, list[float]]] = field(default_factory=dict)
     _opened: int = 0
+    _began: float = 0.0  # what a pass of one row took at the beginning
+
+    def __post_init__(self) -> None:
+        self._began = self.curve.predict(1) if self.curve.known else 0.0
+
+    @property
+    def pace(self) -> float:
+        """How many times as long the target's passes of one row take as at the beginning. Passes of draft models are taken to follow
+        it, for they wait for the same memory; asked or not, one is as dear beside a plain step as it was."""
+        return self.curve.predict(1) / self._began if self._began else 1.0
 
     def open(self, contexts: list[int]) -> None:
         """A step of sequences with these contexts begins."""
@@ -64,8 +74,8 @@ class StepCosts:
         seen = self._pass.get(drafter)
         curve = self.draft_curves.get(drafter)
         if curve is not None and curve.known:
-            return curve.step(self.shapes[:askers]) * (seen.value if seen is not None and seen.value else 1.0)
-        return seen.value if seen is not None else None
+            return self.pace * curve.step(self.shapes[:askers]) * (seen.value if seen is not None and seen.value else 1.0)
+        return self.pace * seen.value if seen is not None and seen.value is not None else None
 
     def deeper(self, drafter: str, askers: int) -> float:
         """Seconds of a level behind the first one: of a pass, as often as one of the sequences needs it."""
@@ -109,7 +119,7 @@ class StepCosts:
             return found
         # What was seen may be of shorter texts, whose tokens look back on less.
         now = one.value if one is not None and one.value else 1.0
-        return max(found, now * tokens * curve.step([(BLOCK_SIZE, tokens // 2)]) / BLOCK_SIZE)
+        return max(found, self.pace * now * tokens * curve.step([(BLOCK_SIZE, tokens // 2)]) / BLOCK_SIZE)
 
     def row(self, context: int, drafted: int = 0) -> float:
         """What one more row costs, on average over the next few, where so many are ``drafted`` already."""
@@ -139,7 +149,7 @@ class StepCosts:
         if one_pass is not None:
             curve = self.draft_curves.get(drafter)
             scale = curve.step(self.shapes[:askers]) if curve is not None and curve.known and self.shapes else 1.0
-            self._pass.setdefault(drafter, Average(0.2)).observe(one_pass / scale)
+            self._pass.setdefault(drafter, Average(0.2)).observe(one_pass / (scale * self.pace))
         if foreseen is not None:
             self._missed.setdefault(drafter, Average(0.1, 1.0)).observe(1.0 - foreseen)
         if tokens > BLOCK_SIZE:

@@ -47,11 +47,14 @@ def make_drafting(
     precision = executor.precision
     setting = _setting(fingerprint, precision, executor.device)
     positions = executor.pool.num_blocks * BLOCK_SIZE
-    profiles = {"target": profile.curve_of(setting, timed_passes(executor, sample_tokens(tokenizer)), positions, redo)}
+    timed = timed_passes(executor, sample_tokens(tokenizer))
+    profiles = {"target": profile.curve_of(setting, timed, positions, redo)}
     for drafter in drafters:
         if drafter.identity:
             own = _setting(drafter.identity, precision, executor.device)
             profiles[drafter.name] = profile.curve_of(own, drafter.pass_seconds, drafter.positions, redo)
+            both = min(positions, drafter.positions)
+            profile.level(profiles["target"].curve, timed, profiles[drafter.name].curve, drafter.pass_seconds, both)
     controller = Controller(
         StepCosts(profiles["target"].curve, {name: found.curve for name, found in profiles.items() if name != "target"}),
         rule=rule,
