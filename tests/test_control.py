@@ -404,6 +404,18 @@ def test_the_best_group_is_the_enumerated_optimum(others: int) -> None:
     assert rules.best_group(acceptances, offered, certain, plain, lambda members, depth: 9.0, rows, 8) == (0, 0, 1.0)
 
 
+@pytest.mark.parametrize(("row", "begins"), [(0.001, True), (0.06, False)])
+def test_nothing_is_read_that_will_not_pay_once_others_have_joined(row: float, begins: bool) -> None:
+    """One sequence decodes and fifteen are still being read: their rows leave a draft model nothing to win, or they do not."""
+    curve = CostCurve.measured({1: 0.1, 4: 0.103, 64: 0.103 + 60 * row})
+    for joining in (0, 15):
+        controller = Controller(StepCosts(curve, {"lm": CostCurve.measured({1: 0.01, 64: 0.02})}))
+        round = Round(1, "greedy", 300, 100, SpeculationParams())
+        controller.open([round], joining=joining)
+        assert controller.ask("lm", True, [round]) == [begins or not joining]
+    assert begins or "would save 0.00 s" in controller.explain("lm", 1)
+
+
 @pytest.mark.parametrize(("kind", "steps"), [("greedy", 3.0), ("warm", 3.0), ("hot", 1.5)])
 def test_hot_sampling_begins_with_half_the_credit(kind: str, steps: float) -> None:
     controller = Controller(StepCosts(CostCurve.measured({1: 0.1, 8: 0.15})))

@@ -115,6 +115,10 @@ class Own:
     asked: int = 0
     saved: float = 0.0
 
+    def __str__(self) -> str:
+        state = "on" if self.on else "off"
+        return f"{state}, {self.why}; asked in {self.asked} of {self.rounds} rounds, {self.saved:+.2f} s saved"
+
     def reserve(self, seconds: float, standing: Standing) -> None:
         """Promise that much of the standing's credit to this request."""
         self.release()

@@ -54,6 +54,7 @@ class Controller:
     _planned: dict[str, tuple[int, int, float]] = field(default_factory=dict)  # a paid drafter's group, depth and gain
     _company: str = ""
     _savings: Savings = field(default_factory=Savings)
+    _joining: int = 0
     _steps: int = 1  # since the last one that was looked at
 
     @property
@@ -61,10 +62,10 @@ class Controller:
         """Whether anything is known of what steps cost."""
         return self.costs.curve.known
 
-    def open(self, rounds: Sequence[Round], rested: int = 0) -> bool:
-        """A step begins, after ``rested`` plain ones that were not looked at. False when it should be plain: what plain decoding
-        costs must be known from steps, not only from the curve, and the more often the less drafting gains."""
-        self._steps = 1 + rested
+    def open(self, rounds: Sequence[Round], rested: int = 0, joining: int = 0) -> bool:
+        """A step begins, after ``rested`` plain ones that were not looked at; ``joining`` sequences will soon decode, too. False when
+        it should be plain: what that costs must be known from steps, not only from the curve, the more often the less is gained."""
+        self._steps, self._joining = 1 + rested, joining
         self._company = IN_COMPANY if len(rounds) >= COMPANY else ""
         self.costs.open([round.context for round in rounds])
         if not self.measured or self.rule != "auto" or any(round.wish.mode == "on" for round in rounds):
@@ -128,7 +129,10 @@ class Controller:
             own, round = owns[at], rounds[at]
             own.on, own.why = True, f"its guesses are expected to be right {acceptances[at]:.2f} of the time, best {depth} deep"
             if not own.begun:
-                own.on, own.why = self._begin(round, own, standings[at], self.costs.reading(drafter, round.context), gain)
+                reading = self.costs.reading(drafter, round.context)
+                if reading > 0.0 and self._joining:  # what is read now must pay then, too
+                    gain = min(gain, self._best_group(drafter, [round], [acceptances[at]], certain, self._joining)[2])
+                own.on, own.why = self._begin(round, own, standings[at], reading, gain)
         self._look_again(drafter, rounds, owns, standings, [at for at in range(len(owns)) if at not in ready[:count]])
 
     def _look_again(
@@ -160,13 +164,18 @@ class Controller:
         least = self.costs.row(round.context) / self.costs.unit
         return 1.0 + sum(survival for survival in self.survivals(round.tree, round.kind) if survival > least)
 
-    def _best_group(self, drafter: str, rounds: list[Round], acceptances: list[float], certain: float) -> tuple[int, int, float]:
+    def _best_group(
+        self, drafter: str, rounds: list[Round], acceptances: list[float], certain: float, joining: int = 0
+    ) -> tuple[int, int, float]:
+        """``joining``: as if so many more, like the last one, decoded already."""
         if not rounds:
             return 0, 0, 1.0
         offered = [self._certain(round) - 1.0 for round in rounds]
         deepest = min(DEEPEST_ASKED, max(round.tokens_left for round in rounds))
-        levels = partial(self.costs.levels, drafter)
-        return rules.best_group(acceptances, offered, certain, self.costs.plain, levels, self.costs.rows, max(1, deepest))
+        chances, offers = [*acceptances, *acceptances[-1:] * joining], [*offered, *[0.0] * joining]
+        plain, levels = self.costs.plain + self.costs.rows(joining), partial(self.costs.levels, drafter)
+        rows = partial(self.costs.rows, drafted=joining)
+        return rules.best_group(chances, offers, certain + joining, plain, levels, rows, max(1, deepest))
 
     def _opened(self, drafter: str, round: Round, steps: float) -> Standing:
         """The drafter's standing, which begins with credit of so many plain steps; half where guesses are rarely right."""
@@ -388,7 +397,4 @@ class Controller:
     def explain(self, drafter: str, sequence: int | None = None) -> str:
         """One line: whether the drafter is on, why, and what it has brought; of one request, or of the engine so far."""
         own = None if sequence is None else self._own.get((drafter, sequence))
-        if own is not None:
-            state = "on" if own.on else "off"
-            return f"{drafter}: {state}, {own.why}; asked in {own.asked} of {own.rounds} rounds, {own.saved:+.2f} s saved"
-        return f"{drafter}: {self.tallies.get(drafter, Tally())}"
+        return f"{drafter}: {own or self.tallies.get(drafter, Tally())}"

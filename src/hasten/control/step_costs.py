@@ -45,8 +45,8 @@ class StepCosts:
 
     @property
     def pace(self) -> float:
-        """How many times as long the target's passes of one row take as at the beginning. Passes of draft models are taken to follow
-        it, for they wait for the same memory; asked or not, one is as dear beside a plain step as it was."""
+        """How many times as long the target's passes of one row take as at the beginning. Passes of draft models are taken to
+        follow it, for they wait for the same memory: asked or not, one is as dear beside a plain step as it was."""
         return self.curve.predict(1) / self._began if self._began else 1.0
 
     def open(self, contexts: list[int]) -> None:
@@ -69,12 +69,13 @@ class StepCosts:
         return self._bias * (self.curve.step([(1, context) for context in sequences]) + self.overhead.predict(len(sequences)))
 
     def one_pass(self, drafter: str, askers: int) -> float | None:
-        """Seconds of one pass of a paid drafter for that many sequences of this step together, which makes one level at least; None
-        where nothing is known."""
+        """Seconds of one pass of a paid drafter for that many sequences of this step (or more) together, which makes one level at
+        least; None where nothing is known."""
         seen = self._pass.get(drafter)
         curve = self.draft_curves.get(drafter)
         if curve is not None and curve.known:
-            return self.pace * curve.step(self.shapes[:askers]) * (seen.value if seen is not None and seen.value else 1.0)
+            more = curve.base(askers) - curve.base(len(self.shapes)) if askers > len(self.shapes) else 0.0
+            return self.pace * (curve.step(self.shapes[:askers]) + more) * (seen.value if seen is not None and seen.value else 1.0)
         return self.pace * seen.value if seen is not None and seen.value is not None else None
 
     def deeper(self, drafter: str, askers: int) -> float:

@@ -89,8 +89,9 @@ class Drafting:
                 self._switch_off(drafter, sequence, problem)
 
     @_counted
-    def propose(self, items: list[Scheduled], room: int) -> None:
-        """Give a tree to every item that chooses a token after its first one. ``room`` bounds the nodes of all of them."""
+    def propose(self, items: list[Scheduled], room: int, running: int = 0) -> None:
+        """Give a tree to every item that chooses a token after its first one. ``room`` bounds the nodes of all of them; ``running``
+        is the number of sequences that are admitted, items or not."""
         began = self.clock()
         self._rounds.clear()
         self._laws.clear()
@@ -109,7 +110,7 @@ class Drafting:
         self._rounds = {round.sequence: round for round in rounds}
         self._speaking = [d.name for d in self.drafters if any((d.name, round.sequence) not in self._out for round in rounds)]
         rested, self._rested = self._rested, 0
-        if not self.controller.open(rounds, rested) or room <= 0:
+        if not self.controller.open(rounds, rested, max(0, running - len(decoding))) or room <= 0:
             return
         rows, share = sum(item.chain for item in items), room // len(decoding)
         drawer = self._drawer()

@@ -122,7 +122,7 @@ class Engine:
         begun = time.perf_counter()
         items = self.scheduler.plan()
         self._start_clocks(items)
-        self.drafting.propose(items, self.max_rows - sum(item.chain for item in items))
+        self.drafting.propose(items, self.max_rows - sum(item.chain for item in items), len(self.scheduler.running))
         packed = self.scheduler.pack(items)
         if not packed.items:
             return []
