@@ -63,7 +63,7 @@ class Controller:
         return self.costs.curve.known
 
     def open(self, rounds: Sequence[Round], rested: int = 0, joining: int = 0) -> bool:
-        """A step begins, after ``rested`` plain ones that were not looked at; ``joining`` sequences will soon decode, too. False when
+        """A step begins, after ``rested`` plain ones that were not looked at, while prompts of ``joining`` more are read. False when
         it should be plain: what that costs must be known from steps, not only from the curve, the more often the less is gained."""
         self._steps, self._joining = 1 + rested, joining
         self._company = IN_COMPANY if len(rounds) >= COMPANY else ""
@@ -122,15 +122,14 @@ class Controller:
             at for at, own in enumerate(owns) if (own.balance > 0.0 if own.begun else self._may_begin(rounds[at], standings[at]))
         ]
         ready.sort(key=lambda at: -acceptances[at])
-        count, depth, gain = self._planned[drafter] = self._best_group(
-            drafter, [rounds[at] for at in ready], [acceptances[at] for at in ready], certain
-        )
+        asked = [rounds[at] for at in ready], [acceptances[at] for at in ready]
+        count, depth, gain = self._planned[drafter] = self._best_group(drafter, *asked, certain) if ready else (0, 0, 1.0)
         for at in ready[:count]:
             own, round = owns[at], rounds[at]
             own.on, own.why = True, f"its guesses are expected to be right {acceptances[at]:.2f} of the time, best {depth} deep"
             if not own.begun:
                 reading = self.costs.reading(drafter, round.context)
-                if reading > 0.0 and self._joining:  # what is read now must pay then, too
+                if reading and self._joining:  # what is read now must pay then, too
                     gain = min(gain, self._best_group(drafter, [round], [acceptances[at]], certain, self._joining)[2])
                 own.on, own.why = self._begin(round, own, standings[at], reading, gain)
         self._look_again(drafter, rounds, owns, standings, [at for at in range(len(owns)) if at not in ready[:count]])
@@ -168,8 +167,6 @@ class Controller:
         self, drafter: str, rounds: list[Round], acceptances: list[float], certain: float, joining: int = 0
     ) -> tuple[int, int, float]:
         """``joining``: as if so many more, like the last one, decoded already."""
-        if not rounds:
-            return 0, 0, 1.0
         offered = [self._certain(round) - 1.0 for round in rounds]
         deepest = min(DEEPEST_ASKED, max(round.tokens_left for round in rounds))
         chances, offers = [*acceptances, *acceptances[-1:] * joining], [*offered, *[0.0] * joining]
@@ -396,5 +393,5 @@ class Controller:
 
     def explain(self, drafter: str, sequence: int | None = None) -> str:
         """One line: whether the drafter is on, why, and what it has brought; of one request, or of the engine so far."""
-        own = None if sequence is None else self._own.get((drafter, sequence))
+        own = None if sequence is None else self.own(drafter, sequence)
         return f"{drafter}: {own or self.tallies.get(drafter, Tally())}"
