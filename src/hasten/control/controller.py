@@ -63,7 +63,7 @@ class Controller:
         return self.costs.curve.known
 
     def open(self, rounds: Sequence[Round], rested: int = 0, joining: int = 0) -> bool:
-        """A step begins, after ``rested`` plain ones that were not looked at, while prompts of ``joining`` more are read. False when
+        """A step begins, after ``rested`` plain ones that were not looked at, while ``joining`` more prompts are read. False when
         it should be plain: what that costs must be known from steps, not only from the curve, the more often the less is gained."""
         self._steps, self._joining = 1 + rested, joining
         self._company = IN_COMPANY if len(rounds) >= COMPANY else ""
