@@ -15,7 +15,7 @@ from hasten.model.sketch import sketch_of
 from hasten.native.grouped import GroupedLinear
 from hasten.native.kernels import PackedLinear
 from hasten.native.loader import NativeLibrary
-from hasten.native.sketch import MOST_KEPT, SketchedHead
+from hasten.native.sketch import LEAST_BLOCK, MOST_KEPT, SketchedHead
 from hasten.sampling.choose import choose_row
 from hasten.sampling.noise import noise_of
 from test_native_grouped import blocks, make
@@ -238,6 +238,20 @@ def test_without_a_margin_leaders_are_missed(native: NativeLibrary, monkeypatch:
     sketched = SketchedHead(native, head, 256, 30000)
     x = torch.randn(200, 256)
     assert (sketched.leaders(x, torch.ones(200, dtype=torch.int64)).argmax(1) != head(x).argmax(1)).any()
+
+
+@pytest.mark.parametrize(("outputs", "inputs"), [(33, 64), (1000, 192), (513, 576)])
+def test_every_level_makes_the_same_sketch(native: NativeLibrary, outputs: int, inputs: int) -> None:
+    torch.manual_seed(inputs)
+    head = int8_head(native, outputs, inputs)
+    made = []
+    for isa in native.available_isas():
+        native.set_isa(isa)
+        sketched = SketchedHead(native, head, LEAST_BLOCK, outputs)
+        made.append((sketched.rough._packed, sketched._error))
+    for packed, error in made[1:]:
+        assert torch.equal(packed, made[0][0])
+        assert torch.equal(error, made[0][1])
 
 
 def test_what_cannot_be_is_refused(native: NativeLibrary) -> None:

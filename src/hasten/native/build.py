@@ -65,6 +65,7 @@ def units() -> list[Unit]:
         "read_kernels",
         "feedback_kernels",
         "grouped_rows",
+        "sketch_kernels",
     )
     floats = [f"{name}.cpp" for name in kernels]
     shared = (
