@@ -115,11 +115,12 @@ def load_model(
     *,
     draft: bool = False,
     trim: bool = False,
+    tokenizer: Tokenizer | None = None,
 ) -> LoadedModel:
-    """Read weights and tokenizer, and allocate the pool. A ``draft`` model may have less context than is asked for; ``trim`` gives
-    it the head that it should have."""
+    """Read weights and, unless it is given, tokenizer, and allocate the pool. A ``draft`` model may have less context than is asked
+    for; ``trim`` gives it the head that it should have."""
     source = open_source(path)
-    tokenizer = load_tokenizer(path)
+    tokenizer = tokenizer or load_tokenizer(path)
     precision = choose_precision(config.precision, device, file_runs_best(source))
     shape = source.description
     if tokenizer.vocabulary_size > shape.vocabulary_size:
@@ -267,7 +268,8 @@ def _model_drafter(
     tokenizer = load_tokenizer(resolved.path)
     try:
         if spec.name == "lm" and tokenizer.vocabulary_fingerprint == target.tokenizer.vocabulary_fingerprint:
-            return _lm_drafter(resolved, arguments, bool(spec.arguments.get("trim", True)), config, target, device, of_draft)
+            trim = bool(spec.arguments.get("trim", True))
+            return _lm_drafter(resolved, tokenizer, arguments, trim, config, target, device, of_draft)
         return _foreign_drafter(resolved, tokenizer, arguments, config, target, device, of_draft)
     except TypeError as problem:
         raise ConfigError(f"The {spec.name} drafter does not take these arguments ({problem}).") from problem
@@ -275,6 +277,7 @@ def _model_drafter(
 
 def _lm_drafter(
     resolved: catalogue.ResolvedModel,
+    tokenizer: Tokenizer,
     arguments: dict[str, Any],
     trim: bool,
     config: EngineConfig,
@@ -282,7 +285,7 @@ def _lm_drafter(
     device: torch.device,
     progress: Progress,
 ) -> LanguageModelDrafter:
-    draft = load_model(resolved.name, resolved.path, config, device, progress, draft=True, trim=trim)
+    draft = load_model(resolved.name, resolved.path, config, device, progress, draft=True, trim=trim, tokenizer=tokenizer)
     blocks = BlockManager(draft.num_blocks, prefix_cache=False)
     vocabulary, context = target.tokenizer.vocabulary_size, draft.context_length
     executor = draft.executor
@@ -309,7 +312,7 @@ def _foreign_drafter(
         "'%s' drafts for '%s' in another vocabulary: %d of its %d tokens are common.",
         resolved.name, target.name, len(shared.own), tokenizer.vocabulary_size,
     )  # fmt: skip
-    draft = load_model(resolved.name, resolved.path, config, device, progress, draft=True)
+    draft = load_model(resolved.name, resolved.path, config, device, progress, draft=True, tokenizer=tokenizer)
     blocks = BlockManager(draft.num_blocks, prefix_cache=False)
     drafter = ForeignDrafter(
         draft.executor.forward, blocks, target.tokenizer, tokenizer, shared, draft.context_length, **arguments
