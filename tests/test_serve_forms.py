@@ -199,6 +199,8 @@ def read(text: str, tools: Toolset, size: int) -> tuple[str, list[tuple[str, str
     return words, [(call.name, call.arguments) for call in calls]
 
 
+# What Python reads as JSON and nobody else does, or no answer can carry.
+NO_JSON = ('{"x": NaN}', '{"x": -Infinity}', '{"x": 1e999}', r'{"x": "\ud800"}', r'{"\udc00": 1}')
 CALL = '<tool_call>\n{"name": "f", "arguments": {"x": "<tool"}}\n</tool_call>'
 
 
@@ -283,6 +285,7 @@ def test_words_are_not_held_back_longer_than_they_may_be_a_call() -> None:
         ("<tool_call>not json</tool_call> end", "<tool_call>not json</tool_call> end", []),
         ('<tool_call>{"name": "f", "arguments": [1]}</tool_call>', '<tool_call>{"name": "f", "arguments": [1]}</tool_call>', []),
         ("<tool_call>" + "[" * 5000, "<tool_call>" + "[" * 5000, []),
+        *((text, text, []) for text in (f'<tool_call>{{"name": "f", "arguments": {given}}}</tool_call>' for given in NO_JSON)),
     ],
 )
 def test_calls_are_told_from_words_however_they_come(text: str, words: str, calls: list[Any], size: int) -> None:

@@ -57,6 +57,13 @@ def test_what_a_message_cannot_say_is_refused(message: dict[str, Any], named: st
     assert (caught.value.param or "").startswith("messages.0")
 
 
+@pytest.mark.parametrize("written", [r'{"x": "\ud800"}', '{"x": NaN}', "{", '{"x": 1e999}'])
+def test_arguments_that_are_no_json_are_shown_as_they_were(written: str) -> None:
+    call = CALL | {"function": {"name": "f", "arguments": written}}
+    shown = for_template([{"role": "assistant", "content": "", "tool_calls": [call]}])
+    assert shown[0]["tool_calls"][0]["function"]["arguments"] == written
+
+
 def test_items_of_a_response_may_be_sent_back() -> None:
     part = {"type": "output_text", "text": "one", "annotations": [], "logprobs": []}
     item = {"type": "message", "id": "msg_1", "status": "completed", "phase": None, "role": "assistant", "content": [part]}

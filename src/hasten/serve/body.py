@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
@@ -59,7 +60,7 @@ def parse_json(body: bytes, limits: Limits) -> dict[str, Any]:
     if not body:
         raise invalid("The body is empty; send a JSON object.", code="invalid_json")
     try:
-        value = json.loads(body, parse_constant=_refuse_constant, object_pairs_hook=_object)
+        value = json.loads(body, parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_object)
     except RecursionError:
         raise _too_deep(limits) from None
     except ValueError as problem:  # also UnicodeDecodeError, and whole numbers of thousands of digits
@@ -68,6 +69,17 @@ def parse_json(body: bytes, limits: Limits) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise invalid("The body must be a JSON object.", code="invalid_json")
     _check_shape(value, limits)
+    return value
+
+
+def plain_json(text: str) -> Any:
+    """What a model wrote as JSON. Raises ValueError for what no answer could carry, too: NaN, Infinity and halves of surrogate
+    pairs, which Python reads, and what is nested deeper than it can follow."""
+    try:
+        value = json.loads(text)
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
     return value
 
 
@@ -113,6 +125,14 @@ def _sentence(kind: str, name: str, said: str) -> ApiError:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
+
+
+def _finite(digits: str) -> float:
+    """A number that JSON can write, too: Python reads 1e999 as infinity."""
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ValueError(f"{digits[:40]} is too large for a number")
+    return value
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hasten.serve.body import plain_json
 from hasten.serve.errors import invalid
 from hasten.serve.fields import refuse_unknown
 
@@ -70,8 +70,8 @@ def _tool_calls(at: int, calls: Any) -> list[dict[str, Any]]:
         refuse_unknown(function, frozenset({"name", "arguments"}), f"A call in {where}", param)
         arguments = function.get("arguments") or "{}"
         try:
-            parsed = json.loads(arguments) if isinstance(arguments, str) else arguments
-        except (ValueError, RecursionError):
+            parsed = plain_json(arguments) if isinstance(arguments, str) else arguments
+        except ValueError:
             parsed = arguments  # what a model once wrote wrongly is shown to it as it was
         out.append({"id": call.get("id"), "type": "function", "function": {"name": function["name"], "arguments": parsed}})
     return out

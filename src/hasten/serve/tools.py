@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from hasten.core.results import StreamEvent
+from hasten.serve.body import plain_json
 from hasten.serve.errors import invalid, unsupported
 from hasten.serve.wire import ChatRequest, NamedTool, ToolFunction
 
@@ -196,8 +197,8 @@ class ToolReader:
     def _call(self, text: str, fields: frozenset[str] | None = None) -> ToolCall | None:
         """A call of one of the tools, or None: what is no such call, or has not exactly these ``fields``, stays text."""
         try:
-            value = json.loads(text)
-        except (ValueError, RecursionError):
+            value = plain_json(text)
+        except ValueError:
             return None
         if not isinstance(value, dict) or (fields is not None and value.keys() != fields):
             return None
