@@ -169,8 +169,8 @@ def _effort(wire: Conversation) -> Effort | None:
 
 
 def unfinished(chat: ChatRequest) -> bool:
-    """Whether the last message is the model's own, with which the answer goes on."""
-    return bool(chat.messages[-1]["role"] == "assistant")
+    """Whether the last message is the model's own, with which the answer goes on. One with calls is over: they stand at its end."""
+    return bool(chat.messages[-1]["role"] == "assistant" and "tool_calls" not in chat.messages[-1])
 
 
 def _sampling(wire: MessagesRequest) -> dict[str, Any]:
@@ -233,18 +233,18 @@ def _result(at: int, block: dict[str, Any]) -> dict[str, Any]:
         raise invalid(f"messages[{at}] has a tool_result without a tool_use_id.", f"messages.{at}")
     if not isinstance(failed, bool | None):
         raise invalid(f"messages[{at}] has a tool_result whose is_error is neither true nor false.", f"messages.{at}")
-    text = "" if block.get("content") is None else _text(block["content"], f"messages[{at}]")
+    text = "" if block.get("content") is None else _text(block["content"], f"messages[{at}]", "A tool_result of ")
     return {"role": "tool", "content": f"Error: {text}" if failed else text, "tool_call_id": block["tool_use_id"]}
 
 
-def _text(value: Any, where: str) -> str:
-    """The text of a string or of text blocks."""
+def _text(value: Any, where: str, holder: str = "") -> str:
+    """The text of a string or of text blocks. ``holder``: what of ``where`` they stand in, as errors call it."""
     if isinstance(value, str):
         return value
     blocks = value if isinstance(value, list) else [value]
     texts = [block.get("text") if isinstance(block, dict) and block.get("type") == "text" else None for block in blocks]
     if not isinstance(value, list) or not all(isinstance(text, str) for text in texts):
-        raise invalid(f"{where} must be text, or a list of text blocks.", where)
+        raise invalid(f"{holder}{where} must be text, or a list of text blocks.", where)
     for block in blocks:
         refuse_unknown(block, frozenset({"type", "text"}), f"A text of {where}", where.replace("[", ".").replace("]", ""))
     return "\n".join(text for text in texts if text is not None)
