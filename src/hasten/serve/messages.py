@@ -94,16 +94,12 @@ class Answer:
         return error_event(error)
 
     def _of_event(self, event: StreamEvent, reader: ToolReader | None) -> list[bytes]:
-        own: dict[str, Any] = {}
-        if self._wire.provenance and event.tokens:
-            own = {"hasten": provenance(event.provenance, event.pieces, self._generation.host.legend)}
         out: list[bytes] = []
-        for part in parts_of(event, reader, bool(own)):
+        for part, own in parts_of(event, reader, self._generation.host.legend if self._wire.provenance else None):
             if isinstance(part, str):
                 if self._open != "text":
                     out += [*self._close(), self._begin("text", _text(""))]
                 out.append(self._delta({"type": "text_delta", "text": part}, own))
-                own = {}
             else:
                 self._called = True
                 out += [*self._close(), self._begin("tool_use", _use(part, {}))]

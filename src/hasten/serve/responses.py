@@ -85,11 +85,8 @@ class Answer:
         yield self._event(f"response.{response['status']}", response=response)
 
     def _of_event(self, event: StreamEvent, reader: ToolReader | None) -> list[bytes]:
-        own: dict[str, Any] = {}
-        if self._wire.provenance and event.tokens:
-            own = {"hasten": provenance(event.provenance, event.pieces, self._generation.host.legend)}
         out: list[bytes] = []
-        for part in parts_of(event, reader, bool(own)):
+        for part, own in parts_of(event, reader, self._generation.host.legend if self._wire.provenance else None):
             if isinstance(part, ToolCall):
                 out += [*self._close("completed"), *self._called(self._call(part))]
                 continue
@@ -98,7 +95,6 @@ class Answer:
             assert self._open is not None
             self._open["content"][0]["text"] += part
             out.append(self._event("response.output_text.delta", **self._place(), delta=part, logprobs=[], **own))
-            own = {}
         return out
 
     def _begin(self) -> list[bytes]:

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from hasten.core.results import StreamEvent
+from hasten.serve.account import provenance
 from hasten.serve.body import plain_json
 from hasten.serve.errors import invalid, unsupported
+from hasten.serve.provenance import Legend
 from hasten.serve.wire import ChatRequest, NamedTool, ToolFunction
 
 Format = Literal["hermes", "llama3"]
@@ -272,10 +274,18 @@ def reader_of(tools: Toolset | None) -> ToolReader | None:
     return ToolReader(tools) if tools is not None and tools.reads else None
 
 
-def parts_of(event: StreamEvent, reader: ToolReader | None, told: bool) -> list[Part]:
-    """What one event of a stream makes certain. ``told``: who guessed its tokens is told beside words, if need be beside none."""
+def parts_of(event: StreamEvent, reader: ToolReader | None, legend: Legend | None) -> Iterator[tuple[Part, dict[str, Any]]]:
+    """What one event of a stream makes certain; where a ``legend`` is given, beside its first words, if need be beside none, who
+    guessed its tokens."""
     parts: list[Part] = reader.take(event) if reader is not None else [event.text] if event.text else []
-    return ["", *parts] if told and not any(isinstance(part, str) for part in parts) else parts
+    own: dict[str, Any] = {}
+    if legend is not None and event.tokens:
+        own = {"hasten": provenance(event.provenance, event.pieces, legend)}
+        if not any(isinstance(part, str) for part in parts):
+            parts = ["", *parts]
+    for part in parts:
+        yield part, own if isinstance(part, str) else {}
+        own = {} if isinstance(part, str) else own
 
 
 def _shown(function: ToolFunction) -> dict[str, Any]:
