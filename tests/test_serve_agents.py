@@ -122,6 +122,8 @@ WEATHER: dict[str, Any] = {
     "strict": False,
     "parameters": CITY,
 }
+SAID: dict[str, Any] = {"role": "assistant", "content": "So"}
+BASH: dict[str, Any] = CALL | {"name": "Bash", "arguments": '{"command": "ls"}'}
 SPACE: dict[str, Any] = {"type": "namespace", "name": "places", "description": "Of places.", "tools": [WEATHER]}
 FORCED: dict[str, Any] = {
     "model": "tiny",
@@ -253,6 +255,11 @@ def test_what_codex_sends(server: Running) -> None:
         ({"input": [{"type": "reasoning", "summary": []}]}, "input"),
         ({"input": [CALL | {"arguments": {}}]}, "arguments"),
         ({"input": [CALL | {"retry": 1}]}, "retry"),
+        ({"input": [CALL | {"namespace": ["places"]}]}, "input[0] has a namespace"),
+        ({"tools": [{"type": "function", "function": {"name": "weather"}}]}, "'tools.0.name'"),
+        ({"tools": [SPACE | {"tools": [WEATHER | {"name": "t" * 122}]}]}, "The namespace and name 'places.ttt"),
+        ({"text": {"format": {"type": "json_schema", "name": "t" * 65, "schema": {}}}}, "'text.format.name'"),
+        ({"previous_response_id": "resp_1"}, "send the whole conversation as input"),
         ({"input": [OUTPUT | {"call_id": None}]}, "call_id"),
         ({"input": [OUTPUT | {"output": [{"type": "input_image"}]}]}, "input[0]"),
     ],
@@ -260,6 +267,22 @@ def test_what_codex_sends(server: Running) -> None:
 def test_what_a_response_cannot_have_is_refused(server: Running, change: dict[str, Any], named: str) -> None:
     answer = server.post("/v1/responses", FORCED | change)
     assert (answer.status_code, named in answer.json()["error"]["message"]) == (400, True), answer.text
+
+
+def test_calls_that_nobody_answered_are_shown_before_the_answer(server: Running) -> None:
+    """They stand at the end of a message, where an answer that goes on with its text would have to be before them."""
+    used = {"type": "tool_use", "id": "toolu_1", "name": "Bash", "input": {"command": "ls"}}
+    begun = [*ASK, {"role": "assistant", "content": [{"type": "text", "text": "So"}, used]}]
+    counted = server.post("/v1/messages/count_tokens", {"model": "tiny", "messages": begun}).json()["input_tokens"]
+    usage = server.post("/v1/messages", PLAIN | {"messages": begun}).json()["usage"]
+    shown = server.post("/tokenize", {"messages": responses_as_chat(ResponsesRequest(input=[*ASK, SAID, BASH])).messages}).json()
+    assert counted == usage["input_tokens"] + usage["cache_read_input_tokens"] == shown["count"]
+
+
+def test_what_a_tool_result_cannot_hold_is_named(server: Running) -> None:
+    result = {"type": "tool_result", "tool_use_id": "toolu_1", "content": [{"type": "image"}]}
+    answer = server.post("/v1/messages", PLAIN | {"messages": [{"role": "user", "content": [result]}]})
+    assert (answer.status_code, "A tool_result of messages[0] must be text" in answer.text) == (400, True)
 
 
 @pytest.mark.parametrize(("length", "status"), [(128, 200), (129, 400)])

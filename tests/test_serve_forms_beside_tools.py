@@ -60,4 +60,6 @@ def test_a_response_says_which_form_it_was_held_to(server: Running) -> None:
         answer = server.post("/v1/responses", body)
         last = json.loads(answer.text.strip().splitlines()[-1].removeprefix("data: "))["response"] if stream else answer.json()
         assert last["text"] == form
-    assert server.post("/v1/responses", {"input": "x", "max_output_tokens": 2}).json()["text"] == {"format": {"type": "text"}}
+    for text, told in (({}, {}), ({"text": {"verbosity": "medium"}}, {"verbosity": "medium"})):
+        answer = server.post("/v1/responses", {"input": "x", "max_output_tokens": 2, **text}).json()
+        assert answer["text"] == {"format": {"type": "text"}, **told}

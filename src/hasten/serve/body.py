@@ -105,12 +105,16 @@ def field_error(problem: ValidationError, value: Any) -> ApiError:
 def _path(loc: tuple[int | str, ...], value: Any, missing: bool) -> list[str]:
     """The steps of a place that are in what the client wrote, without the names of a union's branches."""
     path: list[str] = []
-    for part in loc:
+    for part in loc[:-1] if missing else loc:
         inside = (isinstance(value, dict) and part in value) or (isinstance(value, list) and isinstance(part, int))
         if inside:
             value = value[part]
             path.append(str(part))
-    return [*path, str(loc[-1])] if missing else path
+    if not missing:
+        return path
+    if isinstance(value, dict) and loc[-1] in value:  # not missing there: a field is called what a union's branch is
+        path.pop()
+    return [*path, str(loc[-1])]
 
 
 def _sentence(kind: str, name: str, said: str) -> ApiError:

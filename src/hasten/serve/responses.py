@@ -188,9 +188,7 @@ class Answer:
             "parallel_tool_calls": wire.parallel_tool_calls is not False,
             "tool_choice": choice if isinstance(choice, str) else choice.model_dump(),
             "tools": [tool.model_dump(exclude_none=True) for tool in given],
-            "text": wire.text.model_dump(by_alias=True, exclude_none=True)
-            if wire.text is not None
-            else {"format": {"type": "text"}},
+            "text": {"format": {"type": "text"}} | (wire.text.model_dump(by_alias=True, exclude_none=True) if wire.text else {}),
             "reasoning": {"effort": None, "summary": None},
             "truncation": "disabled",
             "store": False,

@@ -10,7 +10,19 @@ from pydantic import Field
 from hasten.serve.body import validated
 from hasten.serve.errors import invalid, unsupported
 from hasten.serve.fields import refuse_unknown
-from hasten.serve.wire import ChatRequest, Effort, Identifier, Length, Name, Priority, Speculation, Temperature, ToolFunction, Wire
+from hasten.serve.wire import (
+    MOST_NAME,
+    ChatRequest,
+    Effort,
+    Identifier,
+    Length,
+    Name,
+    Priority,
+    Speculation,
+    Temperature,
+    ToolFunction,
+    Wire,
+)
 
 ROLES = ("user", "assistant", "system", "developer")
 INCLUDED = frozenset({"reasoning.encrypted_content"})  # there is no reasoning, so that all of it is included
@@ -18,7 +30,7 @@ INCLUDED = frozenset({"reasoning.encrypted_content"})  # there is no reasoning, 
 
 class TextFormat(Wire):
     type: Literal["text", "json_object", "json_schema"]
-    name: str | None = None
+    name: Annotated[str, Field(max_length=64)] | None = None
     description: str | None = None
     schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
     strict: bool | None = None
@@ -132,7 +144,7 @@ class ResponsesRequest(ResponseInput):
 def as_chat(wire: ResponseInput) -> ChatRequest:
     """The same request as a conversation. Raises ApiError (400) for what needs a memory that this server has not."""
     if wire.previous_response_id:
-        raise _stores_nothing("previous_response_id")
+        raise unsupported("previous_response_id", "is not supported here: nothing is stored; send the whole conversation as input")
     if isinstance(wire, ResponsesRequest):
         _check_supported(wire)
     turns: list[dict[str, Any]] = [{"role": "system", "content": wire.instructions}] if wire.instructions else []
@@ -176,6 +188,9 @@ def _functions(wire: ResponseInput) -> list[dict[str, Any]]:
             found.append(_function(tool))
         elif isinstance(tool, Namespace):
             inner = [_function(function) | {"name": _known_as(function.name, tool.name)} for function in tool.tools]
+            longest = max((function["name"] for function in inner), key=len)
+            if len(longest) > MOST_NAME:
+                raise invalid(f"The namespace and name {longest!r} have more than {MOST_NAME} characters; shorten one.", "tools")
             told = [text for text in (tool.description, inner[0]["description"]) if text]
             inner[0]["description"] = "\n".join(told) or None
             found += inner
@@ -191,14 +206,10 @@ def _check_supported(wire: ResponsesRequest) -> None:
         raise invalid("stream_options is only for streams; send stream as true or leave it out.", "stream_options")
     for name in ("background", "store"):
         if getattr(wire, name):
-            raise _stores_nothing(name)
+            raise unsupported(name, "is not supported here: nothing is stored; leave it out or send false")
     for name in wire.include or []:
         if name not in INCLUDED:
             raise unsupported("include", f"has {name[:60]!r}, which this server cannot tell; leave it out")
-
-
-def _stores_nothing(name: str) -> Exception:
-    return unsupported(name, "is not supported here: nothing is stored; leave it out or send false")
 
 
 def _format(format: TextFormat) -> dict[str, Any]:
@@ -255,6 +266,8 @@ def _call(at: int, item: dict[str, Any]) -> dict[str, Any]:
     refuse_unknown(item, known, f"input[{at}]", f"input.{at}")
     if not all(isinstance(item.get(name), str) for name in ("call_id", "name", "arguments")):
         raise invalid(f"input[{at}] is a function_call and needs a call_id, a name and arguments, each a text.", f"input.{at}")
+    if not isinstance(item.get("namespace"), str | None):
+        raise invalid(f"input[{at}] has a namespace that is no text.", f"input.{at}.namespace")
     name = _known_as(item["name"], item.get("namespace"))
     return {"id": item["call_id"], "type": "function", "function": {"name": name, "arguments": item["arguments"]}}
 

@@ -20,6 +20,7 @@ from hasten.serve.errors import invalid, unsupported
 from hasten.serve.limits import Limits
 
 MOST_TOKENS = 2**31 - 1
+MOST_NAME = 128  # characters of a function's name: Anthropic's length; OpenAI has half of it
 
 
 def _between(low: float, high: float, number: str) -> Any:
@@ -39,7 +40,7 @@ Priority = Literal["interactive", "batch"]
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 Name = Annotated[str, Field(min_length=1, max_length=256)]
 Identifier = Annotated[str, Field(max_length=512)]
-FunctionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,128}$")]  # Anthropic's length; OpenAI has half of it
+FunctionName = Annotated[str, Field(pattern=rf"^[A-Za-z0-9_.-]{{1,{MOST_NAME}}}$")]
 Temperature = Annotated[float, _between(0, 2, "number"), Field(json_schema_extra={"minimum": 0, "maximum": 2})]
 AnthropicTemperature = Annotated[float, _between(0, 1, "number"), Field(json_schema_extra={"minimum": 0, "maximum": 1})]
 Length = Annotated[int, _between(1, MOST_TOKENS, "whole number"), Field(json_schema_extra={"minimum": 1, "maximum": MOST_TOKENS})]
