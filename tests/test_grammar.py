@@ -14,7 +14,7 @@ import torch
 
 from drafters import Right
 from hasten.core.config import EngineConfig
-from hasten.core.errors import InvalidRequest
+from hasten.core.errors import HastenError, InvalidRequest
 from hasten.core.types import DraftTree, SamplingParams, Sequence
 from hasten.draft.base import DraftBudget, Drafter
 from hasten.draft.suffix import SuffixDrafter
@@ -194,6 +194,27 @@ def test_hostile_forms_cost_their_request_and_little_time(engine: Engine, gramma
     assert "\n" not in said
     assert time.monotonic() - began < 20
     assert engine.idle
+
+
+def test_a_form_is_not_used_up_by_the_answers_that_had_it(engine: Engine) -> None:
+    """Each is within the bound on states, all together are not."""
+    import llguidance
+
+    own = Grammars(engine.tokenizer, engine.vocabulary)
+    own._limits = llguidance.LLParserLimits(max_lexer_states=700, verbose_errors=False)
+    for letter in "abcabc":
+        state = own.compile(Form("regex", "a{0,500}b{0,500}c{0,500}"))()
+        tokens = engine.tokenizer.encode(letter * 400, add_bos=False)
+        for at, token in enumerate(tokens):
+            state.allowed_after([*tokens[at : at + 3]])
+            allowed = state.allowed_after([])
+            assert allowed is not None
+            assert allowed[token]
+            state.accept([token])
+    own._limits = llguidance.LLParserLimits(max_lexer_states=300, verbose_errors=False)
+    state = own.compile(Form("regex", "a{0,501}"))()
+    with pytest.raises(HastenError, match="too hard to follow"):
+        state.accept(engine.tokenizer.encode("a" * 400, add_bos=False))
 
 
 def test_ends_and_forms_exclude_each_other(engine: Engine, grammars: Grammars) -> None:

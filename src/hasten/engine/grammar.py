@@ -12,7 +12,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
 Kind = Literal["json", "regex", "lark"]
+Result = TypeVar("Result")
 MOST_COMPILED = 64
 MOST_CHARACTERS = 256 << 10
 # Of JSON's free space only so much is allowed that an answer stays readable: a small model would go on with blanks for ever.
@@ -39,25 +40,28 @@ class Form:
 
 
 class GrammarState:
-    """One answer's place in its grammar (a ``Constraint``)."""
+    """One answer's place in its grammar (a ``Constraint``). Copies of a matcher share the states of its lexer, of which a form may
+    have so many: ``anew`` makes one without any, for an answer that those before it have left too few."""
 
-    def __init__(self, matcher: LLMatcher, vocabulary: int) -> None:
+    def __init__(self, matcher: LLMatcher, vocabulary: int, anew: Callable[[], LLMatcher]) -> None:
         self._matcher = matcher
         self._vocabulary = vocabulary
+        self._anew = anew
+        self._accepted: list[int] = []
         self._ahead: list[int] = []  # consumed beyond what is accepted
 
     def allowed_after(self, path: Sequence[int]) -> torch.Tensor | None:
         """bool [vocabulary]. None behind the end of the grammar, where nothing is emitted any more."""
-        if not self._go_to(path):
+        if not self._able(lambda: self._go_to(path)):
             return None
-        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
-        self._check()
+        bits = np.frombuffer(self._able(lambda: self._matcher.compute_bitmask()), np.uint8)
         return torch.from_numpy(np.unpackbits(bits, bitorder="little")[: self._vocabulary].view(np.bool_))
 
     def accept(self, tokens: Sequence[int]) -> None:
         """Raises HastenError when the grammar does not allow them."""
-        if not self._go_to(tokens):
+        if not self._able(lambda: self._go_to(tokens)):
             raise HastenError("The answer has left the form that was asked for; that is our mistake, please report it.")
+        self._accepted += self._ahead
         self._ahead.clear()
 
     def _go_to(self, path: Sequence[int]) -> bool:
@@ -71,15 +75,21 @@ class GrammarState:
         wanted = list(path[shared:])
         if wanted:
             taken = self._matcher.try_consume_tokens(wanted)
-            self._check()
-            self._ahead += wanted[:taken]
+            self._ahead += wanted[: 0 if self._matcher.is_error() else taken]
         return len(self._ahead) == len(path)
 
-    def _check(self) -> None:
+    def _able(self, step: Callable[[], Result]) -> Result:
+        """What ``step`` brings, if need be with states of its own. Raises HastenError when these are too few as well."""
+        found = step()
+        if self._matcher.is_error():
+            self._matcher = self._anew()
+            self._matcher.try_consume_tokens([*self._accepted, *self._ahead])
+            found = step()
         if self._matcher.is_error():
             raise HastenError(
                 f"The form that was asked for is too hard to follow ({_short(self._matcher.get_error())}); ask for a simpler one."
             )
+        return found
 
 
 class Grammars:
@@ -121,12 +131,17 @@ class Grammars:
             if matcher is not None:
                 self._compiled.move_to_end(form)
         if matcher is None:
-            matcher = self._made(form)
-            with self._lock:
-                self._compiled[form] = matcher
-                while len(self._compiled) > MOST_COMPILED:
-                    self._compiled.popitem(last=False)
-        return lambda: GrammarState(matcher.deep_copy(), self._vocabulary)
+            matcher = self._kept(form)
+        return lambda: GrammarState(matcher.deep_copy(), self._vocabulary, lambda: self._kept(form).deep_copy())
+
+    def _kept(self, form: Form) -> LLMatcher:
+        """A matcher made now, which is the one of that form from now on."""
+        matcher = self._made(form)
+        with self._lock:
+            self._compiled[form] = matcher
+            while len(self._compiled) > MOST_COMPILED:
+                self._compiled.popitem(last=False)
+        return matcher
 
     def _made(self, form: Form) -> LLMatcher:
         what = {"json": "JSON schema", "regex": "regular expression", "lark": "grammar"}[form.kind]
