@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from hasten.serve import chat, messages, responses
 from hasten.serve.body import validated
 from hasten.serve.errors import ApiError
 from hasten.serve.messages_in import for_template
@@ -13,6 +18,7 @@ from hasten.serve.openapi import BODIES
 from hasten.serve.responses_in import ResponsesRequest, as_chat
 from hasten.serve.wire import Speculation, ToolFunction, Wire
 from serving import Running
+from serving_here import serving_here
 
 CALL: dict[str, Any] = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
 COPIED: dict[str, Any] = {
@@ -149,3 +155,36 @@ def test_tokens_are_those_that_a_chat_is_charged(server: Running) -> None:
         refused = [server.post(path, chat | wrong) for path in ("/tokenize", "/v1/chat/completions")]
         assert [answer.status_code for answer in refused] == [400, 400]
         assert refused[0].json() == refused[1].json()
+
+
+ROUTES: list[tuple[str, dict[str, Any]]] = [
+    ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}], "max_tokens": 1}),
+    ("/v1/responses", {"input": "x", "max_output_tokens": 1}),
+    ("/v1/responses/input_tokens", {"input": "x"}),
+    ("/v1/messages", {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1}),
+    ("/v1/messages/count_tokens", {"model": "tiny", "messages": [{"role": "user", "content": "x"}]}),
+]
+
+
+def test_a_long_conversation_is_not_read_on_the_event_loop(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hundred thousand blocks take a second, in which nobody's tokens would go out."""
+    loop, seen = threading.get_ident(), []
+
+    def noted(work: Callable[..., Any]) -> Callable[..., Any]:
+        def watched(*given: Any) -> Any:
+            seen.append(threading.get_ident())
+            return work(*given)
+
+        return watched
+
+    for module, name in ((chat, "for_template"), (responses, "as_chat"), (messages, "as_chat")):
+        monkeypatch.setattr(module, name, noted(getattr(module, name)))
+
+    async def scene() -> None:
+        async with serving_here(f"tiny={tiny_model}") as client:
+            for path, body in ROUTES:
+                assert (await client.post(path, json=body)).status_code == 200
+
+    asyncio.run(scene())
+    assert len(seen) == 9
+    assert loop not in seen

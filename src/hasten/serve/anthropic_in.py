@@ -114,7 +114,7 @@ class MessagesRequest(Conversation):
 
 
 def as_chat(wire: Conversation) -> ChatRequest:
-    """The same request in the other interface's words. Raises ApiError (400)."""
+    """The same request in the other interface's words. Not for the event loop: it may be long. Raises ApiError (400)."""
     if wire.thinking is not None and wire.thinking.type != "enabled" and wire.thinking.budget_tokens is not None:
         raise invalid(f"thinking of type {wire.thinking.type} takes no budget_tokens.", "thinking.budget_tokens")
     turns: list[dict[str, Any]] = []

@@ -41,7 +41,7 @@ async def begin(server: Server, request: Request, wire: ChatRequest, unfinished:
     """Check the request and queue it. ``unfinished``: the answer goes on with the last message. Raises ApiError."""
     asked = wire.max_tokens if wire.max_completion_tokens is None else wire.max_completion_tokens
     top = _top_logprobs(wire, server.limits.max_logprobs)
-    messages = checked(wire, server.limits)
+    messages = await asyncio.to_thread(checked, wire, server.limits)
     tools: list[Toolset | None] = [None]
     params = sampling_params(wire, server.limits, asked, top)
     if wire.stream_options is not None and not wire.stream:
@@ -64,7 +64,7 @@ async def begin(server: Server, request: Request, wire: ChatRequest, unfinished:
 
 
 def checked(wire: ChatRequest, limits: Limits) -> list[dict[str, Any]]:
-    """The messages as templates expect them. Raises ApiError (400)."""
+    """The messages as templates expect them. Not for the event loop: there may be many. Raises ApiError (400)."""
     if wire.tools is not None and len(wire.tools) > limits.max_tools:
         raise invalid(
             f"tools takes at most {limits.max_tools} entries here, not {len(wire.tools)}; send fewer, or start the server with a "
@@ -94,7 +94,7 @@ def _template_values(llm: LLM, wire: ChatRequest) -> dict[str, TemplateValue]:
 
 async def counted(server: Server, wire: ChatRequest, unfinished: bool = False) -> int:
     """How many tokens a conversation is, of whatever length. Raises ApiError or InvalidRequest (400)."""
-    messages = checked(wire, server.limits)
+    messages = await asyncio.to_thread(checked, wire, server.limits)
     host = await server.models.acquire(wire.model)
     try:
         prompt, _ = await asyncio.to_thread(prompt_of, host.ready[0], wire, messages, unfinished)

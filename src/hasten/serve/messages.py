@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -27,7 +28,7 @@ async def messages(request: Request) -> Response:
     """Answer a conversation, whole or streamed."""
     server = server_of(request)
     wire = await server.read(request, MessagesRequest)
-    chat = as_chat(wire)
+    chat = await asyncio.to_thread(as_chat, wire)
     generation, tools = await begin(server, request, chat, unfinished(chat))
     return await reply(request, generation, Answer(generation, wire, tools), wire.stream)
 
@@ -35,7 +36,7 @@ async def messages(request: Request) -> Response:
 async def count_tokens(request: Request) -> Response:
     """How many tokens a conversation is in the model's own template, also where the context could not hold them."""
     server = server_of(request)
-    chat = as_chat(await server.read(request, CountTokensRequest))
+    chat = await asyncio.to_thread(as_chat, await server.read(request, CountTokensRequest))
     return JSONResponse({"input_tokens": await counted(server, chat, unfinished(chat))})
 
 

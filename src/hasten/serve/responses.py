@@ -3,6 +3,7 @@ so nothing earlier can be referred to."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
@@ -27,14 +28,14 @@ async def responses(request: Request) -> Response:
     """Answer an input, whole or streamed."""
     server = server_of(request)
     wire = await server.read(request, ResponsesRequest)
-    generation, tools = await begin(server, request, as_chat(wire))
+    generation, tools = await begin(server, request, await asyncio.to_thread(as_chat, wire))
     return await reply(request, generation, Answer(generation, wire, tools), wire.stream)
 
 
 async def input_tokens(request: Request) -> Response:
     """How many tokens an input is in the model's own template, also where the context could not hold them."""
     server = server_of(request)
-    found = await counted(server, as_chat(await server.read(request, InputTokensRequest)))
+    found = await counted(server, await asyncio.to_thread(as_chat, await server.read(request, InputTokensRequest)))
     return JSONResponse({"object": "response.input_tokens", "input_tokens": found})
 
 

@@ -142,7 +142,8 @@ class ResponsesRequest(ResponseInput):
 
 
 def as_chat(wire: ResponseInput) -> ChatRequest:
-    """The same request as a conversation. Raises ApiError (400) for what needs a memory that this server has not."""
+    """The same request as a conversation. Not for the event loop: it may be long. Raises ApiError (400) for what needs a memory
+    that this server has not, among others."""
     if wire.previous_response_id:
         raise unsupported("previous_response_id", "is not supported here: nothing is stored; send the whole conversation as input")
     if isinstance(wire, ResponsesRequest):
