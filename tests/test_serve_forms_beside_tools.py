@@ -46,6 +46,15 @@ def test_a_forced_call_leaves_no_words_to_hold_to_a_form(server: Running, choice
     assert answer["message"]["tool_calls"][0]["function"]["name"] == "weather"
 
 
+@pytest.mark.parametrize("schema", [{"enum": [5, {"city": "Oslo"}]}, {"maxProperties": 0}], ids=["any of", "untyped"])
+def test_a_forced_call_has_an_object_whatever_else_its_schema_allows(server: Running, schema: dict[str, Any]) -> None:
+    tools = [{"type": "function", "function": {"name": "weather", "parameters": schema}}]
+    five = server.post("/tokenize", {"prompt": "5", "add_special_tokens": False}).json()["tokens"][0]
+    forced = {"tools": tools, "tool_choice": "required", "response_format": None, "logit_bias": {five: 100}}
+    answer = server.post("/v1/chat/completions", ASK | forced).json()["choices"][0]
+    assert answer["finish_reason"] == "tool_calls", answer
+
+
 def test_without_calls_the_form_holds_alone(server: Running) -> None:
     for seed in range(4):
         answer = server.post("/v1/chat/completions", ASK | {"tool_choice": "none", "seed": seed}).json()["choices"][0]

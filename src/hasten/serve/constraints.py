@@ -96,11 +96,10 @@ def _of_tools(tools: Toolset | None, words: Form | None) -> Form | None:
 
 def _call_of(function: ToolFunction, key: str, forced: bool) -> str:
     """A call of one function; where it is forced, with arguments of its schema, which is a root of its own: what it refers to is
-    looked for there."""
+    looked for there. Arguments are an object, also where the schema allows other values: a call with those would not be read."""
     marks = ["{", '"name"', ":", json.dumps(function.name), ",", json.dumps(key), ":"]
-    return " blank? ".join(
-        [*map(json.dumps, marks), _json_of((function.parameters if forced else None) or {"type": "object"}), '"}"']
-    )
+    schema = {**((forced and function.parameters) or {}), "type": "object"}
+    return " blank? ".join([*map(json.dumps, marks), _json_of(schema), '"}"'])
 
 
 def _json_of(schema: dict[str, Any]) -> str:
