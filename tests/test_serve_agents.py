@@ -279,6 +279,12 @@ def test_calls_that_nobody_answered_are_shown_before_the_answer(server: Running)
     assert counted == usage["input_tokens"] + usage["cache_read_input_tokens"] == shown["count"]
 
 
+def test_a_tool_that_a_provider_runs_is_refused_by_its_type(server: Running) -> None:
+    tool = {"type": "web_search_20250305", "name": "web_search", "max_uses": 8}
+    answer = server.post("/v1/messages", PLAIN | {"tools": [tool]})
+    assert (answer.status_code, "'tools.0.type'" in answer.text) == (400, True), answer.text
+
+
 def test_what_a_tool_result_cannot_hold_is_named(server: Running) -> None:
     result = {"type": "tool_result", "tool_use_id": "toolu_1", "content": [{"type": "image"}]}
     answer = server.post("/v1/messages", PLAIN | {"messages": [{"role": "user", "content": [result]}]})

@@ -14,10 +14,10 @@ from hasten.serve.wire import AnthropicTemperature, ChatRequest, Effort, Functio
 
 
 class AnthropicTool(Wire):
+    type: Literal["custom"] | None = None  # first, so that of a tool of the provider's own this is what is wrong
     name: FunctionName
     description: str | None = None
     input_schema: dict[str, Any]
-    type: Literal["custom"] | None = None
     strict: bool | None = None
     defer_loading: Literal[False] | None = None
     allowed_callers: list[Literal["direct"]] | None = None
