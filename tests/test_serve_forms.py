@@ -303,6 +303,7 @@ def test_words_and_calls_keep_their_order(size: int) -> None:
         (f"Well.{CALL}\nThen.{CALL}", ["Well.", "f()", "\nThen.", "f()"]),
         (f"{CALL}\n{CALL}\nDone.", ["f()", "f()", "\nDone."]),
         (f"{BARE}\nDone.", ["f()", "\nDone."]),
+        (f"{CALL}\n{BARE}{CALL}```json\n{BARE}\n```.", ["f()", "f()", "f()", "f()", "."]),
         ("", []),
     ):
         assert shape(read_whole(text, toolset())) == order

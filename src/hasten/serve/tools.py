@@ -123,34 +123,34 @@ class ToolReader:
         if self._tools.format == "llama3":
             self._begins = self._begins and _may_begin_object(self._held)
             return [] if self._begins else _told([self._taken()])
-        parts: list[Part] = [*self._untagged(whole=False)]
-        if self._begins and _may_begin_untagged(self._held):
-            return parts
-        more = _told(self._tagged())
-        self._begins = self._begins and not any(isinstance(part, str) and part.strip() for part in more)
-        return parts + more
-
-    def _tagged(self) -> list[Part]:
-        """What is between tags and around them, as far as it is certain."""
         parts: list[Part] = []
-        while True:
-            begin = self._held.find(OPEN)
-            if begin < 0:
-                keep = _overlap(self._held, OPEN)
-                parts.append(self._between(self._held[: len(self._held) - keep]))
-                self._held = self._held[len(self._held) - keep :]
-                return parts
-            end = self._held.find(CLOSE, begin)
-            parts.append(self._between(self._held[:begin]))
-            if end < 0:
-                self._held = self._held[begin:]
-                return parts
-            found = self._call(self._held[begin + len(OPEN) : end])
-            if found is None:
-                parts.append(self._between(self._held[begin : end + len(CLOSE)]))
-            elif self._tools.several or not self._calls:
-                parts.append(self._counted(found))
-            self._held = self._held[end + len(CLOSE) :]
+        closed = True
+        while closed:  # a call without tags may follow one with them, whether or not both come at once
+            parts += self._untagged(whole=False)
+            if self._begins and _may_begin_untagged(self._held):
+                break
+            more, closed = self._tagged()
+            self._begins = self._begins and not any(isinstance(part, str) and part.strip() for part in more)
+            parts += more
+        return _told(parts)
+
+    def _tagged(self) -> tuple[list[Part], bool]:
+        """What is before the next tags and between them, as far as it is certain, and whether they are closed."""
+        begin = self._held.find(OPEN)
+        if begin < 0:
+            begin = len(self._held) - _overlap(self._held, OPEN)
+        parts: list[Part] = [self._between(self._held[:begin])]
+        self._held = self._held[begin:]
+        end = self._held.find(CLOSE)
+        if not self._held.startswith(OPEN) or end < 0:
+            return parts, False
+        found = self._call(self._held[len(OPEN) : end])
+        if found is None:
+            parts.append(self._between(self._held[: end + len(CLOSE)]))
+        elif self._tools.several or not self._calls:
+            parts.append(self._counted(found))
+        self._held = self._held[end + len(CLOSE) :]
+        return parts, True
 
     def take(self, event: StreamEvent) -> list[Part]:
         """What one event makes certain; all that is left, where it is the answer's last."""
