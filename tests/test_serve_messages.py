@@ -55,6 +55,9 @@ def test_a_message_may_be_sent_back_as_a_client_holds_it() -> None:
         ({"role": "assistant", "tool_calls": [CALL | {"function": {"name": "a", "arguments": "{}", "retry": 1}}]}, "'retry'"),
         ({"role": "assistant", "tool_calls": [{"id": "c", "type": "custom", "custom": {"name": "a", "input": "x"}}]}, "'custom'"),
         ({"role": "tool", "content": "x"}, "tool_call_id"),
+        ({"role": "user", "content": "x", "name": {"first": "Ann"}}, "name must be text"),
+        ({"role": "assistant", "tool_calls": [CALL | {"id": 5}]}, "id or arguments"),
+        ({"role": "assistant", "tool_calls": [CALL | {"function": {"name": "a", "arguments": False}}]}, "id or arguments"),
     ],
 )
 def test_what_a_message_cannot_say_is_refused(message: dict[str, Any], named: str) -> None:

@@ -39,6 +39,8 @@ def _message(at: int, message: Mapping[str, Any]) -> dict[str, Any]:
         if message.get(name):
             raise invalid(f"{where}.{name} is not supported; leave it out.", f"{param}.{name}", "unsupported_parameter")
     refuse_unknown(message, KNOWN[role] | ONLY_EMPTY | (THOUGHT if role == "assistant" else frozenset()), where, param)
+    if not isinstance(message.get("name"), str | None):
+        raise invalid(f"{where}.name must be text.", f"{param}.name")
     if role == "tool" and not isinstance(message.get("tool_call_id"), str):
         raise invalid(f"{where} is a tool's answer and needs the tool_call_id of its call.", f"{param}.tool_call_id")
     if isinstance(message.get("content"), list):
@@ -66,6 +68,8 @@ def _tool_calls(at: int, calls: Any) -> list[dict[str, Any]]:
         function = call.get("function") if isinstance(call, Mapping) else None
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
             raise invalid(f"{where} must hold objects with a function of a name and arguments.", param)
+        if not isinstance(call.get("id"), str | None) or not isinstance(function.get("arguments"), str | Mapping | None):
+            raise invalid(f"{where} has a call whose id or arguments are no text.", param)
         refuse_unknown(call, frozenset({"type", "function"}), f"A call in {where}", param)
         refuse_unknown(function, frozenset({"name", "arguments"}), f"A call in {where}", param)
         arguments = function.get("arguments") or "{}"
