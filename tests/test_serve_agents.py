@@ -143,6 +143,8 @@ def test_calls_of_a_response_whole_and_streamed(server: Running) -> None:
     whole = server.post("/v1/responses", FORCED).json()
     call = whole["output"][0]
     assert (call["type"], call["name"], call["status"]) == ("function_call", "weather", "completed")
+    assert (call["id"][:3], call["call_id"][:5]) == ("fc_", "call_")
+    assert (call["id"][:3], call["call_id"][:5]) == ("fc_", "call_")
     assert json.loads(call["arguments"])["city"] in ("Oslo", "Rome")
     assert whole["tools"][0]["name"] == "weather"
     streamed = events_of(server.post("/v1/responses", FORCED | {"stream": True}).text)
@@ -296,3 +298,18 @@ def test_a_function_may_have_a_name_of_anthropics_length(server: Running, length
     """Agents put a server's name before its tools' names."""
     body = PLAIN | {"tools": [{"name": "t" * length, "input_schema": {"type": "object"}}]}
     assert server.post("/v1/messages", body).status_code == status
+
+
+def test_a_response_says_what_was_asked_and_that_it_is_not_complete(server: Running) -> None:
+    asked = {"instructions": "Briefly.", "metadata": {"a": "b"}, "max_output_tokens": 2, "temperature": 0.5, "top_p": 0.9}
+    body = {"input": "x", "stream": False, **asked}
+    whole = server.post("/v1/responses", body).json()
+    events = events_of(server.post("/v1/responses", body | {"stream": True}).text)
+    assert events[-1]["type"] == "response.incomplete"
+    for response in (whole, events[-1]["response"]):
+        assert {name: response[name] for name in asked} == asked
+        assert (response["status"], response["incomplete_details"]) == ("incomplete", {"reason": "max_output_tokens"})
+        assert [item["status"] for item in response["output"]] == ["incomplete"]
+        assert response["usage"]["output_tokens"] == 2
+    assert {event["response"]["id"] for event in (*events[:2], events[-1])} == {events[0]["response"]["id"]}
+    assert [event["response"]["status"] for event in events[:2]] == ["in_progress", "in_progress"]
