@@ -34,10 +34,14 @@ TEMPLATE = (
 LISTENING = re.compile(r"at (http://\S+:\d+)")
 
 
-def write_model(path: Path, seed: int = 0, context: int = 2048, template: str | None = TEMPLATE) -> Path:
-    """A tiny Llama over a byte-level vocabulary. Bytes that are no ASCII text are unlikely, so answers are mostly text."""
+def write_model(
+    path: Path, seed: int = 0, context: int = 2048, template: str | None = TEMPLATE, marks: tuple[str, ...] = ()
+) -> Path:
+    """A tiny Llama over a byte-level vocabulary. Bytes that are no ASCII text are unlikely, so answers are mostly text. ``marks``
+    are further tokens, user-defined ones."""
     words = byte_level() | ({"tokenizer.chat_template": template} if template else {})
-    tokens = words["tokenizer.ggml.tokens"]
+    tokens = words["tokenizer.ggml.tokens"] = [*words["tokenizer.ggml.tokens"], *marks]
+    words["tokenizer.ggml.token_type"] = [*words["tokenizer.ggml.token_type"], *[4] * len(marks)]
     writer = gguf.GGUFWriter(path, "llama")
     for key, value in {**metadata("llama", 2), "llama.context_length": context, **words}.items():
         if key != "general.architecture":

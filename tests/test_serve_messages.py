@@ -35,7 +35,9 @@ def test_a_message_may_be_sent_back_as_a_client_holds_it() -> None:
     assert for_template([{**plain, **COPIED, "tool_calls": [], "parsed": {"a": 1}}]) == [plain]
     assert for_template([{**plain, **COPIED, "tool_calls": None}]) == [plain]
     thought = {"reasoning_content": "hm", "reasoning_details": [{"text": "hm"}], "thinking_blocks": [{"type": "thinking"}]}
-    assert for_template([{**plain, **thought}]) == [plain]  # of a conversation that began with another model
+    assert for_template([{**plain, **thought}]) == [plain | {"reasoning_content": "hm"}]  # for templates that read it
+    assert for_template([{**plain, "reasoning": "hm"}]) == [plain | {"reasoning_content": "hm"}]
+    assert for_template([{**plain, "reasoning": {"text": "hm"}, "reasoning_content": None}]) == [plain]
     called = for_template([{**plain, "tool_calls": [CALL]}])
     parsed = CALL["function"] | {"parsed_arguments": {}}
     assert for_template([{**plain, "tool_calls": [CALL | {"index": 0, "function": parsed}]}]) == called

@@ -10,11 +10,13 @@ from hasten.core.types import FinishReason, TokenLogprob
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of the prompt, those of them that the prefix cache had when the request began, and tokens of all answers together."""
+    """Tokens of the prompt, those of them that the prefix cache had when the request began, and tokens of all answers together,
+    those of thoughts included."""
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
+    thought_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,8 @@ class Speculation:
 @dataclass(frozen=True, slots=True)
 class Answer:
     """One of the n answers of a request. ``provenance`` names, token by token, the drafter that guessed it or "model";
-    ``stop_string`` is the stop string that ended it, where one did."""
+    ``stop_string`` is the stop string that ended it, where one did. ``thought`` is what the model thought first, where that was
+    told apart: ``text`` is without it then, ``tokens`` are all."""
 
     index: int
     text: str
@@ -83,13 +86,14 @@ class Answer:
     provenance: list[str]
     logprobs: list[TokenLogprob] | None = None
     stop_string: str | None = None
+    thought: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
     """The finished request: its answers and its account. ``verify`` is the rule by which drafts were checked; under "coupled" the
-    text is that of plain decoding, under the others one of the same law: all are ``exact``. ``text``, ``tokens`` and
-    ``finish_reason`` are the first answer's."""
+    text is that of plain decoding, under the others one of the same law: all are ``exact``. ``text``,
+    ``thought``, ``tokens`` and ``finish_reason`` are the first answer's."""
 
     id: str
     model: str
@@ -105,6 +109,10 @@ class Completion:
     @property
     def text(self) -> str:
         return self.answers[0].text
+
+    @property
+    def thought(self) -> str:
+        return self.answers[0].thought
 
     @property
     def tokens(self) -> list[int]:
@@ -167,7 +175,11 @@ class StreamEvent:
     """A piece of an answer as it becomes final: whole UTF-8 characters only, and never text that a stop string may still take
     back. ``tokens``, ``provenance``, ``pieces`` and, where asked for, ``logprobs`` have one entry for each token committed since
     the last event of this answer; the pieces, joined, are ``text`` (a piece is empty while its text is held back, and goes to the
-    token that lets it go). The last event of an answer carries its ``finish_reason``, that of a request its ``completion``."""
+    token that lets it go). The last event of an answer carries its ``finish_reason``, that of a request its ``completion``.
+
+    Where the model's thought is told apart, ``thought`` is what the event has of it and ``text`` what it has of the answer;
+    ``thought_tokens`` of the tokens, the first ones, are the thought's, and the pieces, joined, are ``thought`` and then
+    ``text``."""
 
     index: int
     text: str
@@ -177,6 +189,13 @@ class StreamEvent:
     pieces: list[str] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+    thought: str = ""
+    thought_tokens: int = 0
+
+    @property
+    def thinks(self) -> bool:
+        """Whether something of it, if only a mark, is the thought's."""
+        return bool(self.thought or self.thought_tokens)
 
 
 def _rounded(value: float | None) -> float | None:

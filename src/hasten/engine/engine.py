@@ -22,7 +22,9 @@ from hasten.engine.interrupts import interrupts_held_back, interrupts_let_throug
 from hasten.engine.requests import AnswerState, Request, provenance_of
 from hasten.engine.scheduler import Scheduled, Scheduler
 from hasten.engine.text import TextStream
+from hasten.engine.thought import AfterThought, Thought, place_of
 from hasten.model.executor import Executor
+from hasten.model.thinking import Place, Thinking
 from hasten.model.tokenizer import Tokenizer
 from hasten.sampling.choose import leaders_needed
 from hasten.sampling.constraint import Constraint
@@ -62,9 +64,11 @@ class Engine:
         speculation: SpeculationParams = AUTO,
         prediction: list[int] | None = None,
         constraint: Callable[[], Constraint] | None = None,
+        thinking: Thinking | None = None,
     ) -> Request:
         """Queue a request. ``prediction`` is what the caller expects the answers to be; it never changes them. ``constraint``
-        makes, for each answer, what says which tokens are allowed.
+        makes, for each answer, what says which tokens are allowed. ``thinking`` tells what the model thinks apart from what it
+        answers; stop strings and constraints are the answer's then.
 
         Raises InvalidRequest or PromptTooLong, one sentence, when the request can never be served, and what ``constraint`` raises.
         """
@@ -92,7 +96,8 @@ class Engine:
             for index in range(params.n)
         ]
         rule = rule_for(self.drafting.rule_for(speculation), params)
-        answers = [self._answer(sequence, constraint and constraint()) for sequence in sequences]
+        place = place_of(thinking, prompt, constraint is not None) if thinking is not None else None
+        answers = [self._answer(sequence, constraint and constraint(), thinking, place) for sequence in sequences]
         ends = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.eos)
         request = Request(name, answers, rule, ends)
         for sequence in sequences:
@@ -174,9 +179,16 @@ class Engine:
         self._cancel_what_was_let_go()
         return self.scheduler.idle
 
-    def _answer(self, sequence: Sequence, constraint: Constraint | None) -> AnswerState:
+    def _answer(
+        self, sequence: Sequence, constraint: Constraint | None, thinking: Thinking | None, place: Place | None
+    ) -> AnswerState:
         history = History(sequence.tokens) if sequence.params.needs_history else None
-        return AnswerState(sequence, TextStream(self.tokenizer, sequence.params.stop), history, constraint)
+        thoughts = None
+        if thinking is not None and place is not None:
+            thoughts = Thought(thinking, place, exact=constraint is not None)
+            constraint = constraint and AfterThought(constraint, thinking, place, self.vocabulary, self.eos)
+        stream = TextStream(self.tokenizer, sequence.params.stop, thoughts=thoughts)
+        return AnswerState(sequence, stream, history, constraint)
 
     def _cancel_what_was_let_go(self) -> None:
         while self._let_go:
@@ -237,27 +249,33 @@ class Engine:
         """Add the verdict's tokens one by one until the answer ends; returns how many were added."""
         answer = request.answers[sequence.index]
         pieces: list[str] = []
+        thoughts: list[str] = []
         for count, token in enumerate(verdict.tokens, start=1):
             sequence.tokens.append(token)
             sequence.provenance.append(provenance[count - 1])
             if verdict.logprobs:
                 sequence.logprobs.append(verdict.logprobs[count - 1])
             ends = token in request.stop_tokens
-            text = ""
+            text = thought = ""
             if not ends:
                 text, ends = answer.stream.push(token)
+                thought = answer.stream.thought
             pieces.append(text)
+            thoughts.append(thought)
             if ends:
                 sequence.finish_reason = "stop"
             elif sequence.tokens_left <= 0:
                 sequence.finish_reason = "length"
             if sequence.finished:
                 pieces[-1] += answer.stream.finish()
+                thoughts[-1] += answer.stream.thought
                 if answer.stream.stopped:
                     sequence.finish_reason = "stop"
                 break
         answer.fresh += pieces
+        answer.fresh_thought += thoughts
         answer.text += "".join(pieces)
+        answer.thought += "".join(thoughts)
         if answer.history is not None:
             answer.history.extend(verdict.tokens[:count])
         if answer.constraint is not None and not sequence.finished:

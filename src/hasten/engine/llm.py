@@ -17,6 +17,7 @@ from hasten.engine.interrupts import interrupts_held_back
 from hasten.engine.loading import load_engine
 from hasten.engine.requests import Request
 from hasten.model.chat_prompt import ChatPrompts
+from hasten.model.thinking import Thinking, thinking_of
 
 Prompt = str | list[int]
 Message = Mapping[str, Any]
@@ -27,7 +28,8 @@ class LLM:
     """A model, ready to answer. Not for several threads at once.
 
     ``LLM("smollm2-135m")``, or ``LLM(EngineConfig(...))``; keyword arguments are the fields of ``EngineConfig``. A catalogue name
-    that is not on this machine is downloaded first. ``progress`` hears of downloads and loading.
+    that is not on this machine is downloaded first. ``progress`` hears of downloads and loading. ``thinking`` is how the model
+    thinks in chats before it answers, None where it does not.
 
         with LLM("smollm2-135m") as llm:
             print(llm.generate("Once upon a time", SamplingParams(max_tokens=32))[0].text)
@@ -43,6 +45,7 @@ class LLM:
         self.engine: Engine = load_engine(self.config, progress)
         tokenizer = self.engine.tokenizer
         self._chats = None if tokenizer.chat_template is None else ChatPrompts(tokenizer)
+        self.thinking = None if self._chats is None else thinking_of(tokenizer)
 
     @property
     def name(self) -> str:
@@ -75,18 +78,20 @@ class LLM:
         on_done: OnDone | None = None,
         prediction: Prompt | None = None,
         speculation: SpeculationParams = AUTO,
+        thinking: Thinking | None = None,
     ) -> list[Completion]:
         """Answer all prompts (texts, or lists of token ids) together; results stand in the order of the prompts.
 
         ``params`` holds for all, or is one a prompt. ``prediction`` is a text that the answers are expected to be close to; the
-        prediction drafter drafts along it. ``speculation`` says whether and how much to draft for them. ``on_done(place,
-        completion)`` is called as each finishes.
+        prediction drafter drafts along it. ``speculation`` says whether and how much to draft for them. ``thinking`` (the model's
+        own ``thinking``) tells its thoughts apart, as chats do; else they are text. ``on_done(place, completion)`` is called as
+        each finishes.
         Raises InvalidRequest before anything runs when one of them can never be served. What ends one of them later on (logits
         that cannot be used) is raised too, and the others are cancelled.
         """
         several = _several(prompts)
         each = self._params(params, len(several))
-        requests = self._submit_all([self.encode(prompt) for prompt in several], each, tenant, prediction, speculation)
+        requests = self._submit_all([self.encode(prompt) for prompt in several], each, tenant, prediction, speculation, thinking)
         done: dict[int, Completion] = {}
         try:
             while len(done) < len(requests):
@@ -112,6 +117,7 @@ class LLM:
         tenant: str = "",
         prediction: Prompt | None = None,
         speculation: SpeculationParams = AUTO,
+        thinking: Thinking | None = None,
     ) -> EventStream:
         """Answer one prompt piece by piece; the last event carries the ``completion``.
 
@@ -119,7 +125,7 @@ class LLM:
         one, or letting go of it, cancels its request. What ends the request early (logits that cannot be used) is raised after
         the last event before it.
         """
-        requests = self._submit_all([self.encode(prompt)], [params or SamplingParams()], tenant, prediction, speculation)
+        requests = self._submit_all([self.encode(prompt)], [params or SamplingParams()], tenant, prediction, speculation, thinking)
         return EventStream(self.engine, requests[0])
 
     def chat(
@@ -131,8 +137,12 @@ class LLM:
         prediction: Prompt | None = None,
         speculation: SpeculationParams = AUTO,
     ) -> Completion:
-        """Answer a conversation: messages of ``role`` and ``content``, through the model's own template."""
-        return self.generate([self.render_chat(messages)], params, tenant=tenant, prediction=prediction, speculation=speculation)[0]
+        """Answer a conversation: messages of ``role`` and ``content``, through the model's own template. What a model thinks first
+        is the completion's ``thought``."""
+        prompt = self.render_chat(messages)
+        return self.generate(
+            [prompt], params, tenant=tenant, prediction=prediction, speculation=speculation, thinking=self.thinking
+        )[0]
 
     def stream_chat(
         self,
@@ -144,7 +154,8 @@ class LLM:
         speculation: SpeculationParams = AUTO,
     ) -> EventStream:
         """``chat``, piece by piece."""
-        return self.stream(self.render_chat(messages), params, tenant=tenant, prediction=prediction, speculation=speculation)
+        prompt = self.render_chat(messages)
+        return self.stream(prompt, params, tenant=tenant, prediction=prediction, speculation=speculation, thinking=self.thinking)
 
     def render_chat(
         self,
@@ -203,6 +214,7 @@ class LLM:
         tenant: str,
         prediction: Prompt | None,
         speculation: SpeculationParams,
+        thinking: Thinking | None,
     ) -> list[Request]:
         requests: list[Request] = []
         if isinstance(prediction, str):
@@ -210,7 +222,9 @@ class LLM:
         try:
             with interrupts_held_back():
                 for prompt, own in zip(prompts, params, strict=True):
-                    requests.append(self.engine.submit(prompt, own, tenant, speculation=speculation, prediction=prediction))
+                    requests.append(
+                        self.engine.submit(prompt, own, tenant, speculation=speculation, prediction=prediction, thinking=thinking)
+                    )
         except BaseException:
             self._cancel_all(requests)
             raise

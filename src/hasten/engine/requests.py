@@ -15,14 +15,17 @@ from hasten.sampling.filters import History
 
 @dataclass(slots=True)
 class AnswerState:
-    """One answer: the sequence, the text of its tokens, and what has been delivered of both."""
+    """One answer: the sequence, the text of its tokens, and what has been delivered of both. ``thought`` is what the model thought
+    before it answered, where that is told apart."""
 
     sequence: Sequence
     stream: TextStream
     history: History | None = None  # kept where penalties ask for it
     constraint: Constraint | None = None
     text: str = ""
+    thought: str = ""
     fresh: list[str] = field(default_factory=list)  # text of each token that no event has reported yet
+    fresh_thought: list[str] = field(default_factory=list)  # and its part in the thought
     delivered: int = 0  # output tokens already reported in events
 
 
@@ -89,17 +92,20 @@ class Request:
             sequence.tokens[start:],
             sequence.provenance[answer.delivered :],
             completion,
-            answer.fresh,
+            [thought + text for thought, text in zip(answer.fresh_thought, answer.fresh, strict=True)],
             sequence.logprobs[answer.delivered :],
             sequence.finish_reason,
+            "".join(answer.fresh_thought),
+            max(0, answer.stream.thought_tokens - answer.delivered),
         )
         self.inbox.append(event)
         answer.delivered = sequence.output_length
-        answer.fresh = []
+        answer.fresh, answer.fresh_thought = [], []
 
     def completion(self, model: str, precision: str, load_seconds: float, drafting: bool) -> Completion:
         """The finished account. Without drafting the request's own speed is the plain speed."""
         produced = sum(answer.sequence.output_length for answer in self.answers)
+        thought = sum(answer.stream.thought_tokens for answer in self.answers)
         begun = self.started or 0.0
         first = self.first_token or begun
         decode = (self.last_token or first) - first
@@ -114,7 +120,7 @@ class Request:
             precision=precision,
             exact=True,
             answers=[_answer(state) for state in self.answers],
-            usage=Usage(sequences[0].prompt_length, produced, self.cached),
+            usage=Usage(sequences[0].prompt_length, produced, self.cached, thought),
             timing=Timing(load_seconds, first - begun, decode),
             speed=Speed(rate, plain),
             speculation=self.speculation,
@@ -138,4 +144,5 @@ def _answer(state: AnswerState) -> Answer:
         sequence.provenance,
         sequence.logprobs if sequence.params.logprobs is not None else None,
         state.stream.stop_string,
+        state.thought,
     )

@@ -54,7 +54,7 @@ def usage(completions: list[Completion]) -> dict[str, Any]:
         "total_tokens": prompt + output,
         "prompt_tokens_details": {"cached_tokens": sum(completion.usage.cached_tokens for completion in completions)},
         "completion_tokens_details": {
-            "reasoning_tokens": 0,
+            "reasoning_tokens": sum(completion.usage.thought_tokens for completion in completions),
             "accepted_prediction_tokens": accepted,
             "rejected_prediction_tokens": sum(count.drafted for count in predicted) - accepted,
         },

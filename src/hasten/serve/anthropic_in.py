@@ -44,18 +44,30 @@ class OutputConfig(Wire):
 
 
 class Thinking(Wire):
-    """A permission: an answer here has no blocks of thinking, so that every budget is kept."""
+    """Whether the answer has blocks of thinking. Only a template can keep a model from thinking, and nothing here counts a
+    budget."""
 
     type: Literal["enabled", "adaptive", "disabled"]
     budget_tokens: Length | None = None
     display: Literal["summarized", "omitted"] | None = None
 
 
+class AllThinking(Wire):
+    type: Literal["all"]
+
+
+class ThinkingTurns(Wire):
+    type: Literal["thinking_turns"]
+    value: Annotated[int, Field(ge=1)]
+
+
 class ClearThinking(Wire):
-    """Leaves out earlier turns' thinking, of which the model is shown none in any case."""
+    """Leaves out earlier turns' thinking but that of so many of the last ones; of what is kept a template may show less."""
 
     type: Literal["clear_thinking_20251015"]
-    keep: Literal["all"] | dict[str, Any] | None = None
+    keep: Annotated[AllThinking | ThinkingTurns, Field(discriminator="type")] | Literal["all"] = ThinkingTurns(
+        type="thinking_turns", value=1
+    )
 
 
 class ContextManagement(Wire):
@@ -122,6 +134,10 @@ def as_chat(wire: Conversation) -> ChatRequest:
         turns.append({"role": "system", "content": _text(wire.system, "system")})
     for at, message in enumerate(wire.messages):
         turns += _turns(at, message)
+    for edit in (wire.context_management and wire.context_management.edits) or ():
+        if isinstance(edit.keep, ThinkingTurns):
+            for turn in [turn for turn in turns if "reasoning_content" in turn][: -edit.keep.value]:
+                del turn["reasoning_content"]
     if not turns:
         raise invalid("messages hold no block of text or tools.", "messages")
     choice = wire.tool_choice
@@ -192,6 +208,7 @@ def _turns(at: int, message: dict[str, Any]) -> list[dict[str, Any]]:
     if not isinstance(content, list):
         raise invalid(f"messages[{at}].content must be text or a list of blocks.", f"messages.{at}.content")
     texts: list[str] = []
+    thoughts: list[str] = []
     calls: list[dict[str, Any]] = []
     results: list[dict[str, Any]] = []
     for block in content:
@@ -202,13 +219,16 @@ def _turns(at: int, message: dict[str, Any]) -> list[dict[str, Any]]:
             calls.append(_call(at, block))
         elif kind == "tool_result" and role == "user":
             results.append(_result(at, block))
-        elif role != "assistant" or kind not in ("thinking", "redacted_thinking"):  # what it once thought, no model is shown
+        elif kind == "thinking" and role == "assistant" and isinstance(block.get("thinking"), str):
+            thoughts += filter(None, [block["thinking"]])
+        elif role != "assistant" or kind not in ("thinking", "redacted_thinking"):
             raise invalid(
                 f"messages[{at}] has a block of type {str(kind)[:40]!r}; this server reads text and tools.", f"messages.{at}"
             )
     out = results
     if texts or calls:
         turn: dict[str, Any] = {"role": role, "content": "\n".join(texts)}
+        turn |= {"reasoning_content": "\n".join(thoughts)} if thoughts else {}
         out = [*results, turn | ({"tool_calls": calls} if calls else {})]
     return out
 

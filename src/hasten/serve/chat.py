@@ -24,7 +24,7 @@ from hasten.serve.messages_in import for_template
 from hasten.serve.reply import reply
 from hasten.serve.server import Server, identifier, server_of
 from hasten.serve.sse import DONE, data, openai_error
-from hasten.serve.tools import ToolReader, Toolset, read_whole, reader_of, told_apart, toolset_of
+from hasten.serve.tools import ToolCall, ToolReader, Toolset, read_whole, reader_of, told_apart, toolset_of
 from hasten.serve.wire import ChatRequest, TemplateValue, check_range, sampling_params
 
 
@@ -59,6 +59,7 @@ async def begin(server: Server, request: Request, wire: ChatRequest, unfinished:
         prediction=wire.prediction.text if wire.prediction is not None else None,
         constraint=lambda llm: constraint_of(llm, wire.response_format, wire.structured_outputs, tools[0]),
         stop=lambda: tools[0].stop if tools[0] is not None else (),
+        thinking=lambda llm: None if wire.reasoning_format == "none" else llm.thinking,
     )
     return generation, tools[0]
 
@@ -157,6 +158,8 @@ class Answer:
     def _choice(self, answer: Collected) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None}
         finish: str = answer.finish_reason or "stop"
+        if answer.thought:
+            message["reasoning_content"] = answer.thought
         words, calls = told_apart(read_whole(answer.text, self.tools))
         if calls:
             message["content"] = words if words.strip() else None
@@ -191,9 +194,13 @@ class Answer:
         if not stream.begun:
             stream.begun = True
             out.append(self._delta(event.index, {"role": "assistant", "content": "", "refusal": None}))
-        text, calls = told_apart(stream.reader.take(event)) if stream.reader is not None else (event.text, [])
+        name, text, calls = "content", event.text, list[ToolCall]()
+        if event.thinks:
+            name, text = "reasoning_content", event.thought
+        elif stream.reader is not None:
+            text, calls = told_apart(stream.reader.take(event))
         if text or event.logprobs or (self.wire.provenance and event.tokens):
-            chunk = self._delta(event.index, {"content": text})
+            chunk = self._delta(event.index, {name: text})
             if self.wire.logprobs:
                 chunk["choices"][0]["logprobs"] = chat_logprobs(event.logprobs, self._tokenizer)
             if self.wire.provenance:

@@ -7,7 +7,7 @@ import itertools
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from hasten.core.results import Completion, StreamEvent
 from hasten.core.types import FinishReason, TokenLogprob
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Collected:
-    """One whole answer. ``prompt``: which of the request's prompts it answers."""
+    """One whole answer. ``prompt``: which of the request's prompts it answers; ``thought``: what the model thought first."""
 
     prompt: int
     index: int
@@ -32,9 +32,11 @@ class Collected:
     pieces: list[str] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+    thought: str = ""
 
     def add(self, event: StreamEvent) -> None:
         self.text += event.text
+        self.thought += event.thought
         self.tokens += event.tokens
         self.provenance += event.provenance
         self.pieces += event.pieces
@@ -91,8 +93,8 @@ class Generation:
             return
 
     def events(self) -> AsyncIterator[tuple[int, StreamEvent]]:
-        """(prompt, event), all that is there of one answer as one event, at the pace of ``stream_interval``. Raises what ended the
-        request."""
+        """(prompt, event), all that is there of one answer as one event, or as two where its thought ends, at the pace of
+        ``stream_interval``. Raises what ended the request."""
         return self._events(self._interval)
 
     async def collect(self) -> list[Collected]:
@@ -129,18 +131,19 @@ class Generation:
         """Tokens of the prompts that were in the prefix cache, known with the first event."""
         return sum(ticket.cached for ticket in self.tickets)
 
-    def _noted(self, prompt: int, event: StreamEvent) -> tuple[int, StreamEvent]:
+    def _noted(self, prompt: int, event: StreamEvent) -> StreamEvent:
         self._seen[prompt] += len(event.tokens)
         if event.completion is not None:
             self.completions[prompt] = event.completion
-        return prompt, event
+        return event
 
     async def _events(self, interval: float) -> AsyncIterator[tuple[int, StreamEvent]]:
         """``events`` with at least that many seconds from what has come until one moment to what has come until the next."""
         async with aclosing(self._arrivals() if len(self.tickets) == 1 else self._side_by_side()) as arrivals:
             async for events in arrivals:
                 for prompt, event in merged(events):
-                    yield self._noted(prompt, event)
+                    for part in apart(self._noted(prompt, event)):
+                        yield prompt, part
                 if interval and None in self.completions:
                     await asyncio.sleep(interval)
 
@@ -203,6 +206,7 @@ def merged(events: list[tuple[int, StreamEvent]]) -> list[tuple[int, StreamEvent
 
 
 def _joined(events: list[StreamEvent]) -> StreamEvent:
+    counts = itertools.accumulate((len(event.tokens) for event in events), initial=0)  # of tokens before each
     return StreamEvent(
         events[0].index,
         "".join(event.text for event in events),
@@ -212,4 +216,35 @@ def _joined(events: list[StreamEvent]) -> StreamEvent:
         list(itertools.chain.from_iterable(event.pieces for event in events)),
         list(itertools.chain.from_iterable(event.logprobs for event in events)),
         events[-1].finish_reason,
+        "".join(event.thought for event in events),
+        max(before + event.thought_tokens if event.thought_tokens else 0 for before, event in zip(counts, events, strict=False)),
     )
+
+
+def apart(event: StreamEvent) -> list[StreamEvent]:
+    """An event that has the end of a thought and more as two: one of thought only, with its tokens, and the answer's."""
+    if not (event.thinks and event.text):
+        return [event]
+    count = event.thought_tokens
+    return [
+        StreamEvent(
+            event.index,
+            "",
+            event.tokens[:count],
+            event.provenance[:count],
+            None,
+            event.pieces[:count],
+            event.logprobs[:count],
+            thought=event.thought,
+            thought_tokens=count,
+        ),
+        replace(
+            event,
+            tokens=event.tokens[count:],
+            provenance=event.provenance[count:],
+            pieces=event.pieces[count:],
+            logprobs=event.logprobs[count:],
+            thought="",
+            thought_tokens=0,
+        ),
+    ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 from starlette.requests import Request
@@ -51,12 +52,15 @@ class Answer:
         self._open: str | None = None  # the kind of the content block being sent
         self._block = -1
         self._called = False
+        asked = wire.thinking
+        self._tells = asked is not None and asked.type != "disabled" and asked.display != "omitted"
 
     def whole(self, answers: list[Collected]) -> dict[str, Any]:
         """The unstreamed answer."""
         one = answers[0]
-        parts = read_whole(one.text, self._tools) or [""]
-        content = [_text(part) if isinstance(part, str) else _use(part, json.loads(part.arguments)) for part in parts]
+        thought = [_thinking(one.thought)] if one.thought and self._tells else []
+        parts = read_whole(one.text, self._tools) or ([] if thought else [""])
+        content = thought + [_text(part) if isinstance(part, str) else _use(part, json.loads(part.arguments)) for part in parts]
         own = account(self._generation.whole, self._wire.provenance)
         if self._wire.provenance:
             own |= provenance(one.provenance, one.pieces, self._generation.host.legend)
@@ -96,16 +100,21 @@ class Answer:
 
     def _of_event(self, event: StreamEvent, reader: ToolReader | None) -> list[bytes]:
         out: list[bytes] = []
+        thinks = event.thinks and self._tells
+        event = event if self._tells else replace(event, thought="")
         for part, own in parts_of(event, reader, self._generation.host.legend if self._wire.provenance else None):
             if isinstance(part, str):
-                if self._open != "text":
-                    out += [*self._close(), self._begin("text", _text(""))]
-                out.append(self._delta({"type": "text_delta", "text": part}, own))
+                out += self._said("thinking" if thinks else "text", _thinking("") if thinks else _text(""), part, own)
             else:
                 self._called = True
                 out += [*self._close(), self._begin("tool_use", _use(part, {}))]
                 out.append(self._delta({"type": "input_json_delta", "partial_json": part.arguments}, {}))
         return out
+
+    def _said(self, kind: str, block: dict[str, Any], text: str, own: dict[str, Any]) -> list[bytes]:
+        """A piece of text in the open block of that kind; where none is open, it begins as ``block``."""
+        begun = [] if self._open == kind else [*self._close(), self._begin(kind, block)]
+        return [*begun, self._delta({"type": f"{kind}_delta", kind: text}, own)]
 
     def _delta(self, delta: dict[str, Any], own: dict[str, Any]) -> bytes:
         return named("content_block_delta", {"type": "content_block_delta", "index": self._block, "delta": delta, **own})
@@ -118,8 +127,9 @@ class Answer:
     def _close(self) -> list[bytes]:
         if self._open is None:
             return []
+        signed = [self._delta({"type": "signature_delta", "signature": ""}, {})] if self._open == "thinking" else []
         self._open = None
-        return [named("content_block_stop", {"type": "content_block_stop", "index": self._block})]
+        return [*signed, named("content_block_stop", {"type": "content_block_stop", "index": self._block})]
 
     def _frame(self, content: list[dict[str, Any]]) -> dict[str, Any]:
         return {"id": self._id, "type": "message", "role": "assistant", "model": self._generation.host.name, "content": content}
@@ -143,6 +153,11 @@ class Answer:
 
 def _text(text: str) -> dict[str, Any]:
     return {"type": "text", "text": text}
+
+
+def _thinking(text: str) -> dict[str, Any]:
+    """Unsigned: nothing here has to know a thought again."""
+    return {"type": "thinking", "thinking": text, "signature": ""}
 
 
 def _use(call: ToolCall, given: Any) -> dict[str, Any]:

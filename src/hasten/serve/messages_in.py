@@ -18,7 +18,7 @@ KNOWN = {
     "tool": frozenset({"role", "content", "name", "tool_call_id"}),
 }
 ONLY_EMPTY = frozenset({"refusal", "audio", "function_call"})  # clients send back what they were given
-# What another model once thought, under the names that servers and clients have for it; no model here is shown it.
+# What a model once thought, under the names that servers and clients have for it. Templates read a text of the first name, or none.
 THOUGHT = frozenset({"reasoning", "reasoning_content", "reasoning_details", "thinking_blocks"})
 
 
@@ -49,6 +49,9 @@ def _message(at: int, message: Mapping[str, Any]) -> dict[str, Any]:
                 refuse_unknown(part, frozenset({"type", "text"}), f"A part of {where}", f"{param}.content")
     out = {name: message[name] for name in message if name in KNOWN[role]}
     out["role"] = "system" if role == "developer" else role
+    thought = message.get("reasoning_content") or message.get("reasoning")
+    if role == "assistant" and isinstance(thought, str) and thought:
+        out["reasoning_content"] = thought
     if out.get("tool_calls") in (None, []):
         out.pop("tool_calls", None)
     else:

@@ -51,7 +51,7 @@ class Answer:
         self._created = int(time.time())
         self._number = 0
         self._sent: list[dict[str, Any]] = []  # the items of a stream that are whole
-        self._open: dict[str, Any] | None = None  # the message being streamed, with its text so far
+        self._open: dict[str, Any] | None = None  # the message or thought being streamed, with its text so far
 
     def error(self, error: ApiError) -> bytes:
         """The error's own event, and the response that failed by it."""
@@ -59,13 +59,13 @@ class Answer:
 
     def whole(self, answers: list[Collected]) -> dict[str, Any]:
         """The finished response."""
-        parts = read_whole(answers[0].text, self._tools) or [""]
-        last = len(parts) - 1
-        items = [
-            _message(part, _status(answers[0]) if at == last else "completed") if isinstance(part, str) else self._call(part)
-            for at, part in enumerate(parts)
-        ]
-        return self._finished(answers[0], items)
+        one = answers[0]
+        parts = read_whole(one.text, self._tools) or ([] if one.thought else [""])
+        items = [_reasoning(one.thought, "completed")] if one.thought else []
+        items += [_message(part, "completed") if isinstance(part, str) else self._call(part) for part in parts]
+        if items[-1]["type"] != "function_call":
+            items[-1]["status"] = _status(one)
+        return self._finished(one, items)
 
     async def events(self) -> AsyncIterator[bytes]:
         """The streamed answer, event by event, each with its number."""
@@ -78,7 +78,7 @@ class Answer:
             for made in self._of_event(event, reader):
                 yield made
         if not self._sent and self._open is None:
-            for made in self._begin():  # an answer has an item, also where it says nothing
+            for made in self._begin(_message("", "in_progress")):  # an answer has an item, also where it says nothing
                 yield made
         for made in self._close(_status(whole)):
             yield made
@@ -91,29 +91,35 @@ class Answer:
             if isinstance(part, ToolCall):
                 out += [*self._close("completed"), *self._called(self._call(part))]
                 continue
-            if self._open is None:
-                out += self._begin()
-            assert self._open is not None
-            self._open["content"][0]["text"] += part
-            out.append(self._event("response.output_text.delta", **self._place(), delta=part, logprobs=[], **own))
+            kind, make = ("reasoning", _reasoning) if event.thinks else ("message", _message)
+            if self._open is None or self._open["type"] != kind:
+                out += [*self._close("completed"), *self._begin(make("", "in_progress"))]
+            out.append(self._said(part, own))
         return out
 
-    def _begin(self) -> list[bytes]:
-        """The events with which a message begins."""
-        self._open = _message("", "in_progress")
+    def _said(self, text: str, own: dict[str, Any]) -> bytes:
+        """The event of a piece of text of the open item."""
+        assert self._open is not None
+        part = self._open["content"][0]
+        part["text"] += text
+        return self._event(f"response.{part['type']}.delta", **self._place(), delta=text, **_beside(part), **own)
+
+    def _begin(self, item: dict[str, Any]) -> list[bytes]:
+        """The events with which a message or a thought begins."""
+        self._open = item
         return [
-            self._event("response.output_item.added", output_index=len(self._sent), item=self._open | {"content": []}),
-            self._event("response.content_part.added", **self._place(), part=_part("")),
+            self._event("response.output_item.added", output_index=len(self._sent), item=item | {"content": []}),
+            self._event("response.content_part.added", **self._place(), part=item["content"][0]),
         ]
 
     def _close(self, status: str) -> list[bytes]:
-        """The events with which the message ends that is being streamed."""
+        """The events with which the item ends that is being streamed."""
         if self._open is None:
             return []
         item, place = self._open | {"status": status}, self._place()
         part = item["content"][0]
         out = [
-            self._event("response.output_text.done", **place, text=part["text"], logprobs=[]),
+            self._event(f"response.{part['type']}.done", **place, text=part["text"], **_beside(part)),
             self._event("response.content_part.done", **place, part=part),
             self._event("response.output_item.done", output_index=len(self._sent), item=item),
         ]
@@ -135,7 +141,7 @@ class Answer:
         ]
 
     def _place(self) -> dict[str, Any]:
-        """Where the text of the open message stands."""
+        """Where the text of the open item stands."""
         assert self._open is not None
         return {"output_index": len(self._sent), "content_index": 0, "item_id": self._open["id"]}
 
@@ -204,7 +210,7 @@ class Answer:
             "input_tokens": sums["prompt_tokens"],
             "input_tokens_details": {**sums["prompt_tokens_details"], "cache_write_tokens": 0},
             "output_tokens": sums["completion_tokens"],
-            "output_tokens_details": {"reasoning_tokens": 0},
+            "output_tokens_details": {"reasoning_tokens": sums["completion_tokens_details"]["reasoning_tokens"]},
             "total_tokens": sums["total_tokens"],
         }
 
@@ -215,6 +221,16 @@ def _status(answer: Collected) -> str:
 
 def _message(text: str, status: str) -> dict[str, Any]:
     return {"type": "message", "id": identifier("msg_"), "role": "assistant", "status": status, "content": [_part(text)]}
+
+
+def _reasoning(text: str, status: str) -> dict[str, Any]:
+    part = {"type": "reasoning_text", "text": text}
+    return {"type": "reasoning", "id": identifier("rs_"), "summary": [], "status": status, "content": [part]}
+
+
+def _beside(part: dict[str, Any]) -> dict[str, Any]:
+    """What the events of a text have beside it."""
+    return {"logprobs": []} if part["type"] == "output_text" else {}
 
 
 def _part(text: str) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from hasten.serve.wire import (
 )
 
 ROLES = ("user", "assistant", "system", "developer")
-INCLUDED = frozenset({"reasoning.encrypted_content"})  # there is no reasoning, so that all of it is included
+INCLUDED = frozenset({"reasoning.encrypted_content"})  # reasoning is told in clear text, so that all of it is included
 
 
 class TextFormat(Wire):
@@ -46,7 +46,7 @@ class ResponseStreamOptions(Wire):
 
 
 class Reasoning(Wire):
-    """How much to reason and what to tell of it. A model that does not reason has nothing to tell."""
+    """How much to reason and what to tell of it. What a model reasons is told as it is, without a summary."""
 
     effort: Effort | None = None
     summary: Literal["auto", "concise", "detailed"] | None = None
@@ -152,6 +152,7 @@ def as_chat(wire: ResponseInput) -> ChatRequest:
     items = [{"role": "user", "content": wire.input}] if isinstance(wire.input, str) else wire.input
     for at, item in enumerate(items):
         _add(turns, at, item)
+    turns = [turn for turn in turns if turn["content"] or turn.keys() != {"role", "content", "reasoning_content"}]
     if not turns:
         raise invalid("input holds no message and no call.", "input")
     chosen = wire.tool_choice
@@ -227,7 +228,8 @@ def _format(format: TextFormat) -> dict[str, Any]:
 
 
 def _add(turns: list[dict[str, Any]], at: int, item: dict[str, Any]) -> None:
-    """Add an item of the input to the conversation. A call and the model's words right before and behind it are one message."""
+    """Add an item of the input to the conversation. A call, the model's words right before and behind it and what it thought are
+    one message; a thought to which nothing belongs is left without content."""
     kind = item.get("type")
     if kind == "function_call":
         if not turns or turns[-1]["role"] != "assistant":
@@ -235,9 +237,17 @@ def _add(turns: list[dict[str, Any]], at: int, item: dict[str, Any]) -> None:
         turns[-1].setdefault("tool_calls", []).append(_call(at, item))
     elif kind == "function_call_output":
         turns.append(_output(at, item))
-    elif kind != "reasoning":  # what it once thought, no model is shown
+    elif kind == "reasoning":
+        parts = item.get("content") if isinstance(item.get("content"), list) else []
+        texts = [part.get("text") for part in parts or [] if isinstance(part, dict) and part.get("type") == "reasoning_text"]
+        if thought := "\n".join(text for text in texts if isinstance(text, str)):
+            if not turns or turns[-1]["role"] != "assistant":
+                turns.append({"role": "assistant", "content": ""})
+            turns[-1]["reasoning_content"] = "\n".join(filter(None, [turns[-1].get("reasoning_content"), thought]))
+    else:
         message = _message(at, item)
-        if message["role"] == "assistant" and turns and "tool_calls" in turns[-1]:
+        open_turn = turns and ("tool_calls" in turns[-1] or (turns[-1].get("reasoning_content") and not turns[-1]["content"]))
+        if message["role"] == "assistant" and open_turn:
             turns[-1]["content"] += message["content"]
         else:
             turns.append(message)

@@ -13,6 +13,7 @@ from starlette.requests import Request
 
 from hasten.core.types import SamplingParams
 from hasten.engine.llm import LLM
+from hasten.model.thinking import Thinking
 from hasten.sampling.constraint import Constraint
 from hasten.serve.body import Wire, parsed, read_body, validated
 from hasten.serve.errors import api_error
@@ -50,9 +51,11 @@ class Server:
         prediction: str | None = None,
         constraint: Callable[[LLM], Callable[[], Constraint] | None] = lambda llm: None,
         stop: Callable[[], tuple[str, ...]] = tuple,
+        thinking: Callable[[LLM], Thinking | None] = lambda llm: None,
     ) -> Generation:
         """Bring the model in, make the prompts (off the loop) and put them in the engine's queue; the time that this takes counts
-        as the request's. ``stop``, asked once the prompts are made, gives further stop strings."""
+        as the request's. ``stop``, asked once the prompts are made, gives further stop strings; ``thinking`` says how thoughts are
+        told apart, where they are."""
         began = time.monotonic() - getattr(request.state, "waited", 0.0)
         host = await self.models.acquire(wire.model)
         try:
@@ -79,6 +82,7 @@ class Server:
                     wire.priority,
                     wire.deadline,
                     waited,
+                    thinking(llm),
                 )
                 for at, prompt in enumerate(made)
             ]

@@ -14,6 +14,7 @@ from hasten.core.config import SpeculationParams
 from hasten.core.results import StreamEvent
 from hasten.core.types import SamplingParams
 from hasten.engine.requests import Request
+from hasten.model.thinking import Thinking
 from hasten.sampling.constraint import Constraint
 
 INTERACTIVE, BATCH = "interactive", "batch"
@@ -23,7 +24,8 @@ INTERACTIVE, BATCH = "interactive", "batch"
 class Job:
     """What the engine is asked for, checked. ``timeout``: seconds from arrival to the last token. ``deadline``: seconds from
     arrival within which the first token has to be under way, or the request is not wanted any more. ``waited``: seconds since the
-    arrival that have passed before it is queued: elsewhere, or while the model was loaded."""
+    arrival that have passed before it is queued: elsewhere, or while the model was loaded. ``thinking``: how the model thinks,
+    where that is told apart from its answer."""
 
     id: str
     tenant: str
@@ -36,6 +38,7 @@ class Job:
     priority: str = INTERACTIVE
     deadline: float | None = None
     waited: float = 0.0
+    thinking: Thinking | None = None
 
 
 @dataclass(slots=True, eq=False)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from hasten.core.results import StreamEvent
+from hasten.engine.text import overlap
 from hasten.serve.account import provenance
 from hasten.serve.body import plain_json
 from hasten.serve.errors import invalid, unsupported
@@ -138,7 +139,7 @@ class ToolReader:
         """What is before the next tags and between them, as far as it is certain, and whether they are closed."""
         begin = self._held.find(OPEN)
         if begin < 0:
-            begin = len(self._held) - _overlap(self._held, OPEN)
+            begin = len(self._held) - overlap(self._held, OPEN)
         parts: list[Part] = [self._between(self._held[:begin])]
         self._held = self._held[begin:]
         end = self._held.find(CLOSE)
@@ -275,9 +276,10 @@ def reader_of(tools: Toolset | None) -> ToolReader | None:
 
 
 def parts_of(event: StreamEvent, reader: ToolReader | None, legend: Legend | None) -> Iterator[tuple[Part, dict[str, Any]]]:
-    """What one event of a stream makes certain; where a ``legend`` is given, beside its first words, if need be beside none, who
-    guessed its tokens."""
-    parts: list[Part] = reader.take(event) if reader is not None else [event.text] if event.text else []
+    """What one event of a stream, of a thought or of words, makes certain; where a ``legend`` is given, beside its first words, if
+    need be beside none, who guessed its tokens."""
+    text = event.thought if event.thinks else event.text
+    parts: list[Part] = reader.take(event) if reader is not None and not event.thinks else [text] if text else []
     own: dict[str, Any] = {}
     if legend is not None and event.tokens:
         own = {"hasten": provenance(event.provenance, event.pieces, legend)}
@@ -318,8 +320,3 @@ def _may_begin_untagged(text: str) -> bool:
     """Whether ``text`` is the beginning of a call without tags, or may become one."""
     begins = "".join(text[:200].split())
     return any(begins.startswith(mark) or mark.startswith(begins) for mark in UNTAGGED)
-
-
-def _overlap(text: str, mark: str) -> int:
-    """The length of the longest end of ``text`` that begins ``mark``."""
-    return next((size for size in range(min(len(text), len(mark) - 1), 0, -1) if mark.startswith(text[-size:])), 0)

@@ -1,8 +1,8 @@
 """What clients send, field by field. A field that is not here is refused by name; one that is here is honoured.
 
 The names and meanings are OpenAI's where it has them, vLLM's for further sampling parameters and structured
-outputs, and Hasten's own for ``speculation``, ``provenance``, ``priority`` and ``deadline``. Ranges of sampling parameters are
-checked by ``SamplingParams``; here are those that belong to an interface, under its own names.
+outputs, llama.cpp's for ``reasoning_format``, and Hasten's own for ``speculation``, ``provenance``, ``priority`` and ``deadline``.
+Ranges of sampling parameters are checked by ``SamplingParams``; here are those that belong to an interface, under its own names.
 """
 
 from __future__ import annotations
@@ -195,6 +195,7 @@ class ChatRequest(Sampled):
     parallel_tool_calls: bool | None = None
     prediction: Prediction | None = None
     reasoning_effort: Effort | None = None  # "none" is honoured; no model here has levels between which to choose
+    reasoning_format: Literal["auto", "deepseek", "none"] | None = None  # llama.cpp's names; "none" leaves thoughts in the content
     chat_template_kwargs: Annotated[dict[str, TemplateValue], Field(max_length=16)] | None = None
     store: bool | None = None
     service_tier: str | None = None

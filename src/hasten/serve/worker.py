@@ -160,7 +160,7 @@ class Worker(threading.Thread):
         job = ticket.job
         try:
             ticket.request = self._engine.submit(
-                job.prompt, job.params, job.tenant, job.id, job.speculation, job.prediction, job.constraint
+                job.prompt, job.params, job.tenant, job.id, job.speculation, job.prediction, job.constraint, job.thinking
             )
         except Exception as problem:
             if not isinstance(problem, HastenError):
