@@ -32,7 +32,8 @@ NAMES = {name: code for code, name in LEGEND.items()}
 
 @dataclass
 class Reply:
-    """``tokens``: (piece, code) each. ``raw`` replaces the whole body of the stream. ``hold`` keeps the stream open at its end."""
+    """``tokens``: (piece, code) each; ``thought``: those before them. ``raw`` replaces the whole body of the stream. ``hold``
+    keeps the stream open at its end."""
 
     tokens: list[tuple[str, str]]
     at_a_time: int = 3
@@ -44,6 +45,7 @@ class Reply:
     status: int = 200
     refusal: str = ""
     code: str | None = None
+    thought: list[tuple[str, str]] = field(default_factory=list)
 
 
 def words(text: str, codes: str = "mssl") -> list[tuple[str, str]]:
@@ -121,20 +123,21 @@ async def _parts(reply: Reply, model: str) -> AsyncIterator[bytes]:
             await asyncio.sleep(reply.delay)
         return
     yield chunk(model, {"role": "assistant", "content": ""})
-    for start in range(0, len(reply.tokens), reply.at_a_time):
-        part = reply.tokens[start : start + reply.at_a_time]
-        pieces = [piece for piece, _ in part]
-        signed = {"provenance": "".join(code for _, code in part), "pieces": pieces, "legend": LEGEND}
-        yield chunk(model, {"content": "".join(pieces)}, hasten=signed)
-        yield b": still at work\n\n"
-        await asyncio.sleep(reply.delay)
+    for name, tokens in (("reasoning_content", reply.thought), ("content", reply.tokens)):
+        for start in range(0, len(tokens), reply.at_a_time):
+            part = tokens[start : start + reply.at_a_time]
+            pieces = [piece for piece, _ in part]
+            signed = {"provenance": "".join(code for _, code in part), "pieces": pieces, "legend": LEGEND}
+            yield chunk(model, {name: "".join(pieces)}, hasten=signed)
+            yield b": still at work\n\n"
+            await asyncio.sleep(reply.delay)
     while reply.hold:
         await asyncio.sleep(0.05)
     if reply.error_after is not None:
         yield event({"error": {"message": reply.error_after, "type": "server_error", "param": None, "code": None}})
         return
     yield chunk(model, {}, finish=reply.finish)
-    yield chunk(model, None, hasten=account(reply.tokens), usage=usage(reply.tokens))
+    yield chunk(model, None, hasten=account(reply.thought + reply.tokens), usage=usage(reply.thought + reply.tokens))
     yield b"data: [DONE]\n\n"
 
 

@@ -20,7 +20,7 @@ RICH = (
     "Here is **all** of it:\n\n```py\nprint(1)\n```\n\n"
     "- one\n- two\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n> said\n\n### End\nand `code`."
 )
-STATES = ("empty", "answered", "settings", "shortcuts", "failed")
+STATES = ("empty", "answered", "thought", "settings", "shortcuts", "failed")
 FOCUSED = (
     "document.activeElement.id || document.activeElement.getAttribute('aria-label') || document.activeElement.textContent.trim()"
 )
@@ -30,6 +30,7 @@ FOCUSED = (
 def chat() -> Iterator[FakeChat]:
     with running(FakeChat()) as chat:
         chat.replies["All?"] = Reply(words(RICH, codes="mslrp"))
+        chat.replies["Think?"] = Reply(words("So."), thought=words(RICH, codes="mslrp"))
         chat.replies["Fail?"] = Reply([], status=400, refusal="This cannot be answered.")
         yield chat
 
@@ -40,6 +41,10 @@ def bring_to(visited: Visit, state: str) -> None:
         visited.ask("All?")
         visited.page.click("text=Who guessed what")
         visited.page.locator(".runs li").first.wait_for()
+    if state == "thought":
+        visited.ask("Think?")
+        visited.page.click(".thought summary")
+        visited.page.locator(".thought table").wait_for()
     if state == "failed":
         visited.ask("Fail?")
     if state == "settings":

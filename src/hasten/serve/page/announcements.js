@@ -1,5 +1,8 @@
 /** Tells screen readers of a growing answer in whole sentences and not too often: a live region that got every token would never end. */
 
+import { thinks } from "./thought.js";
+
+const THINKING = "The model is thinking.";
 const EVERY_MS = 4000;
 const SENTENCE_END = /[.!?:;。！？]["')\]]?\s|\n/g;
 
@@ -20,8 +23,10 @@ export class Announcements {
     this.region.textContent = sentence;
   }
 
-  /** The text so far; what became whole sentences since the last time is said. */
-  hear(text) {
+  /** An answer so far; what became whole sentences since the last time is said, of a thought only that it comes. */
+  hear(answer) {
+    const { text } = answer.tokens;
+    if (thinks(answer) && this.region.textContent !== THINKING) this.say(THINKING);
     const now = performance.now();
     if (now - this.last < EVERY_MS) return;
     const end = lastSentenceEnd(text, this.heard);

@@ -23,7 +23,7 @@ export async function listModels(key) {
  * @param {object} request a body of /v1/chat/completions without its stream fields
  * @param {string} key the API key, or ""
  * @param {AbortSignal} signal
- * @yields {{text: string, codes: string[], pieces: string[], finish: ?string, usage: ?object, account: ?object, legend: ?object}}
+ * @yields {{text: string, thought: ?string, codes: string[], pieces: string[], finish: ?string, usage: ?object, account: ?object, legend: ?object}}
  */
 export async function* streamChat(request, key, signal) {
   const body = { ...request, stream: true, stream_options: { include_usage: true }, provenance: true };
@@ -51,6 +51,7 @@ function event(chunk) {
   const { provenance = "", pieces = [], legend = null, ...account } = chunk.hasten ?? {};
   return {
     text: choice?.delta?.content ?? "",
+    thought: choice?.delta?.reasoning_content ?? null, // then codes and pieces are its own
     codes: [...provenance], // one letter a token
     pieces,
     finish: choice?.finish_reason ?? null,

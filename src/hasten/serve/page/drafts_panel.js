@@ -3,6 +3,7 @@
 import { byId, element, oneLine } from "./dom.js";
 import { MODEL, about, markOf } from "./drafters.js";
 import { decimal, rateOf, whole } from "./speed.js";
+import { countOf } from "./thought.js";
 
 /**
  * Tells of the answer that is coming, else of the last one that was measured.
@@ -12,7 +13,7 @@ import { decimal, rateOf, whole } from "./speed.js";
 export function showSpeed(gauge, turns, exchange, conversations, model) {
   const last = (wanted) => turns.findLast(({ answer }) => answer !== null && wanted(answer))?.answer ?? null;
   const measured = exchange?.answer ?? last(rateOf);
-  const told = exchange?.answer ?? last((answer) => answer.tokens.codes.length > 0);
+  const told = exchange?.answer ?? last((answer) => countOf(answer) > 0);
   const plain = measured?.account?.plain_tokens_per_second ?? plainOf(measured?.model, conversations);
   const other = measured !== null && measured.model !== model ? oneLine(measured.model) : "";
   gauge.show(rateOf(measured), plain, exchange !== null, other);
@@ -42,7 +43,7 @@ function promiseOf(exact, precision) {
  * @param {?object} answer the answer that is told about, or null
  */
 function showDrafters(list, answer) {
-  const counts = answer?.tokens.counts() ?? new Map();
+  const counts = answer?.tokens.counts(answer.thought.counts()) ?? new Map();
   const total = [...counts.values()].reduce((sum, count) => sum + count, 0);
   const names = new Set([MODEL, ...counts.keys(), ...Object.keys(answer?.account?.decisions ?? {})]);
   // In the order of their marks, so that nothing jumps while shares change.

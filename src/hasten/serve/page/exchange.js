@@ -58,7 +58,8 @@ export class Exchange {
   #take(event, onevent) {
     const { answer } = this;
     Object.assign(answer.tokens.legend, event.legend);
-    answer.tokens.append(event.text, event.codes, event.pieces);
+    if (event.thought === null) answer.tokens.append(event.text, event.codes, event.pieces);
+    else answer.thought.append(event.thought, event.codes, event.pieces);
     answer.finish = event.finish ?? answer.finish;
     answer.usage = event.usage ?? answer.usage;
     if (event.account) answer.account = { ...answer.account, ...event.account };

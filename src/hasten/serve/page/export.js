@@ -9,11 +9,11 @@ function exported(conversation) {
   for (const { question, answer } of conversation.turns) {
     messages.push({ role: "user", content: question });
     if (answer === null) continue;
-    const { text, ends, codes, legend } = answer.tokens;
-    const pieces = ends.map((end, index) => text.slice(ends[index - 1] ?? 0, end));
-    const { model, state, finish, usage, account } = answer;
-    const signed = { pieces, provenance: codes, hasten: { ...account, legend } };
-    messages.push({ role: "assistant", content: text, model, state, finish_reason: finish, usage, ...signed });
+    const { model, state, finish, usage, account, thought, tokens } = answer;
+    const pieces = [thought, tokens].flatMap(({ text, ends }) => ends.map((end, index) => text.slice(ends[index - 1] ?? 0, end)));
+    const signed = { pieces, provenance: [...thought.codes, ...tokens.codes], hasten: { ...account, legend: tokens.legend } };
+    const said = { ...(thought.text ? { reasoning_content: thought.text } : {}), content: tokens.text };
+    messages.push({ role: "assistant", ...said, model, state, finish_reason: finish, usage, ...signed });
   }
   return { title: wholeTitleOf(conversation), created: new Date(conversation.created).toISOString(), messages };
 }

@@ -355,7 +355,7 @@ class Page {
 
   drawn() {
     this.showSpeed();
-    if (this.exchange !== null) this.live.hear(this.exchange.answer.tokens.text);
+    if (this.exchange !== null) this.live.hear(this.exchange.answer);
   }
 
   showSpeed() {

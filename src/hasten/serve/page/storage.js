@@ -62,8 +62,8 @@ export function saveUnsent(id, unsent) {
 
 /**
  * A conversation: {id, title, created, updated, system, since, turns}; `since` is the first turn that is still sent. A turn:
- * {question, answer}. An answer: {tokens, model, state, error, code, finish, usage, account, rate, asked, before}, its state "running",
- * "done", "stopped", "failed" or "elsewhere" (it comes in another tab); `rate` is what the page counted, tokens a second, until the server's account comes;
+ * {question, answer}. An answer: {tokens, thought, model, state, error, code, finish, usage, account, rate, asked, before}, its state "running",
+ * "done", "stopped", "failed" or "elsewhere" (it comes in another tab); `thought` are the tokens of what the model thought first; `rate` is what the page counted, tokens a second, until the server's account comes;
  * `asked` is when, in milliseconds; `before` is the answer that it is to replace, until it has ended.
  */
 export function newConversation(system) {
@@ -73,8 +73,9 @@ export function newConversation(system) {
 
 export function newAnswer(model, before) {
   const tokens = new Tokens();
+  const thought = new Tokens(tokens.legend);
   const told = { error: "", code: "", finish: null, usage: null, account: null, rate: null, asked: Date.now() };
-  return { tokens, model, state: "running", ...told, before };
+  return { tokens, thought, model, state: "running", ...told, before };
 }
 
 /** Whether an answer has something that would be missed. */
@@ -144,9 +145,10 @@ function revivedAnswer(answer, cut) {
   const before = answer.before && !ended ? revivedAnswer(answer.before, "stopped") : null;
   if (before !== null && cut === "stopped") return before;
   const tokens = Tokens.from({ legend: answer.legend, ...answer.tokens }); // earlier versions kept it there
+  const thought = Tokens.from({ ...(answer.thought ?? new Tokens()), legend: tokens.legend }); // earlier versions had none
   const [rate, asked] = [numbers.rate, numbers.asked].map((number) => (Number.isFinite(number) ? number : null));
   const told = { error: String(error ?? ""), code, finish, usage, account, rate, asked };
-  return { tokens, model, state: ended ? state : cut, ...told, before };
+  return { tokens, thought, model, state: ended ? state : cut, ...told, before };
 }
 
 function readForTab(name) {

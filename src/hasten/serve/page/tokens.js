@@ -5,12 +5,12 @@ import { markOf } from "./drafters.js";
 
 /** Grows while the answer streams. A token without text (it waits for the rest of its character) counts, but paints nothing. */
 export class Tokens {
-  constructor() {
+  constructor(legend = {}) {
     this.text = "";
     /** Where each token ends in `text`, and the short code of who guessed it; "" where the server did not say. */
     this.ends = [];
     this.codes = [];
-    this.legend = {}; // the server's {code: name}; another server, or the same with other drafters, gives the letters to others
+    this.legend = legend; // the server's {code: name}; another server, or the same with other drafters, gives the letters to others
   }
 
   /** The name of the drafter with that code, "" for "". */
@@ -32,9 +32,8 @@ export class Tokens {
     this.codes.push(code);
   }
 
-  /** How many tokens are whose, by name; those that nobody signed are left out. */
-  counts() {
-    const counts = new Map();
+  /** How many tokens are whose, by name, added to `counts`; those that nobody signed are left out. */
+  counts(counts = new Map()) {
     for (const name of this.codes.map((code) => this.ownerOf(code))) if (name !== "") counts.set(name, (counts.get(name) ?? 0) + 1);
     return counts;
   }

@@ -4,6 +4,7 @@ import { about } from "./drafters.js";
 import { element, iconButton } from "./dom.js";
 import { Rendering } from "./rendering.js";
 import { decimal, rateOf, whole } from "./speed.js";
+import { ThoughtView, countOf, thinks } from "./thought.js";
 
 const LONG_WAIT_MS = 3000; // without a token
 const SILENT_MS = 10_000; // after which the other tab, in which an answer was coming, may be gone; it keeps what comes every second
@@ -28,6 +29,7 @@ export class TurnView {
     this.heading = element("h2", { class: "who" }, element("bdi", {}, turn.answer?.model ?? ""));
     this.element = element("article", { class: "turn" }, this.#question(), this.#answer());
     this.rendering = turn.answer === null ? null : new Rendering(this.body, turn.answer.tokens, formatted);
+    this.thought = turn.answer === null ? null : new ThoughtView(this.body, turn.answer, formatted);
     this.update();
     // Nothing may come that would draw it then.
     if (turn.answer?.state === "running") this.#drawAt(turn.answer.asked + LONG_WAIT_MS);
@@ -48,7 +50,8 @@ export class TurnView {
     const { answer } = this.turn;
     if (answer === null) return;
     const running = answer.state === "running";
-    this.drawn = { state: answer.state, tokens: answer.tokens.ends.length };
+    this.drawn = { state: answer.state, tokens: countOf(answer) };
+    this.thought.update();
     this.rendering.update(!running);
     this.element.classList.toggle("running", running);
     this.#tell(answer);
@@ -58,7 +61,7 @@ export class TurnView {
   /** Whether something came since the last drawing. */
   get behind() {
     const { answer } = this.turn;
-    return answer !== null && (answer.state !== this.drawn?.state || answer.tokens.ends.length !== this.drawn.tokens);
+    return answer !== null && (answer.state !== this.drawn?.state || countOf(answer) !== this.drawn.tokens);
   }
 
   /** Only the last turn can be asked for again. */
@@ -80,7 +83,7 @@ export class TurnView {
   }
 
   #tell(answer) {
-    const waiting = answer.state === "running" && answer.tokens.text === "";
+    const waiting = answer.state === "running" && answer.tokens.text === "" && !thinks(answer);
     const long = Date.now() - answer.asked >= LONG_WAIT_MS;
     const wait = long ? "Still waiting: the model may be loading, and a long text takes its time" : "Reading what you wrote";
     const said = waiting ? wait : (STATES[this.#silent ? "silent" : answer.state]?.(answer) ?? "");
@@ -97,7 +100,8 @@ export class TurnView {
     const copy = iconButton("copy", "Copy", () => this.act("copy-answer", this.turn), { text: true });
     const actions = element("div", { class: "actions" }, copy, ...this.forLast);
     this.foot.append(element("p", { class: "account" }, accountLine(answer)), actions);
-    if (answer.tokens.codes.some((code) => code !== "")) this.foot.append(this.#runs(answer.tokens));
+    const signed = [answer.thought, answer.tokens].filter(({ codes }) => codes.some((code) => code !== ""));
+    if (signed.length > 0) this.foot.append(this.#runs(signed));
   }
 
   #button(label, action) {
@@ -105,12 +109,12 @@ export class TurnView {
   }
 
   /** Who guessed what, as a list: what the colours say, for those who do not see them. */
-  #runs(tokens) {
+  #runs(parts) {
     const list = element("ol", { class: "runs", tabindex: "0", "aria-label": "Who guessed what" });
     const details = element("details", {}, element("summary", {}, "Who guessed what"), list);
     details.addEventListener("toggle", () => {
       if (!details.open) return;
-      if (list.childElementCount === 0) fill(list, tokens);
+      if (list.childElementCount === 0) parts.forEach((tokens) => fill(list, tokens));
       details.scrollIntoView({ block: "nearest" });
     });
     return details;
@@ -127,8 +131,8 @@ const STATES = {
 
 /** The account in one line, as the command line tells it. */
 export function accountLine(answer) {
-  const { tokens, usage, account } = answer;
-  const count = usage?.completion_tokens ?? tokens.ends.length;
+  const { usage, account } = answer;
+  const count = usage?.completion_tokens ?? countOf(answer);
   const parts = [`${whole(count)} token${count === 1 ? "" : "s"}`];
   const rate = rateOf(answer);
   if (rate) parts.push(`${decimal(rate)} a second`);
