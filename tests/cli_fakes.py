@@ -47,6 +47,7 @@ class FakeLLM:
     """Answers with ``reply`` cut to max_tokens; ``made`` lists every instance, ``asked`` what it was asked."""
 
     reply = "The sky is blue because short waves scatter more than long ones do, as Rayleigh found."
+    thought = ""
     template = True
     delay_s = 0.0
     fail: BaseException | None = None
@@ -127,10 +128,14 @@ class FakeLLM:
     def _events(self, completion: Completion) -> Generator[StreamEvent, None, None]:
         answer = completion.answers[0]
         try:
+            pieces = [self.decode([token]) for token in self._encode(self.thought)] if self.thought else []
+            for piece in pieces:
+                yield StreamEvent(0, "", [0], ["suffix"], None, [piece], thought=piece, thought_tokens=1)
             for start in range(0, len(answer.tokens), 3):
                 tokens, sources = answer.tokens[start : start + 3], answer.provenance[start : start + 3]
                 last = start + 3 >= len(answer.tokens)
-                yield StreamEvent(0, self.decode(tokens), tokens, sources, completion if last else None)
+                pieces = [self.decode([token]) for token in tokens]
+                yield StreamEvent(0, self.decode(tokens), tokens, sources, completion if last else None, pieces)
                 time.sleep(self.delay_s)
         except GeneratorExit:
             self.cancelled += 1

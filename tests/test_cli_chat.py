@@ -179,6 +179,43 @@ def test_each_character_has_the_style_of_its_token() -> None:
     assert painter.legend().plain == "model 20 % · lm 60 % · suffix 20 %"
 
 
+def test_a_script_gets_answers_without_thoughts(command_line: CommandLine) -> None:
+    command_line.llm.reply, command_line.llm.thought = "Yes.", "Is it? It is."
+    done = command_line("chat", "--provenance", stdin="first\n")
+    assert done.out == "Yes.\n"
+    assert "suffix 80 %" in done.err
+    command_line.llm.reply = ""
+    assert "the answer is empty" in command_line("chat", stdin="first\n").err
+
+
+def test_a_thought_is_kept_with_the_answer() -> None:
+    conversation = Conversation(SamplingParams())
+    conversation.ask("x")
+    conversation.answered("", None, "hm")
+    assert conversation.turns == []
+    conversation.ask("x")
+    conversation.answered("y", None, "hm")
+    assert conversation.messages()[1] == {"role": "assistant", "content": "y", "reasoning_content": "hm"}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+@pytest.mark.parametrize("provenance", [False, True])
+def test_a_thought_is_dimmed_on_a_terminal(provenance: bool) -> None:
+    settings = "FakeLLM.thought = 'It :up:\\x1b[2J so.'; FakeLLM.reply = 'Yes.'"
+    with chat_in_a_terminal(settings, *(["--provenance"] if provenance else [])) as (process, shown):
+        shown.wait_for("> ")
+        shown.type("hello\n")
+        shown.wait_for("Yes.")
+        shown.wait_for("> ")
+        shown.type("\x04")
+        assert process.wait(timeout=20) == 0
+    thought, answer = shown.all.split("\x1b[2m" if not provenance else "\x1b[2;", 1)[1].split("\r\n\r\n", 1)
+    plain = re.sub("\x1b\\[[0-9;]*m", "", thought)
+    assert plain.endswith("It :up:[2J so.")
+    assert answer.startswith("Yes.")
+    assert "Yes." in re.sub("\x1b\\[[0-9;]*m", "", answer)
+
+
 def test_styles_differ_without_colour() -> None:
     assert len({style.partition(" ")[2] for style in DRAFTER_STYLES}) == len(DRAFTER_STYLES)
     assert all(style.partition(" ")[2] for style in DRAFTER_STYLES)
@@ -262,14 +299,14 @@ def test_a_quoted_message_is_no_command(first: str) -> None:
 
 
 @contextmanager
-def chat_in_a_terminal(settings: str) -> Iterator[tuple[subprocess.Popen[bytes], Terminal]]:
+def chat_in_a_terminal(settings: str, *arguments: str) -> Iterator[tuple[subprocess.Popen[bytes], Terminal]]:
     """``hasten chat`` with the fake model as ``settings`` (Python) make it, at the other end of a pseudo-terminal."""
     import pty
 
     terminal, inside = pty.openpty()
     environment = {**os.environ, "TERM": "xterm", "NO_COLOR": "1"}
     process = subprocess.Popen(
-        [*driver(settings), "chat"], stdin=inside, stdout=inside, stderr=inside, env=environment, start_new_session=True
+        [*driver(settings), "chat", *arguments], stdin=inside, stdout=inside, stderr=inside, env=environment, start_new_session=True
     )
     os.close(inside)
     try:

@@ -51,7 +51,8 @@ class Typed(NamedTuple):
 def chat(system: str, provenance: bool, **options: Any) -> None:
     """Talk with a model. /help lists the commands; Ctrl-C stops an answer, Ctrl-D ends the chat.
 
-    When standard input is not a terminal, each of its lines is one message.
+    What a model thinks before it answers is dimmed on a terminal, and left out elsewhere. When standard input is not a terminal,
+    each of its lines is one message.
     """
     config = engine_config(options)
     speculation = speculation_params(options)
@@ -104,7 +105,7 @@ class Chat:
     def _answer(self) -> None:
         """Stream the answer to the last question. Ctrl-C ends it after the step that runs, one that reads a part of a long prompt
         included; what came by then is kept."""
-        text, completion = "", None
+        text, thought, completion = "", "", None
         try:
             stream = self.llm.stream_chat(self.conversation.messages(), self.conversation.params, speculation=self.speculation)
         except PromptTooLong as problem:
@@ -119,15 +120,19 @@ class Chat:
             with asked_to_stop() as stopped:
                 self._read_prompt(stream, stopped)
                 while not stopped.is_set() and (event := next(stream, None)) is not None:
-                    self._show(event)
-                    text += event.text
+                    for part in event.apart():
+                        self._show(part, ends_thought=bool(thought and part.text and not text))
+                        text, thought = text + part.text, thought + part.thought
                     completion = event.completion or completion
         finally:
             stream.close()
-            self.conversation.answered(text, completion)
+            self.conversation.answered(text, completion, thought)
+        if thought and not text and self.out.is_terminal:
+            self.out.print()
         if not text:
-            why = "stopped before the answer began" if completion is None else "the answer is empty"
-            self._note(f"{why}; your message is taken back")
+            cut = completion is not None and completion.finish_reason == "length"
+            whole = "the limit of tokens came before the answer (--max-tokens)" if cut else "the answer is empty"
+            self._note(f"{'stopped before the answer began' if completion is None else whole}; your message is taken back")
             return
         self.out.print("" if text.endswith("\n") else "\n", end="")
         self._account(completion)
@@ -141,14 +146,22 @@ class Chat:
             while not (stopped.is_set() or stream.step()):
                 pass
 
-    def _show(self, event: StreamEvent) -> None:
-        from hasten.cli.screen import say
+    def _show(self, event: StreamEvent, ends_thought: bool) -> None:
+        from rich.text import Text
+
+        from hasten.cli.screen import printable, say
 
         painted = None if self.painter is None else self.painter.paint(event)
-        if painted is None or not self.out.is_terminal:
+        if not self.out.is_terminal:
+            say(event.text)
+            return
+        if ends_thought:
+            say("\n\n")
+        if painted is None and not event.thinks:
             say(event.text)
         else:
-            self.out.print(painted, end="")
+            shown = Text(printable(event.thought)) if painted is None else painted  # a plain string would have signs for emoji
+            self.out.print(shown, end="", style="dim" if event.thinks else None)
             self.out.file.flush()
 
     def _account(self, completion: Completion | None) -> None:

@@ -64,12 +64,13 @@ class Conversation:
         """Forget the question that could not be answered."""
         self.turns.pop()
 
-    def answered(self, text: str, completion: Completion | None) -> None:
-        """Keep an answer; ``completion`` is None when it was stopped half-way. To an empty one the question is taken back."""
+    def answered(self, text: str, completion: Completion | None, thought: str = "") -> None:
+        """Keep an answer and what was thought first; ``completion`` is None when it was stopped half-way. To an empty one the
+        question is taken back."""
         if not text:
             self.take_back()
             return
-        self.turns.append({"role": "assistant", "content": text})
+        self.turns.append({"role": "assistant", "content": text} | ({"reasoning_content": thought} if thought else {}))
         if completion is not None:
             self.totals.add(completion)
 

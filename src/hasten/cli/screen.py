@@ -160,7 +160,8 @@ class Provenance:
     """Paints answers by who guessed each token. A drafter keeps the style it first got; the model's own tokens stay plain.
 
     ``decode`` gives the text of token ids. Text arrives later than its tokens (whole characters only, stop strings held back),
-    so each character waits in line with its owner.
+    so each character waits in line with its owner. Of an answer with a thought, of whose text some is left out, each piece has the
+    style of the token that let it go.
     """
 
     def __init__(self, decode: Callable[[list[int]], str]) -> None:
@@ -173,10 +174,16 @@ class Provenance:
         """A new answer starts."""
         self.tokens: list[int] = []
         self.characters = 0
+        self.by_pieces = False
         self.owners: deque[str] = deque()
 
     def paint(self, event: StreamEvent) -> Text:
-        """The event's text, each character in the style of the token that brought it."""
+        """The event's text, or thought, each character in the style of the token that brought it."""
+        self.by_pieces |= event.thinks
+        if self.by_pieces:
+            self.counts.update(event.provenance)
+            parts = zip(event.pieces, event.provenance, strict=True)
+            return Text().join(Text(printable(piece), style=self._style(source)) for piece, source in parts)
         for token, source in zip(event.tokens, event.provenance, strict=True):
             self.tokens.append(token)
             # Without its last, unfinished character, which belongs to the token that will complete it.

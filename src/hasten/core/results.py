@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hasten.core.types import FinishReason, TokenLogprob
@@ -196,6 +196,19 @@ class StreamEvent:
     def thinks(self) -> bool:
         """Whether something of it, if only a mark, is the thought's."""
         return bool(self.thought or self.thought_tokens)
+
+    def apart(self) -> list[StreamEvent]:
+        """The same as two where it has the end of a thought and more: one of thought only, with its tokens, and the answer's."""
+        if not (self.thinks and self.text):
+            return [self]
+        count = self.thought_tokens
+        lists = ("tokens", "provenance", "pieces", "logprobs")
+        thought = {name: getattr(self, name)[:count] for name in lists}
+        answer = {name: getattr(self, name)[count:] for name in lists}
+        return [
+            replace(self, text="", completion=None, finish_reason=None, **thought),
+            replace(self, thought="", thought_tokens=0, **answer),
+        ]
 
 
 def _rounded(value: float | None) -> float | None:

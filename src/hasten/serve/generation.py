@@ -7,7 +7,7 @@ import itertools
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from hasten.core.results import Completion, StreamEvent
 from hasten.core.types import FinishReason, TokenLogprob
@@ -142,7 +142,7 @@ class Generation:
         async with aclosing(self._arrivals() if len(self.tickets) == 1 else self._side_by_side()) as arrivals:
             async for events in arrivals:
                 for prompt, event in merged(events):
-                    for part in apart(self._noted(prompt, event)):
+                    for part in self._noted(prompt, event).apart():
                         yield prompt, part
                 if interval and None in self.completions:
                     await asyncio.sleep(interval)
@@ -219,32 +219,3 @@ def _joined(events: list[StreamEvent]) -> StreamEvent:
         "".join(event.thought for event in events),
         max(before + event.thought_tokens if event.thought_tokens else 0 for before, event in zip(counts, events, strict=False)),
     )
-
-
-def apart(event: StreamEvent) -> list[StreamEvent]:
-    """An event that has the end of a thought and more as two: one of thought only, with its tokens, and the answer's."""
-    if not (event.thinks and event.text):
-        return [event]
-    count = event.thought_tokens
-    return [
-        StreamEvent(
-            event.index,
-            "",
-            event.tokens[:count],
-            event.provenance[:count],
-            None,
-            event.pieces[:count],
-            event.logprobs[:count],
-            thought=event.thought,
-            thought_tokens=count,
-        ),
-        replace(
-            event,
-            tokens=event.tokens[count:],
-            provenance=event.provenance[count:],
-            pieces=event.pieces[count:],
-            logprobs=event.logprobs[count:],
-            thought="",
-            thought_tokens=0,
-        ),
-    ]
