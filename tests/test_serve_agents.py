@@ -155,6 +155,7 @@ def test_calls_of_a_response_whole_and_streamed(server: Running) -> None:
         "response.function_call_arguments.done",
         "response.output_item.done",
     ]
+    assert (streamed[2]["item"]["arguments"], streamed[2]["item"]["status"]) == ("", "in_progress")
     last = streamed[-1]["response"]["output"]
     assert last == [streamed[-2]["item"]]
     assert streamed[3]["delta"] == streamed[4]["arguments"] == last[0]["arguments"]
@@ -313,3 +314,17 @@ def test_a_response_says_what_was_asked_and_that_it_is_not_complete(server: Runn
         assert response["usage"]["output_tokens"] == 2
     assert {event["response"]["id"] for event in (*events[:2], events[-1])} == {events[0]["response"]["id"]}
     assert [event["response"]["status"] for event in events[:2]] == ["in_progress", "in_progress"]
+
+
+def test_what_is_asked_is_asked_of_the_model_too() -> None:
+    same: dict[str, Any] = {"temperature": 0.5, "top_p": 0.9, "priority": "batch", "deadline": 5.0, "speculation": "off"}
+    own = {"seed": 3, "reasoning": {"effort": "none"}, "parallel_tool_calls": False, "provenance": True}
+    single = {"type": "auto", "disable_parallel_tool_use": True}
+    chats = (
+        responses_as_chat(validated(ResponsesRequest, {"input": "x", **same, **own})),
+        as_chat(validated(MessagesRequest, PLAIN | same | {"top_k": 3, "tool_choice": single, "provenance": True})),
+    )
+    for chat in chats:
+        assert {name: getattr(chat, name) for name in same} == same
+        assert (chat.parallel_tool_calls, chat.provenance) == (False, True)
+    assert (chats[0].seed, chats[0].reasoning_effort, chats[1].top_k) == (3, "none", 3)
