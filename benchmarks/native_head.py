@@ -2,10 +2,10 @@
 
     python benchmarks/native_head.py smollm2-135m [--rows 1 4 16] [--precision file]
 
-"logits" computes all of them; "sketched" finds the largest by way of the sketch, however many rows there are ("used" says whether
-the engine does so for that many), and "drawn" with it what noise draws at temperature 1. "likeliest" finds the 8 largest of every
-row, which drafters learn from, in logits that are there; "top 8" asks the kernel for these 8 and keeps no logits (int8 only). The
-last line says how far off rough values are.
+"logits" computes all of them; "sketched" finds the largest by way of the sketch, however many rows there are, and "drawn" with it
+what noise draws at temperature 1 ("used": for how many rows the engine does each). "likeliest" finds the 8 largest of every row,
+which drafters learn from, in logits that are there; "top 8" asks the kernel for these 8 and keeps no logits (int8 only). The last
+line says how far off rough values are.
 """
 
 from __future__ import annotations
@@ -71,8 +71,9 @@ def main() -> None:
                 best = timed("top 8", partial(head.top_k, hidden, LIKELIEST))
                 assert best[0].tolist() == some
         least = {name: 1e3 * min(some) for name, some in seconds.items()}
-        out.append([str(rows), *(f"{value:.3f}" for value in least.values()), "yes" if sketch.pays(keep) else "no"])
-    print(table(["rows", *(f"{name}, ms" for name in least), "used"], out))
+        used = ["yes" if sketch.pays(keep, drawn) else "no" for drawn in (False, True)]
+        out.append([str(rows), *(f"{value:.3f}" for value in least.values()), *used])
+    print(table(["rows", *(f"{name}, ms" for name in least), "used", "drawn used"], out))
     print(law(model, sketch, text[: args.law]))
     print(machine())
 

@@ -79,14 +79,14 @@ class GrammarState:
         return len(self._ahead) == len(path)
 
     def _able(self, step: Callable[[], Result]) -> Result:
-        """What ``step`` brings, if need be with states of its own. Raises HastenError when these are too few as well."""
+        """What ``step`` brings, if need be with states of its own. Raises InvalidRequest when these are too few as well."""
         found = step()
         if self._matcher.is_error():
             self._matcher = self._anew()
             self._matcher.try_consume_tokens([*self._accepted, *self._ahead])
             found = step()
         if self._matcher.is_error():
-            raise HastenError(
+            raise InvalidRequest(
                 f"The form that was asked for is too hard to follow ({_short(self._matcher.get_error())}); ask for a simpler one."
             )
         return found

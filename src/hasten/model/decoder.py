@@ -45,7 +45,7 @@ class Sketch(Protocol):
     @property
     def bytes(self) -> int: ...
 
-    def pays(self, keep: Tensor) -> bool: ...
+    def pays(self, keep: Tensor, drawn: bool) -> bool: ...
 
     def leaders(
         self, x: Tensor, keep: Tensor, weight: Tensor, eps: float, draws: Sequence[tuple[float, int, int]] | None
@@ -95,9 +95,9 @@ class Decoder:
         rows' keys and values."""
         shape, weights = self.description, self.weights
         hidden = self._hidden(layout, layers)
-        bent = shape.final_softcap and layout.draws is not None  # a sketch knows what is drawn from the head's own outputs only
-        if weights.sketch is not None and layout.leaders is not None and not bent and weights.sketch.pays(layout.leaders):
-            logits = weights.sketch.leaders(hidden, layout.leaders, weights.final_norm, shape.norm_eps, layout.draws)
+        keep, sketch = layout.leaders, self._sketch_for(layout)
+        if sketch is not None and keep is not None:
+            logits = sketch.leaders(hidden, keep, weights.final_norm, shape.norm_eps, layout.draws)
         else:
             logits = weights.head.after_norm(hidden, weights.final_norm, shape.norm_eps)
         if shape.final_softcap:
@@ -109,6 +109,13 @@ class Decoder:
         """What the head would be given, [len(layout.logit_rows), hidden] in the stream dtype: the last layer's output, normalised.
         Writes the rows' keys and values."""
         return rms_norm(self._hidden(layout, layers), self.weights.final_norm, self.description.norm_eps)
+
+    def _sketch_for(self, layout: Layout) -> Sketch | None:
+        """The sketch, where it finds what has to be exact, and sooner. What is drawn it knows from the head's own outputs only."""
+        sketch, drawn = self.weights.sketch, layout.draws is not None
+        if sketch is None or layout.leaders is None or (drawn and self.description.final_softcap):
+            return None
+        return sketch if sketch.pays(layout.leaders, drawn) else None
 
     def _hidden(self, layout: Layout, layers: Layers) -> Tensor:
         shape = self.description

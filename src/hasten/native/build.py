@@ -65,7 +65,8 @@ def units() -> list[Unit]:
         "read_kernels",
         "feedback_kernels",
         "grouped_rows",
-        "sketch_kernels",
+        "sketch_pack_kernels",
+        "sketch_look_kernels",
     )
     floats = [f"{name}.cpp" for name in kernels]
     shared = (

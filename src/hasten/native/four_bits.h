@@ -1,4 +1,4 @@
-// What both ways of rounding to four bits (progressive.cpp, sketch_kernels.cpp) share: the grid of linear.h's integer groups.
+// What both ways of rounding to four bits (progressive.cpp, sketch_pack_kernels.cpp) share: the grid of linear.h's integer groups.
 #pragma once
 
 namespace hasten {

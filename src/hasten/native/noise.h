@@ -6,6 +6,7 @@
 #include <cstdint>
 
 namespace hasten {
+namespace {
 
 struct Noise {
     std::uint64_t key;
@@ -28,6 +29,9 @@ struct Noise {
         return cells < std::int64_t(1) << 52 ? static_cast<std::uint64_t>((std::int64_t(1) << 52) - cells) << DROPPED_BITS : 0;
     }
 
+    // No bits up to these have more noise: never more than -log(1 - u), of which the leading ones of the bits tell the power of two.
+    static double at_most(std::uint64_t bits) { return (__builtin_clzll(~bits | 1) + 2) * 0.6931471805599454; }
+
     static constexpr double MOST = 36.737;  // a little more than there is
     static constexpr double SLACK = 1e-6;
 
@@ -44,4 +48,5 @@ private:
     static std::uint64_t mix(std::uint64_t value) { return finish(value + STEP); }
 };
 
+}  // namespace
 }  // namespace hasten

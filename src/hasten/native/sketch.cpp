@@ -1,12 +1,12 @@
-// A head in two steps. Its weights in four bits, the sketch, give every output roughly; only outputs that may be among a row's largest
-// are computed from the weights proper, with the bits that these give. The others keep their rough values, which lie below.
+// A head in three steps. Its weights in four bits, the sketch, give every output roughly. Of each row those that are largest by that are
+// computed from the weights proper, with the bits that these give; then all others that may be as large. What is left keeps its rough value,
+// which lies below.
 //
 // How far a rough value is off: the sum over inputs of (error of a weight) * x. Rows are rotated, so that within a block of the rotation
 // any of its values is as likely as any other: the sum is normal, with a deviation of at most |x| times the root of the errors' mean
 // square in the block where that is largest. `error` is a multiple of that; native/sketch.py says how many deviations, and the odds.
 //
-// Where a row's token is drawn by chance, the output with the largest value / temperature + noise has to be exact too. Noise is hashed for
-// all outputs, but its logarithms are taken only where it is large enough for the group of outputs that it belongs to.
+// Where a row's token is drawn by chance, the output with the largest value / temperature + noise has to be exact too.
 #include <atomic>
 #include <cmath>
 #include <cstring>
@@ -16,6 +16,7 @@
 #include "calls.h"
 #include "noise.h"
 #include "rows.h"
+#include "sketch.h"
 #include "threads.h"
 
 using namespace hasten;
@@ -30,13 +31,6 @@ struct HastenSketch {
     std::int64_t choosable;        // outputs from here on are never chosen
 };
 
-// Field for field as in sketch.py. Temperature 0: no token is drawn.
-struct HastenDraw {
-    double temperature;
-    std::uint64_t seed;
-    std::int64_t position;
-};
-
 namespace {
 
 enum Status { OK = 0, BAD_SIZE = 1, NO_MEMORY = 2 };
@@ -44,87 +38,46 @@ enum Status { OK = 0, BAD_SIZE = 1, NO_MEMORY = 2 };
 const std::int64_t PIECE = 8192;
 const int MOST_KEPT = 64;
 
-typedef float Four __attribute__((vector_size(16), aligned(4), may_alias));
-const std::int64_t LOOK = 16;  // divides the blocks that outputs are computed in
-
-// The largest of value + weight * error of `count` outputs, at most LOOK.
-inline float most_of(const float* value, const float* error, float weight, std::int64_t count) {
-    float most = -INFINITY;
-    if (count < LOOK) {
-        for (std::int64_t i = 0; i < count; ++i) most = value[i] + weight * error[i] > most ? value[i] + weight * error[i] : most;
-        return most;
-    }
-    const Four weights = {weight, weight, weight, weight};
-    Four mosts = {most, most, most, most};
-    for (std::int64_t i = 0; i < LOOK; i += 4) {
-        const Four some = *reinterpret_cast<const Four*>(value + i) + weights * *reinterpret_cast<const Four*>(error + i);
-        mosts = some > mosts ? some : mosts;
-    }
-    for (int i = 0; i < 4; ++i) most = mosts[i] > most ? mosts[i] : most;
-    return most;
-}
-
-void insert(float value, std::int64_t kept, float* values) {
-    std::int64_t at = kept - 1;
-    for (; at > 0 && value > values[at - 1]; --at) values[at] = values[at - 1];
-    values[at] = value;
-}
-
-// The largest values that `count` outputs have at least: `kept` of them, descending.
-void least_values(const float* value, const float* error, float length, std::int64_t count, std::int64_t kept, float* values) {
-    for (std::int64_t i = 0; i < kept; ++i) values[i] = -INFINITY;
-    for (std::int64_t from = 0; from < count; from += LOOK) {
-        const std::int64_t end = from + LOOK < count ? from + LOOK : count;
-        if (!(most_of(value + from, error + from, -length, end - from) > values[kept - 1])) continue;
-        for (std::int64_t i = from; i < end; ++i) {
-            const float least = value[i] - length * error[i];
-            if (least > values[kept - 1]) insert(least, kept, values);
-        }
-    }
-}
-
-// Some outputs of a row whose token is drawn, from output `first` on.
-struct Drawn {
-    const float* value;
-    const float* error;
-    std::int64_t first, count;
-    double temperature;
-    Noise noise;
-
-    // Hands over, one by one, outputs whose score (value + weight * error) / temperature + noise is above `least`, which may rise.
-    template <class Take>
-    void above(float weight, const double& least, Take take) const {
-        for (std::int64_t from = 0; from < count; from += LOOK) {
-            const std::int64_t end = from + LOOK < count ? from + LOOK : count;
-            const double wanted = least - most_of(value + from, error + from, weight, end - from) / temperature;
-            if (!(wanted <= Noise::MOST)) continue;  // nor where it is NaN
-            const std::uint64_t bound = Noise::least_bits(wanted);
-            for (std::int64_t i = from; i < end; ++i) {
-                const std::uint64_t bits = noise.bits(first + i);
-                if (bits < bound) continue;
-                const double score = static_cast<double>(value[i] + weight * error[i]) / temperature + Noise::of(bits);
-                if (score > least) take(i, score);
-            }
-        }
-    }
+struct Kernels {
+    void (*largest)(const Rough& rough, std::int64_t kept, Place* places);
+    Score (*best_drawn)(const Rough& rough, const Draw& draw);
+    void (*mark_large)(const Rough& rough, float length, float limit, std::int64_t width, std::uint8_t* marks);
+    void (*mark_drawn)(const Rough& rough, const Draw& draw, float length, double limit, std::int64_t width, std::uint8_t* marks);
 };
 
-// What all rows share: rough outputs, and for each row its length and how many of its largest outputs have to be exact.
+Kernels kernels_for(Isa isa) {
+#if defined(__x86_64__)
+    if (isa >= VNNI) return {avx512::largest_rough, avx512::best_drawn, avx512::mark_large, avx512::mark_drawn};
+    if (isa == AVX2) return {avx2::largest_rough, avx2::best_drawn, avx2::mark_large, avx2::mark_drawn};
+#endif
+    (void)isa;
+    return {generic::largest_rough, generic::best_drawn, generic::mark_large, generic::mark_drawn};
+}
+
+// What all rows share: outputs, rough ones at first, and for each row its length, how many of its largest outputs have to be exact, and how
+// its token is drawn.
 struct Looked {
     const HastenSketch& head;
+    const Kernels kernels;
     const float* out;      // [rows][outputs]
     const float* lengths;  // [rows]
     const std::int64_t* keep;
-    const HastenDraw* draws;  // [rows], or null
-    std::int64_t rows, outputs, choosable;
+    const Draw* draws;  // [rows], or null
+    std::int64_t rows, outputs, choosable, width, blocks;
 
     std::int64_t pieces() const { return (choosable + PIECE - 1) / PIECE; }
 
     bool drawn(std::int64_t row) const { return draws != nullptr && draws[row].temperature > 0.0; }
 
-    Drawn draw(std::int64_t row, std::int64_t first, std::int64_t count) const {
-        return {out + row * outputs + first, head.error + first, first, count, draws[row].temperature, Noise(draws[row].seed, draws[row].position)};
+    Rough piece(std::int64_t row, std::int64_t number) const {
+        const std::int64_t first = number * PIECE, left = choosable - first;
+        return {out + row * outputs + first, head.error + first, first, left < PIECE ? left : PIECE};
     }
+};
+
+// A row's largest outputs by their rough values, and the one that is drawn by these; -1 where there is none.
+struct Leaders {
+    std::int64_t large[MOST_KEPT], drawn;
 };
 
 // What has to be reached to be among a row's `keep` largest, and to be drawn.
@@ -133,63 +86,89 @@ struct Limit {
     float value;
 };
 
-// What a row's `keep` largest outputs, and the one that is drawn, have at least: [rows] in `limits`. False when there is no memory.
-bool find_limits(const Looked& looked, Limit* limits) {
-    const std::int64_t pieces = looked.pieces(), places = looked.rows * pieces;
-    auto* scores = static_cast<double*>(scratch(SCRATCH_WEIGHTS, static_cast<std::size_t>(places * (4 * MOST_KEPT + 8) + 8)));
+Leaders merged(const Looked& looked, std::int64_t row, const Place* places, const Score* scores) {
+    const std::int64_t kept = looked.keep[row], pieces = looked.pieces();
+    Place best[MOST_KEPT];
+    Score drawn = {-INFINITY, -1};
+    for (std::int64_t i = 0; i < kept; ++i) best[i] = {-INFINITY, -1};
+    for (std::int64_t piece = 0; piece < pieces; ++piece) {
+        const Place* some = places + (row * pieces + piece) * MOST_KEPT;
+        for (std::int64_t i = 0; i < kept && some[i].value > best[kept - 1].value; ++i) {
+            std::int64_t at = kept - 1;
+            for (; at > 0 && some[i].value > best[at - 1].value; --at) best[at] = best[at - 1];
+            best[at] = some[i];
+        }
+        if (scores[row * pieces + piece].value > drawn.value) drawn = scores[row * pieces + piece];
+    }
+    Leaders leaders = {{}, drawn.output};
+    for (std::int64_t i = 0; i < kept; ++i) leaders.large[i] = best[i].output;
+    return leaders;
+}
+
+// The leaders of all rows, and `marks` [rows][blocks] on their blocks. False when there is no memory.
+bool find_leaders(const Looked& looked, Leaders* leaders, std::uint8_t* marks) {
+    const std::int64_t pieces = looked.pieces(), units = looked.rows * pieces;
+    auto* scores = static_cast<Score*>(scratch(SCRATCH_WEIGHTS, static_cast<std::size_t>(units) * (sizeof(Score) + MOST_KEPT * sizeof(Place))));
     if (scores == nullptr) return false;
-    auto* found = reinterpret_cast<float*>(scores + places);
+    auto* places = reinterpret_cast<Place*>(scores + units);
     auto body = [&](std::int64_t begin, std::int64_t end) {
         for (std::int64_t unit = begin; unit < end; ++unit) {
-            const std::int64_t row = unit / pieces, first = unit % pieces * PIECE, left = looked.choosable - first;
-            const std::int64_t count = left < PIECE ? left : PIECE;
-            least_values(looked.out + row * looked.outputs + first, looked.head.error + first, looked.lengths[row], count, looked.keep[row],
-                         found + unit * MOST_KEPT);
-            double best = -INFINITY;
-            if (looked.drawn(row)) looked.draw(row, first, count).above(-looked.lengths[row], best, [&](std::int64_t, double score) { best = score; });
-            scores[unit] = best;
+            const std::int64_t row = unit / pieces;
+            const Rough piece = looked.piece(row, unit % pieces);
+            looked.kernels.largest(piece, looked.keep[row], places + unit * MOST_KEPT);
+            scores[unit] = looked.drawn(row) ? looked.kernels.best_drawn(piece, looked.draws[row]) : Score{-INFINITY, -1};
         }
     };
-    parallel(places, 2, body);
+    parallel(units, 2, body);
+    std::memset(marks, 0, static_cast<std::size_t>(looked.rows * looked.blocks));
     for (std::int64_t row = 0; row < looked.rows; ++row) {
-        const std::int64_t kept = looked.keep[row];
-        float values[MOST_KEPT];
-        double best = -INFINITY;
-        for (std::int64_t i = 0; i < kept; ++i) values[i] = -INFINITY;
-        for (std::int64_t piece = 0; piece < pieces; ++piece) {
-            const float* some = found + (row * pieces + piece) * MOST_KEPT;
-            for (std::int64_t i = 0; i < kept && some[i] > values[kept - 1]; ++i) insert(some[i], kept, values);
-            if (scores[row * pieces + piece] > best) best = scores[row * pieces + piece];
+        leaders[row] = merged(looked, row, places, scores);
+        std::uint8_t* marked = marks + row * looked.blocks;
+        for (std::int64_t i = 0; i < looked.keep[row]; ++i) {
+            if (leaders[row].large[i] >= 0) marked[leaders[row].large[i] / looked.width] = 1;
         }
-        limits[row] = {best - Noise::SLACK, values[kept - 1]};
+        if (leaders[row].drawn >= 0) marked[leaders[row].drawn / looked.width] = 1;
     }
     return true;
 }
 
-// Marks the blocks of `width` outputs that hold one which may reach its row's limit: bytes [rows][blocks].
-void mark(const Looked& looked, const Limit* limits, std::int64_t width, std::int64_t blocks, std::uint8_t* marks) {
-    std::memset(marks, 0, static_cast<std::size_t>(looked.rows * blocks));
-    const std::int64_t pieces = looked.pieces();
+// What a row's leaders, which are exact by now, reach: nothing where there are too few of them, or one is NaN.
+Limit limit_of(const Looked& looked, std::int64_t row, const Leaders& leaders) {
+    const float* out = looked.out + row * looked.outputs;
+    Limit limit = {-INFINITY, INFINITY};
+    for (std::int64_t i = 0; i < looked.keep[row]; ++i) {
+        const float value = leaders.large[i] < 0 ? -INFINITY : out[leaders.large[i]];
+        if (!(value >= limit.value)) limit.value = value == value ? value : -INFINITY;
+    }
+    if (leaders.drawn < 0) return limit;
+    const Draw& draw = looked.draws[row];
+    const double noise = Noise::of(Noise(draw.seed, draw.position).bits(leaders.drawn));
+    limit.score = static_cast<double>(out[leaders.drawn]) / draw.temperature + noise - Noise::SLACK;
+    return limit;
+}
+
+// Marks the blocks that hold an output which may reach its row's limit, but for those `done`.
+void mark(const Looked& looked, const Leaders* leaders, const std::uint8_t* done, std::uint8_t* marks) {
+    const std::int64_t pieces = looked.pieces(), all = looked.rows * looked.blocks;
+    std::memset(marks, 0, static_cast<std::size_t>(all));
     auto body = [&](std::int64_t begin, std::int64_t end) {
         for (std::int64_t unit = begin; unit < end; ++unit) {
-            const std::int64_t row = unit / pieces, first = unit % pieces * PIECE, left = looked.choosable - first;
-            const std::int64_t count = left < PIECE ? left : PIECE;
-            const float* value = looked.out + row * looked.outputs + first;
-            const float* error = looked.head.error + first;
-            std::uint8_t* marked = marks + row * blocks;
-            for (std::int64_t from = 0; from < count; from += LOOK) {
-                const std::int64_t some = from + LOOK < count ? LOOK : count - from;
-                if (most_of(value + from, error + from, looked.lengths[row], some) >= limits[row].value) marked[(first + from) / width] = 1;
-            }
-            if (!looked.drawn(row)) continue;
-            looked.draw(row, first, count).above(looked.lengths[row], limits[row].score, [&](std::int64_t i, double) { marked[(first + i) / width] = 1; });
+            const std::int64_t row = unit / pieces;
+            const Limit limit = limit_of(looked, row, leaders[row]);
+            const Rough piece = looked.piece(row, unit % pieces);
+            std::uint8_t* marked = marks + row * looked.blocks;
+            looked.kernels.mark_large(piece, looked.lengths[row], limit.value, looked.width, marked);
+            if (looked.drawn(row)) looked.kernels.mark_drawn(piece, looked.draws[row], looked.lengths[row], limit.score, looked.width, marked);
         }
     };
     parallel(looked.rows * pieces, 2, body);
+    for (std::int64_t i = 0; i < all; ++i) marks[i] = marks[i] != 0 && done[i] == 0;
 }
 
 // The head whole, where so much of it is wanted that finding and reading it piece by piece would take longer.
 const std::int64_t MOST_MARKED = 4;  // one block in so many
+
+enum Computed { FAILED, SOME, WHOLE };
 
 // Blocks that some row has marked, ascending.
 std::vector<std::int64_t> wanted_blocks(const std::uint8_t* marks, std::int64_t rows, std::int64_t blocks) {
@@ -203,12 +182,12 @@ std::vector<std::int64_t> wanted_blocks(const std::uint8_t* marks, std::int64_t 
 }
 
 // The wanted blocks, for all rows: what a block costs is the reading of its weights.
-bool compute_wanted(const HastenLinear& exact, const std::int8_t* codes, const float* row_scale, std::int64_t rows,
-                    const std::vector<std::int64_t>& wanted, std::int64_t blocks, float* out) {
+Computed compute_wanted(const HastenLinear& exact, const std::int8_t* codes, const float* row_scale, std::int64_t rows,
+                        const std::vector<std::int64_t>& wanted, std::int64_t blocks, float* out) {
     Linear8 call = linear_call(exact, codes, row_scale, nullptr, out, rows);
     const auto count = static_cast<std::int64_t>(wanted.size());
-    if (count * MOST_MARKED > blocks) return linear8(call, exact.packed);
-    if (!linear8_prepare(call, exact.packed)) return false;
+    if (count * MOST_MARKED > blocks) return linear8(call, exact.packed) ? WHOLE : FAILED;
+    if (!linear8_prepare(call, exact.packed)) return FAILED;
     std::atomic<bool> enough{true};
     auto body = [&](std::int64_t begin, std::int64_t end) {
         for (std::int64_t i = begin; i < end; ++i) {
@@ -217,23 +196,23 @@ bool compute_wanted(const HastenLinear& exact, const std::int8_t* codes, const f
         }
     };
     parallel(count, 1, body);
-    return enough;
+    return enough ? SOME : FAILED;
 }
 
 // The same over GGUF's codes; `x` are the float rows. A strip is computed for the rows that marked it, or for all where most did.
-bool compute_wanted(const HastenGrouped& exact, const float* x, std::int64_t rows, const std::uint8_t* marks,
-                    const std::vector<std::int64_t>& wanted, std::int64_t blocks, float* out) {
+Computed compute_wanted(const HastenGrouped& exact, const float* x, std::int64_t rows, const std::uint8_t* marks,
+                        const std::vector<std::int64_t>& wanted, std::int64_t blocks, float* out) {
     const std::int64_t groups = exact.inputs / GROUP_INPUTS;
     auto* codes = static_cast<std::int8_t*>(scratch(SCRATCH_CODES, static_cast<std::size_t>(rows * exact.inputs)));
     auto* scales = static_cast<float*>(scratch(SCRATCH_SCALES, static_cast<std::size_t>(rows * groups) * 12));
-    if (codes == nullptr || scales == nullptr) return false;
+    if (codes == nullptr || scales == nullptr) return FAILED;
     const GroupedRows rounded = {codes, scales, scales + rows * groups, reinterpret_cast<std::int16_t*>(scales + 2 * rows * groups), rows, exact.inputs};
     round_in_groups(x, rounded);
     const GroupedCall call = {rounded, nullptr, nullptr, out, exact.outputs};
     const auto count = static_cast<std::int64_t>(wanted.size());
     if (count * MOST_MARKED > blocks) {
         grouped_linear(call, exact.parts, 1);
-        return true;
+        return WHOLE;
     }
     auto body = [&](std::int64_t begin, std::int64_t end) {
         for (std::int64_t i = begin; i < end; ++i) {
@@ -250,7 +229,7 @@ bool compute_wanted(const HastenGrouped& exact, const float* x, std::int64_t row
         }
     };
     parallel(count, 1, body);
-    return true;
+    return SOME;
 }
 
 bool fits(const HastenSketch& head) {
@@ -273,29 +252,40 @@ void measure(const std::int8_t* codes, const float* row_scale, float rounding, s
     }
 }
 
-int run_sketched(const HastenSketch& head, const float* x, const float* weight, float eps, const std::int64_t* keep, const HastenDraw* draws,
+int run_sketched(const HastenSketch& head, const float* x, const float* weight, float eps, const std::int64_t* keep, const Draw* draws,
                  float* out, std::int64_t rows) {
     const HastenLinear& rough = *head.rough;
     const std::int64_t inputs = rough.inputs, outputs = rough.outputs, width = head.exact != nullptr ? PAIR_OUTPUTS : STRIP_OUTPUTS;
     const std::int64_t blocks = (outputs + width - 1) / width;
+    const auto each = sizeof(Leaders) + sizeof(float) + 2 * static_cast<std::size_t>(blocks);
     auto* codes = static_cast<std::int8_t*>(scratch(SCRATCH_CODES, static_cast<std::size_t>(rows * inputs)));
     auto* row_scale = static_cast<float*>(scratch(SCRATCH_SCALES, static_cast<std::size_t>(rows) * 4));
     auto* made = static_cast<float*>(scratch(SCRATCH_GATE, static_cast<std::size_t>(rows * inputs) * 4));
-    auto* limits = static_cast<Limit*>(scratch(SCRATCH_HEAD, static_cast<std::size_t>(rows) * (4 + sizeof(Limit) + static_cast<std::size_t>(blocks))));
-    if (codes == nullptr || row_scale == nullptr || made == nullptr || limits == nullptr) return NO_MEMORY;
+    auto* leaders = static_cast<Leaders*>(scratch(SCRATCH_HEAD, static_cast<std::size_t>(rows) * each));
+    if (codes == nullptr || row_scale == nullptr || made == nullptr || leaders == nullptr) return NO_MEMORY;
     const RowSource source = weight == nullptr ? PLAIN : NORM;
     if (!make_rows({x, weight, eps, source, rows, inputs, rough.block, codes, inputs, row_scale, nullptr})) return NO_MEMORY;
     if (!linear8(linear_call(rough, codes, row_scale, nullptr, out, rows), rough.packed)) return NO_MEMORY;
-    auto* lengths = reinterpret_cast<float*>(limits + rows);
-    auto* marks = reinterpret_cast<std::uint8_t*>(lengths + rows);
+    auto* lengths = reinterpret_cast<float*>(leaders + rows);
+    auto* leading = reinterpret_cast<std::uint8_t*>(lengths + rows);
+    auto* marks = leading + rows * blocks;
     measure(codes, row_scale, head.rounding, rows, inputs, lengths);
-    const Looked looked = {head, out, lengths, keep, draws, rows, outputs, head.choosable};
-    if (!find_limits(looked, limits)) return NO_MEMORY;
-    mark(looked, limits, width, blocks, marks);
-    const std::vector<std::int64_t> wanted = wanted_blocks(marks, rows, blocks);
-    if (head.exact != nullptr) return compute_wanted(*head.exact, codes, row_scale, rows, wanted, blocks, out) ? OK : NO_MEMORY;
-    if (source == NORM && !make_rows({x, weight, eps, NORM, rows, inputs, 0, nullptr, 0, nullptr, made})) return NO_MEMORY;
-    return compute_wanted(*head.grouped, source == NORM ? made : x, rows, marks, wanted, blocks, out) ? OK : NO_MEMORY;
+    const bool makes = head.grouped != nullptr && source == NORM;
+    if (makes && !make_rows({x, weight, eps, NORM, rows, inputs, 0, nullptr, 0, nullptr, made})) return NO_MEMORY;
+    auto compute = [&](const std::uint8_t* marked) {
+        const std::vector<std::int64_t> wanted = wanted_blocks(marked, rows, blocks);
+        if (wanted.empty()) return SOME;
+        if (head.exact != nullptr) return compute_wanted(*head.exact, codes, row_scale, rows, wanted, blocks, out);
+        return compute_wanted(*head.grouped, makes ? made : x, rows, marked, wanted, blocks, out);
+    };
+    const Looked looked = {head, kernels_for(current_isa()), out, lengths, keep, draws, rows, outputs, head.choosable, width, blocks};
+    if (!find_leaders(looked, leaders, leading)) return NO_MEMORY;
+    Computed computed = compute(leading);
+    if (computed == SOME) {
+        mark(looked, leaders, leading, marks);
+        computed = compute(marks);
+    }
+    return computed == FAILED ? NO_MEMORY : OK;
 }
 
 }  // namespace
@@ -303,7 +293,7 @@ int run_sketched(const HastenSketch& head, const float* x, const float* weight, 
 // The head applied to x / rms(x) * weight, or to x where there is no weight: [rows][outputs]. Of each row the `keep` (1 to 64) largest of
 // the choosable outputs are exact, and all others below them; so is the one that `draws` (or null) draws, with the largest score.
 EXPORT int hst_sketched_head(const HastenSketch* head, const float* x, const float* weight, float eps, const std::int64_t* keep,
-                             const HastenDraw* draws, float* out, std::int64_t rows) {
+                             const Draw* draws, float* out, std::int64_t rows) {
     if (rows < 0 || !fits(*head)) return BAD_SIZE;
     for (std::int64_t row = 0; row < rows; ++row) {
         if (keep[row] < 1 || keep[row] > MOST_KEPT || keep[row] > head->choosable) return BAD_SIZE;

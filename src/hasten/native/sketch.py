@@ -4,8 +4,8 @@ largest are computed from the weights proper, bit for bit as these give them; an
 A step reads 17 bytes for every 32 of an int8 head. The odds that a rough value hides one of the largest: it is off by a sum of as
 many terms as there are inputs, and rows are rotated, so the sum is normal. ``error`` is a multiple of the most that its deviation
 can be, for a row of length 1 (how far off real heads are: docs/exactness.md). An output is left out only where it lies
-``DEVIATIONS`` of its own below what another, less as many of its, reaches: for one of the largest to be left out, the two must be
-off by more than seven deviations of their difference, once in 10^11 rivals that are as large to the last bit.
+``DEVIATIONS`` of its own below what another is, exactly: for one of the largest to be left out, it must be off by more than seven
+deviations, once in 7 * 10^11 rivals that are as large to the last bit.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ from hasten.native.loader import NativeLibrary, check
 from hasten.native.memory import aligned_bytes
 from hasten.native.row_kernels import RowKernels
 
-DEVIATIONS = 5.0
+DEVIATIONS = 7.0
 MOST_KEPT = 64
 MOST_ROWS = 32
+MOST_DRAWN, MOST_DRAWN_NARROW = 4, 2  # rows whose tokens are drawn (benchmarks/native_head.py)
+NARROW = 640
 LEAST_BLOCK = 64
 PIECE_OUTPUTS = 4096  # a multiple of 32
 TILE_INPUTS, PAIR_OUTPUTS, PAIR_BYTES, PAIR_BYTES_4 = 64, 32, 2048, 1088  # as in linear.h
@@ -49,7 +51,7 @@ def _most_rows(isa: str, exact: PackedLinear | GroupedLinear, several: bool) -> 
     """For how many rows the sketch saves time (benchmarks/native_head.py), where one output of each has to be exact or ``several``.
     With VNNI or AMX many rows are bound by computing, of which four bits take no less than eight; a narrow head, and several
     leaders, have more outputs to look at twice."""
-    grouped, narrow, wide = isinstance(exact, GroupedLinear), exact.inputs < 640, exact.inputs >= 1024
+    grouped, narrow, wide = isinstance(exact, GroupedLinear), exact.inputs < NARROW, exact.inputs >= 1024
     if isa == "avx2":
         rows = MOST_ROWS
     elif narrow:
@@ -98,10 +100,12 @@ class SketchedHead:
         """Bytes of the sketch of such a head."""
         return -(-outputs // PAIR_OUTPUTS) * (-(-inputs // TILE_INPUTS) * PAIR_BYTES_4 + 4 * PAIR_OUTPUTS)
 
-    def pays(self, keep: Tensor) -> bool:
-        """Whether ``leaders`` takes less time than the whole head. Either way the largest outputs are the same."""
-        most = int(keep.max())
-        return most <= min(MOST_KEPT, self.choosable) and keep.shape[0] <= self._most_rows[most > 1]
+    def pays(self, keep: Tensor, drawn: bool = False) -> bool:
+        """Whether ``leaders`` takes less time than the whole head. Either way the outputs that matter are the same."""
+        most, rows = int(keep.max()), keep.shape[0]
+        if drawn and rows > (MOST_DRAWN_NARROW if self.inputs < NARROW else MOST_DRAWN):
+            return False
+        return most <= min(MOST_KEPT, self.choosable) and rows <= self._most_rows[most > 1]
 
     def leaders(
         self,

@@ -1,5 +1,5 @@
 // Choosing the level at which a sketch is made.
-#include "sketch_pack.h"
+#include "sketch.h"
 
 #include "calls.h"
 #include "threads.h"

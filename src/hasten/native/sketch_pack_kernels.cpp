@@ -5,7 +5,7 @@
 
 #include "four_bits.h"
 #include "linear.h"
-#include "sketch_pack.h"
+#include "sketch.h"
 
 namespace hasten {
 namespace HASTEN_LEVEL {

@@ -1,0 +1,63 @@
+// What sketches are made by, and how rough outputs are looked through.
+#pragma once
+
+#include <cstdint>
+
+#include "isa.h"
+
+namespace hasten {
+
+// `packed` [outputs][inputs] of hst_w8_pack, with float `scale`s, to the tiles and sums of hst_w4_pack for the same outputs (whole pairs, or
+// the last ones). `error`: the root of the mean square of what an output's weights are off by, in that block of `block` inputs (a multiple
+// of 64, or less than that and any part of 64) where it is largest.
+struct SketchWork {
+    const std::int8_t* packed;
+    const float* scale;  // [outputs]
+    std::int64_t outputs, inputs, block;
+    std::uint8_t* rough;
+    std::int32_t* sums;  // [outputs], to a whole pair
+    float* error;        // [outputs]
+};
+
+const std::int64_t LOOK = 16;  // outputs that are looked at together; divides the blocks that they are computed in
+
+// Rough outputs of a row from output `first` on, which LOOK divides, and how far off each may be for a row of length 1.
+struct Rough {
+    const float* value;
+    const float* error;
+    std::int64_t first, count;
+};
+
+// How a row's token is drawn (sampling/choose.py); at temperature 0 it is not. Field for field as in sketch.py.
+struct Draw {
+    double temperature;
+    std::uint64_t seed;
+    std::int64_t position;
+};
+
+struct Place {
+    float value;
+    std::int64_t output;
+};
+
+struct Score {
+    double value;  // output / temperature + noise
+    std::int64_t output;
+};
+
+// largest_rough: the `kept` largest, descending; output -1 where there are fewer. best_drawn: the best score of the rough values, output -1
+// where there is none. The others set marks[output / width] for outputs of a row of this `length` that may reach a limit.
+#define DECLARE(level)                                                                                                                 \
+    namespace level {                                                                                                                  \
+    void sketch_pairs(const SketchWork& work, std::int64_t first, std::int64_t last);                                                  \
+    void largest_rough(const Rough& rough, std::int64_t kept, Place* places);                                                          \
+    Score best_drawn(const Rough& rough, const Draw& draw);                                                                            \
+    void mark_large(const Rough& rough, float length, float limit, std::int64_t width, std::uint8_t* marks);                           \
+    void mark_drawn(const Rough& rough, const Draw& draw, float length, double limit, std::int64_t width, std::uint8_t* marks);        \
+    }
+DECLARE(generic)
+DECLARE(avx2)
+DECLARE(avx512)
+#undef DECLARE
+
+}  // namespace hasten

@@ -1,0 +1,90 @@
+// How rough outputs are looked through, at one level. Noise is hashed for all outputs, but its logarithms are taken only where it is large
+// enough for the LOOK outputs that it belongs to.
+#include <cmath>
+
+#include "noise.h"
+#include "sketch.h"
+
+namespace hasten {
+namespace HASTEN_LEVEL {
+namespace {
+
+#define INLINE inline __attribute__((always_inline))
+
+typedef float Four __attribute__((vector_size(16), aligned(4), may_alias));
+
+// The largest of value + length * error of up to LOOK outputs; -infinity where all are NaN.
+INLINE float most_of(const Rough& rough, std::int64_t from, std::int64_t count, float length) {
+    const float* value = rough.value + from;
+    const float* error = rough.error + from;
+    float most = -INFINITY;
+    if (count < LOOK) {
+        for (std::int64_t i = 0; i < count; ++i) most = value[i] + length * error[i] > most ? value[i] + length * error[i] : most;
+        return most;
+    }
+    Four mosts = {most, most, most, most};
+    for (std::int64_t i = 0; i < LOOK; i += 4) {
+        const Four some = *reinterpret_cast<const Four*>(value + i) + length * *reinterpret_cast<const Four*>(error + i);
+        mosts = some > mosts ? some : mosts;
+    }
+    for (int i = 0; i < 4; ++i) most = mosts[i] > most ? mosts[i] : most;
+    return most;
+}
+
+// Hands over, one by one, outputs whose score, as large as it may be for a row of this length, is above `least`, which may rise.
+template <class Take>
+INLINE void above(const Rough& rough, const Draw& draw, float length, const double& least, Take take) {
+    const Noise noise(draw.seed, draw.position);
+    for (std::int64_t from = 0; from < rough.count; from += LOOK) {
+        const std::int64_t some = rough.count - from < LOOK ? rough.count - from : LOOK;
+        const double wanted = least - static_cast<double>(most_of(rough, from, some, length)) / draw.temperature;
+        if (!(wanted <= Noise::MOST)) continue;  // nor where it is NaN
+        std::uint64_t bits[LOOK], top = 0;
+        for (std::int64_t i = 0; i < LOOK; ++i) bits[i] = noise.bits(rough.first + from + i);
+        for (std::int64_t i = 0; i < LOOK; ++i) top = bits[i] > top ? bits[i] : top;
+        if (Noise::at_most(top) < wanted) continue;
+        const std::uint64_t bound = Noise::least_bits(wanted);
+        for (std::int64_t i = 0; i < some; ++i) {
+            if (bits[i] < bound) continue;
+            const float value = rough.value[from + i] + length * rough.error[from + i];
+            const double score = static_cast<double>(value) / draw.temperature + Noise::of(bits[i]);
+            if (score > least) take(rough.first + from + i, score);
+        }
+    }
+}
+
+}  // namespace
+
+void largest_rough(const Rough& rough, std::int64_t kept, Place* places) {
+    for (std::int64_t i = 0; i < kept; ++i) places[i] = {-INFINITY, -1};
+    for (std::int64_t from = 0; from < rough.count; from += LOOK) {
+        const std::int64_t some = rough.count - from < LOOK ? rough.count - from : LOOK;
+        if (!(most_of(rough, from, some, 0.0f) > places[kept - 1].value)) continue;
+        for (std::int64_t i = from; i < from + some; ++i) {
+            if (!(rough.value[i] > places[kept - 1].value)) continue;
+            std::int64_t at = kept - 1;
+            for (; at > 0 && rough.value[i] > places[at - 1].value; --at) places[at] = places[at - 1];
+            places[at] = {rough.value[i], rough.first + i};
+        }
+    }
+}
+
+Score best_drawn(const Rough& rough, const Draw& draw) {
+    Score best = {-INFINITY, -1};
+    above(rough, draw, 0.0f, best.value, [&](std::int64_t output, double score) { best = {score, output}; });
+    return best;
+}
+
+void mark_large(const Rough& rough, float length, float limit, std::int64_t width, std::uint8_t* marks) {
+    for (std::int64_t from = 0; from < rough.count; from += LOOK) {
+        const std::int64_t some = rough.count - from < LOOK ? rough.count - from : LOOK;
+        if (most_of(rough, from, some, length) >= limit) marks[(rough.first + from) / width] = 1;
+    }
+}
+
+void mark_drawn(const Rough& rough, const Draw& draw, float length, double limit, std::int64_t width, std::uint8_t* marks) {
+    above(rough, draw, length, limit, [&](std::int64_t output, double) { marks[output / width] = 1; });
+}
+
+}  // namespace HASTEN_LEVEL
+}  // namespace hasten
