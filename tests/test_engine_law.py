@@ -165,8 +165,8 @@ def choose_in_view_of_the_draws(patch: pytest.MonkeyPatch) -> None:
     """Everything is merged first, and then the best are chosen."""
     real = Drafting.propose
 
-    def late(self: Drafting, items: list[Any], room: int) -> None:
-        real(self, items, room)
+    def late(self: Drafting, items: list[Any], room: int, running: int) -> None:
+        real(self, items, room, running)
         for item in items:
             round = self._rounds.get(item.sequence.id)
             if round is not None and len(round.tree):

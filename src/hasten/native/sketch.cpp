@@ -93,11 +93,7 @@ Leaders merged(const Looked& looked, std::int64_t row, const Place* places, cons
     for (std::int64_t i = 0; i < kept; ++i) best[i] = {-INFINITY, -1};
     for (std::int64_t piece = 0; piece < pieces; ++piece) {
         const Place* some = places + (row * pieces + piece) * MOST_KEPT;
-        for (std::int64_t i = 0; i < kept && some[i].value > best[kept - 1].value; ++i) {
-            std::int64_t at = kept - 1;
-            for (; at > 0 && some[i].value > best[at - 1].value; --at) best[at] = best[at - 1];
-            best[at] = some[i];
-        }
+        for (std::int64_t i = 0; i < kept && some[i].value > best[kept - 1].value; ++i) insert(some[i], kept, best);
         if (scores[row * pieces + piece].value > drawn.value) drawn = scores[row * pieces + piece];
     }
     Leaders leaders = {{}, drawn.output};

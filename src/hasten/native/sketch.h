@@ -40,6 +40,17 @@ struct Place {
     std::int64_t output;
 };
 
+namespace {
+
+// Into `kept` places, descending, of which the last one is smaller.
+inline void insert(const Place& place, std::int64_t kept, Place* places) {
+    std::int64_t at = kept - 1;
+    for (; at > 0 && place.value > places[at - 1].value; --at) places[at] = places[at - 1];
+    places[at] = place;
+}
+
+}  // namespace
+
 struct Score {
     double value;  // output / temperature + noise
     std::int64_t output;

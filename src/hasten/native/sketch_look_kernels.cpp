@@ -61,10 +61,7 @@ void largest_rough(const Rough& rough, std::int64_t kept, Place* places) {
         const std::int64_t some = rough.count - from < LOOK ? rough.count - from : LOOK;
         if (!(most_of(rough, from, some, 0.0f) > places[kept - 1].value)) continue;
         for (std::int64_t i = from; i < from + some; ++i) {
-            if (!(rough.value[i] > places[kept - 1].value)) continue;
-            std::int64_t at = kept - 1;
-            for (; at > 0 && rough.value[i] > places[at - 1].value; --at) places[at] = places[at - 1];
-            places[at] = {rough.value[i], rough.first + i};
+            if (rough.value[i] > places[kept - 1].value) insert({rough.value[i], rough.first + i}, kept, places);
         }
     }
 }
