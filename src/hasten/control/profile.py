@@ -163,8 +163,9 @@ def level(curve: CostCurve, timed: Timed, other: CostCurve, other_timed: Timed, 
     context = min(curve.reference, other.reference, positions - 1)
     if context < 0 or not (curve.known and other.known):
         return
-    timed(1, context), other_timed(1, context)
     ratios = []
+    timed(1, context)
+    other_timed(1, context)
     for _ in range(TURNS):
         own = timed(1, context)
         ratios.append(other_timed(1, context) / own)
