@@ -35,6 +35,13 @@ def after_call(result: dict[str, Any], use: dict[str, Any] = USE) -> list[dict[s
     return [*ASK, {"role": "assistant", "content": [use]}, {"role": "user", "content": [result]}]
 
 
+@pytest.mark.parametrize("system", ["", [], [{"type": "text", "text": ""}], None])
+def test_a_system_prompt_without_words_is_none(system: Any) -> None:
+    """An empty turn would take the default away that a template may have."""
+    assert turns(system=system) == turns()
+    assert turns(system="Be brief.")[0] == {"role": "system", "content": "Be brief."}
+
+
 class Place(BaseModel):
     city: Literal["Oslo", "Rome"]
 

@@ -129,9 +129,8 @@ def as_chat(wire: Conversation) -> ChatRequest:
     """The same request in the other interface's words. Not for the event loop: it may be long. Raises ApiError (400)."""
     if wire.thinking is not None and wire.thinking.type != "enabled" and wire.thinking.budget_tokens is not None:
         raise invalid(f"thinking of type {wire.thinking.type} takes no budget_tokens.", "thinking.budget_tokens")
-    turns: list[dict[str, Any]] = []
-    if wire.system is not None:
-        turns.append({"role": "system", "content": _text(wire.system, "system")})
+    system = "" if wire.system is None else _text(wire.system, "system")
+    turns: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
     for at, message in enumerate(wire.messages):
         turns += _turns(at, message)
     for edit in (wire.context_management and wire.context_management.edits) or ():
