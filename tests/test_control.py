@@ -175,6 +175,19 @@ def test_curves_of_different_moments_are_levelled(positions: int) -> None:
     assert other.predict(1) == before
 
 
+def test_levelling_takes_one_turn_where_passes_take_seconds() -> None:
+    curve, other = measure(truth, 4096), measure(truth, 4096)
+    asked: list[int] = []
+
+    def slow(rows: int, context: int) -> float:
+        asked.append(rows)
+        return 500 * truth(rows, context)
+
+    level(curve, slow, other, lambda rows, context: slow(rows, context) / 2, 4096)
+    assert asked == [1] * 4
+    assert other.predict(1) == pytest.approx(curve.predict(1) / 2)
+
+
 def test_a_draft_models_passes_follow_the_targets_pace() -> None:
     """A machine that others slow down for a while makes drafts no dearer beside plain steps, asked or not."""
     costs = StepCosts(CostCurve.measured({1: 1.0, 8: 1.2}), {"lm": CostCurve.measured({1: 0.3, 8: 0.4})})

@@ -76,6 +76,14 @@ def test_leaders_of_a_files_codes_have_their_bits(native: NativeLibrary, kind: s
             check_leaders(sketched.leaders(x, keep, norm, 1e-6), head.after_norm(x, norm, 1e-6), outputs, keep)
 
 
+def without_a_margin(native: NativeLibrary, monkeypatch: pytest.MonkeyPatch) -> tuple[Head, SketchedHead, torch.Tensor]:
+    """A head, a sketch of it that is trusted too far, and 200 rows."""
+    monkeypatch.setattr(hasten.native.sketch, "DEVIATIONS", 0.2)
+    torch.manual_seed(5)
+    head = int8_head(native, 30000, 256)
+    return head, SketchedHead(native, head, 256, 30000), torch.randn(200, 256)
+
+
 def check_draws(found: torch.Tensor, whole: torch.Tensor, choosable: int, draws: list[tuple[float, int, int]]) -> None:
     """The same token comes of it, with its value, and no other has a better score than with the whole head."""
     for row, (temperature, seed, position) in enumerate(draws):
@@ -121,11 +129,7 @@ def test_what_is_drawn_by_chance_has_the_bits_of_the_whole_head(
 
 
 def test_a_small_margin_loses_what_is_drawn(native: NativeLibrary, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hasten.native.sketch, "DEVIATIONS", 0.2)
-    torch.manual_seed(5)
-    head = int8_head(native, 30000, 256)
-    sketched = SketchedHead(native, head, 256, 30000)
-    x = torch.randn(200, 256)
+    head, sketched, x = without_a_margin(native, monkeypatch)
     x /= head(x).std()
     whole, draws = head(x), [(0.2, row, 7) for row in range(200)]
     keep = torch.ones(1, dtype=torch.int64)  # row by row: together they would want so much that all is computed
@@ -232,11 +236,7 @@ def test_rough_values_are_off_as_foretold_where_weights_and_rows_have_the_same_o
 
 def test_without_a_margin_leaders_are_missed(native: NativeLibrary, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the other tests show is owed to the margin."""
-    monkeypatch.setattr(hasten.native.sketch, "DEVIATIONS", 0.2)
-    torch.manual_seed(5)
-    head = int8_head(native, 30000, 256)
-    sketched = SketchedHead(native, head, 256, 30000)
-    x = torch.randn(200, 256)
+    head, sketched, x = without_a_margin(native, monkeypatch)
     assert (sketched.leaders(x, torch.ones(200, dtype=torch.int64)).argmax(1) != head(x).argmax(1)).any()
 
 

@@ -27,6 +27,7 @@ REPEATS = 5
 CHECKED_ROWS = (1, 16)
 CHECK_REPEATS = 2
 TURNS = 7
+TURNS_S = 1.0  # passes that take turns go on no longer than this
 AGREE = 1.35  # how far the checked points may disagree on how much faster or slower the machine is now
 HOLDS = 3.0  # and how much faster or slower that may be
 KNEE = 1.5  # the knee: most rows that cost at most this many one-row passes
@@ -159,17 +160,17 @@ def checked(curve: CostCurve, timed: Timed, positions: int) -> float | None:
 def level(curve: CostCurve, timed: Timed, other: CostCurve, other_timed: Timed, positions: int) -> None:
     """Scale ``other`` so that it stands to ``curve`` as one-row passes do that take turns; both pools hold ``positions``. Each was
     measured at a time of its own, and memory that other programs use may be half as fast at one as at the other. Nothing happens
-    where one of them is not known."""
+    where one of them is not known. Goes on no longer than ``TURNS_S``, but for one turn."""
     context = min(curve.reference, other.reference, positions - 1)
     if context < 0 or not (curve.known and other.known):
         return
-    ratios = []
-    timed(1, context)
-    other_timed(1, context)
-    for _ in range(TURNS):
-        own = timed(1, context)
-        ratios.append(other_timed(1, context) / own)
-    found = sorted(ratios)[TURNS // 2] * curve.step([(1, context)]) / other.step([(1, context)])
+    ratios: list[float] = []
+    spent = timed(1, context) + other_timed(1, context)
+    while len(ratios) < TURNS and (spent < TURNS_S or not ratios):
+        own, others = timed(1, context), other_timed(1, context)
+        ratios.append(others / own)
+        spent += own + others
+    found = sorted(ratios)[len(ratios) // 2] * curve.step([(1, context)]) / other.step([(1, context)])
     other.drift *= min(HOLDS, max(1 / HOLDS, found))
 
 

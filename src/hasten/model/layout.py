@@ -47,7 +47,6 @@ def lay_out(batch: Batch, device: torch.device) -> Layout:
     depths: list[int] = []
     logit_rows: list[int] = []
     leaders: list[int] = []
-    draws: list[tuple[float, int, int]] = []
     paths: list[list[int]] = []
     for segment in batch.segments:
         first = len(tokens)
@@ -64,8 +63,6 @@ def lay_out(batch: Batch, device: torch.device) -> Layout:
         paths += _paths(segment)
         logit_rows += range(first + segment.first_logit, len(tokens))
         leaders += [segment.leaders] * (segment.rows - segment.first_logit)
-        temperature, seed = (0.0, 0) if segment.draw is None else (segment.draw.temperature, segment.draw.seed)
-        draws += [(temperature, seed, position + 1) for position in positions[first + segment.first_logit :]]
         starts.append(len(tokens))
     widest = max(len(segment.blocks) for segment in batch.segments)
     tables = [segment.blocks + [0] * (widest - len(segment.blocks)) for segment in batch.segments]
@@ -83,9 +80,18 @@ def lay_out(batch: Batch, device: torch.device) -> Layout:
         _path_table(paths, deepest),
         torch.tensor(logit_rows, dtype=torch.int64, device=device),
         torch.tensor(leaders) if leaders and min(leaders) > 0 else None,
-        draws if any(segment.draw is not None for segment in batch.segments) else None,
+        _draws(batch, [positions[row] for row in logit_rows]) if any(segment.draw for segment in batch.segments) else None,
         max(positions),
     )
+
+
+def _draws(batch: Batch, positions: list[int]) -> list[tuple[float, int, int]]:
+    """``Layout.draws`` of rows that want logits and stand at ``positions``."""
+    drawn = [segment.draw for segment in batch.segments for _ in range(segment.first_logit, segment.rows)]
+    return [
+        (0.0, 0, 0) if draw is None else (draw.temperature, draw.seed, position + 1)
+        for draw, position in zip(drawn, positions, strict=True)
+    ]
 
 
 def _slots(segment: Segment) -> list[int]:

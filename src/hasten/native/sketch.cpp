@@ -146,11 +146,13 @@ Limit limit_of(const Looked& looked, std::int64_t row, const Leaders& leaders) {
 // Marks the blocks that hold an output which may reach its row's limit, but for those `done`.
 void mark(const Looked& looked, const Leaders* leaders, const std::uint8_t* done, std::uint8_t* marks) {
     const std::int64_t pieces = looked.pieces(), all = looked.rows * looked.blocks;
+    std::vector<Limit> limits;
+    for (std::int64_t row = 0; row < looked.rows; ++row) limits.push_back(limit_of(looked, row, leaders[row]));
     std::memset(marks, 0, static_cast<std::size_t>(all));
     auto body = [&](std::int64_t begin, std::int64_t end) {
         for (std::int64_t unit = begin; unit < end; ++unit) {
             const std::int64_t row = unit / pieces;
-            const Limit limit = limit_of(looked, row, leaders[row]);
+            const Limit& limit = limits[static_cast<std::size_t>(row)];
             const Rough piece = looked.piece(row, unit % pieces);
             std::uint8_t* marked = marks + row * looked.blocks;
             looked.kernels.mark_large(piece, looked.lengths[row], limit.value, looked.width, marked);
