@@ -76,7 +76,7 @@ def test_a_thought_is_kept_and_exported_and_not_sent_back(chat: FakeChat, visite
     visited.until("!document.getElementById('model').disabled")
     assert page.locator("details.thought").count() == 1
     page.click(".thought summary")
-    assert page.locator(".thought .body").inner_text().startswith("First I add two and two.")
+    visited.until("document.querySelector('.thought .body').innerText.startsWith('First I add two and two.')")
     page.hover(".conversation-list li")
     with page.expect_download() as waiting:
         page.click("[aria-label='Export Sum? as JSON']")
