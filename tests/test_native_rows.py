@@ -105,6 +105,26 @@ def test_subnormal_and_huge_rows_stay_finite(native: NativeLibrary) -> None:
     assert codes[1].tolist() == [127, -127]
 
 
+@pytest.mark.parametrize(("width", "block"), [(1536, 512), (1536, 0), (2049, 0), (8960, 256), (1040, 16), (1100, 4)])
+def test_few_rows_are_cut_among_threads_without_a_trace(native: NativeLibrary, width: int, block: int) -> None:
+    kernels = RowKernels(native)
+    x = torch.randn(9, width)
+    x[4, 700], x[6, width - 1], x[7, 0] = float("inf"), float("nan"), 1e38
+    native.set_threads(1)
+    codes, scale = kernels.quantise(x, block)
+    assert scale.isnan().tolist() == [index in (4, 6) for index in range(9)]
+    sound = [index for index in range(9) if index not in (4, 6)]
+    for isa in native.available_isas():
+        native.set_isa(isa)
+        for threads in (1, 2, 3, 7):
+            native.set_threads(threads)
+            for first, count in [*((row, 1) for row in range(9)), (0, 3), (3, 5), (0, 9)]:
+                some, scales = kernels.quantise(x[first : first + count], block)
+                rows = [row for row in sound if first <= row < first + count]
+                assert torch.equal(some[[row - first for row in rows]], codes[rows]), (isa, threads, first, count)
+                assert torch.equal(scales.nan_to_num(-1.0), scale[first : first + count].nan_to_num(-1.0)), (isa, threads, first)
+
+
 @pytest.mark.parametrize("width", [2, 40, 576])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_a_row_that_is_not_finite_has_the_scale_nan(native: NativeLibrary, value: float, width: int) -> None:

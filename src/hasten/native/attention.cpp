@@ -60,13 +60,14 @@ std::int64_t position_of(const AttentionWork& work, std::int64_t segment, std::i
     return work.contexts[segment] + (depth == 0 ? row : work.chains[segment] - 1 + depth);
 }
 
-std::vector<AttentionUnit> cut(const AttentionWork& work) {
+// Units of at most `most` queries.
+std::vector<AttentionUnit> cut(const AttentionWork& work, std::int64_t most) {
     const std::int64_t group = work.heads / work.kv_heads;
     std::vector<AttentionUnit> units;
     for (std::int64_t segment = 0; segment < work.segments; ++segment) {
         const std::int64_t queries = (work.starts[segment + 1] - work.starts[segment]) * group;
-        for (std::int64_t first = 0; first < queries; first += UNIT_QUERIES) {
-            const std::int64_t count = queries - first < UNIT_QUERIES ? queries - first : UNIT_QUERIES;
+        for (std::int64_t first = 0; first < queries; first += most) {
+            const std::int64_t count = queries - first < most ? queries - first : most;
             std::int64_t low = INT64_MAX, high = 0;
             for (std::int64_t row = first / group; row <= (first + count - 1) / group; ++row) {
                 const std::int64_t position = position_of(work, segment, row);
@@ -80,6 +81,16 @@ std::vector<AttentionUnit> cut(const AttentionWork& work) {
         }
     }
     return units;
+}
+
+// Queries a unit that even out few units among the threads; 0 where the units are as they should be. Single queries share no load of a
+// key, and gain nothing.
+std::int64_t evening(const std::vector<AttentionUnit>& units) {
+    const std::int64_t count = static_cast<std::int64_t>(units.size()), some = threads();
+    if (count >= 4 * some || count % some == 0) return 0;
+    std::int64_t longest = 0;
+    for (const AttentionUnit& unit : units) longest = unit.count > longest ? unit.count : longest;
+    return longest < 4 ? 0 : longest < 2 * some ? 2 : (longest + some - 1) / some;
 }
 
 AttentionPart part_at(float* memory, std::int64_t count) { return {memory, memory + count, memory + 2 * count}; }
@@ -173,7 +184,7 @@ bool attend(const AttentionWork& asked) {
     const bool int8 = work.cache != nullptr;
     if (int8) work.products = products_for(current_isa());
     const Level level = int8 ? level8_for(current_isa()) : level_for(current_isa());
-    const std::vector<AttentionUnit> units = cut(work);
+    const std::vector<AttentionUnit> units = cut(work, UNIT_QUERIES);
     std::int64_t rows = 0, splits = 0;
     for (std::int64_t segment = 0; segment < work.segments; ++segment) {
         const std::int64_t some = work.starts[segment + 1] - work.starts[segment];
@@ -181,8 +192,9 @@ bool attend(const AttentionWork& asked) {
     }
     for (const AttentionUnit& unit : units) splits += unit.last_split - unit.first_split + 1;
     const std::int64_t room = int8 ? attention_room8(work.head_dim, rows) : attention_room(work.head_dim, rows), count = static_cast<std::int64_t>(units.size());
-    const bool few = splits > count && count < 4 * threads();
-    return few ? attend_splits(work, level, units, room) : attend_units(work, level, units, room);
+    if (splits > count && count < 4 * threads()) return attend_splits(work, level, units, room);
+    const std::int64_t most = evening(units);
+    return attend_units(work, level, most > 0 ? cut(work, most) : units, room);
 }
 
 }  // namespace hasten

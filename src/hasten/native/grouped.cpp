@@ -147,11 +147,17 @@ void grouped_strip(const GroupedCall& call, const GroupedPart& part, std::int64_
     kernel_for(current_isa())(call, part, 0, strip, strip + 1, row, count);
 }
 
-void round_in_groups(const float* x, const GroupedRows& rounded) {
+void round_in_groups(const RowWork& work, const GroupedRows& rounded) {
     const RoundFunction function = round_function(current_isa());
-    auto body = [&](std::int64_t first, std::int64_t last) { function(x, rounded, first, last); };
-    const std::int64_t worth_sharing = 1 << 14;
-    parallel(rounded.rows, rounded.rows * rounded.inputs < worth_sharing ? rounded.rows : 1, body);
+    const RowShares shares = share_rows(rounded.rows, rounded.inputs);
+    const std::int64_t parts = shares.parts, groups = rounded.groups();
+    auto body = [&](std::int64_t begin, std::int64_t end) {
+        for (std::int64_t i = begin; i < end; ++i) {
+            const std::int64_t part = i % parts;
+            function(work, rounded, i / parts, groups * part / parts, groups * (part + 1) / parts);
+        }
+    };
+    parallel(rounded.rows * parts, shares.grain, body);
 }
 
 }  // namespace hasten

@@ -17,6 +17,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "rows.h"
+
 namespace hasten {
 
 // Numbers of ggml's tensor types (ggml.h).
@@ -100,22 +102,23 @@ void grouped_vnni(const GroupedCall& call, const GroupedPart& part, std::int64_t
 void grouped_avx2_panel(const GroupedCall& call, const GroupedPart& part, std::int64_t offset, std::int64_t first, std::int64_t last,
                         std::int64_t row, std::int64_t count);
 
-// Round float rows [first, last) of `x` [rows][inputs].
-using RoundFunction = void (*)(const float* x, const GroupedRows& rounded, std::int64_t first, std::int64_t last);
+// Make groups [first, last) of a row and round them.
+using RoundFunction = void (*)(const RowWork& work, const GroupedRows& rounded, std::int64_t row, std::int64_t first, std::int64_t last);
 namespace generic {
-void round_groups(const float* x, const GroupedRows& rounded, std::int64_t first, std::int64_t last);
+void round_groups(const RowWork& work, const GroupedRows& rounded, std::int64_t row, std::int64_t first, std::int64_t last);
 }
 namespace avx2 {
-void round_groups(const float* x, const GroupedRows& rounded, std::int64_t first, std::int64_t last);
+void round_groups(const RowWork& work, const GroupedRows& rounded, std::int64_t row, std::int64_t first, std::int64_t last);
 }
 namespace avx512 {
-void round_groups(const float* x, const GroupedRows& rounded, std::int64_t first, std::int64_t last);
+void round_groups(const RowWork& work, const GroupedRows& rounded, std::int64_t row, std::int64_t first, std::int64_t last);
 }
 
 void grouped_linear(const GroupedCall& call, const GroupedPart* parts, std::int64_t count);
 // One strip of a layer of one part, for rows [row, row + count), count at most MOST_PANEL; with the bits that grouped_linear gives.
 void grouped_strip(const GroupedCall& call, const GroupedPart& part, std::int64_t strip, std::int64_t row, std::int64_t count);
-void round_in_groups(const float* x, const GroupedRows& rounded);
+// Rows as `work` makes them, of which neither a rotation nor places for codes are taken.
+void round_in_groups(const RowWork& work, const GroupedRows& rounded);
 
 // One output's block taken apart. Halves are float16 bits; codes and integers are as stored (unsigned, but Q8_0's codes and Q6_K's
 // scales are two's complement).

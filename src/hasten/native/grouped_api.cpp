@@ -1,7 +1,6 @@
 // The C interface of the layers over GGUF's own codes; see api.cpp for what holds at this border.
 #include "calls.h"
 #include "grouped.h"
-#include "rows.h"
 #include "threads.h"
 
 using namespace hasten;
@@ -52,14 +51,8 @@ EXPORT int hst_grouped_linear(const HastenGrouped* layer, const float* x, const 
     auto* codes = static_cast<std::int8_t*>(scratch(SCRATCH_CODES, static_cast<std::size_t>(rows * inputs)));
     auto* scales = static_cast<float*>(scratch(SCRATCH_SCALES, static_cast<std::size_t>(rows * groups) * 12));
     if (codes == nullptr || scales == nullptr) return NO_MEMORY;
-    if (source != PLAIN) {
-        auto* made = static_cast<float*>(scratch(SCRATCH_GATE, static_cast<std::size_t>(rows * inputs) * 4));
-        if (made == nullptr) return NO_MEMORY;
-        if (!make_rows({x, weight, eps, static_cast<RowSource>(source), rows, inputs, 0, nullptr, 0, nullptr, made})) return NO_MEMORY;
-        x = made;
-    }
     const GroupedRows rounded = {codes, scales, scales + rows * groups, reinterpret_cast<std::int16_t*>(scales + 2 * rows * groups), rows, inputs};
-    round_in_groups(x, rounded);
+    round_in_groups({x, weight, eps, static_cast<RowSource>(source), rows, inputs, 0, nullptr, 0, nullptr, nullptr}, rounded);
     grouped_linear({rounded, layer->bias, residual, out, layer->outputs}, layer->parts, layer->count);
     return OK;
 }

@@ -2,11 +2,13 @@
 #include <cfloat>
 
 #include "grouped.h"
-#include "lanes.h"
+#include "row_parts.h"
 
 namespace hasten {
 namespace HASTEN_LEVEL {
 namespace {
+
+const std::int64_t TOGETHER = 16;  // groups that are made before they are rounded
 
 // The largest lane and the sum of integer lanes, in any order: neither has any rounding.
 #if defined(__AVX512F__)
@@ -43,6 +45,19 @@ INLINE float top_of(Floats value) {
     return top_of(top);
 }
 
+// Whether no lane is NaN or infinite.
+INLINE bool finite(Floats low, Floats high) {
+    const Floats nothing = low * all(0.0f) + high * all(0.0f);
+#if defined(__AVX512F__)
+    return _mm512_cmp_ps_mask(nothing.part[0], nothing.part[0], _CMP_UNORD_Q) == 0;
+#elif defined(__AVX2__)
+    const Part both = nothing.part[0] + nothing.part[1];
+    return _mm256_movemask_ps(_mm256_cmp_ps(both, both, _CMP_UNORD_Q)) == 0;
+#else
+    return sum(nothing) == 0.0f;
+#endif
+}
+
 // Integers of half a group as bytes; their sum.
 INLINE std::int32_t put_half(Floats scaled, std::int8_t* codes) {
     const Floats value = least(most(scaled, all(-127.0f)), all(127.0f));
@@ -55,27 +70,24 @@ INLINE std::int32_t put_half(Floats scaled, std::int8_t* codes) {
 
 }  // namespace
 
-// A row that holds NaN or an infinity gets a scale that is NaN, so that what comes of it is seen to be none.
-void round_groups(const float* x, const GroupedRows& rounded, std::int64_t first, std::int64_t last) {
-    const std::int64_t groups = rounded.groups();
-    for (std::int64_t row = first; row < last; ++row) {
-        Floats nothing = all(0.0f);
-        for (std::int64_t group = 0; group < groups; ++group) {
-            const std::int64_t at = rounded.at(row, group);
-            const float* from = x + (row * groups + group) * GROUP_INPUTS;
-            const Floats low = load(from), high = load(from + LANES);
-            nothing = nothing + low * all(0.0f) + high * all(0.0f);
-            const float limit = top_of(most(magnitude(low), magnitude(high)));
-            const float bounded = limit > FLT_MIN * 128.0f ? (limit < FLT_MAX ? limit : FLT_MAX) : FLT_MIN * 128.0f;
-            const Floats factor = all(127.0f / bounded);
-            const std::int32_t one = put_half(low * factor, rounded.codes + at * GROUP_INPUTS);
-            const std::int32_t other = put_half(high * factor, rounded.codes + at * GROUP_INPUTS + LANES);
-            rounded.scale[at] = bounded / 127.0f;
-            rounded.scaled_sum[at] = rounded.scale[at] * static_cast<float>(one + other);
-            rounded.half_sums[2 * at] = static_cast<std::int16_t>(one);
-            rounded.half_sums[2 * at + 1] = static_cast<std::int16_t>(other);
-        }
-        if (const float none = sum(nothing); none != 0.0f) rounded.scale[rounded.at(row, 0)] = none;
+// A group that holds NaN or an infinity gets a scale that is NaN, so that what comes of its row is seen to be none.
+void round_groups(const RowWork& work, const GroupedRows& rounded, std::int64_t row, std::int64_t first, std::int64_t last) {
+    const float factor_of_row = factor_of(work, row);
+    float made[TOGETHER * GROUP_INPUTS];
+    for (std::int64_t group = first; group < last; ++group) {
+        const std::int64_t in_made = (group - first) % TOGETHER * GROUP_INPUTS, left = last - group < TOGETHER ? last - group : TOGETHER;
+        if (in_made == 0) make_inputs(work, row, factor_of_row, group * GROUP_INPUTS, (group + left) * GROUP_INPUTS, made);
+        const std::int64_t at = rounded.at(row, group);
+        const Floats low = load(made + in_made), high = load(made + in_made + LANES);
+        const float limit = top_of(most(magnitude(low), magnitude(high)));
+        const float bounded = limit > FLT_MIN * 128.0f ? (limit < FLT_MAX ? limit : FLT_MAX) : FLT_MIN * 128.0f;
+        const Floats factor = all(127.0f / bounded);
+        const std::int32_t one = put_half(low * factor, rounded.codes + at * GROUP_INPUTS);
+        const std::int32_t other = put_half(high * factor, rounded.codes + at * GROUP_INPUTS + LANES);
+        rounded.scale[at] = finite(low, high) ? bounded / 127.0f : NAN;
+        rounded.scaled_sum[at] = rounded.scale[at] * static_cast<float>(one + other);
+        rounded.half_sums[2 * at] = static_cast<std::int16_t>(one);
+        rounded.half_sums[2 * at + 1] = static_cast<std::int16_t>(other);
     }
 }
 

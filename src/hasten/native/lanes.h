@@ -278,6 +278,24 @@ INLINE Half to_half(float value) {
 #endif
 }
 
+// Sixteen at a time.
+INLINE void store_halves(Half* to, Floats value) {
+#if defined(__AVX2__)
+    const Floats bounded = least(all(65504.0f), most(all(-65504.0f), value));  // in this order a NaN stays
+    EACH(i) {
+#if defined(__AVX512F__)
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtps_ph(bounded.part[i], _MM_FROUND_TO_NEAREST_INT));
+#else
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i * WIDTH), _mm256_cvtps_ph(bounded.part[i], _MM_FROUND_TO_NEAREST_INT));
+#endif
+    }
+#else
+    float lane[LANES];
+    store(lane, value);
+    for (int i = 0; i < LANES; ++i) to[i] = to_half(lane[i]);
+#endif
+}
+
 }  // namespace
 }  // namespace HASTEN_LEVEL
 }  // namespace hasten

@@ -5,12 +5,11 @@
 #include <atomic>
 #include <cstring>
 
+#include "rows.h"
 #include "threads.h"
 
 namespace hasten {
 namespace {
-
-const std::int64_t ROWS_TOGETHER = 32;  // rows that one thread prepares before it looks for more
 
 std::int64_t offset_of(std::int64_t output, std::int64_t input, std::int64_t tiles) {
     const std::int64_t pair = output / PAIR_OUTPUTS, half = output % PAIR_OUTPUTS / TILE_OUTPUTS, lane = output % TILE_OUTPUTS;
@@ -73,7 +72,7 @@ bool prepare_rows(Linear8& call, Isa isa) {
 #endif
         }
     };
-    parallel(call.rows, ROWS_TOGETHER, body);
+    parallel(call.rows, share_rows(call.rows, call.inputs).grain, body);
     if (padded) call.x = reinterpret_cast<const std::int8_t*>(copy);
     call.x_by_tile = copy;
     call.x_wide = reinterpret_cast<const std::int16_t*>(copy);

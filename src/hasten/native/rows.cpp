@@ -8,22 +8,21 @@
 namespace hasten {
 namespace {
 
-// Below about this many floats a second thread costs more than it brings.
-const std::int64_t WORTH_SHARING = 1 << 14;
+// Floats below which a second thread costs about as much as it brings.
+const std::int64_t WORTH_SHARING = 512;
 
-std::int64_t grain_for(std::int64_t rows, std::int64_t floats_a_row) {
-    if (rows * floats_a_row < WORTH_SHARING) return rows;
-    const std::int64_t some = WORTH_SHARING / 4 / (floats_a_row + 1);
-    return some < 1 ? 1 : some;
-}
+struct RowFunctions {
+    MakeFunction make;
+    PutFunction put;
+};
 
-RowFunction row_function(Isa isa) {
+RowFunctions row_functions(Isa isa) {
 #if defined(__x86_64__)
-    if (isa >= VNNI) return avx512::some_rows;
-    if (isa == AVX2) return avx2::some_rows;
+    if (isa >= VNNI) return {avx512::make_part, avx512::put_part};
+    if (isa == AVX2) return {avx2::make_part, avx2::put_part};
 #endif
     (void)isa;
-    return generic::some_rows;
+    return {generic::make_part, generic::put_part};
 }
 
 RotaryFunction rotary_function(Isa isa) {
@@ -35,27 +34,71 @@ RotaryFunction rotary_function(Isa isa) {
     return generic::rotary_rows;
 }
 
-}  // namespace
-
-bool make_rows(const RowWork& work) {
-    const RowFunction function = row_function(current_isa());
+bool make_whole_rows(const RowWork& work, const RowFunctions& functions, std::int64_t grain) {
     std::atomic<bool> enough{true};
-    auto body = [&](std::int64_t first, std::int64_t last) {
-        auto* room = static_cast<float*>(scratch(SCRATCH_FLOATS, static_cast<std::size_t>(work.inputs + 16) * 4));
+    auto body = [&](std::int64_t begin, std::int64_t end) {
+        auto* room = static_cast<float*>(scratch(SCRATCH_FLOATS, static_cast<std::size_t>(work.inputs) * 4));
         if (room == nullptr) {
             enough = false;
             return;
         }
-        function(work, first, last, room);
+        for (std::int64_t row = begin; row < end; ++row) {
+            Extent extent;
+            float* made = work.codes == nullptr && work.block <= 1 ? work.out + row * work.inputs : room;
+            functions.make(work, row, 0, work.inputs, made, &extent);
+            functions.put(work, row, 0, work.inputs, made, &extent, 1);
+        }
     };
-    parallel(work.rows, grain_for(work.rows, work.inputs), body);
+    parallel(work.rows, grain, body);
     return enough;
+}
+
+// Few rows: threads make parts of them, and round these once all are known.
+bool make_cut_rows(const RowWork& work, const RowFunctions& functions, std::int64_t parts, std::int64_t grain) {
+    const std::int64_t units = work.rows * parts, unit = work.block > LANES_OF_ROWS ? work.block : LANES_OF_ROWS;
+    auto* made = static_cast<float*>(scratch(SCRATCH_FLOATS, static_cast<std::size_t>(work.rows * work.inputs) * 4 + static_cast<std::size_t>(units) * sizeof(Extent)));
+    if (made == nullptr) return false;
+    auto* extents = reinterpret_cast<Extent*>(made + work.rows * work.inputs);
+    const std::int64_t blocks = (work.inputs + unit - 1) / unit;
+    auto border = [&](std::int64_t part) { return part == parts ? work.inputs : blocks * part / parts * unit; };
+    auto make = [&](std::int64_t begin, std::int64_t end) {
+        for (std::int64_t i = begin; i < end; ++i) {
+            functions.make(work, i / parts, border(i % parts), border(i % parts + 1), made + i / parts * work.inputs, extents + i);
+        }
+    };
+    auto put = [&](std::int64_t begin, std::int64_t end) {
+        for (std::int64_t i = begin; i < end; ++i) {
+            const std::int64_t row = i / parts;
+            functions.put(work, row, border(i % parts), border(i % parts + 1), made + row * work.inputs, extents + row * parts, parts);
+        }
+    };
+    parallel(units, grain, make);
+    parallel(units, grain, put);
+    return true;
+}
+
+}  // namespace
+
+RowShares share_rows(std::int64_t rows, std::int64_t inputs) {
+    const std::int64_t some = threads();
+    std::int64_t parts = 1;
+    if (rows < 4 * some && rows % some != 0) parts = inputs / WORTH_SHARING < some ? inputs / WORTH_SHARING : some;
+    if (parts < 1) parts = 1;
+    const std::int64_t grain = WORTH_SHARING * parts / inputs;
+    return {parts, grain < 1 ? 1 : grain};
+}
+
+bool make_rows(const RowWork& work) {
+    const RowFunctions functions = row_functions(current_isa());
+    const RowShares shares = share_rows(work.rows, work.inputs);
+    if (work.codes == nullptr || shares.parts == 1) return make_whole_rows(work, functions, shares.grain);
+    return make_cut_rows(work, functions, shares.parts, shares.grain);
 }
 
 bool rotate_and_write(const RotaryWork& work) {
     const RotaryFunction function = rotary_function(current_isa());
     auto body = [&](std::int64_t first, std::int64_t last) { function(work, first, last); };
-    parallel(work.rows, grain_for(work.rows, (work.heads + 2 * work.kv_heads) * work.head_dim), body);
+    parallel(work.rows, share_rows(work.rows, (work.heads + 2 * work.kv_heads) * work.head_dim).grain, body);
     return true;
 }
 

@@ -9,6 +9,8 @@
 
 namespace hasten {
 
+const std::int64_t LANES_OF_ROWS = 16;  // as in lanes.h
+
 enum RowSource : std::int32_t { PLAIN = 0, NORM = 1, GATE_SILU = 2, GATE_GELU = 3 };
 
 // Rows of `inputs` floats made from `x`: as they stand; x / rms(x) * weight; or activation(gate) * up of [gate, up] (2 * inputs).
@@ -40,19 +42,37 @@ struct RotaryWork {
     PoolElement element;      // of the pool
 };
 
-// `room` holds inputs + 16 floats.
-using RowFunction = void (*)(const RowWork& work, std::int64_t first, std::int64_t last, float* room);
+// What rounding needs to know of some inputs of a row: the largest magnitude, and whether any is NaN or infinite (then `nothing` is NaN).
+struct Extent {
+    float top, nothing;
+};
+
+// Inputs [first, last) of a row, rotated but for their length, at made[first] and on; their extent where there are codes. Both ends are
+// multiples of the block and of 16, or the row's end.
+using MakeFunction = void (*)(const RowWork& work, std::int64_t row, std::int64_t first, std::int64_t last, float* made, Extent* extent);
+// What was made of a row as codes, under the scale that the extents of all its parts give; or at `out`.
+using PutFunction = void (*)(const RowWork& work, std::int64_t row, std::int64_t first, std::int64_t last, const float* made,
+                             const Extent* extents, std::int64_t parts);
 using RotaryFunction = void (*)(const RotaryWork& work, std::int64_t first, std::int64_t last);
 
-#define DECLARE(level)                                                                           \
-    namespace level {                                                                            \
-    void some_rows(const RowWork& work, std::int64_t first, std::int64_t last, float* room);     \
-    void rotary_rows(const RotaryWork& work, std::int64_t first, std::int64_t last);             \
+#define DECLARE(level)                                                                                                               \
+    namespace level {                                                                                                                \
+    void make_part(const RowWork& work, std::int64_t row, std::int64_t first, std::int64_t last, float* made, Extent* extent);       \
+    void put_part(const RowWork& work, std::int64_t row, std::int64_t first, std::int64_t last, const float* made, const Extent* extents, \
+                  std::int64_t parts);                                                                                               \
+    void rotary_rows(const RotaryWork& work, std::int64_t first, std::int64_t last);                                                 \
     }
 DECLARE(generic)
 DECLARE(avx2)
 DECLARE(avx512)
 #undef DECLARE
+
+// How rows are shared among threads: each in so many parts, where there are fewer rows than even the threads out, and so many parts at a time.
+struct RowShares {
+    std::int64_t parts, grain;
+};
+
+RowShares share_rows(std::int64_t rows, std::int64_t inputs);
 
 // False when there is no memory.
 bool make_rows(const RowWork& work);

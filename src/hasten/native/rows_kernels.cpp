@@ -1,41 +1,16 @@
 // The row kernels at one level; see lanes.h for why every level gives the same bits.
-#include "rows.h"
-#include "transform.h"
+#include "row_parts.h"
 
 namespace hasten {
 namespace HASTEN_LEVEL {
 namespace {
 
-INLINE Floats silu(Floats gate) { return gate / (all(1.0f) + exponential(all(0.0f) - gate)); }
-
-// 0.5 g (1 + tanh z) = g / (1 + e^-2z) with z = sqrt(2 / pi) (g + 0.044715 g^3).
-INLINE Floats gelu_tanh(Floats gate) {
-    const Floats cubic = gate + all(0.044715f) * (gate * gate * gate);
-    return gate / (all(1.0f) + exponential(all(-1.59576912f) * cubic));
+// Sixteen floats as the pool's elements.
+INLINE void put(float* to, const float* from) { store(to, load(from)); }
+INLINE void put(Half* to, const float* from) { store_halves(to, load(from)); }
+INLINE void put(std::uint16_t* to, const float* from) {
+    for (int i = 0; i < LANES; ++i) to[i] = to_bf16(from[i]);
 }
-
-void make_row(const RowWork& work, std::int64_t row, float* to) {
-    const std::int64_t count = work.inputs;
-    const bool gated = work.source == GATE_SILU || work.source == GATE_GELU;
-    const float* x = work.x + row * count * (gated ? 2 : 1);
-    if (work.source == NORM) {
-        const Floats factor = all(inverse_rms(x, count, work.eps));
-        for (std::int64_t i = 0; i < count; i += LANES) {
-            store_some(to + i, count - i, load_some(x + i, count - i) * factor * load_some(work.weight + i, count - i));
-        }
-        return;
-    }
-    for (std::int64_t i = 0; i < count; i += LANES) {
-        Floats value = load_some(x + i, count - i);
-        if (work.source == GATE_SILU) value = silu(value) * load_some(x + count + i, count - i);
-        if (work.source == GATE_GELU) value = gelu_tanh(value) * load_some(x + count + i, count - i);
-        store_some(to + i, count - i, value);
-    }
-}
-
-INLINE void put(float* to, float value) { *to = value; }
-INLINE void put(std::uint16_t* to, float value) { *to = to_bf16(value); }
-INLINE void put(Half* to, float value) { *to = to_half(value); }
 
 template <class Element>
 void rotary(const RotaryWork& work, std::int64_t first, std::int64_t last) {
@@ -56,26 +31,38 @@ void rotary(const RotaryWork& work, std::int64_t first, std::int64_t last) {
             const float* value = x + (work.heads + work.kv_heads + head) * dim;
             Element* key_to = keys + (block * work.kv_heads + head) * dim * 64 + offset;
             Element* value_to = values + ((block * work.kv_heads + head) * 64 + offset) * dim;
-            for (std::int64_t i = 0; i < dim; ++i) put(key_to + i * 64, turned[i]);
-            for (std::int64_t i = 0; i < dim; ++i) put(value_to + i, value[i]);
+            for (std::int64_t i = 0; i < dim; i += LANES) {
+                Element some[LANES];
+                put(some, turned + i);
+                for (std::int64_t j = 0; j < LANES; ++j) key_to[(i + j) * 64] = some[j];
+                put(value_to + i, value + i);
+            }
         }
     }
 }
 
 }  // namespace
 
-void some_rows(const RowWork& work, std::int64_t first, std::int64_t last, float* room) {
-    const bool rotated = work.block > 1;
-    const float length = rotated ? 1.0f / std::sqrt(static_cast<float>(work.block)) : 1.0f;
-    for (std::int64_t row = first; row < last; ++row) {
-        float* made = work.codes == nullptr && !rotated ? work.out + row * work.inputs : room;
-        make_row(work, row, made);
-        if (rotated) transform(made, work.inputs, work.block);
-        if (work.codes != nullptr) {
-            round_row(made, work.inputs, length, work.codes + row * work.code_stride, work.code_stride, work.scale + row);
-        } else if (rotated) {
-            for (std::int64_t i = 0; i < work.inputs; ++i) work.out[row * work.inputs + i] = made[i] * length;
-        }
+void make_part(const RowWork& work, std::int64_t row, std::int64_t first, std::int64_t last, float* made, Extent* extent) {
+    make_inputs(work, row, factor_of(work, row), first, last, made + first);
+    if (work.block > 1) transform(made + first, last - first, work.block);
+    if (work.codes != nullptr) *extent = extent_of(made + first, last - first);
+}
+
+void put_part(const RowWork& work, std::int64_t row, std::int64_t first, std::int64_t last, const float* made, const Extent* extents,
+              std::int64_t parts) {
+    const float length = work.block > 1 ? 1.0f / std::sqrt(static_cast<float>(work.block)) : 1.0f;
+    if (work.codes == nullptr) {
+        for (std::int64_t i = first; work.block > 1 && i < last; ++i) work.out[row * work.inputs + i] = made[i] * length;
+        return;
+    }
+    Extent whole = extents[0];
+    for (std::int64_t i = 1; i < parts; ++i) whole = {whole.top < extents[i].top ? extents[i].top : whole.top, whole.nothing + extents[i].nothing};
+    std::int8_t* codes = work.codes + row * work.code_stride;
+    const float scale = round_inputs(made + first, last - first, whole, length, codes + first);
+    if (first == 0) work.scale[row] = scale;
+    if (last == work.inputs) {
+        for (std::int64_t i = last; i < work.code_stride; ++i) codes[i] = 0;
     }
 }
 

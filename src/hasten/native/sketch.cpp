@@ -197,15 +197,15 @@ Computed compute_wanted(const HastenLinear& exact, const std::int8_t* codes, con
     return enough ? SOME : FAILED;
 }
 
-// The same over GGUF's codes; `x` are the float rows. A strip is computed for the rows that marked it, or for all where most did.
-Computed compute_wanted(const HastenGrouped& exact, const float* x, std::int64_t rows, const std::uint8_t* marks,
+// The same over GGUF's codes; `work` makes the rows. A strip is computed for the rows that marked it, or for all where most did.
+Computed compute_wanted(const HastenGrouped& exact, const RowWork& work, const std::uint8_t* marks,
                         const std::vector<std::int64_t>& wanted, std::int64_t blocks, float* out) {
-    const std::int64_t groups = exact.inputs / GROUP_INPUTS;
+    const std::int64_t rows = work.rows, groups = exact.inputs / GROUP_INPUTS;
     auto* codes = static_cast<std::int8_t*>(scratch(SCRATCH_CODES, static_cast<std::size_t>(rows * exact.inputs)));
     auto* scales = static_cast<float*>(scratch(SCRATCH_SCALES, static_cast<std::size_t>(rows * groups) * 12));
     if (codes == nullptr || scales == nullptr) return FAILED;
     const GroupedRows rounded = {codes, scales, scales + rows * groups, reinterpret_cast<std::int16_t*>(scales + 2 * rows * groups), rows, exact.inputs};
-    round_in_groups(x, rounded);
+    round_in_groups(work, rounded);
     const GroupedCall call = {rounded, nullptr, nullptr, out, exact.outputs};
     const auto count = static_cast<std::int64_t>(wanted.size());
     if (count * MOST_MARKED > blocks) {
@@ -258,9 +258,8 @@ int run_sketched(const HastenSketch& head, const float* x, const float* weight, 
     const auto each = sizeof(Leaders) + sizeof(float) + 2 * static_cast<std::size_t>(blocks);
     auto* codes = static_cast<std::int8_t*>(scratch(SCRATCH_CODES, static_cast<std::size_t>(rows * inputs)));
     auto* row_scale = static_cast<float*>(scratch(SCRATCH_SCALES, static_cast<std::size_t>(rows) * 4));
-    auto* made = static_cast<float*>(scratch(SCRATCH_GATE, static_cast<std::size_t>(rows * inputs) * 4));
     auto* leaders = static_cast<Leaders*>(scratch(SCRATCH_HEAD, static_cast<std::size_t>(rows) * each));
-    if (codes == nullptr || row_scale == nullptr || made == nullptr || leaders == nullptr) return NO_MEMORY;
+    if (codes == nullptr || row_scale == nullptr || leaders == nullptr) return NO_MEMORY;
     const RowSource source = weight == nullptr ? PLAIN : NORM;
     if (!make_rows({x, weight, eps, source, rows, inputs, rough.block, codes, inputs, row_scale, nullptr})) return NO_MEMORY;
     if (!linear8(linear_call(rough, codes, row_scale, nullptr, out, rows), rough.packed)) return NO_MEMORY;
@@ -268,13 +267,12 @@ int run_sketched(const HastenSketch& head, const float* x, const float* weight, 
     auto* leading = reinterpret_cast<std::uint8_t*>(lengths + rows);
     auto* marks = leading + rows * blocks;
     measure(codes, row_scale, head.rounding, rows, inputs, lengths);
-    const bool makes = head.grouped != nullptr && source == NORM;
-    if (makes && !make_rows({x, weight, eps, NORM, rows, inputs, 0, nullptr, 0, nullptr, made})) return NO_MEMORY;
+    const RowWork plain = {x, weight, eps, source, rows, inputs, 0, nullptr, 0, nullptr, nullptr};
     auto compute = [&](const std::uint8_t* marked) {
         const std::vector<std::int64_t> wanted = wanted_blocks(marked, rows, blocks);
         if (wanted.empty()) return SOME;
         if (head.exact != nullptr) return compute_wanted(*head.exact, codes, row_scale, rows, wanted, blocks, out);
-        return compute_wanted(*head.grouped, makes ? made : x, rows, marked, wanted, blocks, out);
+        return compute_wanted(*head.grouped, plain, marked, wanted, blocks, out);
     };
     const Looked looked = {head, kernels_for(current_isa()), out, lengths, keep, draws, rows, outputs, head.choosable, width, blocks};
     if (!find_leaders(looked, leaders, leading)) return NO_MEMORY;

@@ -55,7 +55,7 @@ class Pool {
     int count() const { return count_; }
 
     void run(std::int64_t units, std::int64_t grain, RangeFunction function, void* context) {
-        for (int index = 0; index < count_; ++index) shares_[index].reset(border(units, grain, index), border(units, grain, index + 1));
+        for (int index = 0; index < count_; ++index) shares_[index].reset(border(units, index), border(units, index + 1));
         function_ = function;
         context_ = context;
         grain_ = static_cast<std::uint64_t>(grain);
@@ -83,10 +83,7 @@ class Pool {
     }
 
    private:
-    std::uint64_t border(std::int64_t units, std::int64_t grain, int index) const {
-        const std::int64_t pieces = (units + grain - 1) / grain, at = pieces * index / count_ * grain;
-        return static_cast<std::uint64_t>(at < units ? at : units);
-    }
+    std::uint64_t border(std::int64_t units, int index) const { return static_cast<std::uint64_t>(units * index / count_); }
 
     void work(int index) {
         std::int64_t first = 0, last = 0;

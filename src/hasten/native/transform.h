@@ -4,6 +4,7 @@
 #include <cfloat>
 
 #include "lanes.h"
+#include "rows.h"
 
 namespace hasten {
 namespace HASTEN_LEVEL {
@@ -90,32 +91,33 @@ inline void transform(float* x, std::int64_t count, std::int64_t block) {
     }
 }
 
-// Round a row to int8; `length` is what the transform left out: the true values are x * length. A row that holds NaN or an infinity gets
-// the scale NaN, so that what comes of it is seen to be none.
-inline void round_row(const float* x, std::int64_t count, float length, std::int8_t* codes, std::int64_t stride, float* scale) {
+inline Extent extent_of(const float* x, std::int64_t count) {
     Floats top = all(0.0f), nothing = all(0.0f);
     for (std::int64_t i = 0; i < count; i += LANES) {
         const Floats value = load_some(x + i, count - i);
         top = most(top, magnitude(value));
         nothing = nothing + value * all(0.0f);
     }
-    const float limit = highest(top);
-    const float bounded = limit > FLT_MIN * 128.0f ? (limit < FLT_MAX ? limit : FLT_MAX) : FLT_MIN * 128.0f;
+    return {highest(top), sum(nothing)};
+}
+
+// Some inputs of a row as int8, and the row's scale, from the extent of the whole row; `length` is what the transform left out: the true
+// values are x * length. A row that holds NaN or an infinity gets the scale NaN, so that what comes of it is seen to be none.
+inline float round_inputs(const float* x, std::int64_t count, Extent row, float length, std::int8_t* codes) {
+    const float bounded = row.top > FLT_MIN * 128.0f ? (row.top < FLT_MAX ? row.top : FLT_MAX) : FLT_MIN * 128.0f;
     const Floats factor = all(127.0f / bounded);
-    *scale = bounded * length / 127.0f + sum(nothing);
     for (std::int64_t i = 0; i < count; i += LANES) {
         const Floats value = least(most(load_some(x + i, count - i) * factor, all(-127.0f)), all(127.0f));
         const Ints rounded = bits(value + all(ROUNDER));
-        std::int32_t lane[LANES];
-        EACH(part) *reinterpret_cast<LooseIntPart*>(lane + part * WIDTH) = rounded.part[part];
-        const int some = count - i < LANES ? static_cast<int>(count - i) : LANES;
-        if (some == LANES) {
-            for (int j = 0; j < LANES; ++j) codes[i + j] = static_cast<std::int8_t>(lane[j] - ROUNDER_BITS);
-        } else {
-            for (int j = 0; j < some; ++j) codes[i + j] = static_cast<std::int8_t>(lane[j] - ROUNDER_BITS);
+        if (count - i >= LANES) {
+            store_bytes(codes + i, rounded);
+            continue;
         }
+        std::int8_t some[LANES];
+        store_bytes(some, rounded);
+        for (std::int64_t j = 0; j < count - i; ++j) codes[i + j] = some[j];
     }
-    for (std::int64_t i = count; i < stride; ++i) codes[i] = 0;
+    return bounded * length / 127.0f + row.nothing;
 }
 
 // One head: norm (where there is a weight), then rotation of the pairs (i, i + head_dim / 2).
