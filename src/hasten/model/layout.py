@@ -39,7 +39,8 @@ class Layout:
 
 
 def lay_out(batch: Batch, device: torch.device) -> Layout:
-    """Flatten a batch. The work is in plain lists: steps of a few rows dominate, and small tensors cost more."""
+    """Flatten a batch. The work is in plain lists: steps of a few rows dominate, and small tensors cost more. Those of one dtype
+    are parts of one."""
     tokens: list[int] = []
     positions: list[int] = []
     slots: list[int] = []
@@ -65,24 +66,32 @@ def lay_out(batch: Batch, device: torch.device) -> Layout:
         leaders += [segment.leaders] * (segment.rows - segment.first_logit)
         starts.append(len(tokens))
     widest = max(len(segment.blocks) for segment in batch.segments)
-    tables = [segment.blocks + [0] * (widest - len(segment.blocks)) for segment in batch.segments]
+    tables = [block for segment in batch.segments for block in segment.blocks + [0] * (widest - len(segment.blocks))]
+    contexts, chains = [segment.context for segment in batch.segments], [len(segment.chain) for segment in batch.segments]
     deepest = max(1, max(depths))
+    nodes = [index for path in paths for index in path + [0] * (deepest - len(path))]
+    long = _parts(torch.tensor([*tokens, *positions, *slots, *logit_rows], device=device), tokens, positions, slots, logit_rows)
+    small = torch.tensor([*starts, *contexts, *chains, *tables, *depths, *nodes], dtype=torch.int32)
+    borders, before, chained, blocks, deep, above = _parts(small, starts, contexts, chains, tables, depths, nodes)
     return Layout(
         batch,
-        torch.tensor(tokens, device=device),
-        torch.tensor(positions, device=device),
-        torch.tensor(slots, device=device),
-        torch.tensor(starts, dtype=torch.int32),
-        torch.tensor([segment.context for segment in batch.segments], dtype=torch.int32),
-        torch.tensor([len(segment.chain) for segment in batch.segments], dtype=torch.int32),
-        torch.tensor(tables, dtype=torch.int32),
-        torch.tensor(depths, dtype=torch.int32),
-        _path_table(paths, deepest),
-        torch.tensor(logit_rows, dtype=torch.int64, device=device),
+        *long[:3],
+        borders,
+        before,
+        chained,
+        blocks.view(len(chains), widest),
+        deep,
+        above.view(len(tokens), deepest),
+        long[3],
         torch.tensor(leaders) if leaders and min(leaders) > 0 else None,
         _draws(batch, [positions[row] for row in logit_rows]) if any(segment.draw for segment in batch.segments) else None,
         max(positions),
     )
+
+
+def _parts(together: Tensor, *lists: list[int]) -> tuple[Tensor, ...]:
+    """Each list's own part of a tensor that was made of all of them, which takes less time than a tensor for each."""
+    return together.split([len(each) for each in lists])
 
 
 def _draws(batch: Batch, positions: list[int]) -> list[tuple[float, int, int]]:
@@ -110,14 +119,6 @@ def _paths(segment: Segment) -> list[list[int]]:
         above = [] if parent < 0 else out[parent]
         out.append([*above, base + node])
     return out
-
-
-def _path_table(paths: list[list[int]], deepest: int) -> Tensor:
-    table = torch.zeros(len(paths), deepest, dtype=torch.int32)
-    for row, path in enumerate(paths):
-        if path:
-            table[row, : len(path)] = torch.tensor(path, dtype=torch.int32)
-    return table
 
 
 def visibility(segment: Segment, window: int, device: torch.device) -> Tensor:
