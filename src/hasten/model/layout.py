@@ -70,19 +70,22 @@ def lay_out(batch: Batch, device: torch.device) -> Layout:
     contexts, chains = [segment.context for segment in batch.segments], [len(segment.chain) for segment in batch.segments]
     deepest = max(1, max(depths))
     nodes = [index for path in paths for index in path + [0] * (deepest - len(path))]
-    long = _parts(torch.tensor([*tokens, *positions, *slots, *logit_rows], device=device), tokens, positions, slots, logit_rows)
+    long = torch.tensor([*tokens, *positions, *slots, *logit_rows], device=device)
+    token_row, position_row, slot_row, wanted = _parts(long, tokens, positions, slots, logit_rows)
     small = torch.tensor([*starts, *contexts, *chains, *tables, *depths, *nodes], dtype=torch.int32)
     borders, before, chained, blocks, deep, above = _parts(small, starts, contexts, chains, tables, depths, nodes)
     return Layout(
         batch,
-        *long[:3],
+        token_row,
+        position_row,
+        slot_row,
         borders,
         before,
         chained,
         blocks.view(len(chains), widest),
         deep,
         above.view(len(tokens), deepest),
-        long[3],
+        wanted,
         torch.tensor(leaders) if leaders and min(leaders) > 0 else None,
         _draws(batch, [positions[row] for row in logit_rows]) if any(segment.draw for segment in batch.segments) else None,
         max(positions),
@@ -91,7 +94,7 @@ def lay_out(batch: Batch, device: torch.device) -> Layout:
 
 def _parts(together: Tensor, *lists: list[int]) -> tuple[Tensor, ...]:
     """Each list's own part of a tensor that was made of all of them, which takes less time than a tensor for each."""
-    return together.split([len(each) for each in lists])
+    return torch.split(together, [len(each) for each in lists])
 
 
 def _draws(batch: Batch, positions: list[int]) -> list[tuple[float, int, int]]:
