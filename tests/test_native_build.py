@@ -100,9 +100,9 @@ def sanitized(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("kernels", SANITIZED)
 def test_kernels_under_sanitizers(kernels: str, sanitized: dict[str, str]) -> None:
-    """The other kernel tests, run again in a process with sanitizers."""
+    """The other kernel tests, run again in processes with sanitizers; on AMX's kernels too, with emulated tiles."""
     files = [str(TESTS / f"test_native_{name}.py") for name in SANITIZED[kernels]]
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-x", *files]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-x", "-n", "auto", *files]
     done = subprocess.run(command, capture_output=True, text=True, env=sanitized, cwd=TESTS.parent, timeout=1700, check=False)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     assert "passed" in done.stdout

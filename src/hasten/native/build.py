@@ -35,7 +35,15 @@ COMMON: tuple[str, ...] = (
 )
 COMMON += ("-fvisibility-inlines-hidden", "-Wall", "-Wextra", "-Wno-psabi", "-Wno-ignored-attributes", "-pthread")
 OPTIMIZED = ("-O3",)
-SANITIZED = ("-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
+# Tiles are emulated there, so that AMX's kernels are checked wherever AVX-512 is.
+SANITIZED = (
+    "-DHASTEN_EMULATED_TILES",
+    "-O1",
+    "-g",
+    "-fno-omit-frame-pointer",
+    "-fsanitize=address,undefined",
+    "-fno-sanitize-recover=undefined",
+)
 
 AVX2 = ("-mavx2", "-mfma", "-mf16c")
 AVX512 = (*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni")

@@ -52,6 +52,9 @@ Isa detect() {
     if (!avx2) return GENERIC;
     const bool avx512 = bit(seven.b, 16) && bit(seven.b, 17) && bit(seven.b, 30) && bit(seven.b, 31);
     if (!avx512 || !avx512_state || !bit(seven.c, 11)) return AVX2;
+#if defined(HASTEN_EMULATED_TILES)
+    return AMX;
+#endif
     const bool tiles = bit(seven.d, 24) && bit(seven.d, 25);
     return tiles && tile_state && permit_tiles() ? AMX : VNNI;
 }

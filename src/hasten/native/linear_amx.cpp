@@ -5,6 +5,9 @@
 #include "finish_avx512.h"
 #include "threads.h"
 #include "unpack_avx512.h"
+#if defined(HASTEN_EMULATED_TILES)
+#include "emulated_tiles.h"
+#endif
 
 namespace hasten {
 namespace {

@@ -3,6 +3,9 @@
 
 #if defined(__x86_64__)
 #include <immintrin.h>
+#if defined(HASTEN_EMULATED_TILES)
+#include "emulated_tiles.h"
+#endif
 
 namespace hasten {
 namespace {
