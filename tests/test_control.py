@@ -65,6 +65,13 @@ def test_a_machine_that_takes_seconds_a_pass_is_not_measured_for_minutes() -> No
     assert curve.predict(2) == pytest.approx(8.0)
 
 
+def test_a_plain_step_is_a_step_of_one_row_for_each_sequence() -> None:
+    for curve in (CostCurve([1, 4, 8], [1.0, 1.5, 3.0], slopes=[0.01, 0.02, 0.05], reference=64), CostCurve([1, 4], [1.0, 1.5])):
+        for contexts in ([7], [100, 3, 900], [50] * 9):
+            curve.observe(2, 1.4)
+            assert curve.plain_step(contexts) == pytest.approx(curve.step([(1, context) for context in contexts]))
+
+
 def test_curves_never_fall_whatever_is_observed() -> None:
     rng = random.Random(3)
     curve = CostCurve.measured({1: 5.0, 2: 3.0, 8: 4.0, 32: 9.0}, {1: 0.01, 8: 0.005}, 100)

@@ -76,6 +76,10 @@ class CostCurve:
         total = sum(rows for rows, _ in shapes)
         return self.base(total) + sum(self.attention(rows, context) for rows, context in shapes)
 
+    def plain_step(self, contexts: Sequence[int]) -> float:
+        """``step`` of one row for each of sequences with these contexts."""
+        return self.drift * (_between(self.rows, self._base, len(contexts)) + sum(contexts) * self._slope(1))
+
     def learn(self, shapes: Sequence[Shape], seconds: float) -> None:
         """A pass over these sequences took that long."""
         rows = sum(rows for rows, _ in shapes)

@@ -66,7 +66,7 @@ class StepCosts:
         """Seconds of a plain decoding step of that many sequences now, or of sequences with these contexts."""
         if isinstance(sequences, int):
             return self._bias * (self.curve.predict(sequences) + self.overhead.predict(sequences))
-        return self._bias * (self.curve.step([(1, context) for context in sequences]) + self.overhead.predict(len(sequences)))
+        return self._bias * (self.curve.plain_step(sequences) + self.overhead.predict(len(sequences)))
 
     def one_pass(self, drafter: str, askers: int) -> float | None:
         """Seconds of one pass of a paid drafter for that many sequences of this step (or more) together, which makes one level at
@@ -177,7 +177,7 @@ class StepCosts:
         """What ``nodes`` drafted rows added to a plain step; ``measured`` is what it took, None where more was computed."""
         if not nodes:
             return 0.0
-        plain = self.curve.step([(1, context) for _, context in shapes]) + self.overhead.predict(rows - nodes)
+        plain = self.curve.plain_step([context for _, context in shapes]) + self.overhead.predict(rows - nodes)
         with_nodes = self.curve.step(shapes) + self.overhead.predict(rows)
         if measured is not None and measured < OUTLIER * with_nodes:
             return max(0.0, measured - self.plain)

@@ -299,9 +299,11 @@ class Engine:
             return {}
         contexts = [len(sequence.tokens) for sequence in self.scheduler.running if sequence.output_length > 0]
         plain = self.controller.costs.plain_seconds(contexts or 1)
-        answering = [item.sequence for item in items if item.completes]
-        together = Counter(id(self._requests[sequence.id]) for sequence in answering)
-        return {sequence.id: plain / together[id(self._requests[sequence.id])] for sequence in answering}
+        answering = [item.sequence.id for item in items if item.completes]
+        if len(answering) == 1:
+            return {answering[0]: plain}
+        together = Counter(id(self._requests[sequence]) for sequence in answering)
+        return {sequence: plain / together[id(self._requests[sequence])] for sequence in answering}
 
     def _start_clocks(self, items: list[Scheduled]) -> None:
         now = time.perf_counter()
