@@ -139,6 +139,18 @@ def test_limits_are_flags(guarded: Running, keys: dict[str, str], change: dict[s
     assert named in answer.json()["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [("chat/completions", "max_tokens"), ("chat/completions", "max_completion_tokens"), ("responses", "max_output_tokens")],
+)
+def test_a_length_that_is_refused_is_blamed_by_the_clients_own_name(
+    guarded: Running, keys: dict[str, str], path: str, name: str
+) -> None:
+    body = {"model": "tiny", "messages": CHAT["messages"]} if "chat" in path else {"model": "tiny", "input": "x"}
+    error = guarded.post(f"/v1/{path}", body | {name: 2001}, headers=bearer(keys["anna"])).json()["error"]
+    assert (error["param"], "at most 2000 tokens" in error["message"]) == (name, True)
+
+
 def test_an_output_limit_holds_where_none_is_asked() -> None:
     wire = ChatRequest(messages=[{"role": "user", "content": "Hi."}])  # type: ignore[list-item]
     assert sampling_params(wire, Limits(max_output_tokens=600), None, None).max_tokens == 600

@@ -37,13 +37,15 @@ async def chat_completions(request: Request) -> Response:
     return await reply(request, generation, Answer(generation, wire, tools), wire.stream)
 
 
-async def begin(server: Server, request: Request, wire: ChatRequest, unfinished: bool = False) -> tuple[Generation, Toolset | None]:
-    """Check the request and queue it. ``unfinished``: the answer goes on with the last message. Raises ApiError."""
-    asked = wire.max_tokens if wire.max_completion_tokens is None else wire.max_completion_tokens
+async def begin(
+    server: Server, request: Request, wire: ChatRequest, unfinished: bool = False, length: str | None = None
+) -> tuple[Generation, Toolset | None]:
+    """Check the request and queue it. ``unfinished``: the answer goes on with the last message. ``length``: what the client calls
+    ``max_tokens``, where it asks over another interface. Raises ApiError."""
     top = _top_logprobs(wire, server.limits.max_logprobs)
     messages = await asyncio.to_thread(checked, wire, server.limits)
     tools: list[Toolset | None] = [None]
-    params = sampling_params(wire, server.limits, asked, top)
+    params = sampling_params(wire, server.limits, getattr(wire, wire.length), top, length or wire.length)
     if wire.stream_options is not None and not wire.stream:
         raise invalid("stream_options is only for streams; send stream as true or leave it out.", "stream_options")
 

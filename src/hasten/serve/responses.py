@@ -28,7 +28,7 @@ async def responses(request: Request) -> Response:
     """Answer an input, whole or streamed."""
     server = server_of(request)
     wire = await server.read(request, ResponsesRequest)
-    generation, tools = await begin(server, request, await asyncio.to_thread(as_chat, wire))
+    generation, tools = await begin(server, request, await asyncio.to_thread(as_chat, wire), length="max_output_tokens")
     return await reply(request, generation, Answer(generation, wire, tools), wire.stream)
 
 

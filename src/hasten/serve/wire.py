@@ -203,6 +203,11 @@ class ChatRequest(Sampled):
     safety_identifier: Identifier | None = None
     prompt_cache_key: Identifier | None = None
 
+    @property
+    def length(self) -> str:
+        """The field that says how long an answer may be."""
+        return "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
+
     def check_supported(self) -> None:
         """Raise ApiError for values that OpenAI's service knows and this server does not."""
         if self.store:
@@ -249,8 +254,11 @@ class CompletionRequest(Sampled):
         return list(self.prompt)  # type: ignore[arg-type]
 
 
-def sampling_params(wire: Sampled, limits: Limits, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
-    """The engine's parameters; those left out are as OpenAI has them, temperature 1 among them. Raises ApiError (400)."""
+def sampling_params(
+    wire: Sampled, limits: Limits, max_tokens: int | None, logprobs: int | None, length: str = "max_tokens"
+) -> SamplingParams:
+    """The engine's parameters; those left out are as OpenAI has them, temperature 1 among them. ``length`` is the client's name of
+    ``max_tokens``. Raises ApiError (400)."""
     check_range("n", wire.n, 1, limits.max_n)
     check_range("logprobs", logprobs, 0, limits.max_logprobs)
     stop = [wire.stop] if isinstance(wire.stop, str) else wire.stop or []
@@ -278,7 +286,7 @@ def sampling_params(wire: Sampled, limits: Limits, max_tokens: int | None, logpr
     try:
         return SamplingParams(
             **{name: value for name, value in named.items() if value is not None},  # type: ignore[arg-type]
-            max_tokens=_output_limit(max_tokens, limits),
+            max_tokens=_output_limit(max_tokens, limits, length),
             logprobs=logprobs,
         )
     except InvalidRequest as problem:
@@ -286,12 +294,12 @@ def sampling_params(wire: Sampled, limits: Limits, max_tokens: int | None, logpr
         raise invalid(str(problem), min(blamed, default=None)) from None
 
 
-def _output_limit(asked: int | None, limits: Limits) -> int | None:
+def _output_limit(asked: int | None, limits: Limits, name: str) -> int | None:
     most = limits.max_output_tokens
     if asked is None or not most:
         return asked if asked is not None else most or None
     if asked > most:
-        raise invalid(f"An answer has at most {most} tokens here, not {asked}.", "max_tokens")
+        raise invalid(f"An answer has at most {most} tokens here, not {asked}.", name)
     return asked
 
 
