@@ -41,7 +41,7 @@ def tensor_shapes(architecture: str, layers: int, tied: bool, biases: tuple[str,
         }
         if architecture in ("qwen3", "gemma3"):
             own |= {"attn_q_norm": (HEAD_DIM,), "attn_k_norm": (HEAD_DIM,)}
-        if architecture == "gemma3":
+        if architecture in ("gemma2", "gemma3"):
             own |= {"post_attention_norm": (HIDDEN,), "post_ffw_norm": (HIDDEN,)}
         shapes |= {f"blk.{layer}.{name}.weight": shape for name, shape in own.items()}
         shapes |= {f"blk.{layer}.{name}.bias": own[name][:1] for name in biases}
@@ -61,7 +61,7 @@ def metadata(architecture: str, layers: int) -> dict[str, Any]:
         "attention.layer_norm_rms_epsilon": 1e-5,
         "rope.freq_base": 5000.0,
     }
-    if architecture == "gemma3":
+    if architecture in ("gemma2", "gemma3"):
         own["attention.sliding_window"] = 32
     return {f"{architecture}.{key}": value for key, value in own.items()}
 

@@ -42,6 +42,18 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2-yarn": ("Qwen2Config", {"rope_parameters": YARN}),
     "qwen3": ("Qwen3Config", {"head_dim": 32}),
     "mistral": ("MistralConfig", {"sliding_window": 24, "head_dim": 16}),
+    "smollm3": ("SmolLM3Config", {"no_rope_layer_interval": 2, "pad_token_id": 0}),
+    "smollm3-yarn": ("SmolLM3Config", {"no_rope_layers": [0, 1, 1, 0], "rope_parameters": YARN, "pad_token_id": 0}),
+    "gemma2": (
+        "Gemma2Config",
+        {
+            "head_dim": 32,
+            "sliding_window": 16,
+            "query_pre_attn_scalar": 24,
+            "attn_logit_softcapping": 3.0,
+            "initializer_range": 0.1,
+        },
+    ),
     "gemma3": (
         "Gemma3TextConfig",
         {"head_dim": 32, "sliding_window": 16, "query_pre_attn_scalar": 24, "num_hidden_layers": 7, "initializer_range": 0.1},

@@ -56,6 +56,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2 sliding": ("Qwen2", {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1}),
     "qwen3": ("Qwen3", {"head_dim": 16, "tie_word_embeddings": True}),
     "qwen3 biased": ("Qwen3", {"head_dim": 8, "attention_bias": True}),
+    "smollm3": ("SmolLM3", {"no_rope_layers": [1, 0, 1]}),
+    "smollm3 by interval": ("SmolLM3", {"no_rope_layer_interval": 2, "tie_word_embeddings": False}),
+    "gemma2": ("Gemma2", {"head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 24}),
     "gemma3": ("Gemma3Text", {"head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 16, "layer_types": None}),
     "gemma3 scaled": (
         "Gemma3Text",
@@ -116,7 +119,7 @@ def check_tensors(source: WeightSource, expected: dict[str, torch.Tensor]) -> No
 @pytest.mark.parametrize("case", CASES)
 def test_every_family(case: str, tmp_path: Path) -> None:
     model = make(case)
-    gemma = case.startswith("gemma3")
+    gemma = case.startswith("gemma")
     expected = canonical_state(model, gemma)
     for name, size in (("single", "1GB"), ("sharded", "20KB")):
         model.save_pretrained(tmp_path / name, max_shard_size=size)
@@ -137,7 +140,7 @@ def check_description(made: ModelDescription, config: Any, family: str) -> None:
     assert made.norm_eps == config.rms_norm_eps
     assert made.tied_head == config.tie_word_embeddings
     assert (made.bos_token_id, made.eos_token_ids) == (1, (2, 3))
-    assert made.activation == ("gelu_tanh" if family == "gemma3" else "silu")
+    assert made.activation == ("gelu_tanh" if family.startswith("gemma") else "silu")
     assert made.context_length == (1024 if made.rope_scaling.kind == "yarn" else 256)
     rope = config.rope_parameters
     full = rope["full_attention"] if family == "gemma3" else rope
@@ -147,8 +150,12 @@ def check_description(made: ModelDescription, config: Any, family: str) -> None:
     for layer, kind in enumerate(types):
         window = config.sliding_window if kind == "sliding_attention" else None
         assert made.window(layer) == (window or 0)
+    marks = getattr(config, "no_rope_layers", None) or [1] * made.layers
+    assert [made.rotates(layer) for layer in range(made.layers)] == [mark == 1 for mark in marks]
     if family == "gemma3":
         assert made.local_rope_theta == rope["sliding_attention"]["rope_theta"]
+    if family.startswith("gemma"):
+        assert (made.attention_softcap, made.final_softcap) == ((50.0, 30.0) if family == "gemma2" else (0.0, 0.0))
         assert made.attention_scale == pytest.approx(config.query_pre_attn_scalar**-0.5)
         assert made.embedding_scale == pytest.approx(config.hidden_size**0.5)
     else:
@@ -313,6 +320,8 @@ def test_published_mistral_and_qwen_defaults() -> None:
         {"quantization_config": {"quant_method": "awq"}},
         {"model_type": "qwen2", "use_sliding_window": True, "layer_types": ["linear_attention"] * 16},
         {"model_type": "gemma3_text", "use_bidirectional_attention": True},
+        {"model_type": "smollm3", "attention_bias": True},
+        {"model_type": "smollm3", "use_sliding_window": True},
     ],
 )
 def test_unsupported_configurations(change: dict[str, Any]) -> None:

@@ -124,13 +124,14 @@ def interleave(halves: np.ndarray, heads: int) -> np.ndarray:
     return out
 
 
-def test_llama_queries_and_keys_come_back_in_halves(tmp_path: Path) -> None:
+@pytest.mark.parametrize("architecture", ["llama", "smollm3"])
+def test_queries_and_keys_that_pair_neighbours_come_back_in_halves(tmp_path: Path, architecture: str) -> None:
     path = tmp_path / "model.gguf"
-    biases = ("attn_q", "attn_k", "attn_v")
-    tensors = write_gguf(path, "llama", biases=biases)
+    biases = ("attn_q", "attn_k", "attn_v") if architecture == "llama" else ()
+    tensors = write_gguf(path, architecture, biases=biases)
     source = open_source(path)
     for name, heads in (("q", HEADS), ("k", 2)):
-        for suffix, stored in (("", "weight"), ("_bias", "bias")):
+        for suffix, stored in (("", "weight"), ("_bias", "bias"))[: 2 if biases else 1]:
             canonical = source.read(f"layers.1.{name}{suffix}")
             assert np.array_equal(interleave(canonical.numpy(), heads), tensors[f"blk.1.attn_{name}.{stored}"])
             rows = canonical.shape[0]
@@ -138,14 +139,14 @@ def test_llama_queries_and_keys_come_back_in_halves(tmp_path: Path) -> None:
                 for stop in range(start, rows + 1, 7):
                     assert torch.equal(source.read(f"layers.1.{name}{suffix}", start, stop), canonical[start:stop])
     assert np.array_equal(source.read("layers.1.v").numpy(), tensors["blk.1.attn_v.weight"])
-    assert np.array_equal(source.read("layers.0.v_bias").numpy(), tensors["blk.0.attn_v.bias"])
+    assert not biases or np.array_equal(source.read("layers.0.v_bias").numpy(), tensors["blk.0.attn_v.bias"])
 
 
-@pytest.mark.parametrize("architecture", ["qwen2", "qwen3", "gemma3"])
+@pytest.mark.parametrize("architecture", ["qwen2", "qwen3", "gemma2", "gemma3"])
 def test_other_architectures_are_in_halves_already(tmp_path: Path, architecture: str) -> None:
     path = tmp_path / "model.gguf"
     biases = ("attn_q", "attn_k", "attn_v") if architecture == "qwen2" else ()
-    tensors = write_gguf(path, architecture, tied=architecture == "gemma3", biases=biases)
+    tensors = write_gguf(path, architecture, tied=architecture.startswith("gemma"), biases=biases)
     source = open_source(path)
     assert np.array_equal(source.read("layers.0.q").numpy(), tensors["blk.0.attn_q.weight"])
     assert np.array_equal(source.read("layers.0.attention_norm").numpy(), tensors["blk.0.attn_norm.weight"])
@@ -176,6 +177,25 @@ def test_gemma_description(tmp_path: Path) -> None:
     made = describe(tmp_path, "gemma3", layers=4, tied=True, values=values)
     assert made.sliding == (True, False, True, False)
     assert made.rope_scaling == RopeScaling("linear", 8.0)
+
+
+def test_gemma_2_description(tmp_path: Path) -> None:
+    made = describe(tmp_path, "gemma2", layers=4, tied=True)
+    assert (made.sliding, made.sliding_window) == ((True, False, True, False), 32)
+    assert (made.attention_softcap, made.final_softcap) == (50.0, 30.0)
+    assert (made.qk_norm, made.post_norms, made.local_rope_theta, made.rope_theta) == (False, True, 0.0, 5000.0)
+    assert (made.query_scale, made.embedding_scale, made.activation) == (HEAD_DIM**-0.5, HIDDEN**0.5, "gelu_tanh")
+    values = {"gemma2.attn_logit_softcapping": 20.0, "gemma2.final_logit_softcapping": 0.0}
+    made = describe(tmp_path, "gemma2", layers=46, tied=True, values=values)
+    assert (made.attention_softcap, made.final_softcap, made.query_scale) == (20.0, 0.0, (HIDDEN / HEADS) ** -0.5)
+
+
+def test_every_fourth_layer_of_smollm3_rotates_nothing(tmp_path: Path) -> None:
+    made = describe(tmp_path, "smollm3", layers=9, tied=True)
+    assert [made.rotates(layer) for layer in range(9)] == [True, True, True, False, True, True, True, False, True]
+    assert (made.tied_head, made.rope_theta, made.sliding) == (True, 5000.0, ())
+    with pytest.raises(UnsupportedModel, match="biases"):
+        describe(tmp_path, "smollm3", biases=("attn_q", "attn_k", "attn_v"))
 
 
 def test_gemma_27b_scales_queries_by_the_width_of_a_head_in_the_stream(tmp_path: Path) -> None:

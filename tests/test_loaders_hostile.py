@@ -342,8 +342,8 @@ def test_flipped_configurations(tmp_path: Path) -> None:
     scalings = [{"rope_type": kind, "factor": value} for kind in ("yarn", "llama3", "linear", 3) for value in (*wrong, 4.0)]
     loaded = 0
     with bounded_memory(32 << 20):
-        for kind in ("llama", "mistral", "qwen2", "qwen3", "gemma3", "gemma3_text"):
-            for name in (*CONFIG, *extra, "sliding_window", "layer_types", "text_config", "use_sliding_window"):
+        for kind in ("llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma2", "gemma3", "gemma3_text"):
+            for name in (*CONFIG, *extra, "sliding_window", "layer_types", "text_config", "use_sliding_window", "no_rope_layers"):
                 for value in (*wrong, *(scalings if name.startswith("rope_") else ())):
                     rewrite(path, json.dumps(CONFIG | {"model_type": kind, name: value}).encode())
                     loaded += load_all(tmp_path)

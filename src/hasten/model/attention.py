@@ -27,6 +27,13 @@ from hasten.native.loader import NativeLibrary, load
 # Of each head's key bias, where there is one. Qwen2.5-Coder-0.5B, divergence of its laws from those with float keys: 0.0087 with
 # none kept out, 0.0018 with 8, and bf16 has 0.0013 (benchmarks/cache_divergence.py).
 KEPT_OUT_PAIRS = 16
+# Layers with a window take the second of two rotary tables. Those that rotate nothing have one a window that leaves nothing out.
+EVERYTHING = 1 << 30
+
+
+def window_of(description: ModelDescription, layer: int) -> int:
+    """Positions that a layer sees, as attention takes it: 0 for all, under the first rotary table."""
+    return description.window(layer) if description.rotates(layer) else EVERYTHING
 
 
 class Attention(Protocol):
@@ -131,7 +138,7 @@ class NativeAttention:
         stream: torch.dtype,
         device: torch.device,
     ) -> None:
-        self._windows = [description.window(layer) for layer in range(description.layers)]
+        self._windows = [window_of(description, layer) for layer in range(description.layers)]
         self._tables = rotary_tables(description, stream, device)
         self.rotations = _NO_ROTATIONS
         self.kernel = kernel
@@ -149,7 +156,7 @@ class NativeAttention:
 
 
 def _rotations(tables: tuple[RotaryTable, RotaryTable], layout: Layout) -> Rotations:
-    """Cosine and sine of the step's rows: for full-attention layers, and for sliding ones."""
+    """Cosine and sine of the step's rows under both tables."""
     full, local = tables
     rotation = full.rows(layout.positions, layout.highest_position)
     return rotation, rotation if local is full else local.rows(layout.positions, layout.highest_position)
@@ -180,7 +187,7 @@ class TorchAttention:
         if query_norm is not None and key_norm is not None:
             query = rms_norm(query, query_norm, shape.norm_eps)
             key = rms_norm(key, key_norm, shape.norm_eps)
-        window = shape.window(layer)
+        window = window_of(shape, layer)
         cos, sin = self._rotations[1 if window else 0]
         query, key = apply_rotary(query, cos, sin), apply_rotary(key, cos, sin)
         self._pool.write(layer, self._layout.slots, key, value.reshape(key.shape))

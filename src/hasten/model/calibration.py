@@ -119,8 +119,8 @@ class Reader:
 
     def _attention_of(self, index: int) -> Attention:
         """Attention over the one layer there is room for, with that layer's window."""
-        sliding = (self._shape.sliding[index],) if self._shape.sliding else ()
-        shape = replace(self._shape, layers=1, sliding=sliding)
+        sliding, unrotated = (each[index : index + 1] for each in (self._shape.sliding, self._shape.unrotated))
+        shape = replace(self._shape, layers=1, sliding=sliding, unrotated=unrotated)
         if self._attention is None or self._attention[0] != shape:
             self._attention = shape, make_attention(shape, self._pool, [None], torch.float32, CPU)
         return self._attention[1]

@@ -1,4 +1,4 @@
-"""One decoder for Llama, Qwen 2, Qwen 3, Mistral and Gemma 3 text: what differs between them is data in ``ModelDescription``."""
+"""One decoder for all families of ``description.Family``: what differs between them is data in ``ModelDescription``."""
 
 from __future__ import annotations
 

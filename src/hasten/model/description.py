@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Family = Literal["llama", "qwen2", "qwen3", "mistral", "gemma3"]
+Family = Literal["llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3", "smollm3"]
+GEMMAS: tuple[Family, ...] = ("gemma2", "gemma3")
 Activation = Literal["silu", "gelu_tanh"]
 
 
@@ -58,6 +59,7 @@ class ModelDescription:
     post_norms: bool = False  # Gemma: norms after attention and after the MLP, before the residual add
     sliding_window: int = 0
     sliding: tuple[bool, ...] = ()
+    unrotated: tuple[bool, ...] = ()  # layers whose queries and keys know no position (SmolLM3)
     attention_softcap: float = 0.0
     final_softcap: float = 0.0
     query_scale: float = 0.0  # factor on q.k; 0 means head_dim ** -0.5
@@ -77,6 +79,10 @@ class ModelDescription:
     @property
     def kv_size(self) -> int:
         return self.kv_heads * self.head_dim
+
+    def rotates(self, layer: int) -> bool:
+        """Whether that layer rotates queries and keys by their positions."""
+        return not (self.unrotated and self.unrotated[layer])
 
     def window(self, layer: int) -> int:
         """Positions that layer sees, 0 for all."""

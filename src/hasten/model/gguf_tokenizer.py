@@ -71,6 +71,7 @@ WORD_RULES: Mapping[str, WordRule] = {
     "qwen2": WordRule((QWEN,), nfc=True),
     "deepseek-r1-qwen": WordRule((QWEN,)),
     "llama-bpe": LLAMA3,
+    "smaug-bpe": WordRule(LLAMA3.splits, whole_words=True),
     "llama3": LLAMA3,
     "llama-v3": LLAMA3,
     "tekken": WordRule((TEKKEN_WORDS,), whole_words=True, adds_bos=True),

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hasten.cache.pool import Pool
-from hasten.model.attention import Attention, NativeAttention, make_attention
+from hasten.model.attention import Attention, NativeAttention, make_attention, window_of
 from hasten.model.decoder import Layers, LayerWeights
 from hasten.model.description import ModelDescription
 from hasten.model.layout import Layout
@@ -61,7 +61,7 @@ def make_layers(
     attention = make_attention(description, pool, [layer.key_bias for layer in layers], stream, device)
     library = load()
     if library is not None and isinstance(attention, NativeAttention):
-        parts = [_parts(layer, description, description.window(index)) for index, layer in enumerate(layers)]
+        parts = [_parts(layer, description, window_of(description, index)) for index, layer in enumerate(layers)]
         packed = [each for each in parts if each is not None]
         if len(packed) == len(layers):
             return NativeLayers(LayerStack(library, packed, attention.kernel, description.norm_eps), attention)

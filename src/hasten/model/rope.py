@@ -77,13 +77,16 @@ class RotaryTable:
 
 
 def rotary_tables(description: ModelDescription, dtype: torch.dtype, device: torch.device) -> tuple[RotaryTable, RotaryTable]:
-    """The table of full-attention layers and that of sliding layers (the same one where the model has one base)."""
+    """The table of full-attention layers and that of sliding layers (the same one where the model has one base); where some layers
+    rotate nothing, the second one is theirs."""
     frequencies, factor = inverse_frequencies(
         description.head_dim, description.rope_theta, description.rope_scaling, description.context_length
     )
     if description.frequency_factors:
         frequencies = frequencies / torch.tensor(description.frequency_factors, dtype=torch.float64)
     full = RotaryTable(frequencies, factor, dtype, device)
+    if description.unrotated:
+        return full, RotaryTable(torch.zeros_like(frequencies), 1.0, dtype, device)
     if not description.local_rope_theta:
         return full, full
     local, _ = inverse_frequencies(description.head_dim, description.local_rope_theta, RopeScaling(), description.context_length)

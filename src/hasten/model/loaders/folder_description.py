@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from hasten.model.description import Family, ModelDescription, RopeScaling
+from hasten.model.description import GEMMAS, Family, ModelDescription, RopeScaling
 from hasten.model.loaders.fields import MAXIMUM_LAYERS, MAXIMUM_LENGTH, Fields
 
 __all__ = ["describe_folder"]
@@ -26,6 +26,8 @@ class FamilyDefaults:
     sliding_window: int = 4096
     tied_head: bool = False
     rope_theta: float = 10000.0
+    window_every: int = 0  # of so many layers the last has no window
+    softcaps: tuple[float, float] = (0.0, 0.0)  # of attention, and of logits
 
 
 DEFAULTS: dict[Family, FamilyDefaults] = {
@@ -33,13 +35,17 @@ DEFAULTS: dict[Family, FamilyDefaults] = {
     "mistral": FamilyDefaults(kv_heads=8, context_length=131072),
     "qwen2": FamilyDefaults(),
     "qwen3": FamilyDefaults(head_dim=128),
-    "gemma3": FamilyDefaults(head_dim=256, kv_heads=4, context_length=131072, tied_head=True, rope_theta=1e6),
+    "smollm3": FamilyDefaults(kv_heads=4, tied_head=True, rope_theta=2e6),
+    "gemma2": FamilyDefaults(256, kv_heads=4, context_length=8192, tied_head=True, window_every=2, softcaps=(50.0, 30.0)),
+    "gemma3": FamilyDefaults(256, kv_heads=4, context_length=131072, tied_head=True, rope_theta=1e6, window_every=6),
 }
 FAMILIES: dict[str, Family] = {
     "llama": "llama",
     "mistral": "mistral",
     "qwen2": "qwen2",
     "qwen3": "qwen3",
+    "smollm3": "smollm3",
+    "gemma2": "gemma2",
     "gemma3": "gemma3",
     "gemma3_text": "gemma3",
 }
@@ -70,8 +76,8 @@ def describe_folder(top: Fields, generation: Fields) -> ModelDescription:
     vocabulary = fields.length("vocab_size", *_gemma_default(family, "vocab_size"))
     scaling, theta, local_theta = _rotary(fields, defaults, family)
     window, sliding = _sliding(fields, defaults, family, layers)
-    gemma = family == "gemma3"
-    biased = family in ("llama", "qwen3", "gemma3") and fields.flag("attention_bias", False)
+    gemma = family in GEMMAS
+    biased = family in ("llama", "qwen3", *GEMMAS) and fields.flag("attention_bias", False)
     return ModelDescription(
         family=family,
         vocabulary_size=vocabulary,
@@ -94,8 +100,9 @@ def describe_folder(top: Fields, generation: Fields) -> ModelDescription:
         post_norms=gemma,
         sliding_window=window,
         sliding=sliding,
-        attention_softcap=_softcap(fields, "attn_logit_softcapping") if gemma else 0.0,
-        final_softcap=_softcap(fields, "final_logit_softcapping") if gemma else 0.0,
+        unrotated=_unrotated(fields, layers) if family == "smollm3" else (),
+        attention_softcap=_softcap(fields, "attn_logit_softcapping", defaults.softcaps[0]) if gemma else 0.0,
+        final_softcap=_softcap(fields, "final_logit_softcapping", defaults.softcaps[1]) if gemma else 0.0,
         query_scale=fields.positive("query_pre_attn_scalar", 256) ** -0.5 if gemma else 0.0,
         embedding_scale=fields.length("hidden_size") ** 0.5 if gemma else 1.0,
         tied_head=fields.flag("tie_word_embeddings", top.flag("tie_word_embeddings", defaults.tied_head)),
@@ -207,9 +214,11 @@ def _context(fields: Fields, defaults: FamilyDefaults, scaling: RopeScaling) -> 
 
 def _sliding(fields: Fields, defaults: FamilyDefaults, family: Family, layers: int) -> tuple[int, tuple[bool, ...]]:
     """The window, 0 for none, and which layers have it."""
-    if family == "llama":
+    if family in ("llama", "smollm3"):
+        if family == "smollm3" and fields.flag("use_sliding_window", False):
+            fields.unsupported("layers with a window beside layers without positions are not what Hasten's decoder does")
         return 0, ()
-    if family == "gemma3" and fields.flag("use_bidirectional_attention", False):
+    if family in GEMMAS and fields.flag("use_bidirectional_attention", False):
         fields.unsupported("the model looks both ways, so it does not write text; choose a causal model")
     # null means none, and only silence means the default of the family
     silent = "sliding_window" not in fields.values
@@ -221,13 +230,27 @@ def _sliding(fields: Fields, defaults: FamilyDefaults, family: Family, layers: i
     if family == "mistral":
         return window, (True,) * layers
     pattern = _layer_types(fields, layers)
-    if pattern is None and family == "gemma3":
-        every = fields.integer("sliding_window_pattern", 1, MAXIMUM_LAYERS, 6)
+    if pattern is None and family in GEMMAS:
+        every = fields.integer("sliding_window_pattern", 1, MAXIMUM_LAYERS, defaults.window_every)
         pattern = tuple((layer + 1) % every != 0 for layer in range(layers))
     elif pattern is None:
         first = fields.integer("max_window_layers", 0, MAXIMUM_LENGTH, 28)
         pattern = tuple(layer >= first for layer in range(layers))
     return (window, pattern) if any(pattern) else (0, ())
+
+
+def _unrotated(fields: Fields, layers: int) -> tuple[bool, ...]:
+    """Layers without positions; ``no_rope_layers`` marks them with a 0, the others with a 1."""
+    for bias in ("attention_bias", "mlp_bias"):
+        if fields.flag(bias, False):
+            fields.unsupported("biases beside layers without positions are not what Hasten's decoder does")
+    marks = fields.get("no_rope_layers")
+    if marks is None:
+        every = fields.integer("no_rope_layer_interval", 1, MAXIMUM_LAYERS, 4)
+        return tuple((layer + 1) % every == 0 for layer in range(layers))
+    if type(marks) is not list or len(marks) < layers or any(mark not in (0, 1) for mark in marks):
+        fields.corrupt("'no_rope_layers' does not say 0 or 1 for each layer")
+    return tuple(mark == 0 for mark in marks[:layers])
 
 
 def _layer_types(fields: Fields, layers: int) -> tuple[bool, ...] | None:
@@ -242,7 +265,10 @@ def _layer_types(fields: Fields, layers: int) -> tuple[bool, ...] | None:
     return tuple(kind == "sliding_attention" for kind in types)
 
 
-def _softcap(fields: Fields, key: str) -> float:
+def _softcap(fields: Fields, key: str, default: float) -> float:
+    """null and 0 mean none, and only silence means the default of the family."""
+    if key not in fields.values:
+        return default
     return fields.positive(key) if fields.has(key) and fields.get(key) != 0 else 0.0
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from hasten.core.errors import CorruptModel, ModelNotFound, UnsupportedModel
-from hasten.model.description import ModelDescription
+from hasten.model.description import GEMMAS, ModelDescription
 from hasten.model.loaders.fields import Fields
 from hasten.model.loaders.files import read_small
 from hasten.model.loaders.folder_description import describe_folder
@@ -91,7 +91,7 @@ class FolderSource:
         stop = tensor.shape[0] if stop is None else stop
         assert 0 <= start <= stop <= tensor.shape[0], "row range outside the tensor"
         rows = read_rows(tensor, start, stop)
-        return rows.add_(1.0) if self.description.family == "gemma3" and name.endswith("norm") else rows
+        return rows.add_(1.0) if self.description.family in GEMMAS and name.endswith("norm") else rows
 
 
 def open_folder(path: Path) -> FolderSource:
@@ -158,7 +158,7 @@ def _canonical(path: Path, stored: dict[str, StoredTensor], description: ModelDe
     body = next((body for body in BODIES if f"{body}embed_tokens.weight" in stored), None)
     if body is None:
         raise CorruptModel(f"{path} lacks the tensor 'model.embed_tokens.weight'; download or convert it again.")
-    layer_names = GEMMA_LAYER_NAMES if description.family == "gemma3" else LAYER_NAMES
+    layer_names = GEMMA_LAYER_NAMES if description.family in GEMMAS else LAYER_NAMES
     found: dict[str, StoredTensor] = {}
     for name, tensor in stored.items():
         inner = name.removeprefix(body)

@@ -10,13 +10,21 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from hasten.model.description import Family, ModelDescription, RopeScaling
+from hasten.model.description import GEMMAS, Family, ModelDescription, RopeScaling
 from hasten.model.loaders.fields import MAXIMUM_LAYERS, Fields
 from hasten.model.loaders.gguf_file import GGUFFile
 
 __all__ = ["describe_gguf"]
 
-ARCHITECTURES: dict[str, Family] = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3": "gemma3"}
+ARCHITECTURES: dict[str, Family] = {
+    "llama": "llama",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "gemma2": "gemma2",
+    "gemma3": "gemma3",
+    "smollm3": "smollm3",
+}
+UNROTATED_EVERY = 4  # of SmolLM3's layers the last of so many; files do not say it
 # keys that change the mathematics in ways the decoder has no place for, and the value that leaves it as it is
 NEUTRAL: dict[str, Any] = {
     "expert_count": 0,
@@ -33,7 +41,7 @@ NEUTRAL: dict[str, Any] = {
 }
 END_TOKENS = {"<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "<|eom_id|>"}
 CONTROL = 3  # tokenizer.ggml.token_type of a token that is no text
-GEMMA_27B_LAYERS = 62
+GEMMA_27B_LAYERS = {"gemma2": 46, "gemma3": 62}
 
 
 def describe_gguf(file: GGUFFile) -> ModelDescription:
@@ -74,8 +82,12 @@ def describe_gguf(file: GGUFFile) -> ModelDescription:
         eos_token_ids=_end_tokens(top, embedding.shape[0]),
     )
     common = replace(common, context_length=_stretched_context(common))
-    if architecture == "gemma3":
+    if common.family in GEMMAS:
         return _gemma(fields, common)
+    if architecture == "smollm3":
+        if common.qkv_bias:
+            fields.unsupported("biases beside layers without positions are not what Hasten's decoder does")
+        return replace(common, unrotated=tuple((layer + 1) % UNROTATED_EVERY == 0 for layer in range(common.layers)))
     window = fields.integer("attention.sliding_window", 0, 1 << 31, 0) if architecture == "llama" else 0
     return replace(common, sliding_window=window, sliding=(True,) * common.layers) if window else common
 
@@ -132,34 +144,37 @@ def _stretched_context(description: ModelDescription) -> int:
 
 
 def _gemma(fields: Fields, common: ModelDescription) -> ModelDescription:
-    scale = common.hidden_size / common.heads if common.layers == GEMMA_27B_LAYERS else common.head_dim
+    second = common.family == "gemma2"
+    scale = common.hidden_size / common.heads if common.layers == GEMMA_27B_LAYERS[common.family] else common.head_dim
     return replace(
         common,
-        local_rope_theta=fields.positive("rope.freq_base_swa", 10000.0),
-        rope_theta=fields.positive("rope.freq_base", 1e6),
+        local_rope_theta=0.0 if second else fields.positive("rope.freq_base_swa", 10000.0),
+        rope_theta=fields.positive("rope.freq_base", 1e4 if second else 1e6),
         activation="gelu_tanh",
         post_norms=True,
         sliding_window=fields.length("attention.sliding_window"),
-        sliding=_gemma_pattern(fields, common.layers),
-        attention_softcap=_softcap(fields, "attn_logit_softcapping"),
-        final_softcap=_softcap(fields, "final_logit_softcapping"),
+        sliding=_gemma_pattern(fields, common.layers, 2 if second else 6),
+        attention_softcap=_softcap(fields, "attn_logit_softcapping", 50.0 if second else 0.0),
+        final_softcap=_softcap(fields, "final_logit_softcapping", 30.0 if second else 0.0),
         query_scale=scale**-0.5,
         embedding_scale=common.hidden_size**0.5,
     )
 
 
-def _gemma_pattern(fields: Fields, layers: int) -> tuple[bool, ...]:
+def _gemma_pattern(fields: Fields, layers: int, default: int) -> tuple[bool, ...]:
     pattern = fields.get("attention.sliding_window_pattern")
     if isinstance(pattern, list):
         if len(pattern) != layers or not all(type(item) is bool for item in pattern):
             fields.corrupt("the sliding window pattern is not one truth value a layer")
         return tuple(pattern)
-    every = fields.integer("attention.sliding_window_pattern", 1, MAXIMUM_LAYERS, 6)
+    every = fields.integer("attention.sliding_window_pattern", 1, MAXIMUM_LAYERS, default)
     return tuple((layer + 1) % every != 0 for layer in range(layers))
 
 
-def _softcap(fields: Fields, key: str) -> float:
-    return fields.positive(key) if fields.has(key) and fields.get(key) != 0.0 else 0.0
+def _softcap(fields: Fields, key: str, default: float) -> float:
+    if not fields.has(key):
+        return default
+    return fields.positive(key) if fields.get(key) != 0.0 else 0.0
 
 
 def _token_id(top: Fields, key: str, vocabulary: int) -> int | None:

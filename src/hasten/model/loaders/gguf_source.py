@@ -56,8 +56,8 @@ PERMUTED = {"q", "k", "q_bias", "k_bias"}
 class GGUFSource:
     """A ``WeightSource`` over one GGUF file. Holds the header only; every read opens the file anew.
 
-    The "llama" architecture stores the rows of queries and keys so that rotation pairs neighbours; reading brings them back
-    to halves, as everything else here is.
+    The architectures "llama" and "smollm3" store the rows of queries and keys so that rotation pairs neighbours; reading brings
+    them back to halves, as everything else here is.
     """
 
     path: Path
@@ -116,7 +116,7 @@ def open_gguf(path: Path) -> GGUFSource:
         description=description,
         fingerprint=_fingerprint(file),
         tensors=tensors,
-        interleaved=file.metadata["general.architecture"] == "llama",
+        interleaved=file.metadata["general.architecture"] in ("llama", "smollm3"),
     )
 
 
