@@ -142,8 +142,8 @@ int physical_cores() {
     return found == 0 ? 1 : static_cast<int>(found);
 }
 
-int wanted = 0;        // guarded by `entry`
-Pool* pool = nullptr;  // guarded by `entry`; never freed, so that no worker outlives it
+std::atomic<int> wanted{0};  // changed under `entry`
+Pool* pool = nullptr;        // guarded by `entry`; never freed, so that no worker outlives it
 // Held while the pool is in use. A pointer, because a forked child must be able to start with a fresh one.
 std::mutex* entry = new std::mutex;
 
@@ -193,8 +193,8 @@ void set_threads(int count) {
 }
 
 int threads() {
-    std::lock_guard<std::mutex> lock(*entry);
-    return wanted == 0 ? physical_cores() : wanted;
+    const int count = wanted.load(std::memory_order_relaxed);  // without the lock, which whoever computes holds
+    return count == 0 ? physical_cores() : count;
 }
 
 void* scratch(ScratchSlot slot, std::size_t bytes) {
