@@ -135,6 +135,25 @@ FORCED: dict[str, Any] = {
 }
 
 
+@pytest.mark.parametrize("route", ["/v1/responses", "/v1/messages"])
+def test_a_stream_of_a_call_alone_has_no_empty_words_beside_it(server: Running, route: str) -> None:
+    body = FORCED | {"provenance": True, "temperature": 0}
+    if route == "/v1/messages":
+        tool = {"name": "weather", "description": "The weather.", "input_schema": CITY}
+        body = PLAIN | {"provenance": True, "max_tokens": 300, "tools": [tool], "tool_choice": {"type": "any"}}
+    own = server.post(route, body).json()["hasten"]
+    events = events_of(server.post(route, body | {"stream": True}).text)
+    begun = [
+        event.get("item", event.get("content_block", {}))
+        for event in events
+        if "added" in event["type"] or "start" in event["type"]
+    ]
+    assert {item["type"] for item in begun if item} == {"function_call" if "responses" in route else "tool_use"}
+    told = [event["hasten"] for event in events if "pieces" in event.get("hasten", {})]
+    assert [piece for each in told for piece in each["pieces"]] == own["pieces"]
+    assert all(len(each["provenance"]) == len(each["pieces"]) for each in told)
+
+
 def events_of(text: str) -> list[dict[str, Any]]:
     return [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: ")]
 

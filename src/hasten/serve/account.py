@@ -42,6 +42,14 @@ def provenance(names: list[str], pieces: list[str], legend: Legend) -> dict[str,
     return {"provenance": codes, "pieces": pieces, "legend": legend.names()}
 
 
+def joined(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """What events tell beside two pieces of a stream, one after the other, beside one: ``provenance`` as "hasten", or nothing."""
+    if not first or not second:
+        return first or second
+    one, other = first["hasten"], second["hasten"]
+    return {"hasten": other | {name: one[name] + other[name] for name in ("provenance", "pieces")}}
+
+
 def usage(completions: list[Completion]) -> dict[str, Any]:
     """OpenAI's usage object. Of a prediction's tokens those count that were verified."""
     prompt = sum(completion.usage.prompt_tokens for completion in completions)

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from hasten.core.results import StreamEvent
-from hasten.serve.account import account, provenance
+from hasten.serve.account import account, joined, provenance
 from hasten.serve.anthropic_in import CountTokensRequest, MessagesRequest, as_chat, unfinished
 from hasten.serve.chat import begin, counted
 from hasten.serve.errors import ApiError, anthropic_body
@@ -52,6 +52,7 @@ class Answer:
         self._open: str | None = None  # the kind of the content block being sent
         self._block = -1
         self._called = False
+        self._held: dict[str, Any] = {}  # who guessed tokens that are told of with the next piece
         asked = wire.thinking
         self._tells = asked is not None and asked.type != "disabled" and asked.display != "omitted"
 
@@ -91,7 +92,10 @@ class Answer:
         for part in self._close():
             yield part
         delta = {"type": "message_delta", "delta": self._ending(reason, self._called), "usage": self._usage(cached or 0)}
-        yield named("message_delta", {**delta, "hasten": account(self._generation.whole, self._wire.provenance)})
+        yield named(
+            "message_delta",
+            {**delta, "hasten": account(self._generation.whole, self._wire.provenance) | self._held.get("hasten", {})},
+        )
         yield named("message_stop", {"type": "message_stop"})
 
     def error(self, error: ApiError) -> bytes:
@@ -103,12 +107,16 @@ class Answer:
         thinks = event.thinks and self._tells
         event = event if self._tells else replace(event, thought="")
         for part, own in parts_of(event, reader, self._generation.host.legend if self._wire.provenance else None):
-            if isinstance(part, str):
-                out += self._said("thinking" if thinks else "text", _thinking("") if thinks else _text(""), part, own)
-            else:
+            own, self._held = joined(self._held, own), {}
+            kind = "thinking" if thinks else "text"
+            if isinstance(part, ToolCall):
                 self._called = True
                 out += [*self._close(), self._begin("tool_use", _use(part, {}))]
-                out.append(self._delta({"type": "input_json_delta", "partial_json": part.arguments}, {}))
+                out.append(self._delta({"type": "input_json_delta", "partial_json": part.arguments}, own))
+            elif part == "" and self._open != kind:
+                self._held = own
+            else:
+                out += self._said(kind, _thinking("") if thinks else _text(""), part, own)
         return out
 
     def _said(self, kind: str, block: dict[str, Any], text: str, own: dict[str, Any]) -> list[bytes]:

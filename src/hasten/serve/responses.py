@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from hasten.core.results import StreamEvent
-from hasten.serve.account import account, provenance, usage
+from hasten.serve.account import account, joined, provenance, usage
 from hasten.serve.chat import begin, counted
 from hasten.serve.errors import ApiError, openai_body
 from hasten.serve.generation import Collected, Generation
@@ -52,6 +52,7 @@ class Answer:
         self._number = 0
         self._sent: list[dict[str, Any]] = []  # the items of a stream that are whole
         self._open: dict[str, Any] | None = None  # the message or thought being streamed, with its text so far
+        self._held: dict[str, Any] = {}  # who guessed tokens that are told of with the next piece
 
     def error(self, error: ApiError) -> bytes:
         """The error's own event, and the response that failed by it."""
@@ -88,11 +89,15 @@ class Answer:
     def _of_event(self, event: StreamEvent, reader: ToolReader | None) -> list[bytes]:
         out: list[bytes] = []
         for part, own in parts_of(event, reader, self._generation.host.legend if self._wire.provenance else None):
+            own, self._held = joined(self._held, own), {}
             if isinstance(part, ToolCall):
-                out += [*self._close("completed"), *self._called(self._call(part))]
+                out += [*self._close("completed"), *self._called(self._call(part), own)]
                 continue
             kind, make = ("reasoning", _reasoning) if event.thinks else ("message", _message)
             if self._open is None or self._open["type"] != kind:
+                if part == "":
+                    self._held = own
+                    continue
                 out += [*self._close("completed"), *self._begin(make("", "in_progress"))]
             out.append(self._said(part, own))
         return out
@@ -127,7 +132,7 @@ class Answer:
         self._open = None
         return out
 
-    def _called(self, item: dict[str, Any]) -> list[bytes]:
+    def _called(self, item: dict[str, Any], own: dict[str, Any]) -> list[bytes]:
         """The events of a call, whose arguments come in one piece."""
         at = {"output_index": len(self._sent)}
         place = {**at, "item_id": item["id"]}
@@ -135,7 +140,7 @@ class Answer:
         self._sent.append(item)
         return [
             self._event("response.output_item.added", **at, item=item | {"arguments": "", "status": "in_progress"}),
-            self._event("response.function_call_arguments.delta", **place, delta=arguments),
+            self._event("response.function_call_arguments.delta", **place, delta=arguments, **own),
             self._event("response.function_call_arguments.done", **place, name=item["name"], arguments=arguments),
             self._event("response.output_item.done", **at, item=item),
         ]
