@@ -84,7 +84,7 @@ class Answer:
         for made in self._close(_status(whole)):
             yield made
         response = self._finished(whole, self._sent)
-        yield self._event(f"response.{response['status']}", response=response)
+        yield self._event(f"response.{response['status']}", response=response, **self._held)
 
     def _of_event(self, event: StreamEvent, reader: ToolReader | None) -> list[bytes]:
         out: list[bytes] = []
