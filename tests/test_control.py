@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from hasten.control import accounts, rules, store
-from hasten.control.accounts import PASSED_ON, Own, Savings, Standing
+from hasten.control.accounts import PASSED_ON, Evidence, Own, Savings, Standing
 from hasten.control.calibrator import Calibrator, rising
 from hasten.control.controller import Controller
 from hasten.control.cost import CostCurve, Line
@@ -63,6 +63,32 @@ def test_a_machine_that_takes_seconds_a_pass_is_not_measured_for_minutes() -> No
     curve = measure(slow, 4096, clock=lambda: now)
     assert asked == [(1, 128), (1, 128), (2, 128)]
     assert curve.predict(2) == pytest.approx(8.0)
+
+
+def test_requests_are_hoped_to_be_like_the_better_half_of_the_last_ones() -> None:
+    standing = Standing(balance=1.0, evidence=Evidence(30.0, 100.0))
+    assert standing.hope == accounts.HOPED
+    for successes in (2.0, 8.0, 6.0, 4.0):
+        standing.remember(Evidence(successes, 10.0), begun=True)
+    standing.remember(Evidence(1.0, 2.0), begun=True)  # too little to say
+    assert standing.requests == [0.2, 0.8, 0.6, 0.4]
+    assert standing.hope == pytest.approx(0.7)
+    assert Standing.from_json(standing.to_json()).requests == standing.requests
+    standing.remember(Evidence(), begun=False)
+    assert (standing.requests, standing.hope) == ([0.8, 0.6, 0.4], pytest.approx(0.825))
+    for _ in range(20):
+        standing.remember(Evidence(1.0, 10.0), begun=True)
+    assert (len(standing.requests), standing.hope) == (8, pytest.approx(standing.acceptance))
+    own = Own()
+    for price, answer, hope in ((0.9, 10.0, standing.hope), (1.1, 100.0, None), (0.9, 8.0, None)):
+        own.look_forward(standing, price, answer)
+        assert own.hope == hope
+
+
+@pytest.mark.parametrize("content", [[1.0, 2.0], [1.0, 3.0, 2.0], [1.0, 2.0, 3.0, 1.5], [1.0, 2.0, 3.0, *[0.5] * 9], "no"])
+def test_a_standing_that_does_not_fit_is_refused(content: object) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011
+        Standing.from_json(content)
 
 
 def test_a_plain_step_is_a_step_of_one_row_for_each_sequence() -> None:

@@ -373,6 +373,28 @@ def test_the_other_rules_draft(rule: str) -> None:
     assert run(always, never, "flat", 1, 800, rule=rule)[0] < 0.75
 
 
+@pytest.mark.parametrize(("good", "share"), [(1, 0.85), (2, 0.98)])
+def test_a_bad_start_is_not_the_end_of_a_draft_model(good: int, share: float) -> None:
+    """Of all later requests, or of every second one, it would pay to read the prompt, but not of the first three. The mean of those
+    says no for ever; what others save pays for tries."""
+    text: Accepts = lambda token, sequence: 0.3 if sequence % 2 == 0 else 0.15  # noqa: E731
+    model: Accepts = lambda token, sequence: 0.9 if sequence >= 3 and sequence % good == 0 else 0.3  # noqa: E731
+    both, alone = (
+        Machine(drafters, {"text": text, "model": model}, FLAT, prompt=70, length=96)
+        for drafters in (text_and_model(FLAT[1] * 0.3, FLAT[1] * 0.02), only_text)
+    )
+    for machine in (both, alone):
+        machine.run(3000)
+    assert both.run(6000) < share * alone.run(6000)
+
+
+def test_a_draft_model_that_never_pays_takes_little_of_what_others_save() -> None:
+    _, simulated = run(lambda token, sequence: 0.3, often, "flat", 1, 6000)
+    alone = Machine(only_text, {"text": often}, FLAT)
+    alone.run(6000)
+    assert 1.0 - simulated.run(6000) >= 0.9 * (1.0 - alone.run(6000))
+
+
 def test_requests_have_their_say() -> None:
     ratio, simulated = run(always, always, "flat", 1, 400, wish=SpeculationParams("off"))
     assert ratio == pytest.approx(1.0)

@@ -33,6 +33,10 @@ OWN_FORGETTING = 0.92
 PRIOR_ACCEPTANCE, PRIOR_TRIALS = 0.6, 4.0
 SHRINKAGE = 5.0  # trials of a request that count as much as all that was seen before it
 PROVEN = 30.0  # trials
+REMEMBERED_REQUESTS = 8
+FEWEST_REQUESTS, HOPED = 4, 0.85  # this stands for those of them that are missing
+DEAREST_TRY = 0.1
+TOLD = 4.0  # trials of a request from which on it says how well its text is guessed
 
 
 def exploration(kind: str, sequences: int) -> float:
@@ -66,6 +70,23 @@ class Standing:
     reserved: float = 0.0
     evidence: Evidence = field(default_factory=Evidence)
     start: float = START_STEPS  # plain steps of credit to begin with
+    requests: list[float] = field(default_factory=list)  # acceptance of the last ones, the newest at the end
+
+    @property
+    def hope(self) -> float:
+        """What a request may bring before it has shown anything: the mean of the better half of the last ones, if that is more than
+        the mean. One that goes badly is soon given up, one that goes well pays to its end; so it is not the mean that decides."""
+        missing = max(0, FEWEST_REQUESTS - len(self.requests))
+        best = sorted([*self.requests, *[HOPED] * missing], reverse=True)
+        best = best[: (len(best) + 1) // 2]
+        return max(self.acceptance, sum(best) / len(best))
+
+    def remember(self, evidence: Evidence, begun: bool) -> None:
+        """A request is over. Where the drafter did not begin, one that it had begun is forgotten: texts change."""
+        if evidence.trials >= TOLD:
+            self.requests = [*self.requests[1 - REMEMBERED_REQUESTS :], evidence.successes / evidence.trials]
+        elif not begun:
+            self.requests = self.requests[1:]
 
     @property
     def free(self) -> float:
@@ -85,15 +106,16 @@ class Standing:
         self.balance = min(MOST_STEPS * step, before + seconds)
 
     def to_json(self) -> list[float]:
-        return [self.balance or 0.0, self.evidence.successes, self.evidence.trials]
+        return [self.balance or 0.0, self.evidence.successes, self.evidence.trials, *self.requests]
 
     @classmethod
     def from_json(cls, content: object) -> Standing:
         """Raises ValueError when the content is not what ``to_json`` gives."""
-        values = store.numbers(content, -1e6, 1e6)
-        if len(values) != 3 or not 0.0 <= values[1] <= values[2]:
+        balance, successes, trials, *requests = store.numbers(content, -1e6, 1e6)
+        likely = all(0.0 <= acceptance <= 1.0 for acceptance in requests)
+        if not 0.0 <= successes <= trials or len(requests) > REMEMBERED_REQUESTS or not likely:
             raise ValueError("a standing does not fit")
-        return cls(values[0], 0.0, Evidence(values[1], values[2]))
+        return cls(balance, 0.0, Evidence(successes, trials), requests=requests)
 
 
 @dataclass(slots=True)
@@ -106,6 +128,8 @@ class Own:
     standing: Standing | None = None
     begun: bool = False
     evidence: Evidence = field(default_factory=Evidence)
+    tells: Standing | None = None  # whose requests this one is of
+    hope: float | None = None  # what the request is expected to bring at first, where that is not the mean
     off: int = 0
     interval: int = FIRST_PROBE
     probing: bool = False
@@ -130,8 +154,21 @@ class Own:
             self.standing.reserved -= self.reserved
         self.reserved, self.standing = 0.0, None
 
+    def close(self) -> None:
+        """The request is over."""
+        self.release()
+        if self.tells is not None:
+            self.tells.remember(self.evidence, self.begun)
+
     def acceptance(self, standing: Standing) -> float:
-        return self.evidence.acceptance(standing.acceptance, SHRINKAGE)
+        return self.evidence.acceptance(standing.acceptance if self.hope is None else self.hope, SHRINKAGE)
+
+    def look_forward(self, standing: Standing, price: float, answer: float) -> None:
+        """Before the request has begun: it may be hopeful where what was earned pays for a try, and where that takes little of what
+        the ``answer`` takes plainly."""
+        self.tells = standing
+        if not self.begun:
+            self.hope = standing.hope if price <= min(standing.free, DEAREST_TRY * answer) else None
 
     def probe_due(self, rounds: int = 1) -> bool:
         """So many more rounds are passed over; True when it is time to look again."""

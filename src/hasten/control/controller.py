@@ -1,8 +1,7 @@
 """How much to draft: spend verify rows and draft passes where they buy most, down to none.
 
-Every round, drafters are asked if they may (accounts, see ``accounts``) and, where each level costs a model's pass, if at their
-recent acceptance the best depth makes more tokens a second than not drafting. Then the nodes of all sequences, sorted by
-calibrated survival, are kept up to the number N that maximises
+Every round, drafters are asked if they may (``accounts``) and, where each level costs a model's pass, if the best depth makes more
+tokens a second than not drafting. Then the nodes of all sequences, by calibrated survival, are kept up to the N that maximises
 
     (sequences + sum of survivals of the N best) / (drafting seconds + cost of (rows + N))
 
@@ -30,7 +29,7 @@ FIRST_LENGTH = 128.0  # tokens of an answer before any has ended
 PROBE_DEPTH = 2
 REFERENCE_EVERY = 48  # plain steps are measured at least so often where drafting gains little
 THIN_GAIN = 1.25
-DEEPEST_ASKED = 12  # levels considered when it is decided whether a model should draft at all
+DEEPEST_ASKED = 12  # levels considered when it is decided if a model should draft
 COMPANY = 4  # sequences of a step from which on drafters stand on accounts of their own
 IN_COMPANY = " in company"
 IN_THE_RED = "it has lately cost more than it brought; it earns another try while decoding is plain"
@@ -114,9 +113,12 @@ class Controller:
                 self._probe(own, standing, own.probe_due(self._steps), "it has cost more than it brought here")
 
     def _ask_together(self, drafter: str, rounds: list[Round], owns: list[Own], certain: float) -> None:
-        """A drafter whose levels are passes that the sequences share: those it pays for, decided for all at once; the others
-        when it is time to look at them again, in company. ``certain`` are the tokens that the step makes without it."""
+        """A drafter whose levels are passes that sequences share: those it pays for, decided for all at once; the others when it
+        is time to look again. ``certain``: the tokens that the step makes without it."""
         standings = [self._opened(drafter, round, accounts.START_STEPS) for round in rounds]
+        for own, round, standing in zip(owns, rounds, standings, strict=True):
+            price = self.costs.reading(drafter, round.context) + self._allowance(round, standing)
+            own.look_forward(standing, price, self._left(round) * self.costs.unit)
         acceptances = [own.acceptance(standing) for own, standing in zip(owns, standings, strict=True)]
         ready = [
             at for at, own in enumerate(owns) if (own.balance > 0.0 if own.begun else self._may_begin(rounds[at], standings[at]))
@@ -389,7 +391,7 @@ class Controller:
         if complete:
             self.answer_length.observe(float(length))
         for key in [key for key in self._own if key[1] == sequence]:
-            self._own.pop(key).release()
+            self._own.pop(key).close()
 
     def explain(self, drafter: str, sequence: int | None = None) -> str:
         """One line: whether the drafter is on, why, and what it has brought; of one request, or of the engine so far."""
