@@ -80,8 +80,10 @@ def test_requests_are_hoped_to_be_like_the_better_half_of_the_last_ones() -> Non
         standing.remember(Evidence(1.0, 10.0), begun=True)
     assert (len(standing.requests), standing.hope) == (8, pytest.approx(standing.acceptance))
     own = Own()
-    for price, answer, hope in ((0.9, 10.0, standing.hope), (1.1, 100.0, None), (0.9, 8.0, None)):
-        own.look_forward(standing, price, answer)
+    for price, answer, kind, hope in (
+        (0.9, 10.0, "greedy", standing.hope), (1.1, 100.0, "warm", None), (0.9, 8.0, "warm", None), (0.1, 10.0, "hot", None)
+    ):  # fmt: skip
+        own.look_forward(standing, price, answer, kind)
         assert own.hope == hope
 
 

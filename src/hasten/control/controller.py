@@ -118,7 +118,7 @@ class Controller:
         standings = [self._opened(drafter, round, accounts.START_STEPS) for round in rounds]
         for own, round, standing in zip(owns, rounds, standings, strict=True):
             price = self.costs.reading(drafter, round.context) + self._allowance(round, standing)
-            own.look_forward(standing, price, self._left(round) * self.costs.unit)
+            own.look_forward(standing, price, self._left(round) * self.costs.unit, round.kind)
         acceptances = [own.acceptance(standing) for own, standing in zip(owns, standings, strict=True)]
         ready = [
             at for at, own in enumerate(owns) if (own.balance > 0.0 if own.begun else self._may_begin(rounds[at], standings[at]))
