@@ -164,12 +164,11 @@ class Own:
         return self.evidence.acceptance(standing.acceptance if self.hope is None else self.hope, SHRINKAGE)
 
     def look_forward(self, standing: Standing, price: float, answer: float, kind: str) -> None:
-        """Before the request has begun: it may be hopeful where what was earned pays for a try, and where that takes little of what
-        the ``answer`` takes plainly. Hot sampling is not."""
+        """Only before the request has begun: it may be hopeful where what was earned pays for a try, and where that takes little of
+        what the ``answer`` takes plainly. Hot sampling is not."""
         self.tells = standing
-        if not self.begun:
-            paid = kind != "hot" and price <= min(standing.free, DEAREST_TRY * answer)
-            self.hope = standing.hope if paid else None
+        paid = kind != "hot" and price <= min(standing.free, DEAREST_TRY * answer)
+        self.hope = standing.hope if paid else None
 
     def probe_due(self, rounds: int = 1) -> bool:
         """So many more rounds are passed over; True when it is time to look again."""

@@ -113,12 +113,12 @@ class Controller:
                 self._probe(own, standing, own.probe_due(self._steps), "it has cost more than it brought here")
 
     def _ask_together(self, drafter: str, rounds: list[Round], owns: list[Own], certain: float) -> None:
-        """A drafter whose levels are passes that sequences share: those it pays for, decided for all at once; the others when it
-        is time to look again. ``certain``: the tokens that the step makes without it."""
+        """A drafter whose levels are passes that all share: decided for all at once. ``certain``: tokens of the step without it."""
         standings = [self._opened(drafter, round, accounts.START_STEPS) for round in rounds]
         for own, round, standing in zip(owns, rounds, standings, strict=True):
-            price = self.costs.reading(drafter, round.context) + self._allowance(round, standing)
-            own.look_forward(standing, price, self._left(round) * self.costs.unit, round.kind)
+            if not own.begun:
+                price = self.costs.reading(drafter, round.context) + self._allowance(round, standing)
+                own.look_forward(standing, price, self._left(round) * self.costs.unit, round.kind)
         acceptances = [own.acceptance(standing) for own, standing in zip(owns, standings, strict=True)]
         ready = [
             at for at, own in enumerate(owns) if (own.balance > 0.0 if own.begun else self._may_begin(rounds[at], standings[at]))
