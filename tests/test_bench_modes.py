@@ -201,8 +201,14 @@ def test_auto_stays_what_it_is_beside_drafters_that_modes_name() -> None:
     assert with_named_drafters(other, "plain,foreign").draft == "auto", "auto loads it, under the name that its vocabulary gives"
     assert with_named_drafters(other, "lm,foreign,trie").draft == "auto+lm+trie"
     loaded = ["prediction", "suffix", "recycling", "trie"]
-    assert automatic(config, loaded) == ("prediction", "suffix", "recycling")
-    assert automatic(EngineConfig(model="tiny"), loaded[:3]) is None
+    free = ("prediction", "suffix", "recycling")
+    assert automatic(config, loaded, free) == free
+    assert automatic(config, ["prediction", "hierarchy", "recycling", "suffix"], ("prediction", "hierarchy", "recycling")) == (
+        "prediction",
+        "hierarchy",
+        "recycling",
+    )
+    assert automatic(EngineConfig(model="tiny"), loaded[:3], free) is None
     assert parse_mode("auto@fixed(2)", loaded, ("suffix",)).drafters == ("suffix",)
 
 

@@ -17,6 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cli_fakes import CommandLine
+from hasten import LLM
+from hasten.cli.main import run
 from hasten.core.errors import ConfigError, CorruptModel, VocabularyMismatch
 from hasten.core.types import ROOT, DraftTree, SamplingParams, Sequence
 from hasten.draft import kept, ngrams
@@ -25,6 +27,8 @@ from hasten.draft.hierarchy import HierarchyDrafter
 from hasten.draft.matches import LONGEST_MATCH, weights
 from hasten.draft.ngrams import DATA_OFFSET, DEPTH, HEADER, MOST_PLACES, NgramDatabase, build
 from hasten.draft.suffix import SuffixDrafter
+from hasten.train.own_questions import FEWEST_CHARACTERS, own_questions
+from serving import write_model
 
 BUDGET = DraftBudget(nodes=24, depth=12)
 TABLE = weights(1.0, 2.0, MOST_PLACES)
@@ -359,9 +363,84 @@ def test_answers_too_short_for_a_database_want_more_prompts(command_line: Comman
 
 
 def test_build_needs_something_to_build_from(command_line: CommandLine) -> None:
-    done = command_line("draft", "build")
+    done = command_line("draft", "build", "--questions", "0")
     assert done.status == 1
     assert "--prompts" in done.err
+    assert not command_line.llm.made
+
+
+def test_build_asks_the_model_itself_where_no_file_is_given(command_line: CommandLine) -> None:
+    asked: list[int] = []
+
+    def questions(llm: object, count: int, progress: object) -> list[list[int]]:
+        asked.append(count)
+        return [command_line.made.render_chat([{"role": "user", "content": f"Why {number}?"}]) for number in range(count)]
+
+    command_line.monkeypatch.setattr("hasten.train.own_questions.own_questions", questions)
+    done = command_line("draft", "build", "-m", "some-model", "--questions", "4", "--max-tokens", "5")
+    assert done.status == 0, done.err
+    assert done.out == f"model database: 24 tokens, {kept.database_paths('v', 'some-model')[0]}\n"
+    assert command_line.made.asked == [f"<user>Why {number}?" for number in range(4)]
+    assert command_line.made.params == [SamplingParams(max_tokens=5)] * 4
+    command_line.llm.made.clear()
+    assert command_line("draft", "build", "-m", "some-model").status == 0
+    assert asked == [4, 1000]
+
+
+def test_build_asks_beside_prompts_only_when_told(command_line: CommandLine, tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "Why not?"}\n', encoding="utf-8")
+    command_line.monkeypatch.setattr("hasten.train.own_questions.own_questions", lambda llm, count, progress: [[0]] * count)
+    assert command_line("draft", "build", "--prompts", str(tmp_path / "p.jsonl")).status == 0
+    assert len(command_line.made.asked) == 1
+    command_line.llm.made.clear()
+    assert command_line("draft", "build", "--prompts", str(tmp_path / "p.jsonl"), "--questions", "2").status == 0
+    assert len(command_line.made.asked) == 3
+
+
+def test_auto_takes_the_database_once_it_is_built(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HASTEN_HOME", str(tmp_path))
+    params = SamplingParams(max_tokens=24)
+    with LLM(str(tiny_model), cache_tokens=4096) as llm:
+        assert [drafter.name for drafter in llm.engine.drafting.drafters] == ["prediction", "suffix", "recycling"]
+        expected = llm.generate("Why is that so?", params)[0].tokens
+    assert run(["draft", "build", "-m", str(tiny_model), "--questions", "3", "--max-tokens", "16", "--cache-tokens", "4096"]) == 0
+    assert "model database" in capsys.readouterr().out
+    with LLM(str(tiny_model), cache_tokens=4096) as llm:
+        assert [drafter.name for drafter in llm.engine.drafting.drafters] == ["prediction", "hierarchy", "recycling"]
+        assert llm.generate("Why is that so?", params)[0].tokens == expected
+    with LLM(str(tiny_model), cache_tokens=4096, draft="auto+suffix") as llm:
+        names = [drafter.name for drafter in llm.engine.drafting.drafters]
+        assert names == ["prediction", "hierarchy", "recycling", "suffix"]
+
+
+# what a model asks itself
+
+
+def test_own_questions_fill_the_place_of_the_users_words(tiny_model: Path) -> None:
+    with LLM(str(tiny_model), draft="none", cache_tokens=8192) as llm:
+        done: list[int] = []
+        prompts = own_questions(llm, 8, lambda label, count, total: done.append(count))
+        assert done == list(range(1, 9))
+        assert 1 < len(prompts) <= 8
+        assert len({tuple(prompt) for prompt in prompts}) == len(prompts)
+        before, after = llm.decode(llm.render_chat([{"role": "user", "content": "@"}])).split("@")
+        for prompt in prompts:
+            text = llm.decode(prompt)
+            assert text.startswith(before)
+            assert text.endswith(after)
+            assert len(text) >= len(before) + FEWEST_CHARACTERS + len(after)
+        assert own_questions(llm, 8) == prompts
+
+
+@pytest.mark.parametrize("template", [None, "{% for m in messages %}{{ m['content'] }}{% endfor %}"])
+def test_a_model_without_a_place_for_a_user_begins_texts_instead(template: str | None, tmp_path: Path) -> None:
+    with LLM(str(write_model(tmp_path / "m.gguf", template=template)), draft="none", cache_tokens=8192) as llm:
+        prompts = own_questions(llm, 5)
+        assert 1 < len(prompts) <= 5
+        start = llm.encode("\n")
+        assert all(prompt[: len(start)] == start and len(prompt) > len(start) for prompt in prompts)
 
 
 def test_build_says_when_the_disk_refuses(command_line: CommandLine, tmp_path: Path) -> None:

@@ -138,10 +138,12 @@ def measure(llms: dict[str, LLM], config: EngineConfig, folder: Path, items: lis
     from hasten.bench.peer_quality import add_perplexities
     from hasten.bench.session import ResultFile, Session
     from hasten.cli.screen import notes, progress_on
+    from hasten.draft.kept import free_drafters
 
     llm, together = llms[config.precision], max(config.max_sequences, *numbers(options["batches"], int, 1, 1024, "batches"))
     subject = Subject(llm.engine, together)
-    auto = automatic(config, subject.loaded) if options["draft"] == "auto" else None
+    free = free_drafters(llm.name, llm.engine.tokenizer.vocabulary_fingerprint)
+    auto = automatic(config, subject.loaded, free) if options["draft"] == "auto" else None
     modes = [parse_mode(name, subject.loaded, auto) for name in mode_names(options, subject.loaded)]
     loads = all_loads(llm, items, options)
     also = {name: Subject(each.engine, together) for name, each in llms.items() if each is not llm}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -59,12 +60,10 @@ def with_named_drafters(config: EngineConfig, modes: str | None) -> EngineConfig
     return replace(config, draft="+".join(["auto", *known])) if config.draft == "auto" and known else config
 
 
-def automatic(config: EngineConfig, loaded: list[str]) -> tuple[str, ...] | None:
-    """Whom the mode "auto" asks where others are loaded beside them, None where nobody is."""
-    from hasten.engine.loading import FREE_DRAFTERS
-
+def automatic(config: EngineConfig, loaded: list[str], free: Sequence[str]) -> tuple[str, ...] | None:
+    """Whom the mode "auto" asks where others are loaded beside them (of ``free``, and the draft model), None where nobody is."""
     beside = config.draft.startswith("auto+")
-    return tuple(name for name in loaded if name in (*FREE_DRAFTERS, "lm")) if beside else None
+    return tuple(name for name in loaded if name in (*free, "lm")) if beside else None
 
 
 def check_folder(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,34 +15,54 @@ from hasten.cli.prompts import Prompt, collect, for_batch, read_text
 from hasten.core.config import EngineConfig
 from hasten.core.errors import HastenError, InvalidRequest
 from hasten.core.progress import Progress
+from hasten.core.types import SamplingParams
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+QUESTIONS = 1000
+MOST_QUESTIONS = 65536
 PIECE = 1 << 16  # characters that are made tokens at once, up to the next line's end
 
 
 @click.command(cls=Verb)
 @click.option("--prompts", metavar="FILE", help="JSON lines with prompt, messages or turns: the model's answers are kept.")
+@click.option(
+    "--questions",
+    type=click.IntRange(0, MOST_QUESTIONS),
+    metavar="N",
+    help=f"Questions that the model asks itself, to answer them; {QUESTIONS} where no file is given.",
+)
 @text_option("A text file (UTF-8)")
 @sampling_options(without=("n", "logprobs"))
 @engine_options
-def build(prompts: str | None, texts: tuple[str, ...], **options: Any) -> None:
-    """Make draft databases: of the model's answers to --prompts, and of --text files.
+def build(prompts: str | None, questions: int | None, texts: tuple[str, ...], **options: Any) -> None:
+    """Make draft databases: of the model's own answers, and of --text files.
 
-    Each replaces the one that was made before, at once or not at all. They are used by `--draft hierarchy`. The answers are those
-    the model gives anyway, so prompts like the ones it will be asked are best.
+    Each replaces the one that was made before, at once or not at all. Where there is one of answers, `--draft auto` takes
+    `hierarchy` for `suffix`. The model answers questions that it asks itself, or --prompts: like those it will be asked are best.
     """
-    config = engine_config(options)
-    if prompts is None and not texts:
-        raise InvalidRequest("Give --prompts FILE, --text FILE, or both; there is nothing to build from.")
-    items = [] if prompts is None else collect(None, prompts, sampling_params(options), False)
+    config, params = engine_config(options), sampling_params(options)
+    if questions is None:
+        questions = QUESTIONS if prompts is None and not texts else 0
+    elif questions == 0 and prompts is None and not texts:
+        raise InvalidRequest("There is nothing to build from; give --questions N, --prompts FILE or --text FILE.")
+    items = [] if prompts is None else collect(None, prompts, params, False)
     contents = [read_text(name) for name in texts]
-    _build(config, items, contents)
+    _build(config, Asked(items, questions, params), contents)
 
 
-def _build(config: EngineConfig, items: list[Prompt], contents: list[str]) -> None:
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the model answers: ``items``, and as many ``questions`` of its own, with ``params``."""
+
+    items: list[Prompt]
+    questions: int
+    params: SamplingParams
+
+
+def _build(config: EngineConfig, asked: Asked, contents: list[str]) -> None:
     from hasten.cli.screen import notes, progress_on
     from hasten.draft.kept import database_paths
     from hasten.model.catalogue import resolve
@@ -52,8 +73,8 @@ def _build(config: EngineConfig, items: list[Prompt], contents: list[str]) -> No
         tokenizer = load_tokenizer(resolved.path)
     vocabulary = tokenizer.vocabulary_fingerprint
     model_path, statistics_path = database_paths(vocabulary, resolved.name)
-    if items:
-        answers = _answers(config, items)
+    if asked.items or asked.questions:
+        answers = _answers(config, asked)
         with progress_on(notes(), "sorting") as progress:
             _make("model", "prompts", model_path, answers, vocabulary, progress)
     if contents:
@@ -76,23 +97,23 @@ def _make(kind: str, source: str, path: Path, texts: list[npt.NDArray[np.int32]]
     click.echo(f"{kind} database: {tokens:,} tokens{full}, {path}")
 
 
-def _answers(config: EngineConfig, items: list[Prompt]) -> list[npt.NDArray[np.int32]]:
-    """The token ids of the model's answers, in the order of the prompts."""
+def _answers(config: EngineConfig, asked: Asked) -> list[npt.NDArray[np.int32]]:
+    """The token ids of the model's answers, in the order of the prompts, its own questions' last."""
     import numpy as np
 
     from hasten.cli.generate import load
     from hasten.cli.screen import counting, notes
+    from hasten.train.own_questions import counted, own_questions
 
-    finished = 0
-    with closing(load(config)) as llm, counting(notes(), f"Answering with {llm.name}", len(items)) as (_, progress):
-
-        def on_done(index: int, completion: object) -> None:
-            nonlocal finished
-            finished += 1
-            progress("", finished, len(items))
-
-        inputs = for_batch(items, llm, False)
-        completions = llm.generate(inputs, [item.params for item in items], on_done=on_done)
+    with closing(load(config)) as llm:
+        prompts = for_batch(asked.items, llm, False)
+        if asked.questions:
+            with counting(notes(), f"Asking {llm.name} for questions", asked.questions) as (_, progress):
+                prompts += own_questions(llm, asked.questions, progress)
+        params = [item.params for item in asked.items]
+        params += [asked.params] * (len(prompts) - len(params))
+        with counting(notes(), f"Answering with {llm.name}", len(prompts)) as (_, progress):
+            completions = llm.generate(prompts, params, on_done=counted(len(prompts), progress))
     return [np.array(answer.tokens, dtype=np.int32) for completion in completions for answer in completion.answers]
 
 

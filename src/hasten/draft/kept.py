@@ -34,5 +34,11 @@ def arguments_of(drafter: str, model: str, vocabulary: str) -> dict[str, object]
     return {}
 
 
+def free_drafters(model: str, vocabulary: str) -> tuple[str, ...]:
+    """What "auto" takes with any model: hierarchy does what suffix does and more, once the model's own database is built."""
+    own, _ = database_paths(vocabulary, model)
+    return ("prediction", "hierarchy" if own.exists() else "suffix", "recycling")
+
+
 def _short(text: str) -> str:
     return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]

@@ -24,7 +24,7 @@ from hasten.draft import DRAFTERS
 from hasten.draft.base import Drafter
 from hasten.draft.foreign import ForeignDrafter
 from hasten.draft.growth import Shape
-from hasten.draft.kept import arguments_of
+from hasten.draft.kept import arguments_of, free_drafters
 from hasten.draft.lm import LanguageModelDrafter
 from hasten.draft.recycling import RecyclingDrafter
 from hasten.draft.trim import trim_head
@@ -47,7 +47,6 @@ from hasten.model.weights import load_decoder
 
 log = logging.getLogger(__name__)
 DEFAULT_CACHE_TOKENS = 8192
-FREE_DRAFTERS = ("prediction", "suffix", "recycling")  # what ``auto`` takes with any model
 SHAPE_ARGUMENTS = ("tree", "width", "branching")
 
 
@@ -179,7 +178,8 @@ def _drafters(
     if all(spec.name != "auto" for spec in specs):
         return [make(spec) for spec in named]
     asked = {spec.name: spec for spec in named}
-    free = [make(asked.pop(name, Spec(name))) for name in FREE_DRAFTERS]
+    names = free_drafters(target.name, target.tokenizer.vocabulary_fingerprint)
+    free = [make(asked.pop(name, Spec(name))) for name in names]
     draft = [] if "lm" in asked else _auto_draft_model(config, natural, target, device, progress)
     return [*free, *draft, *map(make, asked.values())]
 
