@@ -45,7 +45,7 @@ class Clock:
 
 @dataclass
 class Scripted(Drafter):
-    """Proposes chains of ``token`` until the budget's survival. ``level`` seconds a level and, for each token it reads before,
+    """Proposes chains of ``token`` until the budget's survival. ``level`` seconds a level and, for each token it has not read,
     ``reading`` seconds."""
 
     clock: Clock
@@ -64,8 +64,7 @@ class Scripted(Drafter):
         trees = [DraftTree() for _ in sequences]
         longest = 0
         for sequence, budget, tree in zip(sequences, budgets, trees, strict=True):
-            before = self._read.get(sequence.id)
-            unread = min(len(sequence.tokens), budget.reads) if before is None else len(sequence.tokens) - before
+            unread = len(sequence.tokens) - self._read.get(sequence.id, 0)
             self._read[sequence.id] = len(sequence.tokens)
             self.clock.now += self.reading * unread if unread > 64 else 0.0
             parent, survival = ROOT, 1.0

@@ -20,7 +20,7 @@ from hasten.control.accounts import Own, Savings, Standing, Tally
 from hasten.control.calibrator import ALL, Calibrator
 from hasten.control.cost import Average
 from hasten.control.rounds import Round
-from hasten.control.selection import best_count, kept_nodes, likeliest_first, survivals
+from hasten.control.selection import best_count, likeliest_first, survivals
 from hasten.control.step_costs import RARE_REFERENCE, StepCosts
 from hasten.core.types import ROOT, DraftTree
 
@@ -117,7 +117,7 @@ class Controller:
         standings = [self._opened(drafter, round, accounts.START_STEPS) for round in rounds]
         for own, round, standing in zip(owns, rounds, standings, strict=True):
             if not own.begun:
-                price = self._reading(drafter, round) + self._allowance(round, standing)
+                price = self.costs.reading(drafter, round.context) + self._allowance(round, standing)
                 own.look_forward(standing, price, self._left(round) * self.costs.unit, round.kind)
         acceptances = [own.acceptance(standing) for own, standing in zip(owns, standings, strict=True)]
         ready = [
@@ -130,7 +130,7 @@ class Controller:
             own, round = owns[at], rounds[at]
             own.on, own.why = True, f"its guesses are expected to be right {acceptances[at]:.2f} of the time, best {depth} deep"
             if not own.begun:
-                reading = self._reading(drafter, round)
+                reading = self.costs.reading(drafter, round.context)
                 if reading and self._joining:  # what is read now must pay then, too
                     gain = min(gain, self._best_group(drafter, [round], [acceptances[at]], certain, self._joining)[2])
                 own.on, own.why = self._begin(round, own, standings[at], reading, gain)
@@ -146,10 +146,10 @@ class Controller:
             due = {at for at in waiting if 2 * owns[at].off >= owns[at].interval}
         for at in waiting:
             own, standing = owns[at], standings[at]
-            reading = 0.0 if own.begun else self._reading(drafter, rounds[at])
+            reading = 0.0 if own.begun else self.costs.reading(drafter, rounds[at].context)
             # Credit is earned over all requests, but reading is lost on this one.
             if reading > 0.0 and reading > min(standing.free, self._allowance(rounds[at], standing)):
-                own.on, own.why = False, f"reading the text takes {reading:.2f} s, more than a try is worth"
+                own.on, own.why = False, f"reading {rounds[at].context} tokens takes {reading:.2f} s, more than a try is worth"
                 continue
             lost = own.begun and own.balance <= 0.0
             expected = f"expected to be right {own.acceptance(standing):.2f} of the time it does not pay"
@@ -201,7 +201,7 @@ class Controller:
             return False, IN_THE_RED
         saved = self._left(round) * self.costs.unit * (1.0 - 1.0 / gain)
         if reading > 0.0 and saved <= reading:
-            return False, f"reading the text takes {reading:.2f} s and would save {saved:.2f} s"
+            return False, f"reading {round.context} tokens takes {reading:.2f} s and would save {saved:.2f} s"
         allowance = self._allowance(round, standing)
         own.begun, own.balance, own.allowance = True, allowance, allowance
         own.reserve(reading + allowance, standing)
@@ -230,15 +230,7 @@ class Controller:
         acceptance = self.standing(drafter, round.kind).acceptance
         return rules.best_depth(acceptance, seconds, min(DEEPEST_ASKED, max(1, round.tokens_left)))
 
-    # How much to read, and how deep
-
-    def reads(self, drafter: str, round: Round) -> int:
-        """How much of a text's end a draft model reads before it begins with it."""
-        decides = self.rule == "auto" and self.measured and round.wish.mode != "on"
-        return self.costs.worth_reading(drafter, round.context, self._left(round) * self.costs.unit) if decides else round.context
-
-    def _reading(self, drafter: str, round: Round) -> float:
-        return self.costs.reading(drafter, self.reads(drafter, round))
+    # How deep
 
     def limits(self, drafter: str, paid: bool, round: Round, askers: int) -> tuple[int, float, float]:
         """Most levels, least survival of a chain that is drafted further, and most entropy (nats) of a level. ``askers`` sequences
@@ -299,8 +291,12 @@ class Controller:
         keep = min(len(ranked), most)
         if self.measured:
             keep = best_count(ranked[:most], contexts, rows, drafting_seconds, self.costs.curve, self.costs.overhead)
-        insisted = [round.wish.mode == "on" for round in rounds]
-        kept = kept_nodes(ranked, keep, insisted, [min(each, round.wish.nodes) for round in rounds], room)
+        kept: list[set[int]] = [set() for _ in rounds]
+        for place, (_, index, node) in enumerate(ranked):
+            wanted = place < keep or rounds[index].wish.mode == "on"
+            if wanted and room > 0 and len(kept[index]) < min(each, rounds[index].wish.nodes):
+                kept[index].add(node)
+                room -= 1
         return [round.keep(nodes) for round, nodes in zip(rounds, kept, strict=True)]
 
     # What became of it
@@ -386,6 +382,10 @@ class Controller:
         """The drafter's standing in a step like the present one: what pays for a sequence alone may not where many share a step."""
         return self.standings[drafter, kind + self._company]
 
+    def own(self, drafter: str, sequence: int) -> Own | None:
+        """The account of a drafter on a sequence, None where it was never asked for."""
+        return self._own.get((drafter, sequence))
+
     def finish(self, sequence: int, length: int, complete: bool) -> None:
         """A sequence is over after ``length`` tokens; an answer that was cut short says nothing about how long answers are."""
         if complete:
@@ -395,5 +395,5 @@ class Controller:
 
     def explain(self, drafter: str, sequence: int | None = None) -> str:
         """One line: whether the drafter is on, why, and what it has brought; of one request, or of the engine so far."""
-        own = None if sequence is None else self._own.get((drafter, sequence))
+        own = None if sequence is None else self.own(drafter, sequence)
         return f"{drafter}: {own or self.tallies.get(drafter, Tally())}"

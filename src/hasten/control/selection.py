@@ -52,16 +52,3 @@ def best_count(
         if rate > best_rate:
             best, best_rate = count, rate
     return best
-
-
-def kept_nodes(
-    ranked: Sequence[tuple[float, int, int]], keep: int, insisted: list[bool], limits: list[int], room: int
-) -> list[set[int]]:
-    """Of each tree the nodes among the first ``keep`` ranked ones, and beyond them where somebody has ``insisted``: at most its
-    ``limits`` of a tree and ``room`` of all."""
-    kept: list[set[int]] = [set() for _ in limits]
-    for place, (_, index, node) in enumerate(ranked):
-        if (place < keep or insisted[index]) and room > 0 and len(kept[index]) < limits[index]:
-            kept[index].add(node)
-            room -= 1
-    return kept

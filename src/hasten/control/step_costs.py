@@ -14,8 +14,6 @@ RARE_REFERENCE = 192  # at most
 REMEMBERED_STEPS = 9
 FLOORS_FOR = 64  # steps that floors are used before they follow the curve
 MOST_AHEAD = 6  # rows that a pass of a draft model may have beside the one that it is for
-READING_SHARE = 0.08  # of the answer's plain time that is worth a better guess all through it
-LEAST_READ = 128  # the last words, which say most
 DOUBT = 0.5  # scores are calibrated later, so a node may be proposed with half of what makes it worth its row
 
 
@@ -123,13 +121,6 @@ class StepCosts:
         # What was seen may be of shorter texts, whose tokens look back on less.
         now = one.value if one is not None and one.value else 1.0
         return max(found, self.pace * now * tokens * curve.step([(BLOCK_SIZE, tokens // 2)]) / BLOCK_SIZE)
-
-    def worth_reading(self, drafter: str, tokens: int, answer: float) -> int:
-        """How much of the end of a text of so many tokens a draft model should read that it has not begun, where the answer takes
-        ``answer`` seconds plainly. What it reads more of than the last words makes its guesses a little better, all through the
-        answer."""
-        whole, most = self.reading(drafter, tokens), READING_SHARE * answer
-        return tokens if whole <= most else min(tokens, max(LEAST_READ, int(tokens * most / whole)))
 
     def row(self, context: int, drafted: int = 0) -> float:
         """What one more row costs, on average over the next few, where so many are ``drafted`` already."""

@@ -36,8 +36,7 @@ class DraftBudget:
     first, that would never be verified: the one behind ``n`` others that survives with less than ``floors[n]``.
 
     ``ahead`` is for drafters that are a model: a row more in one of its passes is worth its cost where it saves the next pass with
-    that chance, for the first such row, the second ... none beyond the last. ``reads`` is for them, too: how much of the end of a
-    text they read that they have not begun to read.
+    that chance, for the first such row, the second ... none beyond the last.
     """
 
     nodes: int
@@ -47,7 +46,6 @@ class DraftBudget:
     most_entropy: float = inf
     floors: Row[float] = ()
     ahead: Row[float] = ()
-    reads: int = 1 << 62
 
 
 class Drafter:

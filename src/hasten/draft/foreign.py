@@ -88,7 +88,7 @@ class ForeignDrafter(LanguageModelDrafter):
         if self._match == "merges":
             self._merges_of(sequence.tenant).learn(sequence.tokens[state.noted :])
             state.noted = len(sequence.tokens)
-        state.settled = min(state.settled, max(0, reading.extend(sequence.tokens) - state.skipped))
+        state.settled = min(state.settled, reading.extend(sequence.tokens))
         return list(reading.tokens)
 
     def _own_id(self, token: int) -> int:

@@ -46,11 +46,10 @@ MOST_FRESH = 2  # tokens a sequence that a level reads beside guessing; a pass t
 @dataclass(slots=True)
 class DraftState:
     """What the draft model's pool holds of one sequence: keys and values of ``fed``, of which ``settled`` are known to be the
-    sequence's own tokens. The first ``skipped`` ones of these it never reads."""
+    sequence's own tokens."""
 
     fed: list[int] = field(default_factory=list)
     settled: int = 0
-    skipped: int = 0
     blocks: list[int] = field(default_factory=list)
     history: History | None = None
     counted: int = 0  # output tokens that the history has seen
@@ -150,8 +149,7 @@ class LanguageModelDrafter(Drafter):
     # What a model of another vocabulary does differently (``foreign``)
 
     def _known(self, sequence: Sequence, state: DraftState) -> list[int]:
-        """The sequence in the model's own token ids; what changed of it since the last call must not count as settled (counted from
-        the first one that is read)."""
+        """The sequence in the model's own token ids; what changed of it since the last call must not count as settled."""
         return sequence.tokens
 
     def _own_id(self, token: int) -> int:
@@ -195,9 +193,6 @@ class LanguageModelDrafter(Drafter):
         if budget.nodes < 1 or budget.depth < 1:
             return None
         known = self._known(sequence, state)
-        if not state.fed:
-            state.skipped = max(0, len(known) - max(1, budget.reads))
-        known = known[state.skipped :]
         if not known or len(known) + 1 >= self._context_length:
             return None
         while state.settled < min(len(state.fed), len(known) - 1) and state.fed[state.settled] == known[state.settled]:

@@ -178,7 +178,7 @@ class Drafting:
                 self._bid(round, drafter, _sound(bid, budget, self.vocabulary), laws, len(bid))
             except Exception as problem:
                 self._switch_off(drafter, sequence, problem)
-        self._charge(drafter, sequences, rounds, budgets, self.clock() - started)
+        self._charge(drafter, sequences, rounds, self.clock() - started)
 
     def _bid(self, round: Round, drafter: Drafter, tree: DraftTree, laws: DraftLaws, bid: int) -> None:
         if round.sequence in self._laws:
@@ -205,19 +205,12 @@ class Drafting:
         calibrated = self.controller.calibrated(drafter.name, round.kind)
         floors = [] if drafter.paid else self.controller.floors(round, max(0, nodes))
         ahead = self.controller.costs.ahead(drafter.name, askers) if drafter.paid else []
-        reads = self.controller.reads(drafter.name, round) if drafter.paid else 0
-        return DraftBudget(nodes, min(depth, _depth_left(sequence)), floor, calibrated, entropy, floors, ahead, reads)
+        return DraftBudget(nodes, min(depth, _depth_left(sequence)), floor, calibrated, entropy, floors, ahead)
 
-    def _charge(
-        self, drafter: Drafter, sequences: list[Sequence], rounds: list[Round], budgets: list[DraftBudget], spent: float
-    ) -> None:
-        """Share out what a drafter took: its levels evenly, its reading by how much it read of each sequence."""
+    def _charge(self, drafter: Drafter, sequences: list[Sequence], rounds: list[Round], spent: float) -> None:
+        """Share out what a drafter took: its levels evenly, its reading by how much each sequence had grown since."""
         guessing = spent
-        seen = [self._seen.get((drafter.name, round.sequence)) for round in rounds]
-        unread = [
-            min(round.context, budget.reads) if before is None else max(0, round.context - before)
-            for round, budget, before in zip(rounds, budgets, seen, strict=True)
-        ]
+        unread = [max(0, round.context - self._seen.get((drafter.name, round.sequence), 0)) for round in rounds]
         if drafter.paid:
             costs, one = self.controller.costs, drafter.seconds_per_pass
             expected = costs.one_pass(drafter.name, len(rounds)) if one is None else one
