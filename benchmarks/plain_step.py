@@ -26,6 +26,7 @@ from hasten.engine.profiling import sample_tokens, timed_passes
 from hasten.model.attention import choose_cache
 from hasten.model.catalogue import resolve
 from hasten.model.executor import Executor
+from hasten.model.kernels import set_threads
 
 
 def main() -> None:
@@ -43,6 +44,7 @@ def main() -> None:
     started = time.perf_counter()
     model = load_model(args.model, path, config, choose_device("cpu"), silent)
     load = time.perf_counter() - started
+    set_threads(0, model.executor.decoder.precision)  # as the engine does
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     weights = model.executor.decoder.weights
     size = step_bytes(weights, model.executor.decoder.precision.weights.itemsize)

@@ -1,7 +1,7 @@
 """Hierarchy Drafting (arXiv:2502.05609): guess from three databases in the order of their temporal locality.
 
 *Context*: this request's own prompt and output, as the suffix drafter sees them. *Model*: the model's own generations on other
-prompts. *Statistics*: any text. The last two are files that ``hasten draft build`` makes.
+prompts, its own questions among them. *Statistics*: any text. The last two are files that ``hasten draft build`` makes.
 
 The paper concatenates the look-ups until seven guesses are there, so that one branch may be verified three times and rare tuples
 come before frequent ones. Here all sources vote for each node together, the less the farther they are from the request; equal

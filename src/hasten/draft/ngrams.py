@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import struct
 import zlib
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -43,60 +44,66 @@ class NgramDatabase:
         tokens, places = _mapped(path, vocabulary)
         self._text, self._places = tokens.data, places.data
         self.size = len(tokens) - DEPTH
+        last = tokens[places - 1]
+        # Of the places behind token t the first is self._starts[t].
+        self._starts = np.searchsorted(last, np.arange(int(last[-1]) + 2)).astype(np.int32).data
 
     def matches(self, end: list[int], weights: Sequence[list[float]]) -> list[Match]:
         """Up to ``MOST_PLACES`` places where the last tokens of ``end`` occurred, longest first.
 
         Where more share a context they are taken evenly from all of them, so that their followers are as frequent as in the text.
         """
-        wanted = end[-DEPTH:][::-1]
-        length = self._longest(wanted)
-        found: list[int] = []
-        low = high = 0
+        ranges = self._ranges(end)
+        length = len(ranges)
+        found: list[tuple[int, int]] = []
+        inner_low = inner_high = 0
         while length > 0 and len(found) < MOST_PLACES:
-            inner_low, inner_high = low, high
-            low = bisect_left(self._places, wanted[:length], key=self._before)
-            high = bisect_left(self._places, [*wanted[: length - 1], wanted[length - 1] + 1], low, key=self._before)
+            low, high = ranges[length - 1]
             free = MOST_PLACES - len(found)
             outer = high - low - (inner_high - inner_low)
             # ``step`` apart, passing over the range that was taken with a longer context.
             step = max(1.0, outer / free)
             for number in range(min(free, outer)):
                 at = low + int(number * step)
-                found.append(at if at < inner_low or inner_low == inner_high else at + inner_high - inner_low)
+                entry = at if at < inner_low or inner_low == inner_high else at + inner_high - inner_low
+                found.append((-self._length(entry, length, ranges, end), self._places[entry]))
+            inner_low, inner_high = low, high
             length = min(length - 1, (length + 1) // 2)
-        return self._measured(found, end, weights)
+        found.sort()
+        return [(self._text, place, -loss, by_length) for (loss, place), by_length in zip(found, weights, strict=False)]
 
-    def _measured(self, found: list[int], end: list[int], weights: Sequence[list[float]]) -> list[Match]:
-        out: list[tuple[int, int]] = []
-        last = end[-LONGEST_MATCH:]
-        for entry in found:
+    def _ranges(self, end: list[int]) -> list[tuple[int, int]]:
+        """For 1, 2, ... tokens the places that the last so many of ``end`` stand before, as long as there are any: each range lies
+        within the one before, sorted by the token that is looked at next."""
+        text, places, starts = self._text, self._places, self._starts
+        if not end or not 0 <= end[-1] < len(starts) - 1:
+            return []
+        low, high = starts[end[-1]], starts[end[-1] + 1]
+        ranges: list[tuple[int, int]] = []
+        while low < high:
+            ranges.append((low, high))
+            back = len(ranges) + 1
+            if back > min(DEPTH, len(end)):
+                break
+            before = partial(_token_before, text, back)
+            low = bisect_left(places, end[-back], low, high, key=before)
+            high = bisect_right(places, end[-back], low, high, key=before)
+        return ranges
+
+    def _length(self, entry: int, length: int, ranges: list[tuple[int, int]], end: list[int]) -> int:
+        """How many tokens before a place that is in the range of ``length`` agree with ``end``, up to ``LONGEST_MATCH``."""
+        while length < len(ranges) and ranges[length][0] <= entry < ranges[length][1]:
+            length += 1
+        if length == DEPTH:
             place = self._places[entry]
-            length, most = 0, min(len(last), place)
-            while length < most and self._text[place - 1 - length] == last[-1 - length]:
+            most = min(LONGEST_MATCH, len(end), place)
+            while length < most and self._text[place - 1 - length] == end[-1 - length]:
                 length += 1
-            out.append((-length, place))
-        out.sort()
-        return [(self._text, place, -loss, by_length) for (loss, place), by_length in zip(out, weights, strict=False) if loss < 0]
+        return length
 
-    def _before(self, place: int) -> list[int]:
-        """The tokens before a place, read backwards."""
-        before = self._text[place - DEPTH : place].tolist()
-        before.reverse()
-        return before
 
-    def _longest(self, wanted: list[int]) -> int:
-        """How many of ``wanted`` the best place agrees with: it stands beside where ``wanted`` would be inserted."""
-        at, best = bisect_left(self._places, wanted, key=self._before), 0
-        for entry in (at - 1, at):
-            if 0 <= entry < len(self._places):
-                agree = 0
-                for mine, theirs in zip(wanted, self._before(self._places[entry]), strict=False):
-                    if mine != theirs:
-                        break
-                    agree += 1
-                best = max(best, agree)
-        return best
+def _token_before(text: memoryview, back: int, place: int) -> int:
+    return int(text[place - back])
 
 
 def build(path: Path, texts: Sequence[Sequence[int] | Tokens], vocabulary: str, progress: Progress = silent) -> int:
