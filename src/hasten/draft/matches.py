@@ -41,12 +41,16 @@ def vote(matches: list[Match], escape: float, doubt: float) -> list[tuple[int, f
     votes: dict[int, float] = {}
     agreeing: dict[int, list[Match]] = {}
     for text, at, length, by_length in matches:
-        if at >= len(text):
+        try:
+            token = text[at]
+        except IndexError:
             continue
-        token = text[at]
-        if token < 0:
-            continue
-        votes[token] = votes.get(token, 0.0) + by_length[length]
-        agreeing.setdefault(token, []).append((text, at + 1, min(length + 1, LONGEST_MATCH), by_length))
+        longer = length + 1 if length < LONGEST_MATCH else LONGEST_MATCH
+        if token in votes:
+            votes[token] += by_length[length]
+            agreeing[token].append((text, at + 1, longer, by_length))
+        elif token >= 0:
+            votes[token] = by_length[length]
+            agreeing[token] = [(text, at + 1, longer, by_length)]
     total = escape + (1.0 + doubt) * sum(votes.values())
     return [(token, weight / total, agreeing[token]) for token, weight in votes.items()]
