@@ -76,15 +76,17 @@ def _build(config: EngineConfig, asked: Asked, contents: list[str]) -> None:
     if asked.items or asked.questions:
         answers = _answers(config, asked)
         with progress_on(notes(), "sorting") as progress:
-            _make("model", "prompts", model_path, answers, vocabulary, progress)
+            made = _make("model", "prompts", model_path, answers, vocabulary, progress)
+        click.echo(made)
     if contents:
         with progress_on(notes(), "reading") as progress:
             encoded = _encoded(contents, lambda text: tokenizer.encode(text, add_bos=False), progress)
-            _make("statistics", "text", statistics_path, encoded, vocabulary, progress)
+            made = _make("statistics", "text", statistics_path, encoded, vocabulary, progress)
+        click.echo(made)
 
 
-def _make(kind: str, source: str, path: Path, texts: list[npt.NDArray[np.int32]], vocabulary: str, progress: Progress) -> None:
-    """Write one database and say so; ``source`` is what it takes more of. Raises HastenError, one sentence, when it cannot be."""
+def _make(kind: str, source: str, path: Path, texts: list[npt.NDArray[np.int32]], vocabulary: str, progress: Progress) -> str:
+    """Write one database and say so in one line; ``source`` is what it takes more of. Raises HastenError, one sentence, when it cannot be."""
     from hasten.draft import ngrams
 
     try:
@@ -94,7 +96,7 @@ def _make(kind: str, source: str, path: Path, texts: list[npt.NDArray[np.int32]]
     except OSError as problem:
         raise HastenError(f"{path} cannot be written ({problem.strerror}); free some space or check its permissions.") from problem
     full = " (full; the rest was left out)" if tokens >= ngrams.MOST_TOKENS - 2 * ngrams.DEPTH else ""
-    click.echo(f"{kind} database: {tokens:,} tokens{full}, {path}")
+    return f"{kind} database: {tokens:,} tokens{full}, {path}"
 
 
 def _answers(config: EngineConfig, asked: Asked) -> list[npt.NDArray[np.int32]]:
