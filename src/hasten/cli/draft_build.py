@@ -86,8 +86,8 @@ def _build(config: EngineConfig, asked: Asked, contents: list[str]) -> None:
 
 
 def _make(kind: str, source: str, path: Path, texts: list[npt.NDArray[np.int32]], vocabulary: str, progress: Progress) -> str:
-    """Write one database; a line that says so. ``source`` is what it takes more of. Raises HastenError, one sentence, when it cannot
-    be."""
+    """Write one database; a line that says so. ``source`` is what it takes more of. Raises HastenError, one sentence, when it
+    cannot be."""
     from hasten.draft import ngrams
 
     try:

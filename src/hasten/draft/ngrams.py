@@ -44,9 +44,6 @@ class NgramDatabase:
         tokens, places = _mapped(path, vocabulary)
         self._text, self._places = tokens.data, places.data
         self.size = len(tokens) - DEPTH
-        last = tokens[places - 1]
-        # Of the places behind token t the first is self._starts[t].
-        self._starts = np.searchsorted(last, np.arange(int(last[-1]) + 2)).astype(np.int32).data
 
     def matches(self, end: list[int], weights: Sequence[list[float]]) -> list[Match]:
         """Up to ``MOST_PLACES`` places where the last tokens of ``end`` occurred, longest first.
@@ -75,19 +72,16 @@ class NgramDatabase:
     def _ranges(self, end: list[int]) -> list[tuple[int, int]]:
         """For 1, 2, ... tokens the places that the last so many of ``end`` stand before, as long as there are any: each range lies
         within the one before, sorted by the token that is looked at next."""
-        text, places, starts = self._text, self._places, self._starts
-        if not end or not 0 <= end[-1] < len(starts) - 1:
-            return []
-        low, high = starts[end[-1]], starts[end[-1] + 1]
+        text, places = self._text, self._places
+        low, high = 0, len(places)
         ranges: list[tuple[int, int]] = []
-        while low < high:
-            ranges.append((low, high))
-            back = len(ranges) + 1
-            if back > min(DEPTH, len(end)):
-                break
+        for back in range(1, min(DEPTH, len(end)) + 1):
             before = partial(_token_before, text, back)
             low = bisect_left(places, end[-back], low, high, key=before)
             high = bisect_right(places, end[-back], low, high, key=before)
+            if low == high:
+                break
+            ranges.append((low, high))
         return ranges
 
     def _length(self, entry: int, length: int, ranges: list[tuple[int, int]], end: list[int]) -> int:
