@@ -24,6 +24,7 @@ from hasten.core.progress import silent
 from hasten.core.types import BLOCK_SIZE, Batch, Segment
 from hasten.engine.loading import LoadedModel, choose_device, load_model
 from hasten.model.catalogue import resolve
+from hasten.model.kernels import set_threads
 from hasten.native.kernels import PackedLinear
 from hasten.native.sketch import DEVIATIONS
 from hasten.sampling.likeliest import likeliest
@@ -41,6 +42,7 @@ def main() -> None:
     args = parser.parse_args()
     config = EngineConfig(model=args.model, precision=args.precision, cache_tokens=1024)
     model = load_model(args.model, resolve(args.model, fetch=True).path, config, choose_device("cpu"), silent)
+    set_threads(0, model.executor.decoder.precision)  # as the engine does
     weights = model.executor.decoder.weights
     head, sketch = weights.head, weights.sketch
     if sketch is None:

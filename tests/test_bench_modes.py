@@ -203,11 +203,8 @@ def test_auto_stays_what_it_is_beside_drafters_that_modes_name() -> None:
     loaded = ["prediction", "suffix", "recycling", "trie"]
     free = ("prediction", "suffix", "recycling")
     assert automatic(config, loaded, free) == free
-    assert automatic(config, ["prediction", "hierarchy", "recycling", "suffix"], ("prediction", "hierarchy", "recycling")) == (
-        "prediction",
-        "hierarchy",
-        "recycling",
-    )
+    built = ("prediction", "hierarchy", "recycling")
+    assert automatic(config, [*built, "suffix"], built) == built
     assert automatic(EngineConfig(model="tiny"), loaded[:3], free) is None
     assert parse_mode("auto@fixed(2)", loaded, ("suffix",)).drafters == ("suffix",)
 

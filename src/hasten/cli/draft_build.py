@@ -14,7 +14,7 @@ from hasten.cli.options import Verb, engine_config, engine_options, sampling_opt
 from hasten.cli.prompts import Prompt, collect, for_batch, read_text
 from hasten.core.config import EngineConfig
 from hasten.core.errors import HastenError, InvalidRequest
-from hasten.core.progress import Progress
+from hasten.core.progress import Progress, counted
 from hasten.core.types import SamplingParams
 
 if TYPE_CHECKING:
@@ -44,9 +44,10 @@ def build(prompts: str | None, questions: int | None, texts: tuple[str, ...], **
     `hierarchy` for `suffix`. The model answers questions that it asks itself, or --prompts: like those it will be asked are best.
     """
     config, params = engine_config(options), sampling_params(options)
+    files = prompts is not None or bool(texts)
     if questions is None:
-        questions = QUESTIONS if prompts is None and not texts else 0
-    elif questions == 0 and prompts is None and not texts:
+        questions = 0 if files else QUESTIONS
+    if not files and not questions:
         raise InvalidRequest("There is nothing to build from; give --questions N, --prompts FILE or --text FILE.")
     items = [] if prompts is None else collect(None, prompts, params, False)
     contents = [read_text(name) for name in texts]
@@ -106,7 +107,7 @@ def _answers(config: EngineConfig, asked: Asked) -> list[npt.NDArray[np.int32]]:
 
     from hasten.cli.generate import load
     from hasten.cli.screen import counting, notes
-    from hasten.train.own_questions import counted, own_questions
+    from hasten.train.own_questions import own_questions
 
     with closing(load(config)) as llm:
         prompts = for_batch(asked.items, llm, False)
@@ -116,7 +117,7 @@ def _answers(config: EngineConfig, asked: Asked) -> list[npt.NDArray[np.int32]]:
         params = [item.params for item in asked.items]
         params += [asked.params] * (len(prompts) - len(params))
         with counting(notes(), f"Answering with {llm.name}", len(prompts)) as (_, progress):
-            completions = llm.generate(prompts, params, on_done=counted(len(prompts), progress))
+            completions = llm.generate(prompts, params, on_done=counted(progress, "", len(prompts)))
     return [np.array(answer.tokens, dtype=np.int32) for completion in completions for answer in completion.answers]
 
 

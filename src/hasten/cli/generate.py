@@ -23,6 +23,7 @@ from hasten.cli.options import (
 from hasten.cli.prompts import Prompt, collect, for_batch
 from hasten.core.config import EngineConfig, SpeculationParams
 from hasten.core.errors import InvalidRequest
+from hasten.core.progress import counted
 from hasten.core.results import Completion
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def _answer_all(llm: LLM, items: list[Prompt], raw: bool, as_json: bool, specula
     from hasten.cli.screen import answers, batch_account, counting, notes, printable, say
 
     inputs = for_batch(items, llm, raw)
-    started, finished = time.monotonic(), 0
+    started = time.monotonic()
     screen = notes()
     with counting(screen, f"Answering with {llm.name}", len(items)) as (above, progress):
         one_screen = answers().is_terminal and screen.is_terminal
@@ -112,10 +113,10 @@ def _answer_all(llm: LLM, items: list[Prompt], raw: bool, as_json: bool, specula
 
         write = InOrder(show)
 
+        count = counted(progress, "", len(items))
+
         def on_done(index: int, completion: Completion) -> None:
-            nonlocal finished
-            finished += 1
-            progress("", finished, len(items))
+            count(index, completion)
             write(index, completion)
 
         completions = llm.generate(inputs, [item.params for item in items], on_done=on_done, speculation=speculation)

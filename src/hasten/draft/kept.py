@@ -36,8 +36,8 @@ def arguments_of(drafter: str, model: str, vocabulary: str) -> dict[str, object]
 
 def free_drafters(model: str, vocabulary: str) -> tuple[str, ...]:
     """What "auto" takes with any model: hierarchy does what suffix does and more, once the model's own database is built."""
-    own, _ = database_paths(vocabulary, model)
-    return ("prediction", "hierarchy" if own.exists() else "suffix", "recycling")
+    built = arguments_of("hierarchy", model, vocabulary)["model"] is not None
+    return ("prediction", "hierarchy" if built else "suffix", "recycling")
 
 
 def _short(text: str) -> str:

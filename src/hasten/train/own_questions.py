@@ -4,11 +4,11 @@ user's data is in them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
-from hasten.core.progress import Progress, silent
-from hasten.core.results import Completion
+from hasten.core.progress import Progress, counted, silent
+from hasten.core.results import Answer
 from hasten.core.types import SamplingParams
 
 if TYPE_CHECKING:
@@ -25,34 +25,20 @@ def own_questions(llm: LLM, count: int, progress: Progress = silent) -> list[lis
     model without a chat template, or whose template has nothing before a user's words, gets beginnings of texts that it wrote."""
     lead = _before_the_user(llm) if llm.has_chat_template else []
     if not lead:
-        return _own_beginnings(llm, count, progress)
-    params = [SamplingParams(max_tokens=QUESTION_TOKENS, temperature=1.0, seed=seed) for seed in range(count)]
-    written = llm.generate([lead] * count, params, on_done=counted(count, progress))
-    texts = dict.fromkeys(completion.text.strip() for completion in written)
+        start = llm.encode("\n")
+        beginnings = _written(llm, start, BEGINNING_TOKENS, count, progress)
+        return [[*start, *tokens] for tokens in dict.fromkeys(tuple(answer.tokens) for answer in beginnings) if tokens]
+    texts = dict.fromkeys(answer.text.strip() for answer in _written(llm, lead, QUESTION_TOKENS, count, progress))
     return [llm.render_chat([{"role": "user", "content": text}]) for text in texts if len(text) >= FEWEST_CHARACTERS]
 
 
-def counted(count: int, progress: Progress) -> Callable[[int, Completion], None]:
-    """For ``LLM.generate``: tells ``progress`` how many of ``count`` requests are done."""
-    done = 0
-
-    def on_done(index: int, completion: Completion) -> None:
-        nonlocal done
-        done += 1
-        progress("", done, count)
-
-    return on_done
+def _written(llm: LLM, start: list[int], tokens: int, count: int, progress: Progress) -> list[Answer]:
+    """``count`` ways in which the model goes on from ``start``."""
+    params = [SamplingParams(max_tokens=tokens, temperature=1.0, seed=seed) for seed in range(count)]
+    completions = llm.generate([start] * count, params, on_done=counted(progress, "", count))
+    return [completion.answers[0] for completion in completions]
 
 
 def _before_the_user(llm: LLM) -> list[int]:
     one, other = (llm.render_chat([{"role": "user", "content": text}]) for text in TWO_TURNS)
-    length = next(place for place, (mine, theirs) in enumerate(zip(one, other, strict=False)) if mine != theirs)
-    return one[:length]
-
-
-def _own_beginnings(llm: LLM, count: int, progress: Progress) -> list[list[int]]:
-    start = llm.encode("\n")
-    params = [SamplingParams(max_tokens=BEGINNING_TOKENS, temperature=1.0, seed=seed) for seed in range(count)]
-    written = llm.generate([start] * count, params, on_done=counted(count, progress))
-    texts = dict.fromkeys(tuple(completion.answers[0].tokens) for completion in written)
-    return [start + list(tokens) for tokens in texts if tokens]
+    return [mine for mine, _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))]

@@ -21,7 +21,7 @@ import numpy as np
 from hasten.cache.blocks import BlockManager
 from hasten.core.config import EngineConfig
 from hasten.core.errors import ConfigError, InvalidRequest, ModelError, VocabularyMismatch
-from hasten.core.progress import Progress, silent
+from hasten.core.progress import Progress, counted, silent
 from hasten.core.types import BLOCK_SIZE, ROOT, Batch, DraftTree, SamplingParams, Segment, Verdict
 from hasten.core.types import Sequence as RunningText
 from hasten.draft.base import DraftBudget
@@ -146,13 +146,7 @@ def _answers(config: EngineConfig, asks: Sequence[Ask], progress: Progress) -> t
 
     with LLM(replace(config, draft="none"), progress=progress) as llm:
         inputs = [llm.encode(ask(llm))[-LONGEST_PROMPT:] for ask in asks]
-        done = 0
-
-        def on_done(place: int, completion: object) -> None:
-            nonlocal done
-            done += 1
-            progress("answering", done, len(inputs))
-
+        on_done = counted(progress, "answering", len(inputs))
         params = SamplingParams(max_tokens=ANSWER_TOKENS, temperature=0.0)
         outputs = [completion.answers[0].tokens for completion in llm.generate(inputs, params, on_done=on_done)]
         executor, vocabulary = llm.engine.executor, llm.engine.vocabulary
