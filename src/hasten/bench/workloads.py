@@ -183,7 +183,7 @@ def _synthetic(prompt: int, answer: int, params: SamplingParams, count: int, voc
         raise ConfigError("A synthetic workload is written synthetic:PROMPTxANSWER, at least 1 token and at least 2.")
     draw = random.Random(prompt)
     questions = [Question(f"{at + 1}", [draw.randrange(vocabulary) for _ in range(prompt)]) for at in range(count)]
-    return Load(f"{prompt} + {answer} random tokens", questions, replace(params, max_tokens=answer))
+    return Load(f"{prompt} + {answer} random tokens", questions, replace(params, max_tokens=answer, ignore_eos=True))
 
 
 def _batched(name: str, parts: list[Load], batch: int) -> Load:

@@ -59,7 +59,10 @@ LEAST_ROOM, GUESS_ROOM = 1024, 64  # positions that other engines are given
 @click.option(
     "--per-group", type=click.INT, metavar="N", help="Questions of each group of a workload, and of --prompts; default all."
 )
-@click.option("--max-tokens", type=click.INT, metavar="N", default=64, show_default=True, help="Tokens of every answer.")
+@click.option("--max-tokens", type=click.INT, metavar="N", default=64, show_default=True, help="Most tokens of an answer.")
+@click.option(
+    "--ignore-eos", is_flag=True, default=False, help="Go on to --max-tokens past the model's end; always so beside other engines."
+)
 @click.option("--repeats", type=click.INT, metavar="N", default=1, show_default=True, help="How often each question is asked.")
 @click.option("--seed", type=click.INT, metavar="N", default=0, show_default=True, help="Seed of sampled answers.")
 @click.option("--ablation", is_flag=True, default=False, help="Each drafter alone, pairs, all, and fixed depths against auto.")

@@ -19,7 +19,16 @@ if TYPE_CHECKING:
     from hasten.bench.workloads import Load
 
 NEVER_SLOWER_WORKLOADS = ("spec-bench", "humaneval", "hostile")
-ASKED = ("max_tokens", "repeats", "seed", "ablation", "never_slower", "server", "perplexity_chunks")  # options, as they are given
+ASKED = (
+    "max_tokens",
+    "ignore_eos",
+    "repeats",
+    "seed",
+    "ablation",
+    "never_slower",
+    "server",
+    "perplexity_chunks",
+)  # options, as they are given
 
 
 def all_loads(llm: LLM, items: list[Prompt] | None, options: dict[str, Any]) -> list[Load]:
@@ -30,8 +39,9 @@ def all_loads(llm: LLM, items: list[Prompt] | None, options: dict[str, Any]) -> 
     vocabulary, per_group = llm.engine.vocabulary, options["per_group"]
     workloads = options["workloads"] or (NEVER_SLOWER_WORKLOADS if options["never_slower"] else () if items else ("spec-bench",))
     out: dict[str, Load] = {}
+    whole = options["ignore_eos"] or bool(options["against"]) or options["server"]  # other texts end elsewhere
     for temperature in numbers(options["temperatures"], float, 0.0, 100.0, "temperatures"):
-        params = SamplingParams(temperature=temperature, seed=options["seed"], max_tokens=options["max_tokens"], ignore_eos=True)
+        params = SamplingParams(temperature=temperature, seed=options["seed"], max_tokens=options["max_tokens"], ignore_eos=whole)
         for batch in numbers(options["batches"], int, 1, 1024, "batches"):
             found = [load for name in workloads for load in loads(llm, name, params, per_group, batch, vocabulary)]
             if items is not None:

@@ -117,7 +117,7 @@ class Controller:
         standings = [self._opened(drafter, round, accounts.START_STEPS) for round in rounds]
         for own, round, standing in zip(owns, rounds, standings, strict=True):
             if not own.begun:
-                price = self.costs.reading(drafter, round.context) + self._allowance(round, standing)
+                price = self.costs.reading(drafter, round.to_read(drafter)) + self._allowance(round, standing)
                 own.look_forward(standing, price, self._left(round) * self.costs.unit, round.kind)
         acceptances = [own.acceptance(standing) for own, standing in zip(owns, standings, strict=True)]
         ready = [
@@ -130,7 +130,7 @@ class Controller:
             own, round = owns[at], rounds[at]
             own.on, own.why = True, f"its guesses are expected to be right {acceptances[at]:.2f} of the time, best {depth} deep"
             if not own.begun:
-                reading = self.costs.reading(drafter, round.context)
+                reading = self.costs.reading(drafter, round.to_read(drafter))
                 if reading and self._joining:  # what is read now must pay then, too
                     gain = min(gain, self._best_group(drafter, [round], [acceptances[at]], certain, self._joining)[2])
                 own.on, own.why = self._begin(round, own, standings[at], reading, gain)
@@ -146,10 +146,10 @@ class Controller:
             due = {at for at in waiting if 2 * owns[at].off >= owns[at].interval}
         for at in waiting:
             own, standing = owns[at], standings[at]
-            reading = 0.0 if own.begun else self.costs.reading(drafter, rounds[at].context)
+            reading = 0.0 if own.begun else self.costs.reading(drafter, rounds[at].to_read(drafter))
             # Credit is earned over all requests, but reading is lost on this one.
             if reading > 0.0 and reading > min(standing.free, self._allowance(rounds[at], standing)):
-                own.on, own.why = False, f"reading {rounds[at].context} tokens takes {reading:.2f} s, more than a try is worth"
+                own.on, own.why = False, f"reading the text takes {reading:.2f} s, more than a try is worth"
                 continue
             lost = own.begun and own.balance <= 0.0
             expected = f"expected to be right {own.acceptance(standing):.2f} of the time it does not pay"
@@ -201,7 +201,7 @@ class Controller:
             return False, IN_THE_RED
         saved = self._left(round) * self.costs.unit * (1.0 - 1.0 / gain)
         if reading > 0.0 and saved <= reading:
-            return False, f"reading {round.context} tokens takes {reading:.2f} s and would save {saved:.2f} s"
+            return False, f"reading the text takes {reading:.2f} s and would save {saved:.2f} s"
         allowance = self._allowance(round, standing)
         own.begun, own.balance, own.allowance = True, allowance, allowance
         own.reserve(reading + allowance, standing)

@@ -12,7 +12,8 @@ from hasten.core.types import DraftTree, SamplingParams, Sequence
 class Round:
     """``origins[i]`` names who bid node i of ``tree`` first: free drafters are asked before paid ones, so that a paid one is
     credited only with what it alone brought. ``verified`` is the part that is checked, ``accepted`` its accepted nodes.
-    ``seconds`` is what each drafter took for this sequence; ``catching_up`` the part of it that read text rather than guessed."""
+    ``seconds`` is what each drafter took for this sequence; ``catching_up`` the part of it that read text rather than guessed;
+    ``unread`` the tokens that one has to read before it guesses, where that is not the whole context."""
 
     sequence: int
     kind: str
@@ -27,6 +28,7 @@ class Round:
     seconds: dict[str, float] = field(default_factory=dict)
     catching_up: dict[str, float] = field(default_factory=dict)
     levels: dict[str, int] = field(default_factory=dict)
+    unread: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, sequence: Sequence, wish: SpeculationParams) -> Round:
@@ -37,6 +39,9 @@ class Round:
             sequence.tokens_left,
             wish,
         )
+
+    def to_read(self, drafter: str) -> int:
+        return self.unread.get(drafter, self.context)
 
     def bid(self, drafter: str, tree: DraftTree) -> None:
         """Merge one drafter's tree."""

@@ -74,6 +74,10 @@ class Drafter:
         """Whether there may ever be a guess for this sequence; asked once, after ``begin``. False: it is never asked for any."""
         return True
 
+    def recalled(self, sequence: Sequence) -> int:
+        """How many of the sequence's tokens a drafter that reads need not read any more; asked once, after ``begin``."""
+        return 0
+
     def propose(self, sequences: list[Sequence], budgets: list[DraftBudget]) -> list[DraftTree]:
         """One tree a sequence, maybe empty, of guesses at what follows ``sequence.tokens``."""
         return [DraftTree() for _ in sequences]

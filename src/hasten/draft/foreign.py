@@ -68,8 +68,8 @@ class ForeignDrafter(LanguageModelDrafter):
         self._merges: OrderedDict[str, Merges] = OrderedDict()
 
     def begin(self, sequence: Sequence) -> None:
-        super().begin(sequence)
         self._readings[sequence.id] = Reading(self._target, self._own, self._shared)
+        super().begin(sequence)
 
     def end(self, sequence: Sequence) -> None:
         super().end(sequence)

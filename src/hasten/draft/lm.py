@@ -109,9 +109,16 @@ class LanguageModelDrafter(Drafter):
         self._states: dict[int, DraftState] = {}
 
     def begin(self, sequence: Sequence) -> None:
-        self._states[sequence.id] = DraftState()
+        state = self._states[sequence.id] = DraftState()
         if self._shortlists is not None:
             self._shortlists.begin(sequence.id)
+        known = self._known(sequence, state)
+        state.blocks = self._blocks.match_prefix(known, sequence.tenant, len(known) - 1)
+        state.settled = len(state.blocks) * BLOCK_SIZE
+        state.fed = known[: state.settled]
+
+    def recalled(self, sequence: Sequence) -> int:
+        return self._states[sequence.id].settled
 
     def observe(self, sequence: Sequence, tree: DraftTree, verdict: Verdict) -> None:
         if self._shortlists is not None:
@@ -125,6 +132,7 @@ class LanguageModelDrafter(Drafter):
             self._shortlists.end(sequence.id)
         state = self._states.pop(sequence.id, None)
         if state is not None:
+            self._blocks.publish(state.blocks, state.fed, len(state.fed), sequence.tenant)
             self._blocks.free(state.blocks)
 
     def pass_seconds(self, rows: int, context: int) -> float:

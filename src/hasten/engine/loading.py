@@ -286,7 +286,7 @@ def _lm_drafter(
     progress: Progress,
 ) -> LanguageModelDrafter:
     draft = load_model(resolved.name, resolved.path, config, device, progress, draft=True, trim=trim, tokenizer=tokenizer)
-    blocks = BlockManager(draft.num_blocks, prefix_cache=False)
+    blocks = BlockManager(draft.num_blocks, prefix_cache=config.prefix_cache)
     vocabulary, context = target.tokenizer.vocabulary_size, draft.context_length
     executor = draft.executor
     drafter = LanguageModelDrafter(
@@ -313,7 +313,7 @@ def _foreign_drafter(
         resolved.name, target.name, len(shared.own), tokenizer.vocabulary_size,
     )  # fmt: skip
     draft = load_model(resolved.name, resolved.path, config, device, progress, draft=True, tokenizer=tokenizer)
-    blocks = BlockManager(draft.num_blocks, prefix_cache=False)
+    blocks = BlockManager(draft.num_blocks, prefix_cache=config.prefix_cache)
     drafter = ForeignDrafter(
         draft.executor.forward, blocks, target.tokenizer, tokenizer, shared, draft.context_length, **arguments
     )  # fmt: skip
