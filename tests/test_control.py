@@ -339,7 +339,7 @@ def test_estimates_lag_behind_by_a_few_outcomes_at_most() -> None:
 def test_the_reason_of_a_free_drafter_is_its_account() -> None:
     """What share of a bush of guesses is right is no reason for it: they cost nothing until they are verified."""
     controller = Controller(StepCosts(CostCurve.measured({1: 0.01, 8: 0.012})))
-    round = Round(1, "greedy", 20, 100, SpeculationParams())
+    round = Round(1, "greedy", 20, 1, 100, SpeculationParams())
     for _ in range(2):
         assert controller.open([round])
         assert controller.ask("suffix", False, [round]) == [True]
@@ -458,17 +458,17 @@ def test_nothing_is_read_that_will_not_pay_once_others_have_joined(row: float, b
     curve = CostCurve.measured({1: 0.1, 4: 0.103, 64: 0.103 + 60 * row})
     for joining in (0, 15):
         controller = Controller(StepCosts(curve, {"lm": CostCurve.measured({1: 0.01, 64: 0.02})}))
-        round = Round(1, "greedy", 300, 100, SpeculationParams())
+        round = Round(1, "greedy", 300, 1, 100, SpeculationParams())
         controller.open([round], joining=joining)
         assert controller.ask("lm", True, [round]) == [begins or not joining]
-    assert begins or "would save 0.00 s" in controller.explain("lm", 1)
+    assert begins or "would save 0.0 ms a token" in controller.explain("lm", 1)
 
 
 @pytest.mark.parametrize(("kind", "steps"), [("greedy", 3.0), ("warm", 3.0), ("hot", 1.5)])
 def test_hot_sampling_begins_with_half_the_credit(kind: str, steps: float) -> None:
     controller = Controller(StepCosts(CostCurve.measured({1: 0.1, 8: 0.15})))
     controller.costs.open([0])
-    standing = controller._opened("text", Round(1, kind, 10, 100, SpeculationParams()), 3.0)
+    standing = controller._opened("text", Round(1, kind, 10, 1, 100, SpeculationParams()), 3.0)
     assert standing.balance == pytest.approx(steps * controller.costs.unit)
 
 

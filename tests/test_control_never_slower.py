@@ -129,6 +129,11 @@ class Machine:
             self.step()
         return (self.clock.now - started) / (self.plain - plain)
 
+    def finish(self) -> None:
+        """Let those that are running come to their end."""
+        while self.running:
+            self.step()
+
     def step(self) -> None:
         self.steps += 1
         items = [Scheduled(sequence, 1) for sequence in self.running]
@@ -265,6 +270,25 @@ def test_one_long_prompt_is_not_read_on_the_credit_of_other_requests() -> None:
     assert max(ratios) <= 1.02
     assert sum(ratios) / len(ratios) <= 0.85
     assert "more than a try is worth" in simulated.drafting.controller.tallies["model"].reason
+
+
+def test_long_prompts_are_read_once_an_answer_has_become_long() -> None:
+    """Reading takes 20 plain steps. Every second answer ends after 12 to 30 tokens, and none of those is paid for; the others have
+    300, and most of them are."""
+    _, simulated = run(always, never, "flat", 1, 1500, prompt=1000, length=100)
+    simulated.finish()
+    ratios: dict[bool, list[float]] = {True: [], False: []}
+    for number in range(60):
+        short = number % 2 == 0
+        simulated.length = 12 + number % 19 if short else 300
+        started, plain = simulated.clock.now, simulated.plain
+        simulated.run(1)
+        simulated.finish()
+        ratios[short].append((simulated.clock.now - started) / (simulated.plain - plain))
+    assert max(ratios[True]) <= 1.2
+    assert sum(ratios[True]) / 30 <= 1.01
+    assert max(ratios[False]) <= 1.1
+    assert sum(ratios[False][10:]) / 20 < 0.85
 
 
 def test_never_slower_where_the_profile_is_wrong() -> None:
@@ -412,8 +436,8 @@ def test_a_restart_keeps_what_was_learnt(tmp_path: Path) -> None:
     memory.save(first.drafting.controller)
     again = Controller(StepCosts(CostCurve.measured(FLAT)))
     assert memory.load(again)
-    _, second = run(never, never, "flat", 1, 300, controller=again)
-    _, fresh = run(never, never, "flat", 1, 300)
+    _, second = run(never, never, "flat", 1, 900, controller=again)
+    _, fresh = run(never, never, "flat", 1, 900)
     assert second.drafting.controller.tallies["model"].seconds < fresh.drafting.controller.tallies["model"].seconds / 2
     assert second.drafting.controller.calibrator.probability("model", 0.8, "greedy") < 0.4
 

@@ -64,10 +64,12 @@ class Evidence:
 @dataclass(slots=True)
 class Standing:
     """One drafter under one kind of sampling, alone or in company. ``balance`` in seconds, None before its first step; ``reserved``
-    is promised to requests that have just begun."""
+    is promised to requests that have just begun, ``owed`` was spent on reading texts whose answers go on: what they gain pays that
+    first, and it counts against new requests only, until they end without having paid."""
 
     balance: float | None = None
     reserved: float = 0.0
+    owed: float = 0.0
     evidence: Evidence = field(default_factory=Evidence)
     start: float = START_STEPS  # plain steps of credit to begin with
     requests: list[float] = field(default_factory=list)  # acceptance of the last ones, the newest at the end
@@ -115,7 +117,7 @@ class Standing:
         likely = all(0.0 <= acceptance <= 1.0 for acceptance in requests)
         if not 0.0 <= successes <= trials or len(requests) > REMEMBERED_REQUESTS or not likely:
             raise ValueError("a standing does not fit")
-        return cls(balance, 0.0, Evidence(successes, trials), requests=requests)
+        return cls(balance, evidence=Evidence(successes, trials), requests=requests)
 
 
 @dataclass(slots=True)
@@ -125,6 +127,7 @@ class Own:
     balance: float = 0.0
     allowance: float = 0.0
     reserved: float = 0.0
+    owed: float = 0.0
     standing: Standing | None = None
     begun: bool = False
     evidence: Evidence = field(default_factory=Evidence)
@@ -154,11 +157,25 @@ class Own:
             self.standing.reserved -= self.reserved
         self.reserved, self.standing = 0.0, None
 
-    def close(self) -> None:
-        """The request is over."""
+    def close(self, step: float) -> None:
+        """The request is over, at a time when a plain step takes ``step``."""
         self.release()
         if self.tells is not None:
             self.tells.remember(self.evidence, self.begun)
+            if self.owed:
+                self.tells.owed -= self.owed
+                self.tells.book(-self.owed, step)
+
+    def pay_back(self, net: float, reading: float) -> float:
+        """A round brought ``net``, after ``reading`` was taken off. What of it stands on the account now: reading is owed until the
+        request has gained it."""
+        if self.tells is None:
+            return net
+        due = self.owed + reading
+        paid = min(due, max(0.0, net + reading))
+        self.tells.owed += due - paid - self.owed
+        self.owed = due - paid
+        return net + reading - paid
 
     def acceptance(self, standing: Standing) -> float:
         return self.evidence.acceptance(standing.acceptance if self.hope is None else self.hope, SHRINKAGE)

@@ -19,13 +19,13 @@ from hasten.control import accounts, rules
 from hasten.control.accounts import Own, Savings, Standing, Tally
 from hasten.control.calibrator import ALL, Calibrator
 from hasten.control.cost import Average
+from hasten.control.lengths import Lengths, why_not_read
 from hasten.control.rounds import Round
 from hasten.control.selection import best_count, likeliest_first, survivals
 from hasten.control.step_costs import RARE_REFERENCE, StepCosts
 from hasten.core.types import ROOT, DraftTree
 
 LEAST_SURVIVAL = 0.01  # less likely nodes are not worth a row anywhere
-FIRST_LENGTH = 128.0  # tokens of an answer before any has ended
 PROBE_DEPTH = 2
 REFERENCE_EVERY = 48  # plain steps are measured at least so often where drafting gains little
 THIN_GAIN = 1.25
@@ -45,7 +45,7 @@ class Controller:
     depth: int = 0
     calibrator: Calibrator = field(default_factory=Calibrator)
     standings: defaultdict[tuple[str, str], Standing] = field(default_factory=lambda: defaultdict(Standing))
-    answer_length: Average = field(default_factory=lambda: Average(0.05, FIRST_LENGTH))
+    lengths: Lengths = field(default_factory=Lengths)
     tallies: defaultdict[str, Tally] = field(default_factory=lambda: defaultdict(Tally))
     entropy: rules.EntropyThreshold = field(default_factory=rules.EntropyThreshold)
     _own: defaultdict[tuple[str, int], Own] = field(default_factory=lambda: defaultdict(Own))
@@ -77,8 +77,8 @@ class Controller:
         """For which sequences the drafter should draft this round, given what is in the rounds' trees already."""
         owns = [self._own[drafter, round.sequence] for round in rounds]
         for own, round in zip(owns, rounds, strict=True):
-            own.rounds += 1
-            own.on, own.why = self._wished(round)
+            own.rounds += self._steps
+            own.on, own.why = round.wished
         open_ones = [at for at, round in enumerate(rounds) if round.wish.mode == "auto" and round.wish.nodes]
         if self.rule == "auto" and self.measured and (not paid or self.costs.one_pass(drafter, len(rounds)) is not None):
             asked, asked_owns = [rounds[at] for at in open_ones], [owns[at] for at in open_ones]
@@ -95,11 +95,6 @@ class Controller:
             tally.state, tally.reason = ("on" if own.on else "off"), own.why
             tally.rounds += own.on
         return [own.on for own in owns]
-
-    def _wished(self, round: Round) -> tuple[bool, str]:
-        if round.wish.mode == "off" or round.wish.nodes == 0:
-            return False, "the request asks for no drafts"
-        return True, "the request asks for drafts" if round.wish.mode == "on" else "nothing is measured yet"
 
     def _ask_each(self, drafter: str, rounds: list[Round], owns: list[Own]) -> None:
         """A free drafter: each sequence for itself."""
@@ -185,7 +180,8 @@ class Controller:
         return standing
 
     def _may_begin(self, round: Round, standing: Standing) -> bool:
-        return standing.free > 0.0 and standing.free >= self._allowance(round, standing) / 4
+        free = standing.free - standing.owed
+        return free > 0.0 and free >= self._allowance(round, standing) / 4
 
     def _allowance(self, round: Round, standing: Standing) -> float:
         """Seconds that a drafter may lose on a request before it must have brought something."""
@@ -193,16 +189,15 @@ class Controller:
 
     def _left(self, round: Round) -> float:
         """Tokens that are still expected."""
-        return min(round.tokens_left, self.answer_length.value or FIRST_LENGTH)
+        return self.lengths.left(round.generated, round.tokens_left)
 
     def _begin(self, round: Round, own: Own, standing: Standing, reading: float = 0.0, gain: float = 1.0) -> tuple[bool, str]:
         """Whether a drafter may start with a request: it must be in credit, and what it reads first must come back."""
         if not self._may_begin(round, standing):
             return False, IN_THE_RED
-        saved = self._left(round) * self.costs.unit * (1.0 - 1.0 / gain)
-        if reading > 0.0 and saved <= reading:
-            return False, f"reading the text takes {reading:.2f} s and would save {saved:.2f} s"
         allowance = self._allowance(round, standing)
+        if reading > 0.0 and (why := why_not_read(self.lengths, round, own.rounds, self.costs.unit, reading, allowance, gain)):
+            return False, why
         own.begun, own.balance, own.allowance = True, allowance, allowance
         own.reserve(reading + allowance, standing)
         return True, "it begins"
@@ -366,15 +361,17 @@ class Controller:
                 if own is not None and own.begun:
                     own.balance = min(own.balance + self._steps * earned, own.allowance)
                 continue
+            reading = round.catching_up.get(drafter, 0.0)
             if self._chose(round):
-                standing.book(net + earned, self.costs.unit)
+                booked = net if own is None else own.pay_back(net, reading)
+                standing.book(booked + earned, self.costs.unit)
             tally = self.tallies[drafter]
             tally.seconds += round.seconds[drafter]
             tally.saved += net
             if own is not None:
                 own.release()
                 tried = drafter in round.verified_origins or drafter in round.levels
-                own.settle(net + round.catching_up.get(drafter, 0.0), tried)
+                own.settle(net + reading, tried)
 
     # Requests
 
@@ -389,9 +386,9 @@ class Controller:
     def finish(self, sequence: int, length: int, complete: bool) -> None:
         """A sequence is over after ``length`` tokens; an answer that was cut short says nothing about how long answers are."""
         if complete:
-            self.answer_length.observe(float(length))
+            self.lengths.observe(float(length))
         for key in [key for key in self._own if key[1] == sequence]:
-            self._own.pop(key).close()
+            self._own.pop(key).close(self.costs.unit)
 
     def explain(self, drafter: str, sequence: int | None = None) -> str:
         """One line: whether the drafter is on, why, and what it has brought; of one request, or of the engine so far."""

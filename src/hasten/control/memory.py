@@ -11,8 +11,9 @@ from hasten.control import store
 from hasten.control.accounts import Standing
 from hasten.control.calibrator import Calibrator
 from hasten.control.controller import Controller
+from hasten.control.lengths import Lengths
 
-VERSION = 2
+VERSION = 3
 SAVE_EVERY_S = 30.0
 
 
@@ -36,11 +37,11 @@ class Memory:
         try:
             calibrator = Calibrator.from_json(content.get("calibrator"))
             standings = _standings(content.get("standings"))
-            length = store.number(content.get("answer_length"), 1.0, 1e9)
+            lengths = Lengths.from_json(content.get("lengths"))
         except ValueError as problem:
             store.set_aside(self.path, str(problem))
             return False
-        controller.calibrator, controller.answer_length.value = calibrator, length
+        controller.calibrator, controller.lengths = calibrator, lengths
         controller.standings.update(standings)
         return True
 
@@ -61,7 +62,7 @@ def _content(controller: Controller) -> dict[str, Any]:
         "version": VERSION,
         "calibrator": controller.calibrator.to_json(),
         "standings": {f"{name}/{kind}": standing.to_json() for (name, kind), standing in _opened(controller).items()},
-        "answer_length": controller.answer_length.value,
+        "lengths": controller.lengths.to_json(),
     }
 
 

@@ -18,6 +18,7 @@ class Round:
     sequence: int
     kind: str
     context: int
+    generated: int
     tokens_left: int
     wish: SpeculationParams
     tree: DraftTree = field(default_factory=DraftTree)
@@ -36,9 +37,17 @@ class Round:
             sequence.id,
             kind_of(sequence.params),
             len(sequence.tokens),
+            sequence.output_length,
             sequence.tokens_left,
             wish,
         )
+
+    @property
+    def wished(self) -> tuple[bool, str]:
+        """Whether the request lets drafters guess as long as nothing is known of them, and why."""
+        if self.wish.mode == "off" or self.wish.nodes == 0:
+            return False, "the request asks for no drafts"
+        return True, "the request asks for drafts" if self.wish.mode == "on" else "nothing is measured yet"
 
     def to_read(self, drafter: str) -> int:
         return self.unread.get(drafter, self.context)
