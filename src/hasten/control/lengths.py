@@ -16,6 +16,7 @@ from hasten.control.rounds import Round
 
 REMEMBERED = 32  # answers
 MOST_READING = 0.5  # of what an answer has taken plainly so far: no more is read for it at once
+WORTH = 2.0  # times what reading takes: less is not worth it, for what it will bring is a guess
 FEW = 4.0  # tokens of an answer that say little of how well it is guessed
 BEFORE_ANY = (8.0, 16.0, 32.0, 64.0, 96.0, 128.0, 192.0, 384.0)  # lengths, until others have taken their place
 
@@ -69,6 +70,6 @@ def why_not_read(lengths: Lengths, round: Round, steps: int, unit: float, readin
         return f"reading the text takes {reading:.2f} s, too much for an answer of {round.generated} tokens so far"
     unguessed = min(1.0, (steps + FEW) / (round.generated + FEW))  # of the answer's tokens
     a_token = unguessed * unit * (1.0 - 1.0 / gain)
-    if not lengths.saved(round.generated, round.tokens_left, a_token, reading):
+    if not lengths.saved(round.generated, round.tokens_left, a_token, WORTH * reading):
         return f"reading the text takes {reading:.2f} s and would save {1e3 * a_token:.1f} ms a token, of which too few may follow"
     return ""
