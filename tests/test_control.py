@@ -468,7 +468,7 @@ def test_nothing_is_read_that_will_not_pay_once_others_have_joined(row: float, b
 def test_hot_sampling_begins_with_half_the_credit(kind: str, steps: float) -> None:
     controller = Controller(StepCosts(CostCurve.measured({1: 0.1, 8: 0.15})))
     controller.costs.open([0])
-    standing = controller._opened("text", Round(1, kind, 10, 1, 100, SpeculationParams()), 3.0)
+    standing = controller._opened("text", Round(1, kind, 10, 1, 100, SpeculationParams()), paid=False)
     assert standing.balance == pytest.approx(steps * controller.costs.unit)
 
 

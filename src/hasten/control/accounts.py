@@ -72,6 +72,7 @@ class Standing:
     owed: float = 0.0
     evidence: Evidence = field(default_factory=Evidence)
     start: float = START_STEPS  # plain steps of credit to begin with
+    paid: bool = True
     requests: list[float] = field(default_factory=list)  # acceptance of the last ones, the newest at the end
 
     @property
@@ -100,7 +101,8 @@ class Standing:
 
     @property
     def proven(self) -> bool:
-        return self.evidence.trials >= PROVEN and (self.balance or 0.0) > 0.0
+        """Whether a request may be given more time: what a drafter that is no model loses are only the rows of its guesses."""
+        return not self.paid or (self.evidence.trials >= PROVEN and (self.balance or 0.0) > 0.0)
 
     def book(self, seconds: float, step: float) -> None:
         """Add a gain or a loss; ``step`` is what a plain step takes."""

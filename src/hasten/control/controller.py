@@ -99,7 +99,7 @@ class Controller:
     def _ask_each(self, drafter: str, rounds: list[Round], owns: list[Own]) -> None:
         """A free drafter: each sequence for itself."""
         for round, own in zip(rounds, owns, strict=True):
-            standing = self._opened(drafter, round, accounts.FREE_START_STEPS)
+            standing = self._opened(drafter, round, paid=False)
             if not own.begun:
                 own.on, own.why = self._begin(round, own, standing)
             elif own.balance > 0.0:
@@ -109,7 +109,7 @@ class Controller:
 
     def _ask_together(self, drafter: str, rounds: list[Round], owns: list[Own], certain: float) -> None:
         """A drafter whose levels are passes that all share: decided for all at once. ``certain``: tokens of the step without it."""
-        standings = [self._opened(drafter, round, accounts.START_STEPS) for round in rounds]
+        standings = [self._opened(drafter, round, paid=True) for round in rounds]
         for own, round, standing in zip(owns, rounds, standings, strict=True):
             if not own.begun:
                 price = self.costs.reading(drafter, round.to_read(drafter)) + self._allowance(round, standing)
@@ -171,10 +171,12 @@ class Controller:
         rows = partial(self.costs.rows, drafted=joining)
         return rules.best_group(chances, offers, certain + joining, plain, levels, rows, max(1, deepest))
 
-    def _opened(self, drafter: str, round: Round, steps: float) -> Standing:
-        """The drafter's standing, which begins with credit of so many plain steps; half where guesses are rarely right."""
+    def _opened(self, drafter: str, round: Round, paid: bool) -> Standing:
+        """The drafter's standing, which begins with credit; with half of it where guesses are rarely right."""
         standing = self.standing(drafter, round.kind)
+        standing.paid = paid
         if standing.balance is None:
+            steps = accounts.START_STEPS if paid else accounts.FREE_START_STEPS
             standing.start = steps / 2 if round.kind == "hot" else steps
             standing.book(0.0, self.costs.unit)
         return standing
