@@ -263,12 +263,12 @@ def test_long_prompts_are_read_for_long_answers() -> None:
 def test_one_long_prompt_is_not_read_on_the_credit_of_other_requests() -> None:
     """Reading it with the draft model costs 20 plain steps. That is no price for a try, so no single answer is slower by it."""
     prompts = [60]
-    _, simulated = run(lambda token, sequence: 0.3, lambda token, sequence: 0.0 if prompts[0] == 60 else 0.3, "flat", 1, 3000)
+    _, simulated = run(lambda token, sequence: 0.3, lambda token, sequence: 0.03 if prompts[0] == 60 else 0.3, "flat", 1, 3000)
     simulated.prompt, simulated.length, prompts[0] = 1000, 96, 1000
     simulated.run(96)  # what had begun with the short prompt
     ratios = [simulated.run(96) for _ in range(60)]
     assert max(ratios) <= 1.02
-    assert sum(ratios) / len(ratios) <= 0.85
+    assert sum(ratios) / len(ratios) <= 0.80
     assert "more than a try is worth" in simulated.drafting.controller.tallies["model"].reason
 
 

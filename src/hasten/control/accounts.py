@@ -23,7 +23,7 @@ from hasten.control import store
 
 EXPLORATION = 0.01  # of the plain time of a sequence alone, shared by all drafters
 PASSED_ON = 0.1  # of what drafting saves, to those that are not asked, shared by all
-START_STEPS = 5.0  # plain steps that a model may lose before it has to have brought something
+START_STEPS = 12.0  # plain steps that a model may lose before it has to have brought something: two or three answers that go badly
 FREE_START_STEPS = 3.0  # and a drafter whose guesses cost only their rows
 MOST_STEPS = 24.0  # of credit that are remembered; more would be spent for too long when the text changes
 FIRST_PROBE = 16
