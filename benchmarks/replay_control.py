@@ -118,8 +118,8 @@ class Start:
     """A controller that knows nothing yet, and one answer after the other."""
 
     texts: list[Text]
-    target: CostCurve
-    draft: CostCurve | None
+    target_points: dict[int, float]
+    draft_points: dict[int, float]  # empty: no draft model
     look: float
     seed: int
     clock: Clock = field(default_factory=Clock)
@@ -127,8 +127,12 @@ class Start:
     def __post_init__(self) -> None:
         self.rng = random.Random(self.seed)
         drafters: list[Drafter] = [Timed(each, self.clock, self.look) for each in (SuffixDrafter(), RecyclingDrafter())]
-        drafters += [] if self.draft is None else [RecordedModel(self.clock, self.texts, self.draft)]
-        self.controller = Controller(StepCosts(self.target, {} if self.draft is None else {"lm": self.draft}))
+        # The controller's curves follow what it sees; those that say what passes really take are others.
+        self.target, believed = CostCurve.measured(self.target_points), StepCosts(CostCurve.measured(self.target_points))
+        if self.draft_points:
+            believed.draft_curves["lm"] = CostCurve.measured(self.draft_points)
+            drafters.append(RecordedModel(self.clock, self.texts, CostCurve.measured(self.draft_points)))
+        self.controller = Controller(believed)
         self.drafting = Drafting(drafters, self.controller, VOCABULARY, clock=self.clock)
         self.plain_step = self.target.predict(1) * (1 + NOISE * 0.8) + OVERHEAD  # the mean of |noise|
 
@@ -207,8 +211,7 @@ def main() -> None:
     target, draft = ({int(rows): seconds for rows, seconds in (recording[name] or {}).items()} for name in ("costs", "draft_costs"))
     by_group: dict[str, list[float]] = defaultdict(list)
     for seed in range(args.starts):
-        model = None if args.no_lm or not draft else CostCurve.measured(draft)
-        start = Start(chosen(texts, args.per_group, seed), CostCurve.measured(target), model, args.look, seed)
+        start = Start(chosen(texts, args.per_group, seed), target, {} if args.no_lm else draft, args.look, seed)
         for group, ratio in start.run():
             by_group[group].append(ratio)
     every = [ratio for ratios in by_group.values() for ratio in ratios]

@@ -59,9 +59,9 @@ def costs(llm: LLM) -> dict[int, float]:
     return {rows: curve.predict(rows) for rows in curve.rows}
 
 
-def answers(llm: LLM, most: int) -> list[dict[str, Any]]:
+def answers(llm: LLM, most: int, per_group: int | None) -> list[dict[str, Any]]:
     params = SamplingParams(max_tokens=most)
-    found = [load for name in WORKLOADS for load in loads(llm, name, params, None, 1, llm.engine.vocabulary)]
+    found = [load for name in WORKLOADS for load in loads(llm, name, params, per_group, 1, llm.engine.vocabulary)]
     asked = [(load.name, question.tokens) for load in found for question in load.questions]
     texts: list[dict[str, Any]] = []
     for at in range(0, len(asked), TOGETHER):
@@ -83,11 +83,12 @@ def main() -> None:
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--draft-model")
     parser.add_argument("--max-tokens", type=int, default=256)
+    parser.add_argument("--per-group", type=int, help="questions of each group; default all")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     out: dict[str, Any] = {"about": machine() | {"model": args.model, "precision": args.precision}, "draft_costs": None}
     with LLM(args.model, precision=args.precision, draft="none", cache_tokens=32768, max_sequences=TOGETHER) as llm:
-        texts = out["texts"] = answers(llm, args.max_tokens)
+        texts = out["texts"] = answers(llm, args.max_tokens, args.per_group)
         for text in texts:
             text["likeliest"] = read(llm, *behind(text), lambda logits: likeliest(logits, LIKELY))
         out["costs"] = costs(llm)
