@@ -38,10 +38,13 @@ class Lengths:
     def saved(self, so_far: int, most: int, gain: float, price: float) -> float:
         """What an answer gains on the mean by paying ``price`` now for ``gain`` a token; 0 where that is not more than nothing, and
         where paying later, for those answers only that have not ended by then, promises more."""
-        rests = self._rests(so_far, most)
-        now = sum(rest * gain - price for rest in rests)
-        later = (sum((rest - wait) * gain - price for rest in rests if rest > wait) for wait in {*rests})
-        return now / len(rests) if now > max(0.0, *later) else 0.0
+        later, total, count = 0.0, 0.0, 0
+        rests = sorted(self._rests(so_far, most), reverse=True)
+        for rest in rests:  # wait until those that have no more than this have ended
+            later = max(later, (total - count * rest) * gain - count * price)
+            total, count = total + rest, count + 1
+        now = total * gain - count * price
+        return now / count if now > later else 0.0
 
     def _rests(self, so_far: int, most: int) -> list[float]:
         """Of the answers that were longer than this one is, what they still had; of one longer than all, as much as it has."""

@@ -71,6 +71,10 @@ class ForeignDrafter(LanguageModelDrafter):
         self._readings[sequence.id] = Reading(self._target, self._own, self._shared)
         super().begin(sequence)
 
+    def recalled(self, sequence: Sequence) -> int:
+        """In the target's tokens, of which the model's own are more or fewer."""
+        return super().recalled(sequence) * len(sequence.tokens) // max(1, len(self._readings[sequence.id].tokens))
+
     def end(self, sequence: Sequence) -> None:
         super().end(sequence)
         self._readings.pop(sequence.id, None)
