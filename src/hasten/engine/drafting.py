@@ -125,7 +125,7 @@ class Drafting:
             able = [at for at, item in enumerate(decoding) if (drafter.name, item.sequence.id) not in self._out]
             if drafter.paid:
                 for round in rounds:
-                    round.unread[drafter.name] = self._unread(drafter, round)
+                    round.unread[drafter.name] = max(0, round.context - self._seen.get((drafter.name, round.sequence), 0))
             wanted = self.controller.ask(drafter.name, drafter.paid, [rounds[at] for at in able]) if able else []
             chosen = [at for at, on in zip(able, wanted, strict=True) if on]
             if chosen:
@@ -201,9 +201,6 @@ class Drafting:
         merge(round.tree, self._laws[round.sequence], tree, laws)
         round.claim(drafter.name)
 
-    def _unread(self, drafter: Drafter, round: Round) -> int:
-        return max(0, round.context - self._seen.get((drafter.name, round.sequence), 0))
-
     def _most_nodes(self, round: Round, share: int) -> int:
         return min(share, self.controller.most_nodes, round.wish.nodes)
 
@@ -218,7 +215,7 @@ class Drafting:
     def _charge(self, drafter: Drafter, sequences: list[Sequence], rounds: list[Round], spent: float) -> None:
         """Share out what a drafter took: its levels evenly, its reading by how much each sequence had grown since."""
         guessing = spent
-        unread = [self._unread(drafter, round) for round in rounds]
+        unread = [round.to_read(drafter.name) for round in rounds]
         if drafter.paid:
             costs, one = self.controller.costs, drafter.seconds_per_pass
             expected = costs.one_pass(drafter.name, len(rounds)) if one is None else one
