@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from hasten.native.grouped import GroupedLinear
-from hasten.native.kernels import PackedLinear, PackedLinear4
+from hasten.native.kernels import PackedLinear, PackedProgressive, largest_code
 from hasten.native.loader import LEVELS, NativeLibrary, load, status
 from hasten.native.memory import aligned_bytes
 
@@ -27,7 +27,7 @@ READ_KINDS = ("no prefetch", "2 KiB ahead", "4 KiB ahead", "8 KiB ahead")
 ROTATE_BYTES = 400 << 20
 REPEATS = 4
 
-Layer = PackedLinear | PackedLinear4 | GroupedLinear
+Layer = PackedLinear | PackedProgressive | GroupedLinear
 Calls = Callable[[Sequence[Layer], int], list[Callable[[], object]]]
 
 
@@ -54,14 +54,15 @@ def reading_speed(library: NativeLibrary) -> dict[str, float]:
     return speeds
 
 
-def make(library: NativeLibrary, outputs: int, inputs: int, bits: int) -> PackedLinear | PackedLinear4:
+def make(library: NativeLibrary, outputs: int, inputs: int, bits: int) -> PackedLinear | PackedProgressive:
     """A layer of random weights."""
     scale = torch.full((outputs,), 0.01)
     if bits == 8:
         return PackedLinear(library, torch.randint(-127, 128, (outputs, inputs), dtype=torch.int8), scale, None, 0)
-    codes, groups = torch.randint(0, 16, (outputs, inputs), dtype=torch.uint8), (outputs, -(-inputs // 64))
+    codes = torch.randint(0, largest_code(bits) + 1, (outputs, inputs), dtype=torch.uint8)
+    groups = outputs, -(-inputs // 64)
     group_scale, group_offset = torch.full(groups, 8, dtype=torch.uint8), torch.full(groups, -60, dtype=torch.int8)
-    return PackedLinear4(library, codes, group_scale, group_offset, scale, None, 0)
+    return PackedProgressive(library, codes, group_scale, group_offset, scale, None, 0, bits)
 
 
 def measure(library: NativeLibrary, name: str, layers: Sequence[Layer], rows: tuple[int, ...], calls: Calls) -> None:
@@ -115,7 +116,7 @@ def prepared(asked: argparse.Namespace) -> tuple[NativeLibrary, tuple[int, ...],
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--bits", type=int, choices=(8, 4), default=8)
+    parser.add_argument("--bits", type=int, choices=(8, 4, 3), default=8)
     asked = parser.parse_args()
     library, rows, shapes = prepared(asked)
     for outputs, inputs in shapes:

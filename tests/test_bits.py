@@ -11,7 +11,7 @@ import torch
 from drafters import Random, RightThenWrong
 from hasten.core.types import Batch, SamplingParams, Segment, Sequence
 from hasten.draft.suffix import SuffixDrafter
-from hasten.model.precision import INT4, INT8
+from hasten.model.precision import INT3, INT4, INT8
 from hasten.native.loader import load
 from test_decoder import KINDS, random_tree, tokens_of
 from test_exact import SAMPLED, SETTINGS, prompt_of
@@ -23,6 +23,7 @@ CASES = [
     *((kind, Form(INT8)) for kind in KINDS),
     ("qwen2", Form(INT4)),
     ("gemma3", Form(INT4)),
+    ("llama", Form(INT3)),
     *((kind, INT8_CACHE) for kind in KINDS),
 ]
 

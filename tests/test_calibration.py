@@ -17,9 +17,9 @@ from hasten.model.executor import Executor
 from hasten.model.hadamard import hadamard_block, rotate
 from hasten.model.kept_weights import kept_weights
 from hasten.model.linear import DenseLinear, Linear, rms_norm
-from hasten.model.linear_packed import pack4, pack4_calibrated
+from hasten.model.linear_packed import pack, pack_calibrated, packed_linear
 from hasten.model.partial import PartialConversion
-from hasten.model.precision import FP32, INT4, INT8
+from hasten.model.precision import FP32, INT3, INT4, INT8, Precision
 from hasten.model.weights import FusedLinear, conversion_plan, load_decoder, projection_rows
 from hasten.native.loader import load, status
 from hasten.train import quantise
@@ -70,24 +70,23 @@ def test_moments_are_of_the_rows_that_the_kernels_see() -> None:
 
 
 @needs_kernels
-def test_calibrated_rounding_is_better_on_its_inputs() -> None:
+@pytest.mark.parametrize("bits", [4, 3])
+def test_calibrated_rounding_is_better_on_its_inputs(bits: int) -> None:
     torch.manual_seed(1)
     weight = torch.randn(32, 128)
     rows = torch.randn(600, 12) @ torch.randn(12, 128) + 0.1 * torch.randn(600, 128)
     moments = input_moments([rows])
     block = hadamard_block(128)
-    from hasten.model.linear_packed import linear4
-
     exact = rows @ weight.T
-    plain = linear4(*pack4(iter([weight]), 32), None, 128)(rows)
-    ours = linear4(*pack4_calibrated(iter([weight[:20], weight[20:]]), moments), None, 128)(rows)
+    plain = packed_linear(*pack(iter([weight]), 32, bits), None, 128, bits)(rows)
+    ours = packed_linear(*pack_calibrated(iter([weight[:20], weight[20:]]), moments, bits), None, 128, bits)(rows)
     assert block == 128
     assert (ours - exact).square().sum() < 0.3 * (plain - exact).square().sum()
 
 
-def hidden_error(source: RandomSource, path: Path | None) -> float:
+def hidden_error(source: RandomSource, precision: Precision, path: Path | None) -> float:
     exact = Executor(load_decoder(source, FP32, CPU, None), 8, CPU)
-    ours = Executor(load_decoder(source, INT4, CPU, path), 8, CPU)
+    ours = Executor(load_decoder(source, precision, CPU, path), 8, CPU)
     text = list(prompt_of(120, 999))
     batch = Batch([Segment([0, 1], 0, text)])
     wanted, found = exact.forward(batch), ours.forward(batch)
@@ -96,13 +95,14 @@ def hidden_error(source: RandomSource, path: Path | None) -> float:
 
 @needs_kernels
 @pytest.mark.parametrize("kind", ["llama", "gemma3", "qwen2"])
-def test_a_whole_model_gains(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize("precision", [INT4, INT3], ids=["int4", "int3"])
+def test_a_whole_model_gains(tmp_path: Path, kind: str, precision: Precision) -> None:
     """Random weights leave little to make good, yet what the layers are given is known, and that must show."""
     source, path = RandomSource(DESCRIPTIONS[kind]), tmp_path / "w.weights"
     texts = [list(prompt_of(200, seed)) for seed in range(12)]
-    assert round_weights(source, path, texts) is False
-    assert is_converted(path, conversion_plan(source, INT4), source.fingerprint)
-    assert hidden_error(source, path) < hidden_error(source, None)
+    assert round_weights(source, path, texts, precision) is False
+    assert is_converted(path, conversion_plan(source, precision), source.fingerprint)
+    assert hidden_error(source, precision, path) < hidden_error(source, precision, None)
 
 
 class Interrupted(Exception):
@@ -113,9 +113,9 @@ class Interrupted(Exception):
 def test_an_interrupted_run_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     source = RandomSource(DESCRIPTIONS["gemma3"])
     whole = tmp_path / "whole.weights"
-    round_weights(source, whole, TEXTS)
+    round_weights(source, whole, TEXTS, INT4)
     steps: list[int] = []
-    round_weights(source, tmp_path / "counted.weights", TEXTS, lambda label, done, total: steps.append(done))
+    round_weights(source, tmp_path / "counted.weights", TEXTS, INT4, lambda label, done, total: steps.append(done))
     assert steps == sorted(set(steps))
     for stop in range(len(steps)):
         path = tmp_path / f"{stop}.weights"
@@ -125,9 +125,9 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
                 raise Interrupted
 
         with pytest.raises(Interrupted):
-            round_weights(source, path, TEXTS, interrupt)
+            round_weights(source, path, TEXTS, INT4, interrupt)
         assert not path.exists()
-        assert round_weights(source, path, TEXTS) is True
+        assert round_weights(source, path, TEXTS, INT4) is True
         assert path.read_bytes() == whole.read_bytes()
         assert not list(tmp_path.glob("*.partial"))
 
@@ -184,7 +184,7 @@ def test_a_load_finds_what_was_made_and_sets_damage_aside(
     assert len(caplog.records) == 1
     caplog.clear()
     calibrated = storage.calibrated_path(source.fingerprint, "int4")
-    round_weights(source, calibrated, TEXTS)
+    round_weights(source, calibrated, TEXTS, INT4)
     assert kept_weights(source, INT4, "tiny") == calibrated
     assert caplog.text == ""
     good = calibrated.read_bytes()

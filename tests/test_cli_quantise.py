@@ -39,14 +39,44 @@ def test_what_was_made_is_said(command_line: CommandLine, monkeypatch: pytest.Mo
     assert "went on from what was there" in command_line("quantize", "tiny").out
 
 
-def test_an_interrupt_says_that_it_can_go_on(command_line: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_made_of_a_draft_model_is_said(command_line: CommandLine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen: list[tuple[EngineConfig, Sequence[str]]] = []
+
+    def fake(config: EngineConfig, texts: Sequence[str], progress: Progress) -> Outcome:
+        seen.append((config, texts))
+        return Outcome("small", tmp_path / "x.weights", 12_000_000, 4096, False)
+
+    monkeypatch.setattr(quantise, "quantise_draft", fake)
+    done = command_line("draft", "quantize", "-m", "large", "--draft-model", "small", "--draft", "suffix", "--precision", "int4")
+    assert done.status == 0
+    assert done.out == f"small: 4,096 tokens read, 12 MB in {tmp_path / 'x.weights'}\n"
+    assert (seen[0][0].model, seen[0][0].draft_model, seen[0][0].precision, seen[0][1]) == ("large", "small", "int4", [])
+
+
+@pytest.mark.parametrize(
+    ("asked", "made", "again"),
+    [
+        (("quantize", "tiny"), "quantise", "hasten quantize tiny"),
+        (("draft", "quantize", "-m", "large"), "quantise_draft", "hasten draft quantize -m large"),
+        (("draft", "quantize", "-m", "large", "--draft-model", "small"), "quantise_draft", "-m large --draft-model small"),
+    ],
+)
+def test_an_interrupt_says_that_it_can_go_on(
+    asked: tuple[str, ...], made: str, again: str, command_line: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fake(config: EngineConfig, texts: Sequence[str], progress: Progress) -> Outcome:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(quantise, "quantise", fake)
-    done = command_line("quantize", "tiny")
+    monkeypatch.setattr(quantise, made, fake)
+    done = command_line(*asked)
     assert done.status == 130
-    assert "'hasten quantize tiny' goes on from there" in done.err
+    assert f"{again}' goes on from there" in done.err.replace("\n", " ")
+
+
+def test_a_draft_model_must_be_known(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantise, "kernels", lambda: None)
+    with pytest.raises(quantise.ConfigError, match="No draft model is known"):
+        quantise.quantise_draft(EngineConfig(model=str(tiny_model)))
 
 
 def test_wrong_use_is_one_sentence(command_line: CommandLine, tmp_path: Path) -> None:
@@ -93,6 +123,33 @@ def test_the_model_writes_its_own_text(monkeypatch: pytest.MonkeyPatch) -> None:
     assert texts == quantise.sample_text(EngineConfig(model="tiny"), lambda label, done, total: None)
 
 
+class OtherTokenizer(LetterTokenizer):
+    vocabulary_fingerprint = "other"
+    prefix_ids = ()
+
+
+def test_a_draft_model_reads_what_its_target_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[EngineConfig] = []
+
+    def load(config: EngineConfig, progress: Progress) -> Engine:
+        asked.append(config)
+        return tiny_engine("llama", num_blocks=40, max_sequences=8)
+
+    monkeypatch.setattr("hasten.engine.llm.load_engine", load)
+    monkeypatch.setattr(quantise, "TALKS", 32)
+    monkeypatch.setattr(quantise, "LENGTH", 60)
+    config = EngineConfig(model="tiny", precision="int4", draft="suffix")
+    pieces = quantise.target_text(config, LetterTokenizer(), lambda label, done, total: None)  # type: ignore[arg-type]
+    assert len(pieces) >= FEWEST_PIECES
+    assert {len(piece) for piece in pieces} == {60}
+    assert len({tuple(piece) for piece in pieces}) == len(pieces)
+    assert pieces[0][0] == LetterTokenizer().encode("\n")[0], "prompts are read, too"
+    assert (asked[0].precision, asked[0].draft) == ("int4", "none")
+    other = quantise.target_text(config, OtherTokenizer(), lambda label, done, total: None)  # type: ignore[arg-type]
+    assert {len(piece) for piece in other} == {60}
+    assert len(other) < len(pieces), "answers alone"
+
+
 def test_text_is_kept_for_a_call_that_goes_on(tmp_path: Path) -> None:
     path = tmp_path / "x.text"
     assert _kept_text(path) == []
@@ -112,7 +169,7 @@ def test_layers_that_were_rounded_for_another_text_are_not_kept(
 ) -> None:
     found: list[bool] = []
 
-    def interrupted(source: object, path: Path, pieces: list[list[int]], progress: object) -> bool:
+    def interrupted(source: object, path: Path, pieces: list[list[int]], precision: object, progress: object) -> bool:
         found.append(partial_of(path).exists())
         partial_of(path).touch()
         raise KeyboardInterrupt

@@ -12,7 +12,7 @@ from hasten.core.errors import CorruptModel
 from hasten.core.types import ROOT, Batch, DraftTree, Segment
 from hasten.model.conversion import ConvertedReader, ConvertedWriter, Planned, header
 from hasten.model.executor import Executor
-from hasten.model.precision import BF16, FP32, INT4, INT8, Q4_0, Precision
+from hasten.model.precision import BF16, FP32, INT3, INT4, INT8, Q4_0, Precision
 from hasten.model.weights import conversion_plan, load_decoder
 from hasten.native.loader import load
 from tiny import DESCRIPTIONS, VOCABULARY, RandomSource, tiny_executor
@@ -174,11 +174,11 @@ def test_two_conversions_at_once_do_not_mix(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["weights"]
 
 
-@pytest.mark.parametrize("precision", [FP32, INT8, INT4, Q4_0])
+@pytest.mark.parametrize("precision", [FP32, INT8, INT4, INT3, Q4_0])
 @pytest.mark.parametrize("name", ["final_norm", "layers.1.mlp_norm", "layers.0.k_norm", "layers.1.v_bias"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_vectors_that_are_not_finite_are_refused(precision: Precision, name: str, value: float, tmp_path: Path) -> None:
-    if precision in (INT4, Q4_0) and load() is None:
+    if precision in (INT4, INT3, Q4_0) and load() is None:
         pytest.skip("needs the native kernels")
     source = RandomSource(DESCRIPTIONS["qwen2" if name.endswith("bias") else "qwen3"])
     source._tensors[name][3] = value
@@ -186,13 +186,13 @@ def test_vectors_that_are_not_finite_are_refused(precision: Precision, name: str
         load_decoder(source, precision, torch.device("cpu"), tmp_path / "weights")
 
 
-@pytest.mark.parametrize("precision", [INT8, INT4])
+@pytest.mark.parametrize("precision", [INT8, INT4, INT3])
 @pytest.mark.parametrize("name", ["head", "layers.1.k", "layers.0.down"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_not_finite_are_refused_where_they_are_rounded(
     precision: Precision, name: str, value: float, tmp_path: Path
 ) -> None:
-    if precision is INT4 and load() is None:
+    if precision.bits < 8 and load() is None:
         pytest.skip("needs the native kernels")
     source = RandomSource(DESCRIPTIONS["llama"])
     source._tensors[name][2, 3] = value

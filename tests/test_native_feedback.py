@@ -8,6 +8,7 @@ from torch import Tensor
 
 from hasten.model.linear_rounding import unit_factor
 from hasten.native.feedback import FittedGroup, descend_group, fit_group
+from hasten.native.kernels import largest_code, largest_scale
 from hasten.native.loader import NativeLibrary
 
 
@@ -20,8 +21,8 @@ def problem(outputs: int, count: int, seed: int) -> tuple[Tensor, Tensor, Tensor
     return weights, weights + 4 * torch.randn(outputs, count, generator=generator), moments
 
 
-def fitted(native: NativeLibrary, weights: Tensor, targets: Tensor, moments: Tensor) -> FittedGroup:
-    return fit_group(native, weights, targets, *unit_factor(moments))
+def fitted(native: NativeLibrary, weights: Tensor, targets: Tensor, moments: Tensor, bits: int = 4) -> FittedGroup:
+    return fit_group(native, weights, targets, *unit_factor(moments), bits=bits)
 
 
 def error_of(weights: Tensor, targets: Tensor, moments: Tensor, values: Tensor) -> Tensor:
@@ -34,15 +35,16 @@ def error_of(weights: Tensor, targets: Tensor, moments: Tensor, values: Tensor) 
 
 
 @pytest.mark.parametrize(("outputs", "count"), [(1, 1), (3, 2), (16, 64), (17, 63), (50, 64), (0, 5)])
-def test_what_it_says_is_the_true_error(native: NativeLibrary, outputs: int, count: int) -> None:
+@pytest.mark.parametrize("bits", [4, 3])
+def test_what_it_says_is_the_true_error(native: NativeLibrary, outputs: int, count: int, bits: int) -> None:
     weights, targets, moments = problem(outputs, count, outputs + count)
-    found = fitted(native, weights, targets, moments)
+    found = fitted(native, weights, targets, moments, bits)
     codes, values = found.codes[:, :count], found.values[:, :count]
     assert torch.equal(values, codes * found.scale[:, None] + found.offset[:, None])
     assert torch.equal(codes, codes.round())
-    assert ((codes >= 0) & (codes <= 15)).all()
+    assert ((codes >= 0) & (codes <= largest_code(bits))).all()
     assert ((values >= -128) & (values <= 127)).all()
-    assert ((found.scale >= 1) & (found.scale <= 17)).all()
+    assert ((found.scale >= 1) & (found.scale <= largest_scale(bits))).all()
     expected = error_of(weights, targets, moments, values)
     assert torch.allclose(found.error.double(), expected, rtol=1e-3, atol=1e-3)
 
@@ -71,14 +73,16 @@ def test_neighbours_are_searched(native: NativeLibrary) -> None:
     assert found.error.mean() < 0.75 * poor.error.mean()
 
 
-def test_descent_only_goes_down(native: NativeLibrary) -> None:
+@pytest.mark.parametrize("bits", [4, 3])
+def test_descent_only_goes_down(native: NativeLibrary, bits: int) -> None:
     weights, _, moments = problem(33, 50, 3)
-    found = fitted(native, weights, weights, moments)
+    found = fitted(native, weights, weights, moments, bits)
     before = error_of(weights, weights, moments, found.values[:, :50])
     codes = found.codes.clone()
-    descend_group(native, found, moments, (weights - found.values[:, :50]) @ moments, 4)
+    descend_group(native, found, moments, (weights - found.values[:, :50]) @ moments, 4, bits)
     after = error_of(weights, weights, moments, found.values[:, :50])
     assert torch.equal(found.values[:, :50], found.codes[:, :50] * found.scale[:, None] + found.offset[:, None])
+    assert ((found.codes[:, :50] >= 0) & (found.codes[:, :50] <= largest_code(bits))).all()
     assert (after <= before * (1 + 1e-5)).all()
     assert after.sum() < before.sum()
     assert not torch.equal(codes, found.codes)

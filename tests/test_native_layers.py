@@ -16,7 +16,7 @@ from hasten.model.executor import Executor
 from hasten.model.layers import ComposedLayers, NativeLayers, _parts
 from hasten.model.layout import lay_out
 from hasten.model.loaders import open_gguf
-from hasten.model.precision import FILE, FP32, INT4, INT8
+from hasten.model.precision import FILE, FP32, INT3, INT4, INT8
 from hasten.model.weights import load_decoder
 from hasten.native.layers import FEW_ROWS, LayerStack
 from hasten.native.loader import NativeLibrary
@@ -25,7 +25,7 @@ from test_decoder import KINDS, random_tree, tokens_of
 from test_precision_file import write_mixed
 from tiny import CPU, Form, tiny_executor
 
-FORMS = [Form(INT8), Form(INT8, torch.float32), Form(INT8, torch.int8), Form(INT4, torch.bfloat16)]
+FORMS = [Form(INT8), Form(INT8, torch.float32), Form(INT8, torch.int8), Form(INT4, torch.bfloat16), Form(INT3)]
 
 
 def executor_of(kind: str, form: Form) -> Executor:

@@ -12,9 +12,11 @@ from hasten.core.errors import ConfigError
 from hasten.native.kernels import (
     Activation,
     PackedLinear,
-    PackedLinear4,
     PackedMlp,
+    PackedProgressive,
     expand_progressive,
+    largest_code,
+    largest_scale,
     round_progressive,
 )
 from hasten.native.loader import NativeLibrary, load, status
@@ -75,13 +77,15 @@ def test_extreme_values_do_not_saturate(native: NativeLibrary, rows: int) -> Non
 
 
 @pytest.mark.parametrize("rows", [1, 2, 4, 5, 18])
-def test_extreme_four_bit_values_do_not_saturate(native: NativeLibrary, rows: int) -> None:
-    """All nibbles 15 and rows at the ends of int8: 16-bit sums of eight products stay inside 16 bits, offsets at their ends too."""
-    ends = [(15, 17, -128), (15, 0, 127), (15, 0, -128), (0, 17, -128), (0, 17, 127), (15, 8, 7)]
+@pytest.mark.parametrize("bits", [4, 3])
+def test_extreme_values_of_few_bits_do_not_saturate(native: NativeLibrary, rows: int, bits: int) -> None:
+    """The largest codes and rows at the ends of int8: 16-bit sums of eight products stay inside 16 bits, and so do offsets."""
+    most, wide = largest_code(bits), largest_scale(bits)
+    ends = [(most, wide, -128), (most, 0, 127), (most, 0, -128), (0, wide, -128), (0, wide, 127), (most, 120 // most, 7)]
     for (code, group_scale, group_offset), other in ((end, x) for end in ends for x in (-128, 127)):
         codes = torch.full((35, 1984), code, dtype=torch.uint8)
         scales, offsets = torch.full((35, 31), group_scale, dtype=torch.uint8), torch.full((35, 31), group_offset, dtype=torch.int8)
-        layer = PackedLinear4(native, codes, scales, offsets, torch.ones(35), None, 0)
+        layer = PackedProgressive(native, codes, scales, offsets, torch.ones(35), None, 0, bits)
         wanted = float(1984 * other * (code * group_scale + group_offset))
         for isa in native.available_isas():
             native.set_isa(isa)
@@ -90,12 +94,13 @@ def test_extreme_four_bit_values_do_not_saturate(native: NativeLibrary, rows: in
 
 
 @pytest.mark.parametrize(("outputs", "inputs"), [(100, 576), (33, 700), (31, 65)])
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("bits", [8, 4, 3])
 def test_every_number_of_rows(native: NativeLibrary, outputs: int, inputs: int, bits: int) -> None:
     """1 to 70 rows and around the border of a panel: each way of cutting rows into blocks, on every path and several threads."""
-    layer: PackedLinear | PackedLinear4 = random_layer(native, outputs, inputs)
-    if bits == 4:
-        layer = PackedLinear4(native, *random_codes(outputs, inputs, 5), torch.rand(outputs), torch.randn(outputs), 0)
+    layer: PackedLinear | PackedProgressive = random_layer(native, outputs, inputs)
+    if bits < 8:
+        made = random_codes(outputs, inputs, 5, bits)
+        layer = PackedProgressive(native, *made, torch.rand(outputs), torch.randn(outputs), 0, bits)
     x = torch.randint(-128, 128, (1030, inputs), dtype=torch.int8)
     row_scale, residual = torch.rand(1030), torch.randn(1030, outputs)
     native.set_isa("generic")
@@ -109,23 +114,26 @@ def test_every_number_of_rows(native: NativeLibrary, outputs: int, inputs: int, 
             assert torch.equal(result, wanted[first:]), (isa, rows)
 
 
-def random_codes(outputs: int, inputs: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def random_codes(outputs: int, inputs: int, seed: int, bits: int = 4) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Codes with integer scales and offsets that use the whole of int8, and none beyond."""
     generator = np.random.default_rng(seed)
     groups = -(-inputs // 64)
-    scales = generator.integers(0, 18, (outputs, groups))
-    offsets = generator.integers(-128, 128 - 15 * scales)
-    codes = generator.integers(0, 16, (outputs, inputs))
+    scales = generator.integers(0, largest_scale(bits) + 1, (outputs, groups))
+    offsets = generator.integers(-128, 128 - largest_code(bits) * scales)
+    codes = generator.integers(0, largest_code(bits) + 1, (outputs, inputs))
     arrays = codes.astype(np.uint8), scales.astype(np.uint8), offsets.astype(np.int8)
     return torch.from_numpy(arrays[0]), torch.from_numpy(arrays[1]), torch.from_numpy(arrays[2])
 
 
 @pytest.mark.parametrize(("outputs", "inputs"), SHAPES)
-def test_four_bit_weights_have_the_bits_of_their_int8_weights(native: NativeLibrary, outputs: int, inputs: int) -> None:
-    codes, scales, offsets = random_codes(outputs, inputs, outputs + inputs)
+@pytest.mark.parametrize("bits", [4, 3])
+def test_weights_of_few_bits_have_the_bits_of_their_int8_weights(
+    native: NativeLibrary, outputs: int, inputs: int, bits: int
+) -> None:
+    codes, scales, offsets = random_codes(outputs, inputs, outputs + inputs, bits)
     scale, bias = torch.rand(outputs) * 0.01, torch.randn(outputs)
     eight = PackedLinear(native, expand_progressive(codes, scales, offsets).to(torch.int8), scale, bias, 0)
-    four = PackedLinear4(native, codes, scales, offsets, scale, bias, 0)
+    few = PackedProgressive(native, codes, scales, offsets, scale, bias, 0, bits)
     for rows in (*range(18), 32, 33, 64, 65, 130, 545):
         if rows > 130 and outputs * inputs < 100_000:
             continue
@@ -137,18 +145,19 @@ def test_four_bit_weights_have_the_bits_of_their_int8_weights(native: NativeLibr
             native.set_isa(isa)
             for threads in (1, 2):
                 native.set_threads(threads)
-                assert torch.equal(four.from_codes(x, row_scale, residual), wanted), (isa, rows)
+                assert torch.equal(few.from_codes(x, row_scale, residual), wanted), (isa, rows)
 
 
 @pytest.mark.parametrize("inputs", [1, 63, 64, 100, 1536])
-def test_rounding_to_four_bits(native: NativeLibrary, inputs: int) -> None:
+@pytest.mark.parametrize("bits", [4, 3])
+def test_rounding_to_few_bits(native: NativeLibrary, inputs: int, bits: int) -> None:
     torch.manual_seed(inputs)
     weight = torch.randn(37, inputs) * torch.logspace(-6, 3, 37)[:, None]
     weight[3] = 0
     weight[4, : inputs // 2] = 5e4  # most of an int8 range unused by the rest
     weight[5] = 7.0
-    codes, scales, offsets, scale = round_progressive(native, weight)
-    PackedLinear4(native, codes, scales, offsets, scale, None, 0)  # accepts them: every weight is an int8
+    codes, scales, offsets, scale = round_progressive(native, weight, bits)
+    PackedProgressive(native, codes, scales, offsets, scale, None, 0, bits)  # accepts them: every weight is an int8
     rebuilt = expand_progressive(codes, scales, offsets).float() * scale[:, None]
     assert torch.isfinite(rebuilt).all()
     error = (rebuilt - weight).norm(dim=1) / weight.norm(dim=1).clamp_min(1e-30)
@@ -157,7 +166,7 @@ def test_rounding_to_four_bits(native: NativeLibrary, inputs: int) -> None:
     groups = torch.nn.functional.pad(weight, (0, -inputs % 64), mode="constant", value=float("nan")).view(37, -1, 64)
     low = torch.nan_to_num(groups, nan=float("inf")).amin(-1, keepdim=True)
     high = torch.nan_to_num(groups, nan=float("-inf")).amax(-1, keepdim=True)
-    step = ((high - low) / 15).clamp_min(1e-30)
+    step = ((high - low) / largest_code(bits)).clamp_min(1e-30)
     plain = (((groups - low) / step).round() * step + low - groups).nan_to_num(0.0).square().sum((1, 2)).sqrt()
     ours = (rebuilt - weight).norm(dim=1)
     keep = torch.tensor([i for i in range(37) if i not in (3, 4, 5)])
@@ -166,25 +175,30 @@ def test_rounding_to_four_bits(native: NativeLibrary, inputs: int) -> None:
         assert (ours[keep] / plain[keep]).mean() < 1.03
 
 
-def test_four_bit_codes_out_of_range_are_refused(native: NativeLibrary) -> None:
-    codes, scales, offsets = random_codes(8, 64, 0)
+@pytest.mark.parametrize("bits", [4, 3])
+def test_codes_out_of_range_are_refused(native: NativeLibrary, bits: int) -> None:
+    codes, scales, offsets = random_codes(8, 64, 0, bits)
+    most, wide = largest_code(bits), largest_scale(bits)
     for broken in (
-        (torch.full_like(codes, 16), scales, offsets),
-        (codes, torch.full_like(scales, 18), offsets),
-        (torch.full_like(codes, 15), torch.full_like(scales, 17), torch.full_like(offsets, -127)),
+        (torch.full_like(codes, most + 1), scales, offsets),
+        (codes, torch.full_like(scales, wide + 1), offsets),
+        (torch.full_like(codes, most), torch.full_like(scales, wide), torch.full_like(offsets, -124)),
     ):
-        with pytest.raises(ValueError, match="four-bit"):
-            PackedLinear4(native, *broken, torch.ones(8), None, 0)
+        with pytest.raises(ValueError, match=f"codes of {bits} bits"):
+            PackedProgressive(native, *broken, torch.ones(8), None, 0, bits)
     with pytest.raises(ValueError, match="contiguous"):
-        PackedLinear4(native, codes, scales[:, :0], offsets, torch.ones(8), None, 0)
+        PackedProgressive(native, codes, scales[:, :0], offsets, torch.ones(8), None, 0, bits)
+    with pytest.raises(ValueError, match="inputs"):
+        PackedProgressive(native, codes, scales, offsets, torch.ones(8), None, 0, 5)
 
 
 @pytest.mark.parametrize(("outputs", "inputs", "block"), [(96, 576, 64), (50, 1536, 512), (33, 100, 4), (64, 2560, 512)])
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("bits", [8, 4, 3])
 def test_a_row_does_not_know_of_others(native: NativeLibrary, outputs: int, inputs: int, block: int, bits: int) -> None:
-    layer: PackedLinear | PackedLinear4 = random_layer(native, outputs, inputs, block=block)
-    if bits == 4:
-        layer = PackedLinear4(native, *random_codes(outputs, inputs, 0), torch.rand(outputs), torch.randn(outputs), block)
+    layer: PackedLinear | PackedProgressive = random_layer(native, outputs, inputs, block=block)
+    if bits < 8:
+        made = random_codes(outputs, inputs, 0, bits)
+        layer = PackedProgressive(native, *made, torch.rand(outputs), torch.randn(outputs), block, bits)
     rows = torch.randn(70, inputs)
     residual = torch.randn(70, outputs)
     weight = torch.rand(inputs) + 0.5

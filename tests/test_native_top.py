@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hasten.native.kernels import PackedLinear, PackedLinear4, round_progressive
+from hasten.native.kernels import PackedLinear, PackedProgressive, round_progressive
 from hasten.native.largest import MOST, largest
 from hasten.native.loader import NativeLibrary
 
@@ -17,16 +17,17 @@ def wanted_top(outputs: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tenso
 
 
 @pytest.mark.parametrize(("outputs", "inputs"), [(1, 5), (31, 64), (1024, 100), (1025, 128), (3000, 192)])
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("bits", [8, 4, 3])
 def test_ids_and_values_are_those_of_the_outputs(native: NativeLibrary, outputs: int, inputs: int, bits: int) -> None:
     torch.manual_seed(outputs + bits)
     block = inputs & -inputs if inputs > 5 else 0
-    layer: PackedLinear | PackedLinear4
+    layer: PackedLinear | PackedProgressive
     if bits == 8:
         weight = torch.randint(-127, 128, (outputs, inputs), dtype=torch.int8)
         layer = PackedLinear(native, weight, torch.rand(outputs), torch.randn(outputs), block)
     else:
-        layer = PackedLinear4(native, *round_progressive(native, torch.randn(outputs, inputs)), torch.randn(outputs), block)
+        made = round_progressive(native, torch.randn(outputs, inputs), bits)
+        layer = PackedProgressive(native, *made, torch.randn(outputs), block, bits)
     norm = torch.rand(inputs) + 0.5
     for rows in (0, 1, 3, 17, 40):
         x = torch.randn(rows, inputs)

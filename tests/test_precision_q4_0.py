@@ -12,17 +12,20 @@ from gguf.constants import GGMLQuantizationType
 
 from hasten import LLM, SamplingParams
 from hasten.core.config import SpeculationParams
-from hasten.model.linear_file import FileEmbedding, draft_precision, rounded_matrix
+from hasten.model import storage
+from hasten.model.kept_weights import draft_precision, kept_weights
+from hasten.model.linear_file import FileEmbedding, rounded_matrix
 from hasten.model.linear_file import round_to_blocks as round_to
 from hasten.model.loaders import open_source
-from hasten.model.precision import Q4_0
+from hasten.model.precision import INT3, Q4_0
 from hasten.model.weights import load_decoder
 from hasten.native.grouped import GroupedLinear
 from hasten.native.loader import load, status
+from hasten.train.quantise import round_weights
 from loader_files import write_gguf
 from real import model_path
-
-CPU = torch.device("cpu")
+from test_exact import prompt_of
+from tiny import CPU, DESCRIPTIONS, RandomSource
 
 
 @pytest.fixture(autouse=True)
@@ -76,33 +79,58 @@ def test_a_file_keeps_its_four_bit_codes_and_its_head(tmp_path: Path) -> None:
         assert isinstance(decoder.weights.embedding, FileEmbedding) == (name != "F16")
 
 
-def test_drafts_run_in_four_bits_beside_integer_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    integers = ("auto", "int8", "int4", "file", "q4_0")
-    for name in integers:
-        assert draft_precision(name, CPU) == "q4_0"
-        assert draft_precision(name, torch.device("cuda")) == name
+INTEGERS = ("auto", "int8", "int4", "file", "q4_0")
+
+
+def test_drafts_run_in_four_bits_beside_integer_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HASTEN_HOME", str(tmp_path))
+    source = RandomSource(DESCRIPTIONS["llama"])
+    for name in INTEGERS:
+        assert draft_precision(name, CPU, source) == "q4_0"
+        assert draft_precision(name, torch.device("cuda"), source) == name
     for name in ("bf16", "fp32", "fp64"):
-        assert draft_precision(name, CPU) == name
+        assert draft_precision(name, CPU, source) == name
     monkeypatch.setattr("hasten.model.linear_file.load", lambda: None)
-    assert [draft_precision(name, CPU) for name in integers] == list(integers)
+    assert [draft_precision(name, CPU, source) for name in INTEGERS] == list(INTEGERS)
+
+
+def test_drafts_run_in_three_bits_once_they_were_made(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("HASTEN_HOME", str(tmp_path))
+    source, other = RandomSource(DESCRIPTIONS["llama"]), RandomSource(DESCRIPTIONS["llama"], seed=1)
+    path = storage.calibrated_path(source.fingerprint, "int3")
+    round_weights(source, path, [list(prompt_of(64, seed)) for seed in range(4)], INT3)
+    assert {draft_precision(name, CPU, source) for name in INTEGERS} == {"int3"}
+    assert draft_precision("bf16", CPU, source) == "bf16"
+    assert draft_precision("int8", torch.device("cuda"), source) == "int8"
+    assert draft_precision("int8", CPU, other) == "q4_0"
+    assert kept_weights(source, INT3, "tiny") == path
+    assert caplog.text == ""
+    path.write_bytes(path.read_bytes()[:-1])
+    assert draft_precision("int8", CPU, source) == "q4_0"
+    assert "set aside" in caplog.text
+    kept_weights(source, INT3, "tiny")
+    assert "run 'hasten draft quantize -m TARGET --draft-model tiny' once" in caplog.text
 
 
 @pytest.mark.real
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_a_model_drafts_for_itself_in_four_bits(temperature: float) -> None:
+@pytest.mark.parametrize(("precision", "least"), [("q4_0", 0.4), ("int3", 0.1)])
+def test_a_model_drafts_for_itself_in_few_bits(precision: str, least: float, temperature: float) -> None:
     """The same text, most guesses right: rounding changes what is proposed, never what is said."""
     path = str(model_path("smollm2-135m"))
     params = SamplingParams(max_tokens=48, temperature=temperature, seed=5)
     prompt = "The lighthouse keeper climbed the stairs and"
     with LLM(path, draft="none", precision="int8", cache_tokens=1024) as llm:
         plain = llm.generate(prompt, params)[0]
-    with LLM(path, draft=f"lm(model={path!r}, width=1)", precision="int8", cache_tokens=1024) as llm:
+    with LLM(path, draft=f"lm(model={path!r}, width=1, precision={precision})", precision="int8", cache_tokens=1024) as llm:
         drafter = llm.engine.drafting.drafters[0]
         assert drafter.name == "lm"
         drafted = llm.generate(prompt, params, speculation=SpeculationParams(mode="on"))[0]
     assert drafted.tokens == plain.tokens
     assert drafted.precision == "int8"
-    assert drafted.speculation.accepted > 0.4 * drafted.speculation.drafted
+    assert drafted.speculation.accepted > least * drafted.speculation.drafted
 
 
 @pytest.mark.real

@@ -125,7 +125,7 @@ def test_precisions_without_an_account_are_refused(tiny_model: Path) -> None:
     source = open_gguf(tiny_model)
     assert form_of("int8", source) is FORMS["int8"]
     assert form_of("file", source).weight_bytes == pytest.approx(FORMS["int8"].weight_bytes), "floats become int8"
-    with pytest.raises(ConfigError, match="knows the precisions int8, int4, bf16, fp32, file, q4_0, not 'fp64'"):
+    with pytest.raises(ConfigError, match="knows the precisions int8, int4, int3, bf16, fp32, file, q4_0, not 'fp64'"):
         form_of("fp64", source)
 
 

@@ -55,7 +55,7 @@ def test_a_rate_is_tokens_over_drafting_and_verifying() -> None:
         (["--sizes", "16384,0"], "--sizes takes numbers from 1 up, not 0"),
         (["--text", "/nowhere/text"], "cannot be read"),
         (["--prompts", "/nowhere/prompts"], "cannot be read"),
-        (["--precision", "int3"], "precision must be one of"),
+        (["--precision", "int2"], "precision must be one of"),
     ],
 )
 def test_wrong_use_is_told_before_a_model_is_loaded(

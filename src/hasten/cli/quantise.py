@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
 import click
 
 from hasten.cli.options import text_option, warn_of_threads
 from hasten.cli.prompts import read_text
 from hasten.cli.screen import notes, progress_on
 from hasten.core.config import EngineConfig
+from hasten.core.progress import Progress
+
+if TYPE_CHECKING:
+    from hasten.train.quantise import Outcome
 
 
 @click.command()
@@ -21,16 +28,23 @@ def quantize(model: str, texts: tuple[str, ...], threads: int) -> None:
     unless --text gives others. That takes minutes for a small model and much longer for a large one. Ctrl-C keeps what is done, and
     the same command goes on from there; another text begins anew.
     """
-    contents = [read_text(name) for name in texts]
     config = EngineConfig(model=model, threads=threads)
     warn_of_threads(config)
     from hasten.train.quantise import quantise
 
+    report(quantise, config, texts, f"hasten quantize {model}")
+
+
+def report(
+    make: Callable[[EngineConfig, list[str], Progress], Outcome], config: EngineConfig, texts: Sequence[str], again: str
+) -> None:
+    """Have the weights made, for the files ``texts``, and say in a line what came of it. ``again``: the command that goes on."""
+    contents = [read_text(name) for name in texts]
     try:
-        with progress_on(notes(), f"Loading {model}") as progress:
-            outcome = quantise(config, contents, progress)
+        with progress_on(notes(), f"Loading {config.model}") as progress:
+            outcome = make(config, contents, progress)
     except KeyboardInterrupt:
-        notes().print(f"What was done is kept; 'hasten quantize {model}' goes on from there.")
+        notes().print(f"What was done is kept; '{again}' goes on from there.")
         raise
     how = "went on from what was there, " if outcome.resumed else ""
     click.echo(f"{outcome.name}: {how}{outcome.tokens:,} tokens read, {outcome.bytes / 1e6:,.0f} MB in {outcome.path}")

@@ -20,6 +20,7 @@ from hasten.core.errors import ConfigError
 if TYPE_CHECKING:
     from hasten.bench.hardware import Machine
     from hasten.bench.roofline import Checked, Counted, Form
+    from hasten.core.registry import Spec
     from hasten.model.description import ModelDescription
 
 PROMPT_TOKENS, ANSWER_TOKENS = 512, 128
@@ -78,18 +79,19 @@ def counted(config: EngineConfig) -> tuple[Counted, Counted | None]:
     from hasten.bench.roofline import form_of
     from hasten.engine.loading import choose_device
     from hasten.model.catalogue import resolve
-    from hasten.model.linear_file import draft_precision
+    from hasten.model.kept_weights import draft_precision
     from hasten.model.loaders import open_source
 
     def found(config: EngineConfig) -> Counted:
         source = open_source(resolve(config.model, fetch=True).path)
         return source.description, form_of(precision_of(config), source)
 
-    own = draft_precision(config.precision, choose_device(config.device))
-    drafts = [
-        replace(config, model=spec.arguments["model"], precision=str(spec.arguments.get("precision", own)))
-        for spec in config.model_drafters(resolve(config.model, fetch=True).draft)
-    ]
+    def of_draft(spec: Spec) -> EngineConfig:
+        source = open_source(resolve(spec.arguments["model"], fetch=True).path)
+        own = draft_precision(config.precision, choose_device(config.device), source)
+        return replace(config, model=spec.arguments["model"], precision=str(spec.arguments.get("precision", own)))
+
+    drafts = [of_draft(spec) for spec in config.model_drafters(resolve(config.model, fetch=True).draft)]
     return found(config), found(drafts[0]) if drafts else None
 
 

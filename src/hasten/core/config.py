@@ -10,7 +10,7 @@ from typing import Any
 from hasten.core.errors import ConfigError, InvalidRequest
 from hasten.core.registry import Spec, nearest, parse_specs
 
-PRECISIONS = ("auto", "int8", "int4", "file", "q4_0", "bf16", "fp32", "fp64")
+PRECISIONS = ("auto", "int8", "int4", "int3", "file", "q4_0", "bf16", "fp32", "fp64")
 KV_CACHE_DTYPES = ("auto", "fp32", "fp16", "bf16", "int8")
 VERIFY_RULES = ("coupled", "rejection", "block")
 CONTROLS = ("auto", "fixed", "goodput", "threshold", "entropy")

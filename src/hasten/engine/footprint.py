@@ -13,7 +13,8 @@ from hasten.engine.loading import DEFAULT_CACHE_TOKENS, choose_device
 from hasten.model import catalogue
 from hasten.model.attention import choose_cache
 from hasten.model.description import ModelDescription
-from hasten.model.linear_file import BlockSource, choose_precision, draft_precision, file_runs_best
+from hasten.model.kept_weights import draft_precision
+from hasten.model.linear_file import BlockSource, choose_precision, file_runs_best
 from hasten.model.loaders import WeightSource, open_source
 from hasten.model.precision import Precision
 from hasten.model.sketch import sketch_bytes, sketches_here
@@ -29,10 +30,12 @@ def footprint(config: EngineConfig) -> int:
     resolved = catalogue.resolve(config.model, fetch=True)
     total = _one(resolved.path, config, sketched=True)
     for spec in config.model_drafters(resolved.draft):
-        own = str(spec.arguments.get("precision", draft_precision(config.precision, choose_device(config.device))))
         model = spec.arguments["model"]
         try:
-            total += _one(catalogue.resolve(model, fetch=True).path, replace(config, precision=own), sketched=False)
+            path = catalogue.resolve(model, fetch=True).path
+            own = draft_precision(config.precision, choose_device(config.device), open_source(path))
+            chosen = str(spec.arguments.get("precision", own))
+            total += _one(path, replace(config, precision=chosen), sketched=False)
         except HastenError:
             if config.draft_model is not None or model != resolved.draft:
                 raise
@@ -66,5 +69,5 @@ def weight_bytes(shape: ModelDescription, precision: Precision) -> int:
     """Bytes of projections, head and embedding; norms and scales are too small to count."""
     layer = shape.hidden_size * (2 * shape.query_size + 2 * shape.kv_size + 3 * shape.intermediate_size)
     projections = shape.layers * layer + shape.vocabulary_size * shape.hidden_size
-    bits = 4 if precision.name in ("int4", "q4_0") else 8 * precision.weights.itemsize
+    bits = 4 if precision.name == "q4_0" else precision.bits if precision.quantised else 8 * precision.weights.itemsize
     return projections * bits // 8 + shape.vocabulary_size * shape.hidden_size * precision.embedding.itemsize

@@ -37,9 +37,9 @@ from hasten.model import catalogue, storage
 from hasten.model.attention import choose_cache
 from hasten.model.executor import Executor
 from hasten.model.head import TrimmedHead
-from hasten.model.kept_weights import kept_weights
+from hasten.model.kept_weights import draft_precision, kept_weights
 from hasten.model.kernels import missing_kernels, set_threads
-from hasten.model.linear_file import choose_precision, draft_precision, file_runs_best
+from hasten.model.linear_file import choose_precision, file_runs_best
 from hasten.model.loaders import open_source
 from hasten.model.sketch import sketch_of
 from hasten.model.tokenizer import Tokenizer, load_tokenizer
@@ -263,7 +263,7 @@ def _model_drafter(
 
     resolved = catalogue.resolve(str(spec.arguments["model"]), fetch=True, progress=of_draft)
     arguments = {name: value for name, value in spec.arguments.items() if name not in ("model", "trim", "precision")}
-    own = draft_precision(config.precision, device)
+    own = draft_precision(config.precision, device, open_source(resolved.path))
     config = replace(config, precision=str(spec.arguments.get("precision", own)))
     tokenizer = load_tokenizer(resolved.path)
     try:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hasten.model.description import Activation
 from hasten.model.hadamard import hadamard_block, rotate
-from hasten.native.kernels import PackedLinear, PackedLinear4, PackedMlp
+from hasten.native.kernels import PackedLinear, PackedMlp, PackedProgressive
 from hasten.native.loader import load
 
 ACTIVATIONS = {"silu": F.silu, "gelu_tanh": lambda gate: F.gelu(gate, approximate="tanh")}
@@ -71,7 +71,7 @@ class ComposedMlp:
 def make_mlp(gate_up: Linear, down: Linear, activation: Activation) -> Mlp:
     """One kernel for the whole MLP where both projections are packed for the native kernels."""
     library = load()
-    packed = (PackedLinear, PackedLinear4)
+    packed = (PackedLinear, PackedProgressive)
     if library is not None and isinstance(gate_up, packed) and isinstance(down, packed):
         return PackedMlp(library, gate_up, down, activation)
     return ComposedMlp(gate_up, down, activation)

@@ -19,7 +19,7 @@ from torch import Tensor
 from hasten.core.errors import ConfigError
 from hasten.model.description import Activation
 from hasten.model.linear import Linear, gated, rms_norm
-from hasten.model.precision import BF16, FILE, FP32, INT8, Q4_0, Precision, named
+from hasten.model.precision import BF16, FILE, FP32, INT8, Precision, named
 from hasten.native.grouped import KINDS, STRIP_OUTPUTS, GroupedLinear, GroupedMatrix
 from hasten.native.loader import NativeLibrary, load
 
@@ -77,12 +77,11 @@ def _without_kernels() -> Precision:
     return BF16 if torch.backends.cpu.get_cpu_capability().startswith("AVX512") else FP32
 
 
-def draft_precision(name: str, device: torch.device) -> str:
-    """What a draft model runs in where the target's precision is called ``name``. A level of it costs what reading its weights
-    costs, its guesses are checked anyway, and four bits guess as well (docs/drafters/lm.md): so q4_0 beside integer weights, where
-    there are native kernels, else the target's own."""
+def drafts_in_few_bits(name: str, device: torch.device) -> bool:
+    """Whether a draft model runs in fewer bits than its target, whose precision is called ``name``: beside integer weights, where
+    there are native kernels."""
     integers = name == "auto" or named(name).quantised
-    return Q4_0.name if integers and device.type == "cpu" and load() is not None else name
+    return integers and device.type == "cpu" and load() is not None
 
 
 def block_source(source: Any) -> BlockSource:

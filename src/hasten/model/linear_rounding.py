@@ -1,4 +1,4 @@
-"""Four-bit rounding that knows its inputs: each rounding error is made good by the weights that are still to be rounded.
+"""Rounding to few bits that knows its inputs: each rounding error is made good by the weights that are still to be rounded.
 
 The error of a projection W rounded to Q is tr((W - Q) H (W - Q)^T), where H is the mean of x x^T over its inputs x. With H = U D
 U^T, U a unit upper triangle, it is a sum of one square for each input, and each is made least in turn (LDLQ: QuIP, 2307.13304,
@@ -27,8 +27,8 @@ PASSES = 3  # over the codes of a group in a sweep
 
 @dataclass(frozen=True, slots=True)
 class Rounded:
-    """What ``PackedLinear4`` takes: ``codes`` uint8 [outputs, inputs], ``group_scale`` uint8 and ``group_offset`` int8 [outputs,
-    groups], ``scale`` float32 [outputs]."""
+    """What ``PackedProgressive`` takes: ``codes`` uint8 [outputs, inputs], ``group_scale`` uint8 and ``group_offset`` int8
+    [outputs, groups], ``scale`` float32 [outputs]."""
 
     codes: Tensor
     group_scale: Tensor
@@ -42,11 +42,11 @@ def damp(moments: Tensor) -> Tensor:
     return moments
 
 
-def round_with_feedback(library: NativeLibrary, weight: Tensor, moments: Tensor) -> Rounded:
-    """Round float32 ``weight`` [outputs, inputs] (rotated already); ``moments`` [inputs, inputs] is H."""
+def round_with_feedback(library: NativeLibrary, weight: Tensor, moments: Tensor, bits: int) -> Rounded:
+    """Round float32 ``weight`` [outputs, inputs] (rotated already) to ``bits``; ``moments`` [inputs, inputs] is H."""
     groups, order = _orders(moments.diagonal())
     ordered = damp(moments[order[:, None], order])
-    grid = _Grid(library, weight[:, order], groups)
+    grid = _Grid(library, weight[:, order], groups, bits)
     grid.fit(ordered)
     grid.sweep(ordered, SWEEPS)
     codes = torch.empty_like(grid.codes)
@@ -57,8 +57,8 @@ def round_with_feedback(library: NativeLibrary, weight: Tensor, moments: Tensor)
 class _Grid:
     """Weights [outputs, inputs] with inputs in the order of rounding, and the codes and values (in units of ``scale``) they get."""
 
-    def __init__(self, library: NativeLibrary, weight: Tensor, groups: list[int]) -> None:
-        self._library, self._weight = library, weight
+    def __init__(self, library: NativeLibrary, weight: Tensor, groups: list[int], bits: int) -> None:
+        self._library, self._weight, self._bits = library, weight, bits
         outputs, inputs = weight.shape
         self.scale = weight.abs().amax(1).clamp_min_(1e-30) / 127.0
         self.codes, self._values = torch.empty_like(weight), torch.empty_like(weight)
@@ -77,7 +77,7 @@ class _Grid:
         lost = torch.empty_like(weight)
         for group, here in self._groups:
             targets = torch.addmm(weight[:, here], lost[:, : here.start], factor[: here.start, here])
-            fitted = fit_group(self._library, weight[:, here], targets, factor[here, here], cost[here])
+            fitted = fit_group(self._library, weight[:, here], targets, factor[here, here], cost[here], bits=self._bits)
             count = here.stop - here.start
             self.codes[:, here], self._values[:, here] = fitted.codes[:, :count], fitted.values[:, :count]
             self.group_scale[:, group], self.group_offset[:, group] = fitted.scale, fitted.offset
@@ -106,13 +106,13 @@ class _Grid:
         distance = slopes @ torch.cholesky_inverse(torch.linalg.cholesky(moments))
         wanted = values + distance
         start = self.group_scale[:, group], self.group_offset[:, group]
-        fitted = fit_group(self._library, wanted, wanted, *unit_factor(moments), start)
+        fitted = fit_group(self._library, wanted, wanted, *unit_factor(moments), start, self._bits)
         better = fitted.error < (slopes * distance).sum(1)
         fitted.codes[:, :count] = torch.where(better[:, None], fitted.codes[:, :count], self.codes[:, here])
         fitted.scale.copy_(torch.where(better, fitted.scale, start[0]))
         fitted.offset.copy_(torch.where(better, fitted.offset, start[1]))
         moved = fitted.codes[:, :count] * fitted.scale[:, None] + fitted.offset[:, None] - values
-        descend_group(self._library, fitted, moments, slopes - moved @ moments, PASSES)
+        descend_group(self._library, fitted, moments, slopes - moved @ moments, PASSES, self._bits)
         moves = fitted.values[:, :count] - values
         self.codes[:, here], self._values[:, here] = fitted.codes[:, :count], fitted.values[:, :count]
         self.group_scale[:, group], self.group_offset[:, group] = fitted.scale, fitted.offset

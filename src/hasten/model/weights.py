@@ -34,8 +34,8 @@ from hasten.model.linear_file import (
     read_matrix,
     rounded_matrix,
 )
-from hasten.model.linear_packed import PACKED_LAYOUT, linear4, pack4, packed4_bytes, packed4_room
-from hasten.model.precision import FILE, INT4, Q4_0, Precision
+from hasten.model.linear_packed import LAYOUTS, pack, packed_bytes, packed_linear, packed_room
+from hasten.model.precision import FILE, Q4_0, Precision
 
 PIECE_BYTES = 64 << 20
 NARROW = 1024  # hidden size below which int4 keeps more bits
@@ -101,20 +101,20 @@ def conversion_plan(source: Weights, precision: Precision) -> list[Planned]:
     """What a converted file of this source holds, in the order in which it is written."""
     plan = [Planned("embedding", source.shape("embedding"), torch.bfloat16)]
     for linear in projections(source):
-        if four_bits(linear, precision):
-            size = packed4_bytes(linear.outputs, linear.inputs)
-            plan.append(Planned(f"{linear.name}.{PACKED_LAYOUT}", (size,), torch.uint8))
+        if (bits := projection_bits(linear, precision)) < 8:
+            size = packed_bytes(linear.outputs, linear.inputs, bits)
+            plan.append(Planned(f"{linear.name}.{LAYOUTS[bits]}", (size,), torch.uint8))
         else:
             plan.append(Planned(f"{linear.name}.codes", (linear.outputs, linear.inputs), torch.int8))
         plan.append(Planned(f"{linear.name}.scale", (linear.outputs,), torch.float32))
     return plan
 
 
-def four_bits(linear: FusedLinear, precision: Precision) -> bool:
-    """Whether this projection is one of four bits. int4 keeps the head in eight: its error goes straight into every logit. In
-    narrow models ``down`` too, the projection that loses most by rounding (docs/models.md)."""
-    narrow_down = linear.name.endswith(".down") and linear.outputs < NARROW
-    return precision is INT4 and linear.name != "head" and not narrow_down
+def projection_bits(linear: FusedLinear, precision: Precision) -> int:
+    """Bits of this projection's weights in our own integers. The head keeps eight: its error goes straight into every logit. In
+    narrow models in int4 ``down`` too, the projection that loses most by rounding (docs/models.md)."""
+    narrow_down = linear.name.endswith(".down") and linear.outputs < NARROW and precision.bits == 4
+    return 8 if linear.name == "head" or narrow_down else precision.bits
 
 
 def _fused(source: Weights, name: str, parts: tuple[str, ...]) -> FusedLinear:
@@ -134,7 +134,7 @@ def _pieces(source: Weights, parts: tuple[str, ...]) -> Iterator[Tensor]:
 def load_decoder(
     source: Weights, precision: Precision, device: torch.device, converted: Path | None, progress: Progress = silent
 ) -> Decoder:
-    """Build the decoder. ``converted`` is where int8 and int4 weights are kept between loads (None: nowhere). Where what is kept
+    """Build the decoder. ``converted`` is where our own integer weights are kept between loads (None: nowhere). Where what is kept
     turns out to be damaged it is set aside, and the source converted without being kept.
 
     Raises ConfigError where the precision does not fit the source or this machine, CorruptModel where norms, biases or int8 scales
@@ -253,7 +253,7 @@ class _DenseMaker:
 
 
 class _IntegerMaker:
-    """int8 and int4 projections, from the converted file where there is one, else converted now and written there."""
+    """int8, int4 and int3 projections, from the converted file where there is one, else converted now and written there."""
 
     def __init__(self, source: Weights, precision: Precision, path: Path | None) -> None:
         self._source, self._precision = source, precision
@@ -276,8 +276,8 @@ class _IntegerMaker:
 
     def linear(self, linear: FusedLinear, bias: Tensor | None) -> Callable[[], Linear]:
         """Reads (or converts) now; what is returned packs the projection for its kernel."""
-        if four_bits(linear, self._precision):
-            return self._linear4(linear, bias)
+        if (bits := projection_bits(linear, self._precision)) < 8:
+            return self._packed(linear, bias, bits)
         if self._reader is not None:
             codes = self._reader.read(f"{linear.name}.codes", self._buffer(linear))
             scale = self._reader.read(f"{linear.name}.scale")
@@ -297,15 +297,15 @@ class _IntegerMaker:
         self._buffers.append(self._buffers.pop(0))
         return self._buffers[-1]
 
-    def _linear4(self, linear: FusedLinear, bias: Tensor | None) -> Callable[[], Linear]:
+    def _packed(self, linear: FusedLinear, bias: Tensor | None, bits: int) -> Callable[[], Linear]:
         if self._reader is not None:
-            packed = self._reader.read(f"{linear.name}.{PACKED_LAYOUT}", packed4_room(linear.outputs, linear.inputs))
+            packed = self._reader.read(f"{linear.name}.{LAYOUTS[bits]}", packed_room(linear.outputs, linear.inputs, bits))
             scale = self._reader.read(f"{linear.name}.scale")
         else:
             pieces = (finite(piece, linear.name) for piece in _pieces(self._source, linear.parts))
-            packed, scale = pack4(pieces, linear.outputs)
+            packed, scale = pack(pieces, linear.outputs, bits)
             self._keep(packed, scale)
-        return partial(linear4, packed, finite(scale, linear.name), bias, linear.inputs)
+        return partial(packed_linear, packed, finite(scale, linear.name), bias, linear.inputs, bits)
 
     def _keep(self, *tensors: Tensor) -> None:
         if self._writer is not None:

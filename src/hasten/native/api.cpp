@@ -37,6 +37,8 @@ bool bad_linear(std::int64_t rows, std::int64_t outputs, std::int64_t inputs) {
     return rows < 0 || outputs < 1 || inputs < 1 || inputs > MOST_INPUTS;
 }
 
+bool bad_bits(std::int32_t bits) { return bits != 3 && bits != 4; }
+
 bool bad_block(std::int64_t inputs, std::int64_t block) {
     if (block == 0 || block == 1) return false;
     return block < 0 || block > 512 || (block & (block - 1)) != 0 || inputs % block != 0;
@@ -50,7 +52,7 @@ bool bad_step(const HastenStep& step) {
 
 }  // namespace
 
-EXPORT int hst_version() { return 7; }
+EXPORT int hst_version() { return 8; }
 EXPORT int hst_best_isa() { return best_isa(); }
 EXPORT int hst_isa() { return current_isa(); }
 EXPORT int hst_set_isa(int level) { return set_isa(level) ? OK : BAD_SIZE; }
@@ -86,21 +88,21 @@ EXPORT int hst_w8_pack(const std::int8_t* weights, std::int64_t outputs, std::in
     return OK;
 }
 
-EXPORT std::int64_t hst_w4_packed_bytes(std::int64_t outputs, std::int64_t inputs) {
-    return bad_linear(0, outputs, inputs) ? -1 : static_cast<std::int64_t>(w4_packed_bytes(outputs, inputs));
+EXPORT std::int64_t hst_progressive_bytes(std::int32_t bits, std::int64_t outputs, std::int64_t inputs) {
+    return bad_bits(bits) || bad_linear(0, outputs, inputs) ? -1 : static_cast<std::int64_t>(progressive_bytes(bits, outputs, inputs));
 }
 
-EXPORT int hst_w4_pack(const std::uint8_t* codes, const std::uint8_t* scales, const std::int8_t* offsets, std::int64_t outputs,
-                       std::int64_t inputs, std::uint8_t* packed) {
-    if (bad_linear(0, outputs, inputs)) return BAD_SIZE;
-    w4_pack(codes, scales, offsets, outputs, inputs, packed);
+EXPORT int hst_progressive_pack(std::int32_t bits, const std::uint8_t* codes, const std::uint8_t* scales, const std::int8_t* offsets,
+                                std::int64_t outputs, std::int64_t inputs, std::uint8_t* packed) {
+    if (bad_bits(bits) || bad_linear(0, outputs, inputs)) return BAD_SIZE;
+    progressive_pack(bits, codes, scales, offsets, outputs, inputs, packed);
     return OK;
 }
 
-EXPORT int hst_w4_round(const float* weights, std::int64_t outputs, std::int64_t inputs, std::uint8_t* codes, std::uint8_t* scales,
-                        std::int8_t* offsets, float* scale) {
-    if (bad_linear(0, outputs, inputs)) return BAD_SIZE;
-    round_progressive(weights, outputs, inputs, codes, scales, offsets, scale);
+EXPORT int hst_progressive_round(std::int32_t bits, const float* weights, std::int64_t outputs, std::int64_t inputs, std::uint8_t* codes,
+                                 std::uint8_t* scales, std::int8_t* offsets, float* scale) {
+    if (bad_bits(bits) || bad_linear(0, outputs, inputs)) return BAD_SIZE;
+    progressive_round(bits, weights, outputs, inputs, codes, scales, offsets, scale);
     return OK;
 }
 

@@ -82,7 +82,7 @@ def units() -> list[Unit]:
         "threads",
         "linear",
         "top",
-        "progressive",
+        "progressive_round",
         "feedback",
         "rows",
         "layers",
@@ -100,11 +100,11 @@ def units() -> list[Unit]:
     integer = [
         Unit("grouped_vnni.cpp", AVX512),
         Unit("linear_vnni.cpp", AVX512),
-        Unit("linear4_vnni.cpp", AVX512),
+        Unit("progressive_vnni.cpp", AVX512),
         Unit("linear_amx.cpp", AMX),
         Unit("products8_amx.cpp", AMX),
         Unit("linear_avx2.cpp", AVX2),
-        Unit("linear4_avx2.cpp", AVX2),
+        Unit("progressive_avx2.cpp", AVX2),
         Unit("grouped_avx2_panel.cpp", AVX2),
         Unit("grouped_avx2.cpp", AVX2),
     ]

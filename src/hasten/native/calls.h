@@ -17,7 +17,7 @@ struct HastenLinear {
     const float* scale;
     const float* bias;  // or null
     std::int64_t outputs, inputs, block;
-    std::int32_t four_bits;
+    std::int32_t bits;
 };
 
 // One layer's weights in GGUF's codes, fixed when it is made. Field for field as in grouped.py.
@@ -40,7 +40,7 @@ inline hasten::Linear8 linear_call(const HastenLinear& layer, const std::int8_t*
     call.rows = rows;
     call.outputs = layer.outputs;
     call.inputs = layer.inputs;
-    call.four_bits = layer.four_bits != 0;
+    call.bits = layer.bits;
     return call;
 }
 

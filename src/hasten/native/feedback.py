@@ -1,4 +1,4 @@
-"""Rounding a group of inputs to four bits for inputs that go together, as PyTorch sees it; feedback.h says what is minimised.
+"""Rounding a group of inputs to few bits for inputs that go together, as PyTorch sees it; feedback.h says what is minimised.
 
 All tensors are float32 on a CPU; an output's result does not depend on the other outputs. Instruction sets differ where one has a
 fused multiply-add and the other has not. Wrong sizes or types raise ValueError.
@@ -17,8 +17,8 @@ from hasten.native.loader import NativeLibrary, check
 
 @dataclass(frozen=True, slots=True)
 class FittedGroup:
-    """``codes`` (0 to 15) and ``values`` (code * scale + offset, within int8) [outputs, 64], ``scale`` (1 to 17) and ``offset``
-    [outputs], all whole numbers; ``error`` [outputs]. What lies behind the group's inputs is not set."""
+    """``codes`` and ``values`` (code * scale + offset, within int8) [outputs, 64], ``scale`` (from 1) and ``offset`` [outputs], all
+    whole numbers in the ranges of ``PackedProgressive``; ``error`` [outputs]. What lies behind the group's inputs is not set."""
 
     codes: Tensor
     values: Tensor
@@ -34,10 +34,11 @@ def fit_group(
     factor: Tensor,
     cost: Tensor,
     start: tuple[Tensor, Tensor] | None = None,
+    bits: int = 4,
 ) -> FittedGroup:
-    """Round ``weights`` [outputs, n], n from 1 to 64, in units of int8. ``targets`` [outputs, n] are the weights and what errors of
-    earlier groups ask of them, ``factor`` [n, n] (unit upper triangle) and ``cost`` [n] those of H = factor diag(cost) factor^T.
-    ``start``: scale and offset [outputs] to search around instead of all over the range."""
+    """Round ``weights`` [outputs, n], n from 1 to 64, in units of int8, to codes of ``bits``. ``targets`` [outputs, n] are the
+    weights and what errors of earlier groups ask of them, ``factor`` [n, n] (unit upper triangle) and ``cost`` [n] those of H =
+    factor diag(cost) factor^T. ``start``: scale and offset [outputs] to search around instead of all over the range."""
     outputs, count = weights.shape
     padded_weights, padded_targets = _padded(weights), _padded(targets)
     transposed = _padded(torch.nn.functional.pad(factor.T, (0, 0, 0, GROUP_INPUTS - count)))
@@ -53,11 +54,11 @@ def fit_group(
         _need(costs, torch.float32, (GROUP_INPUTS,)),
     )
     results = codes.data_ptr(), values.data_ptr(), *(_need(item, torch.float32, (outputs,)) for item in (scale, offset, error))
-    check(library.call["hst_w4_fit_group"](*inputs, outputs, count, int(start is not None), *results))
+    check(library.call["hst_progressive_fit"](bits, *inputs, outputs, count, int(start is not None), *results))
     return FittedGroup(codes, values, scale, offset, error)
 
 
-def descend_group(library: NativeLibrary, fitted: FittedGroup, moments: Tensor, slopes: Tensor, passes: int) -> None:
+def descend_group(library: NativeLibrary, fitted: FittedGroup, moments: Tensor, slopes: Tensor, passes: int, bits: int = 4) -> None:
     """Move codes and values of ``fitted`` where the error is least, one after the other, ``passes`` times. ``moments`` [n, n] is H,
     ``slopes`` [outputs, n] half the error's fall for each unit of each value."""
     outputs, count = slopes.shape
@@ -71,7 +72,7 @@ def descend_group(library: NativeLibrary, fitted: FittedGroup, moments: Tensor, 
         _need(fitted.offset, torch.float32, (outputs,)),
     )
     results = _need(fitted.codes, torch.float32, group), _need(fitted.values, torch.float32, group)
-    check(library.call["hst_w4_descend_group"](*inputs, outputs, count, passes, *results))
+    check(library.call["hst_progressive_descend"](bits, *inputs, outputs, count, passes, *results))
 
 
 def _padded(rows: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 #include <initializer_list>
 
 #include "feedback.h"
+#include "few_bits.h"
 #include "lanes.h"
 
 namespace hasten {
@@ -9,7 +10,7 @@ namespace HASTEN_LEVEL {
 namespace {
 
 constexpr int GROUP = static_cast<int>(FEEDBACK_GROUP);
-constexpr float MOST_CODE = 15.0f, MOST_SCALE = 17.0f, LEAST_VALUE = -128.0f, MOST_VALUE = 127.0f, INFINITE = 3.4e38f;
+constexpr float LEAST_VALUE = -128.0f, MOST_VALUE = 127.0f, INFINITE = 3.4e38f;
 constexpr float RANGES[] = {1.0f, 0.92f, 0.84f, 0.76f, 0.68f, 0.6f};  // of the group's own, tried for its scale
 constexpr float SIDES[] = {0.0f, 0.25f, 0.5f, 0.75f, 1.0f};           // where a shorter range lies in the whole one
 constexpr int OFFSET_STEPS = 2;
@@ -17,18 +18,18 @@ constexpr int OFFSET_STEPS = 2;
 INLINE Floats nearest(Floats value) { return (value + all(ROUNDER)) - all(ROUNDER); }
 INLINE Floats within(Floats value, float low, float high) { return least(most(value, all(low)), all(high)); }
 // The largest code that does not lead out of int8. Half a step below the integer, so that rounding is rounding down.
-INLINE Floats largest_code(Floats scale, Floats offset) {
+INLINE Floats top_code(int bits, Floats scale, Floats offset) {
     const Floats room = (all(MOST_VALUE) - offset) / scale;
     const Floats near = nearest(room);
-    return least(where_less(room, near, near - all(1.0f), near), all(MOST_CODE));
+    return least(where_less(room, near, near - all(1.0f), near), all(static_cast<float>(largest_code(bits))));
 }
 
 struct Grid {
     Floats scale, offset;
 };
 
-INLINE Grid grid_of(Floats scale, Floats offset) {
-    return {within(nearest(scale), 1.0f, MOST_SCALE), within(nearest(offset), LEAST_VALUE, MOST_VALUE)};
+INLINE Grid grid_of(int bits, Floats scale, Floats offset) {
+    return {within(nearest(scale), 1.0f, static_cast<float>(largest_scale(bits))), within(nearest(offset), LEAST_VALUE, MOST_VALUE)};
 }
 
 // [outputs][64] to one output a lane and back. Outputs behind the last are those of zeros.
@@ -72,7 +73,7 @@ struct Search {
 
 // Error of a grid when each input is rounded by itself; `mean` becomes the mean of what is left, both weighted by cost.
 Floats plain_error(const Search& search, Grid grid, Floats total_cost, Floats* mean) {
-    const Floats inverse = all(1.0f) / grid.scale, top = largest_code(grid.scale, grid.offset);
+    const Floats inverse = all(1.0f) / grid.scale, top = top_code(search.work.bits, grid.scale, grid.offset);
     Floats error = all(0.0f), sum = all(0.0f);
     for (int i = 0; i < search.work.count; ++i) {
         const Floats code = least(most(nearest((search.targets[i] - grid.offset) * inverse), all(0.0f)), top);
@@ -86,7 +87,7 @@ Floats plain_error(const Search& search, Grid grid, Floats total_cost, Floats* m
 
 // Error of a grid when each input is rounded with feedback, and the codes and values if asked.
 Floats feedback_error(const Search& search, Grid grid, Floats* codes, Floats* values) {
-    const Floats inverse = all(1.0f) / grid.scale, top = largest_code(grid.scale, grid.offset);
+    const Floats inverse = all(1.0f) / grid.scale, top = top_code(search.work.bits, grid.scale, grid.offset);
     Floats lost[GROUP], error = all(0.0f);
     for (int j = 0; j < search.work.count; ++j) {
         const float* factor = search.work.transposed + j * GROUP;
@@ -108,33 +109,34 @@ Floats feedback_error(const Search& search, Grid grid, Floats* codes, Floats* va
 }
 
 void search_plainly(Search& search) {
-    const int count = static_cast<int>(search.work.count);
+    const int count = static_cast<int>(search.work.count), bits = search.work.bits;
+    const float steps = static_cast<float>(largest_code(bits));
     Floats low = search.targets[0], high = low, total_cost = all(1e-30f);
     for (int i = 0; i < count; ++i) {
         low = least(low, search.targets[i]);
         high = most(high, search.targets[i]);
         total_cost = total_cost + all(search.work.cost[i]);
     }
-    search.best = grid_of(all(1.0f), low);
+    search.best = grid_of(bits, all(1.0f), low);
     search.error = all(INFINITE);
     for (const float share : RANGES) {
         for (const float side : SIDES) {
-            Grid grid = grid_of((high - low) * all(share / MOST_CODE), low);
-            grid = grid_of(grid.scale, low + all(side) * (high - low - all(MOST_CODE) * grid.scale));
+            Grid grid = grid_of(bits, (high - low) * all(share / steps), low);
+            grid = grid_of(bits, grid.scale, low + all(side) * (high - low - all(steps) * grid.scale));
             for (int step = 0; step < OFFSET_STEPS; ++step) {
                 Floats mean;
                 const Floats error = plain_error(search, grid, total_cost, &mean);
                 search.best.scale = where_less(error, search.error, grid.scale, search.best.scale);
                 search.best.offset = where_less(error, search.error, grid.offset, search.best.offset);
                 search.error = least(error, search.error);
-                grid = grid_of(grid.scale, grid.offset + mean);
+                grid = grid_of(bits, grid.scale, grid.offset + mean);
             }
         }
     }
 }
 
 void try_grid(Search& search, Floats scale, Floats offset) {
-    const Grid grid = grid_of(scale, offset);
+    const Grid grid = grid_of(search.work.bits, scale, offset);
     const Floats error = feedback_error(search, grid, nullptr, nullptr);
     search.best.scale = where_less(error, search.error, grid.scale, search.best.scale);
     search.best.offset = where_less(error, search.error, grid.offset, search.best.offset);
@@ -144,8 +146,9 @@ void try_grid(Search& search, Floats scale, Floats offset) {
 // Neighbours of the best grid, by their true error: other scales about the same middle, and the grid moved by `move`.
 void search_around(Search& search, Floats move) {
     const Grid from = search.best;
+    const float middle = 0.5f * static_cast<float>(largest_code(search.work.bits));
     for (const float wider : {-1.0f, 0.0f, 1.0f}) {
-        const Floats scale = from.scale + all(wider), offset = from.offset - all(7.5f * wider);
+        const Floats scale = from.scale + all(wider), offset = from.offset - all(middle * wider);
         for (const float side : {-1.0f, 0.0f, 1.0f}) try_grid(search, scale, offset + all(side) * move);
     }
 }
@@ -183,7 +186,7 @@ void descend_outputs(const GroupDescent& work, std::int64_t first, std::int64_t 
         gather(work.slopes, work.outputs, at, slopes);
         gather(work.codes, work.outputs, at, codes);
         const Floats scale = gather_one(work.scale, work.outputs, at, 1.0f), offset = gather_one(work.offset, work.outputs, at, 0.0f);
-        const Floats top = largest_code(scale, offset), inverse = all(1.0f) / scale;
+        const Floats top = top_code(work.bits, scale, offset), inverse = all(1.0f) / scale;
         for (std::int64_t pass = 0; pass < work.passes; ++pass) {
             for (int i = 0; i < count; ++i) {
                 const float* line = work.moments + i * GROUP;

@@ -44,7 +44,7 @@ class _LinearFields(ctypes.Structure):
         ("outputs", ctypes.c_int64),
         ("inputs", ctypes.c_int64),
         ("block", ctypes.c_int64),
-        ("four_bits", ctypes.c_int32),
+        ("bits", ctypes.c_int32),
     )
 
 
@@ -80,14 +80,14 @@ class _Linear(FromRows):
     """What layers of both widths share: calls over packed weights."""
 
     def __init__(
-        self, library: NativeLibrary, packed: Tensor, scale: Tensor, bias: Tensor | None, inputs: int, block: int, four_bits: bool
+        self, library: NativeLibrary, packed: Tensor, scale: Tensor, bias: Tensor | None, inputs: int, block: int, bits: int
     ) -> None:
         self.outputs, self.inputs = scale.shape[0], inputs
         if block > 1 and (block & (block - 1) or block > 512 or inputs % block):
             raise ValueError(f"the Hadamard block must be a power of two up to 512 that divides {inputs}, not {block}")
         self._packed, self._scale, self._bias = packed, scale, bias
         scales, biases = _need(scale, torch.float32, (self.outputs,)), _maybe(bias, (self.outputs,))
-        self._fields = _LinearFields(packed.data_ptr(), scales, biases, self.outputs, inputs, block, int(four_bits))
+        self._fields = _LinearFields(packed.data_ptr(), scales, biases, self.outputs, inputs, block, bits)
         self._address = ctypes.addressof(self._fields)
         self._from_rows = library.call["hst_rows_linear"]
         self._from_codes = library.call["hst_linear"]
@@ -145,7 +145,7 @@ class PackedLinear(_Linear):
         """``weight`` int8 [outputs, inputs], copied into the kernel's order; ``scale`` and ``bias`` float32 [outputs], kept."""
         outputs, inputs = weight.shape
         packed = _room(library, "hst_w8_packed_bytes", outputs, inputs)
-        super().__init__(library, packed, scale, bias, inputs, block, four_bits=False)
+        super().__init__(library, packed, scale, bias, inputs, block, 8)
         source = _need(weight, torch.int8, (self.outputs, inputs))
         check(library.call["hst_w8_pack"](source, outputs, inputs, packed.data_ptr()))
         self._unpack = library.call["hst_w8_rows"]
@@ -161,9 +161,10 @@ class PackedLinear(_Linear):
         return out
 
 
-class PackedLinear4(_Linear):
-    """As ``PackedLinear``, with int8 weights that are kept in four bits: weight = code * group scale + group offset, all integers,
-    groups of 64 inputs (progressive quantisation: QoQ, 2405.04532). Bits are those of ``PackedLinear`` on these int8 weights.
+class PackedProgressive(_Linear):
+    """As ``PackedLinear``, with int8 weights that are kept in four or three bits: weight = code * group scale + group offset, all
+    integers, groups of 64 inputs (progressive quantisation: QoQ, 2405.04532). The bits of results are those of ``PackedLinear``
+    on these int8 weights.
     """
 
     def __init__(
@@ -175,39 +176,42 @@ class PackedLinear4(_Linear):
         scale: Tensor,
         bias: Tensor | None,
         block: int,
+        bits: int = 4,
     ) -> None:
-        """``codes`` uint8 [outputs, inputs], 0 to 15; ``group_scale`` uint8 (0 to 17) and ``group_offset`` int8 [outputs, groups],
-        one group for every 64 inputs begun; code * scale + offset must lie in int8. ``scale``, ``bias`` float32 [outputs]."""
+        """``codes`` uint8 [outputs, inputs] of ``bits`` (4 or 3); ``group_scale`` uint8 (0 to ``largest_scale``) and
+        ``group_offset`` int8 [outputs, groups], one group for every 64 inputs begun; code * scale + offset must lie in int8.
+        ``scale``, ``bias`` float32 [outputs]."""
         outputs, inputs = codes.shape
         groups = -(-inputs // GROUP_INPUTS)
-        packed = _room(library, "hst_w4_packed_bytes", outputs, inputs)
-        super().__init__(library, packed, scale, bias, inputs, block, four_bits=True)
+        packed = _room(library, "hst_progressive_bytes", bits, outputs, inputs)
+        super().__init__(library, packed, scale, bias, inputs, block, bits)
         code_start = _need(codes, torch.uint8, (self.outputs, inputs))
         scale_start = _need(group_scale, torch.uint8, (outputs, groups))
         offset_start = _need(group_offset, torch.int8, (outputs, groups))
-        check_progressive(codes, group_scale, group_offset)
-        check(library.call["hst_w4_pack"](code_start, scale_start, offset_start, outputs, inputs, packed.data_ptr()))
+        check_progressive(codes, group_scale, group_offset, bits)
+        check(library.call["hst_progressive_pack"](bits, code_start, scale_start, offset_start, outputs, inputs, packed.data_ptr()))
 
     @classmethod
     def from_packed(
-        cls, library: NativeLibrary, packed: Tensor, scale: Tensor, bias: Tensor | None, inputs: int, block: int
-    ) -> PackedLinear4:
+        cls, library: NativeLibrary, packed: Tensor, scale: Tensor, bias: Tensor | None, inputs: int, block: int, bits: int
+    ) -> PackedProgressive:
         """The layer that once was packed to these bytes (``packed``, from ``aligned_bytes``, of ``packed_bytes`` length)."""
-        if packed.numel() != cls.packed_bytes(library, scale.shape[0], inputs):
+        if packed.numel() != cls.packed_bytes(library, bits, scale.shape[0], inputs):
             raise ValueError(f"{packed.numel()} bytes are not a packed layer of {scale.shape[0]} x {inputs}")
         made = cls.__new__(cls)
-        _Linear.__init__(made, library, packed, scale, bias, inputs, block, four_bits=True)
+        _Linear.__init__(made, library, packed, scale, bias, inputs, block, bits)
         return made
 
     @staticmethod
-    def packed_bytes(library: NativeLibrary, outputs: int, inputs: int) -> int:
+    def packed_bytes(library: NativeLibrary, bits: int, outputs: int, inputs: int) -> int:
         """How many bytes a packed layer takes."""
-        return library.call["hst_w4_packed_bytes"](outputs, inputs)
+        return library.call["hst_progressive_bytes"](bits, outputs, inputs)
 
 
-def round_progressive(library: NativeLibrary, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Round float32 weights [outputs, inputs] (rotated already) to what ``PackedLinear4`` takes: codes, group scales, group offsets
-    and scales. Each group's integer scale and offset are searched for the least squared error. Finite weights only."""
+def round_progressive(library: NativeLibrary, weight: Tensor, bits: int = 4) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Round float32 weights [outputs, inputs] (rotated already) to what ``PackedProgressive`` takes for ``bits``: codes, group
+    scales, group offsets and scales. Each group's integer scale and offset are searched for the least squared error. Finite
+    weights only."""
     outputs, inputs = weight.shape
     groups = -(-inputs // GROUP_INPUTS)
     codes = torch.empty(outputs, inputs, dtype=torch.uint8)
@@ -216,7 +220,7 @@ def round_progressive(library: NativeLibrary, weight: Tensor) -> tuple[Tensor, T
     scale = torch.empty(outputs)
     results = codes, group_scale, group_offset, scale
     start = _need(weight, torch.float32, (outputs, inputs))
-    check(library.call["hst_w4_round"](start, outputs, inputs, *(result.data_ptr() for result in results)))
+    check(library.call["hst_progressive_round"](bits, start, outputs, inputs, *(result.data_ptr() for result in results)))
     return results
 
 
@@ -242,25 +246,37 @@ class PackedMlp:
         return out
 
 
-def check_progressive(codes: Tensor, group_scale: Tensor, group_offset: Tensor) -> None:
+def largest_code(bits: int) -> int:
+    return (1 << bits) - 1
+
+
+def largest_scale(bits: int) -> int:
+    """The largest that a group's scale may be: a code times it must fit a byte."""
+    return 255 // largest_code(bits)
+
+
+def check_progressive(codes: Tensor, group_scale: Tensor, group_offset: Tensor, bits: int = 4) -> None:
     """Raise ValueError where codes or scales are out of range or a weight would not be an int8."""
-    if codes.numel() == 0 or (int(codes.max()) <= 15 and int(group_scale.max()) <= 17):
+    most, most_scale = largest_code(bits), largest_scale(bits)
+    if codes.numel() == 0 or (int(codes.max()) <= most and int(group_scale.max()) <= most_scale):
         weights = expand_progressive(codes, group_scale, group_offset)
         if weights.numel() == 0 or (int(weights.min()) >= -128 and int(weights.max()) <= 127):
             return
-    raise ValueError("four-bit codes must be 0 to 15, group scales 0 to 17 and every code * scale + offset an int8")
+    raise ValueError(
+        f"codes of {bits} bits must be 0 to {most}, group scales 0 to {most_scale} and every code * scale + offset an int8"
+    )
 
 
 def expand_progressive(codes: Tensor, group_scale: Tensor, group_offset: Tensor) -> Tensor:
-    """The weights that four-bit codes stand for: int16 [outputs, inputs]."""
+    """The weights that codes stand for: int16 [outputs, inputs]."""
     inputs = codes.shape[1]
     scale = group_scale.to(torch.int16).repeat_interleave(GROUP_INPUTS, 1)[:, :inputs]
     offset = group_offset.to(torch.int16).repeat_interleave(GROUP_INPUTS, 1)[:, :inputs]
     return codes.to(torch.int16) * scale + offset
 
 
-def _room(library: NativeLibrary, function: str, outputs: int, inputs: int) -> Tensor:
-    size = library.call[function](outputs, inputs)
+def _room(library: NativeLibrary, function: str, *sizes: int) -> Tensor:
+    size = library.call[function](*sizes)
     if size < 0:
-        raise ValueError(f"the kernels take 1 to 131008 inputs, not {inputs}")
+        raise ValueError(f"the kernels take 1 to 131008 inputs, not {sizes[-1]}")
     return aligned_bytes(size)

@@ -2,6 +2,7 @@
 // kernel gives the same bits.
 #include "linear.h"
 
+#include <array>
 #include <atomic>
 #include <cstring>
 
@@ -36,12 +37,12 @@ void spread_row(const std::int8_t* from, std::int64_t count, std::int64_t step, 
     }
 }
 
-// Fills in what the kernel wants of the rows: padded to whole tiles, for VNNI by tile and moved by 128, for AVX2 widened; where nibbles are
+// Fills in what the kernel wants of the rows: padded to whole tiles, for VNNI by tile and moved by 128, for AVX2 widened; where codes are
 // multiplied as they are, summed. False when there is no memory.
 bool prepare_rows(Linear8& call, Isa isa) {
     const std::int64_t tiles = tiles_of(call.inputs), stride = tiles * TILE_INPUTS;
-    const bool by_tile = isa == VNNI, few = by_tile && call.four_bits && call.rows <= FEW_ROWS;
-    const bool wide = isa == AVX2 && !call.four_bits, sums = few || (isa == AVX2 && call.four_bits);
+    const bool by_tile = isa == VNNI, few = by_tile && call.bits < 8 && call.rows <= FEW_ROWS;
+    const bool wide = isa == AVX2 && call.bits == 8, sums = few || (isa == AVX2 && call.bits < 8);
     const bool padded = stride != call.inputs && !by_tile && !wide;
     call.stride = stride;
     if (!by_tile && !wide && !sums && !padded) return true;
@@ -80,32 +81,49 @@ bool prepare_rows(Linear8& call, Isa isa) {
     return true;
 }
 
-// Four-bit weights of one pair, input tiles [0, tiles) from `packed` on, as int8 tiles.
-void unpack4(const std::int8_t* packed, std::int64_t tiles, std::int8_t* out) {
+// Where in a block's codes some bits of a line's stand: they are (byte >> shift & mask) << up.
+struct CodeBits {
+    std::int64_t line;
+    int shift, mask, up;
+};
+
+// The two places that a code of line 0 to 7 may have its bits in; a mask of 0: there is no second one.
+std::array<CodeBits, 2> places_of(int bits, std::int64_t line) {
+    const int odd = static_cast<int>(line % 2);
+    if (bits == 4) return {CodeBits{line / 2, 4 * odd, 15, 0}, CodeBits{0, 0, 0, 0}};
+    if (line < 6) return {CodeBits{line / 2, 3 * odd, 7, 0}, CodeBits{0, 0, 0, 0}};
+    return {CodeBits{odd, 6, 3, 0}, CodeBits{2, 6 + odd, 1, 2}};
+}
+
+// Weights of few bits of one pair, input tiles [0, tiles) from `packed` on, as int8 tiles.
+void unpack(int bits, const std::int8_t* packed, std::int64_t tiles, std::int8_t* out) {
     for (std::int64_t block = 0; block < tiles * 2; ++block) {
-        const std::int8_t* from = packed + block / 2 * PAIR_BYTES_4;
-        const auto* nibbles = reinterpret_cast<const std::uint8_t*>(from) + block % 2 * NIBBLES_BYTES;
-        const auto* scales = reinterpret_cast<const std::uint8_t*>(from) + SCALES_AT + block % 2 * 16;
-        const std::int8_t* offsets = from + OFFSETS_AT + block % 2 * 16;
+        const std::int8_t* from = packed + block / 2 * pair_bytes(bits);
+        const auto* codes = reinterpret_cast<const std::uint8_t*>(from) + block % 2 * tile_bytes(bits);
+        const auto* scales = reinterpret_cast<const std::uint8_t*>(from) + scales_at(bits) + block % 2 * TILE_OUTPUTS;
+        const std::int8_t* offsets = from + offsets_at(bits) + block % 2 * TILE_OUTPUTS;
         for (std::int64_t line = 0; line < 16; ++line, out += 64) {
+            const auto places = places_of(bits, line % 8);
+            const std::uint8_t* eight = codes + line / 8 * 64 * bits;
             for (std::int64_t i = 0; i < 64; ++i) {
-                const int nibble = line % 2 == 0 ? nibbles[line / 2 * 64 + i] & 15 : nibbles[line / 2 * 64 + i] >> 4;
-                out[i] = static_cast<std::int8_t>(nibble * scales[i / 4] + offsets[i / 4]);
+                int code = 0;
+                for (const CodeBits& at : places) code |= (eight[at.line * 64 + i] >> at.shift & at.mask) << at.up;
+                out[i] = static_cast<std::int8_t>(code * scales[i / 4] + offsets[i / 4]);
             }
         }
     }
 }
 
-// Four-bit weights, pair by pair, through the portable kernel for int8. False when there is no memory.
+// Weights of few bits, pair by pair, through the portable kernel for int8. False when there is no memory.
 bool run_unpacked(const Linear8& call, std::int64_t first, std::int64_t last) {
     const std::int64_t tiles = tiles_of(call.inputs);
     auto* memory = static_cast<std::int8_t*>(scratch(SCRATCH_WEIGHTS, static_cast<std::size_t>(tiles * PAIR_BYTES)));
     if (memory == nullptr) return false;
     for (std::int64_t pair = first; pair < last; ++pair) {
         const std::int64_t skipped = pair * PAIR_OUTPUTS;
-        unpack4(call.tiles + pair * tiles * PAIR_BYTES_4, tiles, memory);
+        unpack(call.bits, call.tiles + pair * tiles * pair_bytes(call.bits), tiles, memory);
         Linear8 one = call;
-        one.four_bits = false;
+        one.bits = 8;
         one.tiles = memory;
         one.sums += skipped;
         one.scale += skipped;
@@ -148,28 +166,31 @@ void w8_pack(const std::int8_t* weights, std::int64_t outputs, std::int64_t inpu
     parallel(pairs, 1, body);
 }
 
-std::size_t w4_packed_bytes(std::int64_t outputs, std::int64_t inputs) {
-    return static_cast<std::size_t>(pairs_of(outputs) * (tiles_of(inputs) * PAIR_BYTES_4 + PAIR_OUTPUTS * 4));
+std::size_t progressive_bytes(int bits, std::int64_t outputs, std::int64_t inputs) {
+    return static_cast<std::size_t>(pairs_of(outputs) * (tiles_of(inputs) * pair_bytes(bits) + PAIR_OUTPUTS * 4));
 }
 
-void w4_pack(const std::uint8_t* codes, const std::uint8_t* scales, const std::int8_t* offsets, std::int64_t outputs, std::int64_t inputs,
-             std::uint8_t* packed) {
-    const std::int64_t pairs = pairs_of(outputs), tiles = tiles_of(inputs);
-    auto* sums = reinterpret_cast<std::int32_t*>(packed + pairs * tiles * PAIR_BYTES_4);
+void progressive_pack(int bits, const std::uint8_t* codes, const std::uint8_t* scales, const std::int8_t* offsets, std::int64_t outputs,
+                      std::int64_t inputs, std::uint8_t* packed) {
+    const std::int64_t pairs = pairs_of(outputs), tiles = tiles_of(inputs), bytes = pair_bytes(bits);
+    const int mask = (1 << bits) - 1;
+    auto* sums = reinterpret_cast<std::int32_t*>(packed + pairs * tiles * bytes);
     auto body = [&](std::int64_t first, std::int64_t last) {
-        std::memset(packed + first * tiles * PAIR_BYTES_4, 0, static_cast<std::size_t>((last - first) * tiles * PAIR_BYTES_4));
+        std::memset(packed + first * tiles * bytes, 0, static_cast<std::size_t>((last - first) * tiles * bytes));
         for (std::int64_t output = first * PAIR_OUTPUTS; output < last * PAIR_OUTPUTS; ++output) {
             std::int32_t sum = 0;
             for (std::int64_t tile = 0; output < outputs && tile < tiles; ++tile) {
-                std::uint8_t* to = packed + (output / PAIR_OUTPUTS * tiles + tile) * PAIR_BYTES_4;
+                std::uint8_t* to = packed + (output / PAIR_OUTPUTS * tiles + tile) * bytes;
                 const std::int64_t in_pair = output % PAIR_OUTPUTS, group = output * tiles + tile;
-                to[SCALES_AT + in_pair] = scales[group];
-                to[OFFSETS_AT + in_pair] = static_cast<std::uint8_t>(offsets[group]);
+                to[scales_at(bits) + in_pair] = scales[group];
+                to[offsets_at(bits) + in_pair] = static_cast<std::uint8_t>(offsets[group]);
                 for (std::int64_t i = 0; i < TILE_INPUTS; ++i) {
                     const std::int64_t input = tile * TILE_INPUTS + i, line = i / 4;
-                    const int code = input < inputs ? codes[output * inputs + input] & 15 : 0;
-                    const std::int64_t at = in_pair / 16 * NIBBLES_BYTES + line / 2 * 64 + in_pair % 16 * 4 + i % 4;
-                    to[at] = static_cast<std::uint8_t>(to[at] | code << (line % 2 * 4));
+                    const int code = input < inputs ? codes[output * inputs + input] & mask : 0;
+                    std::uint8_t* eight = to + in_pair / 16 * tile_bytes(bits) + line / 8 * 64 * bits + in_pair % 16 * 4 + i % 4;
+                    for (const CodeBits& at : places_of(bits, line % 8)) {
+                        eight[at.line * 64] = static_cast<std::uint8_t>(eight[at.line * 64] | (code >> at.up & at.mask) << at.shift);
+                    }
                     sum += static_cast<std::int8_t>(code * scales[group] + offsets[group]);
                 }
             }
@@ -222,7 +243,7 @@ bool linear8_prepare(Linear8& call, const std::uint8_t* packed) {
     const std::int64_t pairs = pairs_of(call.outputs), tiles = tiles_of(call.inputs);
     if (!prepare_rows(call, current_isa())) return false;
     call.tiles = reinterpret_cast<const std::int8_t*>(packed);
-    call.sums = reinterpret_cast<const std::int32_t*>(packed + pairs * tiles * (call.four_bits ? PAIR_BYTES_4 : PAIR_BYTES));
+    call.sums = reinterpret_cast<const std::int32_t*>(packed + pairs * tiles * pair_bytes(call.bits));
     call.out_stride = call.outputs;
     return true;
 }
@@ -231,7 +252,7 @@ namespace {
 
 bool run_pairs(const Linear8& call, std::int64_t first, std::int64_t last) {
     const Isa isa = current_isa();
-    if (call.four_bits && isa == GENERIC) return run_unpacked(call, first, last);
+    if (call.bits < 8 && isa == GENERIC) return run_unpacked(call, first, last);
     return kernel_for(isa)(call, first, last);
 }
 
@@ -239,7 +260,7 @@ bool run_pairs(const Linear8& call, std::int64_t first, std::int64_t last) {
 
 bool linear8_piece(const Linear8& call, std::int64_t first, std::int64_t count, float* out, std::int64_t stride) {
     Linear8 one = call;
-    one.tiles += first / PAIR_OUTPUTS * tiles_of(call.inputs) * (call.four_bits ? PAIR_BYTES_4 : PAIR_BYTES);
+    one.tiles += first / PAIR_OUTPUTS * tiles_of(call.inputs) * pair_bytes(call.bits);
     one.sums += first;
     one.scale += first;
     if (one.bias != nullptr) one.bias += first;
@@ -254,13 +275,12 @@ bool linear8(Linear8 call, const std::uint8_t* packed) {
     if (call.rows == 0) return true;
     if (!linear8_prepare(call, packed)) return false;
     const std::int64_t pairs = pairs_of(call.outputs), tiles = tiles_of(call.inputs);
-    const std::int64_t pair_bytes = call.four_bits ? PAIR_BYTES_4 : PAIR_BYTES;
     std::atomic<bool> enough{true};
     auto body = [&](std::int64_t first, std::int64_t last) {
         if (!run_pairs(call, first, last)) enough = false;
     };
     // About 128 KiB of weights a piece: long streams, yet small enough to even out threads that are held up.
-    const std::int64_t wanted = (std::int64_t(1) << 17) / (tiles * pair_bytes);
+    const std::int64_t wanted = (std::int64_t(1) << 17) / (tiles * pair_bytes(call.bits));
     const std::int64_t least = call.rows > 64 ? 4 : 1;
     parallel(pairs, wanted > least ? wanted : least, body);
     return enough;

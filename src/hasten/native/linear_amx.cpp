@@ -2,9 +2,9 @@
 #include "linear.h"
 
 #if defined(__x86_64__)
+#include "codes_avx512.h"
 #include "finish_avx512.h"
 #include "threads.h"
-#include "unpack_avx512.h"
 #if defined(HASTEN_EMULATED_TILES)
 #include "emulated_tiles.h"
 #endif
@@ -53,8 +53,9 @@ struct Streamed {  // read from memory, 4 KiB ahead of use
     const std::int8_t* at(std::int64_t tile) const { return tiles + tile * PAIR_BYTES; }
 };
 
-// Four bits read from memory, unpacked one input tile ahead of use, so that stores are done when tiles are loaded. `room` holds `turn`
+// Few bits read from memory, unpacked one input tile ahead of use, so that stores are done when tiles are loaded. `room` holds `turn`
 // unpacked input tiles, a power of two: all, where later rows want them, or a few that stay in the first-level cache.
+template <int BITS>
 struct Unpacked {
     const std::int8_t* packed;
     std::int64_t tiles;
@@ -63,11 +64,11 @@ struct Unpacked {
 
     Unpacked(const std::int8_t* from, std::int64_t count, std::int8_t* to, std::int64_t turn)
         : packed(from), tiles(count), room(to), last(turn - 1) {
-        unpack_pair(packed, room);
+        unpack_pair<BITS>(packed, room);
     }
     void prepare(std::int64_t tile) {
-        prefetch_nibbles<4352>(packed + tile * PAIR_BYTES_4);
-        if (tile + 1 < tiles) unpack_pair(packed + (tile + 1) * PAIR_BYTES_4, room + ((tile + 1) & last) * PAIR_BYTES);
+        prefetch_pair<BITS>(packed + tile * pair_bytes(BITS));
+        if (tile + 1 < tiles) unpack_pair<BITS>(packed + (tile + 1) * pair_bytes(BITS), room + ((tile + 1) & last) * PAIR_BYTES);
     }
     const std::int8_t* at(std::int64_t tile) const { return room + (tile & last) * PAIR_BYTES; }
 };
@@ -126,8 +127,9 @@ void finish(const Linear8& call, std::int64_t pair, std::int64_t row, std::int64
     }
 }
 
-// Few rows: the first block of rows streams every pair's weights from memory, the others find them in the cache (four bits: in
+// Few rows: the first block of rows streams every pair's weights from memory, the others find them in the cache (few bits: in
 // `room`, unpacked).
+template <int BITS>
 bool stream(const Linear8& call, std::int64_t first, std::int64_t last) {
     alignas(64) std::int32_t sums[BLOCK_ROWS * PAIR_OUTPUTS];
     const std::int64_t tiles = tiles_of(call.inputs), top = call.rows < BLOCK_ROWS ? call.rows : BLOCK_ROWS;
@@ -137,9 +139,9 @@ bool stream(const Linear8& call, std::int64_t first, std::int64_t last) {
     if (room == nullptr) return false;
     configure(top);
     for (std::int64_t pair = first; pair < last; ++pair) {
-        const std::int8_t* weights = call.tiles + pair * tiles * (call.four_bits ? PAIR_BYTES_4 : PAIR_BYTES);
-        if (call.four_bits) {
-            multiply_rows(top, call.x, call.stride, Unpacked(weights, tiles, room, turn), tiles, sums, false);
+        const std::int8_t* weights = call.tiles + pair * tiles * pair_bytes(BITS);
+        if constexpr (BITS < 8) {
+            multiply_rows(top, call.x, call.stride, Unpacked<BITS>(weights, tiles, room, turn), tiles, sums, false);
             weights = room;
         } else {
             multiply_rows(top, call.x, call.stride, Streamed{weights}, tiles, sums, false);
@@ -157,17 +159,18 @@ bool stream(const Linear8& call, std::int64_t first, std::int64_t last) {
 }
 
 // One pair, input tiles [tile, tile + some), all rows of a panel from `top` on.
+template <int BITS>
 void panel_pair(const Linear8& call, std::int64_t pair, std::int64_t tile, std::int64_t some, std::int64_t top, std::int64_t bottom,
                 std::int8_t* room, std::int32_t* sums) {
     const std::int64_t tiles = tiles_of(call.inputs), at = pair * tiles + tile;
-    const std::int8_t* weights = call.four_bits ? room : call.tiles + at * PAIR_BYTES;
-    if (call.four_bits) unpack_pairs(call.tiles + at * PAIR_BYTES_4, some, room);
+    const std::int8_t* weights = BITS < 8 ? room : call.tiles + at * PAIR_BYTES;
+    if constexpr (BITS < 8) unpack_pairs<BITS>(call.tiles + at * pair_bytes(BITS), some, room);
     configure(BLOCK_ROWS);
     for (std::int64_t row = top; row < bottom; row += BLOCK_ROWS, sums += BLOCK_ROWS * PAIR_OUTPUTS) {
         const std::int64_t count = bottom - row < BLOCK_ROWS ? bottom - row : BLOCK_ROWS;
         if (count != BLOCK_ROWS) configure(count);
         const std::int8_t* x = call.x + row * call.stride + tile * TILE_INPUTS;
-        if (row == top && !call.four_bits) {
+        if (row == top && BITS == 8) {
             multiply_rows(count, x, call.stride, Streamed{weights}, some, sums, tile != 0);
         } else {
             multiply_rows(count, x, call.stride, Resident{weights}, some, sums, tile != 0);
@@ -177,6 +180,7 @@ void panel_pair(const Linear8& call, std::int64_t pair, std::int64_t tile, std::
 }
 
 // Many rows and inputs: a panel of rows x inputs that fits the cache is used by several pairs before the next one is loaded.
+template <int BITS>
 bool panels(const Linear8& call, std::int64_t first, std::int64_t last) {
     const std::int64_t tiles = tiles_of(call.inputs), padded = PANEL_ROWS * PAIR_OUTPUTS;
     auto* sums = static_cast<std::int32_t*>(scratch(SCRATCH_SUMS, static_cast<std::size_t>(GROUP_PAIRS * padded * 4)));
@@ -189,7 +193,7 @@ bool panels(const Linear8& call, std::int64_t first, std::int64_t last) {
             for (std::int64_t tile = 0; tile < tiles; tile += PANEL_TILES) {
                 const std::int64_t some = tile + PANEL_TILES < tiles ? PANEL_TILES : tiles - tile;
                 for (std::int64_t pair = group; pair < end; ++pair) {
-                    panel_pair(call, pair, tile, some, top, bottom, room, sums + (pair - group) * padded);
+                    panel_pair<BITS>(call, pair, tile, some, top, bottom, room, sums + (pair - group) * padded);
                 }
             }
         }
@@ -197,11 +201,16 @@ bool panels(const Linear8& call, std::int64_t first, std::int64_t last) {
     return true;
 }
 
+template <int BITS>
+bool run(const Linear8& call, std::int64_t first, std::int64_t last) {
+    const bool large = call.rows > 64 && tiles_of(call.inputs) > PANEL_TILES;
+    return large ? panels<BITS>(call, first, last) : stream<BITS>(call, first, last);
+}
+
 }  // namespace
 
 bool linear8_amx(const Linear8& call, std::int64_t first, std::int64_t last) {
-    const bool large = call.rows > 64 && tiles_of(call.inputs) > PANEL_TILES;
-    const bool enough = large ? panels(call, first, last) : stream(call, first, last);
+    const bool enough = call.bits == 8 ? run<8>(call, first, last) : call.bits == 4 ? run<4>(call, first, last) : run<3>(call, first, last);
     _tile_release();
     return enough;
 }

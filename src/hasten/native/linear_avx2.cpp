@@ -114,7 +114,7 @@ void few_rows(const Linear8& call, std::int64_t pair) {
     const std::int8_t* weights = call.tiles + pair * tiles * PAIR_BYTES;
     for (std::int64_t tile = 0; tile < tiles; ++tile) {
         for (int column = 0; column < COLUMNS; ++column) {
-            if (column % 2 == 0) fetch_kilobyte(weights);
+            if (column % 2 == 0) fetch_ahead<16>(weights);
             __m256i part[COUNT][2];
             load_parts<COUNT>(sums + column * 16, tile != 0, part);
             tile_products<COUNT, TILES>(call.x_wide + tile * TILE_INPUTS, call.stride, weights + column % 2 * 32, nullptr, part);
@@ -166,7 +166,7 @@ void widen_row(const std::int8_t* from, std::int64_t count, std::int64_t stride,
 }
 
 bool linear8_avx2(const Linear8& call, std::int64_t first, std::int64_t last) {
-    if (call.four_bits) return linear4_avx2(call, first, last);
+    if (call.bits < 8) return progressive_avx2(call, first, last);
     if (call.rows > MOST_ROWS) return run_kernel<Wide>(call, first, last);
     using Few = void (*)(const Linear8&, std::int64_t);
     const Few few[MOST_ROWS + 1] = {nullptr, single_row, few_rows<2>, few_rows<3>, few_rows<4>, few_rows<5>, few_rows<6>};

@@ -1,4 +1,4 @@
-// What the AVX2 linear kernels for int8 and for four-bit weights share.
+// What the AVX2 linear kernels for int8 weights and for those of fewer bits share.
 //
 // A few rows walk a pair's weights (32 outputs) in the order in which they lie; more rows run as in linear_panel.h.
 #pragma once
@@ -24,10 +24,11 @@ INLINE __m256i repeat_int(const void* from) {
 // The compiler may not look through this: it would regroup sums until they no longer fit the registers.
 INLINE void keep(__m256i& value) { __asm__("" : "+x"(value)); }
 
-// What comes AHEAD_BYTES behind a kilobyte that is used now.
-INLINE void fetch_kilobyte(const std::int8_t* from) {
-#pragma GCC unroll 16
-    for (int line = 0; line < 16; ++line) _mm_prefetch(reinterpret_cast<const char*>(from + AHEAD_BYTES + line * 64), _MM_HINT_NTA);
+// What comes AHEAD_BYTES behind some lines that are used now.
+template <int LINES>
+INLINE void fetch_ahead(const std::int8_t* from) {
+#pragma GCC unroll 17
+    for (int line = 0; line < LINES; ++line) _mm_prefetch(reinterpret_cast<const char*>(from + AHEAD_BYTES + line * 64), _MM_HINT_NTA);
 }
 
 // Floats that exist are loaded and stored as they are; masks, which are slow to store, serve the last outputs only.

@@ -1,27 +1,27 @@
-// AVX-512 VNNI: unsigned rows (moved by 128) times signed weights, four bytes at a time; the weights' sums take the move back out. Four-bit
-// weights become eight-bit ones on their way into the first-level cache; for few rows linear4_vnni takes them as they are.
+// AVX-512 VNNI: unsigned rows (moved by 128) times signed weights, four bytes at a time; the weights' sums take the move back out. Weights
+// of fewer bits become eight-bit ones on their way into the first-level cache; for few rows progressive_vnni takes them as they are.
 #include "linear.h"
 
 #if defined(__x86_64__)
+#include "codes_avx512.h"
 #include "finish_avx512.h"
 #include "linear_panel.h"
 #include "repeat_avx512.h"
-#include "unpack_avx512.h"
 
 namespace hasten {
 namespace {
 
-template <bool FOUR_BITS>
+template <int BITS>
 struct Moved {
-    static const std::int64_t CHUNK_TILES = 4, TILE_SIZE = FOUR_BITS ? PAIR_BYTES_4 : PAIR_BYTES, ROOM_BYTES = FOUR_BITS ? PAIR_BYTES : 64;
+    static const std::int64_t CHUNK_TILES = 4, TILE_SIZE = pair_bytes(BITS), ROOM_BYTES = BITS < 8 ? PAIR_BYTES : 64;
     static const std::int64_t COLUMNS = 16, ROW_SUMS = PAIR_OUTPUTS, MOST_ROWS = 8;
 
-    // ROWS rows times a chunk's tiles; `packed` are its weights, `room` is where four-bit ones are or, at first, come to be unpacked.
+    // ROWS rows times a chunk's tiles; `packed` are its weights, `room` is where those of few bits are or, at first, come to be unpacked.
     template <int ROWS, bool FIRST>
     static void products(const std::uint8_t* x, std::int64_t rows, const std::int8_t* packed, std::int64_t tiles, std::int8_t* room,
                          bool add, std::int32_t* out, Ahead& ahead) {
-        for (std::int64_t tile = 0; FOUR_BITS && FIRST && tile < tiles; ++tile) {
-            unpack_pair(packed + tile * PAIR_BYTES_4, room + tile * PAIR_BYTES);
+        if constexpr (BITS < 8 && FIRST) {
+            for (std::int64_t tile = 0; tile < tiles; ++tile) unpack_pair<BITS>(packed + tile * TILE_SIZE, room + tile * PAIR_BYTES);
         }
         __m512i sums[ROWS][2];
 #pragma GCC unroll 8
@@ -30,7 +30,7 @@ struct Moved {
             sums[r][1] = add ? _mm512_load_si512(out + r * PAIR_OUTPUTS + TILE_OUTPUTS) : _mm512_setzero_si512();
         }
         for (std::int64_t tile = 0; tile < tiles; ++tile, x += rows * TILE_INPUTS) {
-            const std::int8_t* weights = (FOUR_BITS ? room : packed) + tile * PAIR_BYTES;
+            const std::int8_t* weights = (BITS < 8 ? room : packed) + tile * PAIR_BYTES;
 #pragma GCC unroll 16
             for (int group = 0; group < 16; ++group) {
                 ahead.fetch();
@@ -68,7 +68,7 @@ struct Moved {
     static void multiply(const Linear8& call, std::int64_t row, std::int64_t count, std::int64_t tile, std::int64_t tiles,
                          const std::int8_t* packed, std::int8_t* room, bool first, std::int32_t* sums, Ahead& ahead) {
         const std::uint8_t* x = call.x_by_tile + (tile * call.rows + row) * TILE_INPUTS;
-        if (FOUR_BITS && first) return some_rows<true>(count, x, call.rows, packed, tiles, room, tile != 0, sums, ahead);
+        if (BITS < 8 && first) return some_rows<true>(count, x, call.rows, packed, tiles, room, tile != 0, sums, ahead);
         return some_rows<false>(count, x, call.rows, packed, tiles, room, tile != 0, sums, ahead);
     }
 
@@ -82,8 +82,9 @@ struct Moved {
 }  // namespace
 
 bool linear8_vnni(const Linear8& call, std::int64_t first, std::int64_t last) {
-    if (call.four_bits && call.rows <= FEW_ROWS) return linear4_vnni(call, first, last);
-    return call.four_bits ? run_kernel<Moved<true>>(call, first, last) : run_kernel<Moved<false>>(call, first, last);
+    if (call.bits < 8 && call.rows <= FEW_ROWS) return progressive_vnni(call, first, last);
+    if (call.bits == 4) return run_kernel<Moved<4>>(call, first, last);
+    return call.bits == 3 ? run_kernel<Moved<3>>(call, first, last) : run_kernel<Moved<8>>(call, first, last);
 }
 
 }  // namespace hasten

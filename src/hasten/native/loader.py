@@ -17,7 +17,7 @@ from pathlib import Path
 from hasten.core.errors import ConfigError
 from hasten.native.build import LIBRARY, SOURCES, cache_folder
 
-INTERFACE_VERSION = 7
+INTERFACE_VERSION = 8
 LEVELS = ("generic", "avx2", "vnni", "amx")
 MODES = ("auto", "off")
 
@@ -34,11 +34,11 @@ _PROTOTYPES: dict[str, tuple[type, tuple[type, ...]]] = {
     "hst_read": (_INT, (_POINTER, _LONG, _INT)),
     "hst_w8_packed_bytes": (_LONG, (_LONG, _LONG)),
     "hst_w8_pack": (_INT, (_POINTER, _LONG, _LONG, _POINTER)),
-    "hst_w4_packed_bytes": (_LONG, (_LONG, _LONG)),
-    "hst_w4_pack": (_INT, (_POINTER, _POINTER, _POINTER, _LONG, _LONG, _POINTER)),
-    "hst_w4_round": (_INT, (_POINTER, _LONG, _LONG, _POINTER, _POINTER, _POINTER, _POINTER)),
-    "hst_w4_fit_group": (_INT, (_POINTER,) * 4 + (_LONG, _LONG, _INT) + (_POINTER,) * 5),
-    "hst_w4_descend_group": (_INT, (_POINTER,) * 4 + (_LONG,) * 3 + (_POINTER,) * 2),
+    "hst_progressive_bytes": (_LONG, (_INT, _LONG, _LONG)),
+    "hst_progressive_pack": (_INT, (_INT, _POINTER, _POINTER, _POINTER, _LONG, _LONG, _POINTER)),
+    "hst_progressive_round": (_INT, (_INT, _POINTER, _LONG, _LONG, _POINTER, _POINTER, _POINTER, _POINTER)),
+    "hst_progressive_fit": (_INT, (_INT,) + (_POINTER,) * 4 + (_LONG, _LONG, _INT) + (_POINTER,) * 5),
+    "hst_progressive_descend": (_INT, (_INT,) + (_POINTER,) * 4 + (_LONG,) * 3 + (_POINTER,) * 2),
     "hst_w8_rows": (_INT, (_POINTER, _POINTER, _LONG, _POINTER, _LONG, _POINTER)),
     "hst_linear": (_INT, (_POINTER,) * 5 + (_LONG,)),
     "hst_rows": (_INT, (_POINTER, _POINTER, _FLOAT, _INT, _LONG, _LONG, _LONG, _POINTER, _POINTER, _POINTER)),

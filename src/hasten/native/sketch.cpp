@@ -232,7 +232,7 @@ Computed compute_wanted(const HastenGrouped& exact, const RowWork& work, const s
 
 bool fits(const HastenSketch& head) {
     const HastenLinear& rough = *head.rough;
-    if ((head.exact == nullptr) == (head.grouped == nullptr) || rough.bias != nullptr || rough.four_bits == 0) return false;
+    if ((head.exact == nullptr) == (head.grouped == nullptr) || rough.bias != nullptr || rough.bits != 4) return false;
     if ((head.exact != nullptr ? head.exact->bias : head.grouped->bias) != nullptr) return false;
     const std::int64_t outputs = head.exact != nullptr ? head.exact->outputs : head.grouped->outputs;
     const std::int64_t inputs = head.exact != nullptr ? head.exact->inputs : head.grouped->inputs;

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from hasten.native.grouped import GroupedLinear
-from hasten.native.kernels import PackedLinear, PackedLinear4, _need
+from hasten.native.kernels import PackedLinear, PackedProgressive, _need
 from hasten.native.loader import NativeLibrary, check
 from hasten.native.memory import aligned_bytes
 from hasten.native.row_kernels import RowKernels
@@ -80,7 +80,7 @@ class SketchedHead:
         packed = aligned_bytes(self.bytes_for(self.outputs, self.inputs))
         scale, self._error = torch.empty(self.outputs), torch.empty(self.outputs)
         longest = self._draw(packed, scale, block)
-        self.rough = PackedLinear4.from_packed(library, packed, scale, None, self.inputs, block)
+        self.rough = PackedProgressive.from_packed(library, packed, scale, None, self.inputs, block, 4)
         # What rounding a row to int8 takes from its values is uniform over one scale: twice over, here and in groups.
         rounding = longest**2 / 6 if isinstance(exact, GroupedLinear) else 0.0
         self._error *= DEVIATIONS

@@ -3,7 +3,7 @@
 #include <cmath>
 #include <cstring>
 
-#include "four_bits.h"
+#include "few_bits.h"
 #include "linear.h"
 #include "sketch.h"
 
@@ -13,6 +13,8 @@ namespace {
 
 #define INLINE inline __attribute__((always_inline))
 
+const int BITS = 4;  // of a sketch
+
 struct Fit {
     int scale, offset, error;
     std::uint8_t codes[GROUP];
@@ -21,9 +23,9 @@ struct Fit {
 // Codes for one scale, the offset in the middle of what there is; no code leads out of int8.
 INLINE Fit fit(const std::int8_t* weights, int low, int high, int scale) {
     Fit made;
-    made.scale = bounded(scale, 1, MOST_SCALE);
+    made.scale = bounded(scale, 1, largest_scale(BITS));
     made.offset = bounded(static_cast<int>(std::lround(0.5f * static_cast<float>(low + high) - 7.5f * static_cast<float>(made.scale))), -128, 127);
-    const int top = most_code(made.scale, made.offset);
+    const int top = most_code(BITS, made.scale, made.offset);
     const float factor = 1.0f / static_cast<float>(made.scale);
     int error = 0;
     for (int i = 0; i < GROUP; ++i) {
@@ -45,7 +47,7 @@ INLINE Fit fit_group(const std::int8_t* weights) {
         low = weights[i] < low ? weights[i] : low;
         high = weights[i] > high ? weights[i] : high;
     }
-    const int scale = static_cast<int>(0.9f * static_cast<float>(high - low) / MOST_CODE + 0.25f);
+    const int scale = static_cast<int>(0.9f * static_cast<float>(high - low) / largest_code(BITS) + 0.25f);
     const Fit tight = fit(weights, low, high, scale), wide = fit(weights, low, high, scale + 1);
     return tight.error < wide.error ? tight : wide;
 }
@@ -69,7 +71,7 @@ INLINE void write_group(const Fit& made, std::uint8_t* nibbles) {
 
 void sketch_pairs(const SketchWork& work, std::int64_t first, std::int64_t last) {
     const std::int64_t tiles = tiles_of(work.inputs), together = work.block > GROUP ? work.block / GROUP : 1;
-    std::memset(work.rough + first * tiles * PAIR_BYTES_4, 0, static_cast<std::size_t>((last - first) * tiles * PAIR_BYTES_4));
+    std::memset(work.rough + first * tiles * pair_bytes(BITS), 0, static_cast<std::size_t>((last - first) * tiles * pair_bytes(BITS)));
     for (std::int64_t output = first * PAIR_OUTPUTS; output < last * PAIR_OUTPUTS; ++output) {
         const std::int64_t pair = output / PAIR_OUTPUTS, place = output % PAIR_OUTPUTS, half = place / TILE_OUTPUTS, lane = place % TILE_OUTPUTS;
         std::int64_t off = 0, most = 0;
@@ -79,10 +81,10 @@ void sketch_pairs(const SketchWork& work, std::int64_t first, std::int64_t last)
             std::int8_t weights[GROUP];
             read_group(work.packed + at * PAIR_BYTES + half * TILE_BYTES + lane * 4, weights);
             const Fit made = fit_group(weights);
-            std::uint8_t* to = work.rough + at * PAIR_BYTES_4;
-            write_group(made, to + half * NIBBLES_BYTES + lane * 4);
-            to[SCALES_AT + place] = static_cast<std::uint8_t>(made.scale);
-            to[OFFSETS_AT + place] = static_cast<std::uint8_t>(static_cast<std::int8_t>(made.offset));
+            std::uint8_t* to = work.rough + at * pair_bytes(BITS);
+            write_group(made, to + half * tile_bytes(BITS) + lane * 4);
+            to[scales_at(BITS) + place] = static_cast<std::uint8_t>(made.scale);
+            to[offsets_at(BITS) + place] = static_cast<std::uint8_t>(static_cast<std::int8_t>(made.offset));
             off = tile % together == 0 ? made.error : off + made.error;
             most = off > most ? off : most;
             std::int32_t codes = 0;

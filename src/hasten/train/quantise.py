@@ -1,8 +1,10 @@
-"""Making four-bit weights that know what they will be given: ``hasten quantize``.
+"""Making weights of few bits that know what they will be given: four for a model (``hasten quantize``), three for one that drafts
+(``hasten draft quantize``).
 
 The model is read layer by layer over a calibration text, and each projection is rounded for the rows that really arrive there, with
-everything before it rounded already (``model.calibration``, ``model.linear_rounding``). The text is the model's own, sampled in
-int8 from beginnings of many kinds (data-free: LLM-QAT, 2305.17888, section 2.1), or files that the user gives.
+everything before it rounded already (``model.calibration``, ``model.linear_rounding``). A model's text is its own, sampled in int8
+from beginnings of many kinds (data-free: LLM-QAT, 2305.17888, section 2.1), a draft model's is what its target answers to questions
+that it asks itself; or files that the user gives.
 """
 
 from __future__ import annotations
@@ -18,32 +20,35 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from hasten.core.config import EngineConfig
-from hasten.core.errors import InvalidRequest, ModelError
-from hasten.core.progress import Progress, silent
+from hasten.core.errors import ConfigError, InvalidRequest, ModelError
+from hasten.core.progress import Progress, counted, silent
 from hasten.core.types import SamplingParams
 from hasten.model import catalogue, storage
 from hasten.model.calibration import Reader, Rows, input_moments
 from hasten.model.kernels import set_threads, torch_at_work
 from hasten.model.linear import Linear, int8_linear
-from hasten.model.linear_packed import PACKED_LAYOUT, kernels, linear4, pack4_calibrated
+from hasten.model.linear_packed import LAYOUTS, kernels, pack_calibrated, packed_linear
 from hasten.model.loaders import open_source
 from hasten.model.partial import PartialConversion, partial_of
-from hasten.model.precision import INT4
+from hasten.model.precision import INT3, INT4, Precision
 from hasten.model.tokenizer import Tokenizer, load_tokenizer
 from hasten.model.weights import (
     FusedLinear,
     Weights,
     conversion_plan,
     embedding_table,
-    four_bits,
+    projection_bits,
     projection_rows,
     projections,
     quantise_weights,
 )
+from hasten.train.own_questions import own_questions
 
 LENGTH = 512  # tokens of each piece of calibration text
 TOKENS = 12288  # of calibration text altogether
 FEWEST_PIECES = 8
+TALKS = 64  # conversations of a target with itself, for its draft model
+TALK_TEMPERATURE = 0.7
 MOST_CHARACTERS = 4 << 20
 BEGINNINGS = (
     "The town lies on the left bank of the river. It was first mentioned in",
@@ -92,18 +97,44 @@ def quantise(config: EngineConfig, texts: Sequence[str] = (), progress: Progress
     """
     kernels()  # where they are missing that is said now, not after the text is written
     resolved = catalogue.resolve(config.model, fetch=True, progress=progress)
-    source, tokenizer = open_source(resolved.path), load_tokenizer(resolved.path)
+    tokenizer = load_tokenizer(resolved.path)
     given = _pieces(tokenizer, texts) if texts else []
-    path = storage.calibrated_path(source.fingerprint, INT4.name)
+    return _quantise(resolved, INT4, config.threads, given, lambda: sample_text(config, progress), progress)
+
+
+def quantise_draft(config: EngineConfig, texts: Sequence[str] = (), progress: Progress = silent) -> Outcome:
+    """Round the draft model of ``config`` to int3, for what its target says, and keep it where it is found whenever that model
+    drafts beside integer weights. Otherwise as ``quantise``."""
+    kernels()
+    target = catalogue.resolve(config.model, fetch=True, progress=progress)
+    name = config.draft_model or target.draft
+    if name is None:
+        raise ConfigError(f"No draft model is known for '{target.name}'; name one by --draft-model.")
+    resolved = catalogue.resolve(name, fetch=True, progress=progress)
+    tokenizer = load_tokenizer(resolved.path)
+    given = _pieces(tokenizer, texts) if texts else []
+    return _quantise(resolved, INT3, config.threads, given, lambda: target_text(config, tokenizer, progress), progress)
+
+
+def _quantise(
+    resolved: catalogue.ResolvedModel,
+    precision: Precision,
+    threads: int,
+    given: list[list[int]],
+    write: Callable[[], list[list[int]]],
+    progress: Progress,
+) -> Outcome:
+    source = open_source(resolved.path)
+    path = storage.calibrated_path(source.fingerprint, precision.name)
     with _alone(path, source.path):
         text = path.with_suffix(".text")
         kept = _kept_text(text)
-        pieces = given or kept or sample_text(config, progress)
+        pieces = given or kept or write()
         if pieces != kept:
             _begin_anew(path)
         _keep_text(text, pieces)
-        set_threads(config.threads, INT4)
-        resumed = round_weights(source, path, pieces, progress)
+        set_threads(threads, precision)
+        resumed = round_weights(source, path, pieces, precision, progress)
         text.unlink()
     return Outcome(resolved.name, path, path.stat().st_size, sum(map(len, pieces)), resumed)
 
@@ -186,10 +217,35 @@ def sample_text(config: EngineConfig, progress: Progress) -> list[list[int]]:
     return texts
 
 
+def target_text(config: EngineConfig, tokenizer: Tokenizer, progress: Progress) -> list[list[int]]:
+    """Conversations of ``config.model`` with itself as pieces for a draft model with that ``tokenizer``: the same each time. Of a
+    target with another vocabulary its answers alone, whose words both know."""
+    from hasten import LLM
+
+    settings = replace(config, draft="none", context_length=0, cache_tokens=TALKS * LENGTH, prefix_cache=False)
+    with LLM(settings, progress=progress) as llm:
+        prompts = [prompt[: LENGTH // 2] for prompt in own_questions(llm, TALKS, progress)]
+        params = [
+            SamplingParams(max_tokens=LENGTH - len(prompt), temperature=TALK_TEMPERATURE, seed=seed)
+            for seed, prompt in enumerate(prompts)
+        ]
+        done = llm.generate(prompts, params, on_done=counted(progress, "writing text", len(prompts)))
+        alike = llm.engine.tokenizer.vocabulary_fingerprint == tokenizer.vocabulary_fingerprint
+    gc.collect()
+    if not alike:
+        return _pieces(tokenizer, [completion.text for completion in done])
+    stream = [token for prompt, completion in zip(prompts, done, strict=True) for token in (*prompt, *completion.tokens)]
+    return _cut(stream, [])
+
+
 def _pieces(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
     """About ``TOKENS`` tokens from all over the texts, in pieces of ``LENGTH``. Raises InvalidRequest where there is too little."""
     lead = list(tokenizer.prefix_ids)
-    tokens = [token for text in texts for token in tokenizer.encode(text[:MOST_CHARACTERS], add_bos=False)]
+    return _cut([token for text in texts for token in tokenizer.encode(text[:MOST_CHARACTERS], add_bos=False)], lead)
+
+
+def _cut(tokens: list[int], lead: list[int]) -> list[list[int]]:
+    """``tokens`` in pieces of ``LENGTH``, from all over them where there are many, each behind ``lead``. Raises InvalidRequest."""
     size = LENGTH - len(lead)
     starts = list(range(0, len(tokens) - size + 1, size))
     if len(starts) < FEWEST_PIECES:
@@ -199,15 +255,16 @@ def _pieces(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
     return [lead + tokens[start : start + size] for start in chosen]
 
 
-def round_weights(source: Weights, path: Path, pieces: list[list[int]], progress: Progress = silent) -> bool:
-    """Write the int4 weights of ``source``, calibrated on ``pieces`` (token ids), to ``path``. Whether it was begun before.
+def round_weights(source: Weights, path: Path, pieces: list[list[int]], precision: Precision, progress: Progress = silent) -> bool:
+    """Write the weights of ``source`` in ``precision``, calibrated on ``pieces`` (token ids), to ``path``. Whether it was begun
+    before.
 
     Where this is interrupted, whatever is finished stays beside ``path``, and the next call goes on from there.
     """
-    file = PartialConversion(path, conversion_plan(source, INT4), source.fingerprint)
+    file = PartialConversion(path, conversion_plan(source, precision), source.fingerprint)
     try:
         resumed = file.present > 0
-        _Rounding(source, file, progress).run(pieces)
+        _Rounding(source, file, precision, progress).run(pieces)
         file.finish()
     finally:
         file.close()
@@ -217,30 +274,31 @@ def round_weights(source: Weights, path: Path, pieces: list[list[int]], progress
 class _Rounding:
     """Writes the tensors of the plan in its order, those that are there already left out."""
 
-    def __init__(self, source: Weights, file: PartialConversion, progress: Progress) -> None:
-        self._source, self._file, self._progress = source, file, progress
+    def __init__(self, source: Weights, file: PartialConversion, precision: Precision, progress: Progress) -> None:
+        self._source, self._file, self._precision, self._progress = source, file, precision, progress
         self._total = sum(linear.outputs * linear.inputs for linear in projections(source))
         self._done = 0
 
     def run(self, pieces: list[list[int]]) -> None:
-        self._keep("embedding", lambda: (embedding_table(self._source, INT4.embedding),))
+        self._keep("embedding", lambda: (embedding_table(self._source, self._precision.embedding),))
         head = projections(self._source)[0]
         self._keep(
             "head.codes head.scale", lambda: quantise_weights(projection_rows(self._source, head), head.outputs, head.inputs)
         )
         self._count(head)
-        reader = Reader(self._source, INT4, pieces)
+        reader = Reader(self._source, self._precision, pieces)
         for layer in range(self._source.description.layers):
             reader.layer(layer, self._linear)
 
     def _linear(self, linear: FusedLinear, bias: Tensor | None, rows: Rows) -> Linear:
-        if not four_bits(linear, INT4):
+        if (bits := projection_bits(linear, self._precision)) == 8:
             return int8_linear(*self._eight_bits(linear), bias)
-        names = f"{linear.name}.{PACKED_LAYOUT} {linear.name}.scale"
+        names = f"{linear.name}.{LAYOUTS[bits]} {linear.name}.scale"
+        weights = projection_rows(self._source, linear)
         with torch_at_work():
-            packed, scale = self._keep(names, lambda: pack4_calibrated(projection_rows(self._source, linear), input_moments(rows)))
+            packed, scale = self._keep(names, lambda: pack_calibrated(weights, input_moments(rows), bits))
         self._count(linear)
-        return linear4(packed, scale, bias, linear.inputs)
+        return packed_linear(packed, scale, bias, linear.inputs, bits)
 
     def _eight_bits(self, linear: FusedLinear) -> tuple[Tensor, Tensor]:
         weights = projection_rows(self._source, linear)

@@ -32,9 +32,9 @@ from hasten.engine.loading import choose_device
 from hasten.model import catalogue, storage
 from hasten.model.executor import Executor
 from hasten.model.head import HeadRows, TrimmedHead, head_rows
-from hasten.model.kept_weights import kept_weights
+from hasten.model.kept_weights import draft_precision, kept_weights
 from hasten.model.kernels import set_threads
-from hasten.model.linear_file import choose_precision, draft_precision
+from hasten.model.linear_file import choose_precision
 from hasten.model.loaders import open_source
 from hasten.model.tokenizer import Tokenizer, load_tokenizer
 from hasten.model.weights import load_decoder
@@ -211,7 +211,7 @@ class Draft:
         """Raises ModelError when its head cannot be trimmed here."""
         source = open_source(path)
         device = choose_device(config.device)
-        precision = choose_precision(draft_precision(config.precision, device), device)
+        precision = choose_precision(draft_precision(config.precision, device, source), device)
         converted = kept_weights(source, precision, name)
         decoder = load_decoder(source, precision, device, converted, progress)
         rows = head_rows(source, decoder, converted)

@@ -1,8 +1,9 @@
-// AVX-512 VNNI, four-bit weights and few rows: nibbles are multiplied as they are, and a group's scale and offset come in behind its sums.
+// AVX-512 VNNI, weights of few bits and few rows: codes are multiplied as they are, and a group's scale and offset come in behind its sums.
 // To bring every weight into eight bits first only pays where more rows than FEW_ROWS share it.
 #include "linear.h"
 
 #if defined(__x86_64__)
+#include "codes_avx512.h"
 #include "finish_avx512.h"
 #include "linear_panel.h"
 #include "repeat_avx512.h"
@@ -12,15 +13,15 @@ namespace {
 
 INLINE __m128i bytes_at(const std::int8_t* from) { return _mm_load_si128(reinterpret_cast<const __m128i*>(from)); }
 
-struct Nibbles {
-    static const std::int64_t CHUNK_TILES = 4, TILE_SIZE = PAIR_BYTES_4, ROOM_BYTES = 64;
+template <int BITS>
+struct AsTheyAre {
+    static const std::int64_t CHUNK_TILES = 4, TILE_SIZE = pair_bytes(BITS), ROOM_BYTES = 64;
     static const std::int64_t COLUMNS = 8, ROW_SUMS = PAIR_OUTPUTS, MOST_ROWS = 8;
 
     // Adds a tile's products: each group's sum, times its scale, and its offset times the sum of the row's inputs.
     template <int ROWS>
     static INLINE void add_tile(const std::int8_t* x, const std::int32_t* totals, std::int64_t stride, const std::int8_t* packed,
                                 __m512i (*sums)[2], Ahead& ahead) {
-        const __m512i mask = _mm512_set1_epi8(15);
         const bool spread = ROWS == 1;  // over more sums, which else wait for each other
         __m512i dots[ROWS][2], others[ROWS][2];
 #pragma GCC unroll 8
@@ -28,9 +29,9 @@ struct Nibbles {
 #pragma GCC unroll 8
         for (int line = 0; line < 8; ++line) {
             ahead.fetch();
-            const __m512i first = _mm512_load_si512(packed + line * 64), second = _mm512_load_si512(packed + NIBBLES_BYTES + line * 64);
-            const __m512i first_even = _mm512_and_si512(first, mask), first_odd = _mm512_and_si512(_mm512_srli_epi16(first, 4), mask);
-            const __m512i second_even = _mm512_and_si512(second, mask), second_odd = _mm512_and_si512(_mm512_srli_epi16(second, 4), mask);
+            const std::int8_t* second = packed + tile_bytes(BITS);
+            const __m512i first_even = codes_of<BITS>(packed, 2 * line), first_odd = codes_of<BITS>(packed, 2 * line + 1);
+            const __m512i second_even = codes_of<BITS>(second, 2 * line), second_odd = codes_of<BITS>(second, 2 * line + 1);
 #pragma GCC unroll 8
             for (int r = 0; r < ROWS; ++r) {
                 const __m512i even = repeat_four(x + r * TILE_INPUTS + line * 8), odd = repeat_four(x + r * TILE_INPUTS + line * 8 + 4);
@@ -43,8 +44,8 @@ struct Nibbles {
         }
 #pragma GCC unroll 2
         for (int half = 0; half < 2; ++half) {
-            const __m512i scale = _mm512_cvtepu8_epi32(bytes_at(packed + SCALES_AT + half * 16));
-            const __m512i offset = _mm512_and_si512(_mm512_cvtepi8_epi32(bytes_at(packed + OFFSETS_AT + half * 16)), _mm512_set1_epi32(0xffff));
+            const __m512i scale = _mm512_cvtepu8_epi32(bytes_at(packed + scales_at(BITS) + half * 16));
+            const __m512i offset = _mm512_and_si512(_mm512_cvtepi8_epi32(bytes_at(packed + offsets_at(BITS) + half * 16)), _mm512_set1_epi32(0xffff));
 #pragma GCC unroll 8
             for (int r = 0; r < ROWS; ++r) {
                 const __m512i dot = spread ? _mm512_add_epi32(dots[r][half], others[r][half]) : dots[r][half];
@@ -63,7 +64,7 @@ struct Nibbles {
             sums[r][0] = add ? _mm512_load_si512(out + r * PAIR_OUTPUTS) : _mm512_setzero_si512();
             sums[r][1] = add ? _mm512_load_si512(out + r * PAIR_OUTPUTS + TILE_OUTPUTS) : _mm512_setzero_si512();
         }
-        for (std::int64_t tile = 0; tile < tiles; ++tile, packed += PAIR_BYTES_4, x += step, ++totals) {
+        for (std::int64_t tile = 0; tile < tiles; ++tile, packed += TILE_SIZE, x += step, ++totals) {
             add_tile<ROWS>(x, totals, stride, packed, sums, ahead);
         }
 #pragma GCC unroll 8
@@ -97,7 +98,9 @@ struct Nibbles {
 
 }  // namespace
 
-bool linear4_vnni(const Linear8& call, std::int64_t first, std::int64_t last) { return run_kernel<Nibbles>(call, first, last); }
+bool progressive_vnni(const Linear8& call, std::int64_t first, std::int64_t last) {
+    return call.bits == 4 ? run_kernel<AsTheyAre<4>>(call, first, last) : run_kernel<AsTheyAre<3>>(call, first, last);
+}
 
 }  // namespace hasten
 #endif

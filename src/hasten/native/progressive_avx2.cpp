@@ -1,4 +1,4 @@
-// AVX2, four-bit weights: nibbles (unsigned) times rows (signed), eight products of a lane in 16 bits (8 * 2 * 15 * 128 = 30720: nothing
+// AVX2, weights of few bits: codes (unsigned) times rows (signed), eight products of a lane in 16 bits (8 * 2 * 15 * 128 = 30720: nothing
 // can saturate), then times the group's scale into 32 bits; the group's offset times the sum of the row's inputs comes on top. All of it
 // is exact, so the sums are those of the unpacked int8 weights.
 #include "linear.h"
@@ -9,9 +9,9 @@
 namespace hasten {
 namespace {
 
-const int MOST_ROWS = 4;             // of one block, where nibbles are unpacked in passing
+const int MOST_ROWS = 4;             // of one block, where codes are unpacked in passing
 const int HALF_STEPS = 8;            // steps of four inputs whose products fit 16 bits
-const std::int64_t HALF_ROOM = 2 * NIBBLES_BYTES + 128;  // a tile's sixteen outputs unpacked: nibbles as bytes, then Scales
+const std::int64_t HALF_ROOM = TILE_BYTES + 128;  // a tile's sixteen outputs unpacked: codes as bytes, then Scales
 
 // Eight scales, each in both halves of its 32 bits; eight offsets in the low halves.
 INLINE __m256i twice(const void* from) {
@@ -22,15 +22,26 @@ INLINE __m256i low_halves(const void* from) {
     return _mm256_and_si256(_mm256_cvtepi8_epi32(_mm_loadl_epi64(static_cast<const __m128i*>(from))), _mm256_set1_epi32(0xffff));
 }
 
-// Where the nibbles come from: `room`, unpacked before; the packed tiles; or the tiles, and to `room` for the rows that follow.
+// Where the codes come from: `room`, unpacked before; the packed tiles; or the tiles, and to `room` for the rows that follow.
 enum Source { ROOM, TILES, TILES_TO_ROOM };
 
-// Thirty-two nibbles as bytes: line `step` / 2 holds those of step 2 i in its low halves and of 2 i + 1 in the high ones.
-template <Source SOURCE>
-INLINE __m256i nibbles_of(const std::int8_t* packed, std::int8_t* room, int step, int v) {
+// Half of one of eight lines of codes (linear.h) as bytes.
+template <int BITS>
+INLINE __m256i codes_of(const std::int8_t* eight, int line, int v) {
+    eight += v * 32;
+    if (BITS == 4 || line < 6) {
+        const __m256i both = load32(eight + line / 2 * 64), mask = _mm256_set1_epi8(BITS == 4 ? 15 : 7);
+        return _mm256_and_si256(line % 2 == 0 ? both : _mm256_srli_epi16(both, BITS), mask);
+    }
+    const __m256i last = load32(eight + 128), high = line == 6 ? _mm256_srli_epi16(last, 4) : _mm256_srli_epi16(last, 5);
+    const __m256i low = _mm256_srli_epi16(load32(eight + line % 2 * 64), 6);
+    return _mm256_or_si256(_mm256_and_si256(low, _mm256_set1_epi8(3)), _mm256_and_si256(high, _mm256_set1_epi8(4)));
+}
+
+template <int BITS, Source SOURCE>
+INLINE __m256i codes_from(const std::int8_t* eight, std::int8_t* room, int step, int v) {
     if (SOURCE == ROOM) return load32(room + step * 64 + v * 32);
-    const __m256i both = load32(packed + step / 2 * 64 + v * 32), mask = _mm256_set1_epi8(15);
-    const __m256i some = _mm256_and_si256(step % 2 == 0 ? both : _mm256_srli_epi16(both, 4), mask);
+    const __m256i some = codes_of<BITS>(eight, step, v);
     if (SOURCE == TILES_TO_ROOM) store32(room + step * 64 + v * 32, some);
     return some;
 }
@@ -41,20 +52,20 @@ struct Scales {
 };
 
 INLINE Scales scales_of(const std::int8_t* scales) {
-    const std::int8_t* offsets = scales + OFFSETS_AT - SCALES_AT;
+    const std::int8_t* offsets = scales + PAIR_OUTPUTS;
     return {{twice(scales), twice(scales + 8)}, {low_halves(offsets), low_halves(offsets + 8)}};
 }
 
 // COUNT rows times the sixteen outputs of one tile, added to their sums.
-template <int COUNT, Source SOURCE>
+template <int BITS, int COUNT, Source SOURCE>
 INLINE void tile_products(const std::int8_t* x, std::int64_t stride, const std::int32_t* x_sums, std::int64_t sums_stride,
                           const std::int8_t* packed, const Scales& scales, std::int8_t* room, std::int32_t* sums) {
 #pragma GCC unroll 1
-    for (int half = 0; half < 2; ++half, x += 4 * HALF_STEPS, packed += NIBBLES_BYTES / 2, room += NIBBLES_BYTES) {
+    for (int half = 0; half < 2; ++half, x += 4 * HALF_STEPS, packed += tile_bytes(BITS) / 2, room += TILE_BYTES / 2) {
         __m256i part[COUNT][2];
 #pragma GCC unroll 8
         for (int step = 0; step < HALF_STEPS; ++step) {
-            const __m256i low = nibbles_of<SOURCE>(packed, room, step, 0), high = nibbles_of<SOURCE>(packed, room, step, 1);
+            const __m256i low = codes_from<BITS, SOURCE>(packed, room, step, 0), high = codes_from<BITS, SOURCE>(packed, room, step, 1);
 #pragma GCC unroll 6
             for (int r = 0; r < COUNT; ++r) {
                 const __m256i four = repeat_int(x + r * stride + step * 4);
@@ -84,7 +95,7 @@ INLINE void clear(std::int32_t* sums) {
 }
 
 // COUNT rows times a chunk of a pair's tiles.
-template <int COUNT, Source SOURCE>
+template <int BITS, int COUNT, Source SOURCE>
 void chunk_products(const Linear8& call, std::int64_t row, std::int64_t tile, std::int64_t tiles, const std::int8_t* weights,
                     std::int8_t* room, std::int32_t* sums, Ahead& ahead) {
     const std::int64_t every = call.stride / TILE_INPUTS;
@@ -93,25 +104,28 @@ void chunk_products(const Linear8& call, std::int64_t row, std::int64_t tile, st
     if (tile == 0) clear<COUNT>(sums);
     for (int half = 0; half < 2; ++half, sums += TILE_OUTPUTS) {
         for (std::int64_t at = tile; at < tile + tiles; ++at, room += HALF_ROOM) {
-            const std::int8_t* packed = weights + (at - tile) * PAIR_BYTES_4;
-            auto* scales = reinterpret_cast<Scales*>(room + 2 * NIBBLES_BYTES);
-            if (SOURCE == TILES_TO_ROOM) *scales = scales_of(packed + SCALES_AT + half * 16);
+            const std::int8_t* packed = weights + (at - tile) * pair_bytes(BITS);
+            auto* scales = reinterpret_cast<Scales*>(room + TILE_BYTES);
+            if (SOURCE == TILES_TO_ROOM) *scales = scales_of(packed + scales_at(BITS) + half * 16);
             ahead.fetch();
-            tile_products<COUNT, SOURCE>(x + at * TILE_INPUTS, call.stride, totals + at, every, packed + half * NIBBLES_BYTES, *scales, room, sums);
+            tile_products<BITS, COUNT, SOURCE>(x + at * TILE_INPUTS, call.stride, totals + at, every, packed + half * tile_bytes(BITS), *scales,
+                                               room, sums);
         }
     }
 }
 
-struct Nibbles {
-    static const std::int64_t CHUNK_TILES = 6, TILE_SIZE = PAIR_BYTES_4, ROOM_BYTES = 2 * HALF_ROOM, COLUMNS = 2, ROW_SUMS = PAIR_OUTPUTS, MOST_ROWS = hasten::MOST_ROWS;
+template <int BITS>
+struct ByRoom {
+    static const std::int64_t CHUNK_TILES = 6, TILE_SIZE = pair_bytes(BITS), ROOM_BYTES = 2 * HALF_ROOM, COLUMNS = 2, ROW_SUMS = PAIR_OUTPUTS;
+    static const std::int64_t MOST_ROWS = hasten::MOST_ROWS;
 
     template <Source SOURCE>
     static void multiply_from(const Linear8& call, std::int64_t row, std::int64_t count, std::int64_t tile, std::int64_t tiles,
                               const std::int8_t* weights, std::int8_t* room, std::int32_t* sums, Ahead& ahead) {
         switch (count) {
-            case 4: return chunk_products<4, SOURCE>(call, row, tile, tiles, weights, room, sums, ahead);
-            case 2: return chunk_products<2, SOURCE>(call, row, tile, tiles, weights, room, sums, ahead);
-            default: return chunk_products<3, SOURCE>(call, row, tile, tiles, weights, room, sums, ahead);
+            case 4: return chunk_products<BITS, 4, SOURCE>(call, row, tile, tiles, weights, room, sums, ahead);
+            case 2: return chunk_products<BITS, 2, SOURCE>(call, row, tile, tiles, weights, room, sums, ahead);
+            default: return chunk_products<BITS, 3, SOURCE>(call, row, tile, tiles, weights, room, sums, ahead);
         }
     }
 
@@ -126,48 +140,47 @@ struct Nibbles {
     }
 };
 
-// Up to four rows: nibbles are unpacked in passing and read in the order in which they lie; sums wait in the cache between tiles.
-template <int COUNT>
+// Up to four rows: codes are unpacked in passing and read in the order in which they lie; sums wait in the cache between tiles.
+template <int BITS, int COUNT>
 void few_rows(const Linear8& call, std::int64_t pair) {
     alignas(32) std::int32_t sums[COUNT * PAIR_OUTPUTS];
     const std::int64_t tiles = tiles_of(call.inputs);
-    const std::int8_t* weights = call.tiles + pair * tiles * PAIR_BYTES_4;
+    const std::int8_t* weights = call.tiles + pair * tiles * pair_bytes(BITS);
     clear<COUNT>(sums);
-    for (std::int64_t tile = 0; tile < tiles; ++tile, weights += PAIR_BYTES_4) {
-        fetch_kilobyte(weights);
-        _mm_prefetch(reinterpret_cast<const char*>(weights + SCALES_AT + AHEAD_BYTES), _MM_HINT_NTA);
+    for (std::int64_t tile = 0; tile < tiles; ++tile, weights += pair_bytes(BITS)) {
+        fetch_ahead<pair_bytes(BITS) / 64>(weights);
         for (int half = 0; half < 2; ++half) {
-            tile_products<COUNT, TILES>(call.x + tile * TILE_INPUTS, call.stride, call.x_sums + tile, tiles, weights + half * NIBBLES_BYTES,
-                                        scales_of(weights + SCALES_AT + half * 16), nullptr, sums + half * TILE_OUTPUTS);
+            tile_products<BITS, COUNT, TILES>(call.x + tile * TILE_INPUTS, call.stride, call.x_sums + tile, tiles, weights + half * tile_bytes(BITS),
+                                              scales_of(weights + scales_at(BITS) + half * 16), nullptr, sums + half * TILE_OUTPUTS);
         }
     }
-    for (int r = 0; r < COUNT; ++r) Nibbles::finish(call, r, pair * PAIR_OUTPUTS, sums + r * PAIR_OUTPUTS);
+    for (int r = 0; r < COUNT; ++r) ByRoom<BITS>::finish(call, r, pair * PAIR_OUTPUTS, sums + r * PAIR_OUTPUTS);
 }
 
 // One row needs its weights once: unpacked in passing.
+template <int BITS>
 void single_row(const Linear8& call, std::int64_t pair) {
     const std::int64_t tiles = tiles_of(call.inputs);
-    const std::int8_t* weights = call.tiles + pair * tiles * PAIR_BYTES_4;
+    const std::int8_t* weights = call.tiles + pair * tiles * pair_bytes(BITS);
     const std::int8_t* x = call.x;
-    const __m256i mask = _mm256_set1_epi8(15);
     __m256i sums[4];
 #pragma GCC unroll 4
     for (auto& each : sums) each = _mm256_setzero_si256();
-    for (std::int64_t tile = 0; tile < tiles; ++tile, weights += PAIR_BYTES_4, x += TILE_INPUTS) {
+    for (std::int64_t tile = 0; tile < tiles; ++tile, weights += pair_bytes(BITS), x += TILE_INPUTS) {
         const __m256i total = repeat_int(call.x_sums + tile);
         __m256i even[4], odd[4];
 #pragma GCC unroll 2
         for (int half = 0; half < 2; ++half) {
 #pragma GCC unroll 8
             for (int line = 0; line < 8; ++line) {
-                const std::int8_t* nibbles = weights + half * NIBBLES_BYTES + line * 64;
-                _mm_prefetch(reinterpret_cast<const char*>(nibbles + AHEAD_BYTES), _MM_HINT_NTA);
+                const std::int8_t* block = weights + half * tile_bytes(BITS);
+                if (line < 2 * BITS) fetch_ahead<1>(block + line * 64);
+                const std::int8_t* eight = block + line / 4 * 64 * BITS;
                 const __m256i first = repeat_int(x + line * 8), second = repeat_int(x + line * 8 + 4);
 #pragma GCC unroll 2
                 for (int v = 2 * half; v < 2 * half + 2; ++v) {
-                    const __m256i both = load32(nibbles + v % 2 * 32);
-                    const __m256i low = _mm256_maddubs_epi16(_mm256_and_si256(both, mask), first);
-                    const __m256i high = _mm256_maddubs_epi16(_mm256_and_si256(_mm256_srli_epi16(both, 4), mask), second);
+                    const __m256i low = _mm256_maddubs_epi16(codes_of<BITS>(eight, line % 4 * 2, v % 2), first);
+                    const __m256i high = _mm256_maddubs_epi16(codes_of<BITS>(eight, line % 4 * 2 + 1, v % 2), second);
                     even[v] = line == 0 ? low : _mm256_add_epi16(even[v], low);
                     odd[v] = line == 0 ? high : _mm256_add_epi16(odd[v], high);
                     keep(even[v]);
@@ -175,16 +188,25 @@ void single_row(const Linear8& call, std::int64_t pair) {
                 }
             }
         }
-        _mm_prefetch(reinterpret_cast<const char*>(weights + AHEAD_BYTES + SCALES_AT), _MM_HINT_NTA);
+        fetch_ahead<1>(weights + scales_at(BITS));
 #pragma GCC unroll 4
         for (int v = 0; v < 4; ++v) {
-            const __m256i scale = twice(weights + SCALES_AT + v * 8), offset = low_halves(weights + OFFSETS_AT + v * 8);
+            const __m256i scale = twice(weights + scales_at(BITS) + v * 8), offset = low_halves(weights + offsets_at(BITS) + v * 8);
             const __m256i scaled = _mm256_add_epi32(_mm256_madd_epi16(even[v], scale), _mm256_madd_epi16(odd[v], scale));
             sums[v] = _mm256_add_epi32(sums[v], _mm256_add_epi32(scaled, _mm256_madd_epi16(offset, total)));
         }
     }
 #pragma GCC unroll 4
     for (int v = 0; v < 4; ++v) finish_eight(call, 0, pair * PAIR_OUTPUTS + 8 * v, sums[v]);
+}
+
+template <int BITS>
+bool run(const Linear8& call, std::int64_t first, std::int64_t last) {
+    if (call.rows > MOST_ROWS) return run_kernel<ByRoom<BITS>>(call, first, last);
+    using Few = void (*)(const Linear8&, std::int64_t);
+    const Few few[MOST_ROWS + 1] = {nullptr, single_row<BITS>, few_rows<BITS, 2>, few_rows<BITS, 3>, few_rows<BITS, 4>};
+    for (std::int64_t pair = first; call.rows > 0 && pair < last; ++pair) few[call.rows](call, pair);
+    return true;
 }
 
 }  // namespace
@@ -201,12 +223,8 @@ void sum_tiles(const std::int8_t* x, std::int64_t tiles, std::int64_t step, std:
     }
 }
 
-bool linear4_avx2(const Linear8& call, std::int64_t first, std::int64_t last) {
-    if (call.rows > MOST_ROWS) return run_kernel<Nibbles>(call, first, last);
-    using Few = void (*)(const Linear8&, std::int64_t);
-    const Few few[MOST_ROWS + 1] = {nullptr, single_row, few_rows<2>, few_rows<3>, few_rows<4>};
-    for (std::int64_t pair = first; call.rows > 0 && pair < last; ++pair) few[call.rows](call, pair);
-    return true;
+bool progressive_avx2(const Linear8& call, std::int64_t first, std::int64_t last) {
+    return call.bits == 4 ? run<4>(call, first, last) : run<3>(call, first, last);
 }
 
 }  // namespace hasten
