@@ -12,7 +12,7 @@ import torch
 
 from cli_fakes import CommandLine
 from hasten.cli import doctor, machine
-from hasten.model.catalogue import CATALOGUE
+from hasten.model.catalogue import CATALOGUE, ResolvedModel
 from hasten.model.precision import FILE, FP32, INT8
 from real import model_path
 
@@ -146,3 +146,28 @@ def test_advice_on_memory_disk_and_drafts(monkeypatch: pytest.MonkeyPatch) -> No
     doctor._models(report)
     assert [part in " ".join(report.advice) for part in ("memory is free", "hasten rm", "hasten pull")] == [True] * 3
     assert len(report.advice) == 3
+
+
+def test_advice_on_three_bits(monkeypatch: pytest.MonkeyPatch, tiny_model: Path) -> None:
+    """Where the draft model is here and would run in four bits; not where it has three, or its file is damaged."""
+    entry = CATALOGUE["qwen2.5-coder-1.5b"]
+    monkeypatch.setattr("hasten.model.catalogue.on_disk", lambda other: other.name in (entry.name, entry.draft))
+    monkeypatch.setattr("hasten.model.catalogue.resolve", lambda name: replace_path(tiny_model))
+    monkeypatch.setattr("hasten.model.linear_file.load", lambda: object())
+    advice = "'hasten draft quantize -m qwen2.5-coder-1.5b'"
+
+    def said() -> list[bool]:
+        report = doctor.Report({"torch": {}, "memory": {}})
+        doctor._models(report)
+        return [advice in sentence for sentence in report.advice]
+
+    assert said() == [True]
+    monkeypatch.setattr("hasten.model.kept_weights._calibrated", lambda source, precision: tiny_model)
+    assert said() == []
+    monkeypatch.setattr("hasten.model.kept_weights._calibrated", lambda source, precision: None)
+    monkeypatch.setattr("hasten.model.catalogue.resolve", lambda name: replace_path(tiny_model.parent / "none.gguf"))
+    assert said() == []
+
+
+def replace_path(path: Path) -> ResolvedModel:
+    return ResolvedModel("draft", path, None)

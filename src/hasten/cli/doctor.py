@@ -146,6 +146,24 @@ def _models(report: Report) -> None:
     for entry in present:
         if entry.draft is not None and not on_disk(CATALOGUE[entry.draft]):
             report.advice.append(f"{entry.name} is faster with its draft model; 'hasten pull {entry.draft}' fetches it.")
+        elif entry.draft is not None and "torch" in report.sections and _drafts_in_four_bits(CATALOGUE[entry.draft]):
+            report.advice.append(
+                f"{entry.name} is faster with its draft model in three bits; 'hasten draft quantize -m {entry.name}' makes them."
+            )
+
+
+def _drafts_in_four_bits(entry: Entry) -> bool:
+    """Whether three bits could be made of this draft model, and were not; not for a damaged file."""
+    from hasten.core.errors import HastenError
+    from hasten.engine.loading import choose_device
+    from hasten.model.catalogue import resolve
+    from hasten.model.kept_weights import draft_precision
+    from hasten.model.loaders import open_source
+
+    try:
+        return draft_precision("auto", choose_device("auto"), open_source(resolve(entry.name).path)) == "q4_0"
+    except HastenError:
+        return False
 
 
 def _reads(entry: Entry, rate: float) -> dict[str, Any]:

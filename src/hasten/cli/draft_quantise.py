@@ -14,7 +14,7 @@ from hasten.cli.quantise import report
 @text_option("Text to round it for instead (UTF-8)")
 @engine_options
 def quantize(texts: tuple[str, ...], **options: Any) -> None:
-    """Make three-bit weights of the draft model of --model: a guess then takes a quarter less time.
+    """Make three-bit weights of the draft model of --model: a guess then takes a third less time.
 
     The target answers questions that it asks itself, and the draft's weights are rounded so that what each loses is made good by
     others, for what the target says. They are used from then on wherever this model drafts beside integer weights; the text stays

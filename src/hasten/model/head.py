@@ -18,6 +18,8 @@ from hasten.model.decoder import Decoder
 from hasten.model.description import Activation
 from hasten.model.linear import DenseLinear, Linear, int8_linear
 from hasten.model.linear_file import head_in_codes
+from hasten.model.linear_packed import rounded_again
+from hasten.model.precision import INT3
 from hasten.model.weights import Weights, conversion_plan
 
 IntArray = npt.NDArray[np.int64]
@@ -40,14 +42,15 @@ class DenseRows:
 
 
 class ConvertedRows:
-    """int8 rows of a converted file, the very codes and scales of the whole head, so that a logit has the same bits. The file
-    is mapped, not held: memory has only what is chosen."""
+    """int8 rows of a converted file: the very codes and scales of the whole head, so that a logit has the same bits; or with
+    ``four_bits`` rounded to those, beside layers that have fewer. The file is mapped, not held: memory has only what is chosen."""
 
-    def __init__(self, codes: npt.NDArray[Any], scale: npt.NDArray[Any]) -> None:
-        self._codes, self._scale = codes, scale
+    def __init__(self, codes: npt.NDArray[Any], scale: npt.NDArray[Any], four_bits: bool) -> None:
+        self._codes, self._scale, self._four_bits = codes, scale, four_bits
 
     def __call__(self, ids: IntArray) -> Linear:
-        return int8_linear(torch.from_numpy(self._codes[ids]), torch.from_numpy(self._scale[ids]), None)
+        codes, scale = torch.from_numpy(self._codes[ids]), torch.from_numpy(self._scale[ids])
+        return rounded_again(codes, scale, 4) if self._four_bits else int8_linear(codes, scale, None)
 
 
 def head_rows(source: Weights, decoder: Decoder, converted: Path | None) -> HeadRows | None:
@@ -68,7 +71,7 @@ def head_rows(source: Weights, decoder: Decoder, converted: Path | None) -> Head
         return None
     reader = ConvertedReader(converted, plan, source.fingerprint)
     try:
-        return ConvertedRows(reader.map("head.codes"), reader.map("head.scale"))
+        return ConvertedRows(reader.map("head.codes"), reader.map("head.scale"), decoder.precision is INT3)
     finally:
         reader.close()  # the maps stay
 

@@ -55,6 +55,13 @@ def pack_calibrated(pieces: Iterator[Tensor], moments: Tensor, bits: int) -> tup
     return _packed(library, whole, bits), whole.scale
 
 
+def rounded_again(codes: Tensor, scale: Tensor, bits: int) -> PackedProgressive:
+    """int8 ``codes`` [outputs, inputs] (rotated) with float32 ``scale`` [outputs] in fewer bits, to the nearest: a projection."""
+    library = kernels()
+    whole = Rounded(*round_progressive(library, codes.float().mul_(scale[:, None]), bits))
+    return packed_linear(_packed(library, whole, bits), whole.scale, None, codes.shape[1], bits)
+
+
 def _packed(library: NativeLibrary, whole: Rounded, bits: int) -> Tensor:
     block = hadamard_block(whole.codes.shape[1])
     layer = PackedProgressive(library, whole.codes, whole.group_scale, whole.group_offset, whole.scale, None, block, bits)
