@@ -19,7 +19,7 @@ from hasten.control.cost import CostCurve, Line
 from hasten.control.memory import Memory
 from hasten.control.profile import NEAR, Setting, Timed, checked, curve_of, floor_and_knee, level, load, measure, save
 from hasten.control.rounds import Round
-from hasten.control.selection import best_count, survivals
+from hasten.control.selection import Offer, best_count, offers, survivals
 from hasten.control.step_costs import DOUBT, StepCosts
 from hasten.core.config import EngineConfig, SpeculationParams, parse_control
 from hasten.core.errors import ConfigError, InvalidRequest
@@ -403,8 +403,9 @@ def test_floors_follow_a_curve_that_changes() -> None:
 def test_reading_a_long_text_is_not_judged_by_short_ones() -> None:
     costs = StepCosts(measure(truth, 4096), {"model": measure(truth, 4096)})
     costs.open([100])
-    costs.charge("model", None, None, 100 * truth(64, 50) / 64, 100, 1)
     long = 3000 * truth(64, 1500) / 64
+    assert costs.reading("model", 3000) == pytest.approx(long, rel=0.03), "nothing was read yet: as the curve says"
+    costs.charge("model", None, None, 100 * truth(64, 50) / 64, 100, 1)
     assert costs.reading("model", 3000) == pytest.approx(long, rel=0.03)
     for _ in range(9):  # slower than the curve: believed, too
         costs.charge("model", None, None, 2 * long, 3000, 1)
@@ -427,29 +428,42 @@ def test_best_depth_is_the_enumerated_optimum() -> None:
 
 @pytest.mark.parametrize("others", [0, 3])
 def test_the_best_group_is_the_enumerated_optimum(others: int) -> None:
-    """``others`` step along and are not asked about: what drafting costs delays their tokens too."""
-    acceptances, offered, plain = [0.9, 0.8, 0.5, 0.1], [0.0, 0.3, 0.0, 0.0], 1.0
-    certain = others + len(offered) + sum(offered)
+    """``others`` step along and are not asked about: what drafting costs delays their tokens too. A chain stands in the place of
+    what was offered, rows and all."""
+    acceptances, plain = [0.9, 0.8, 0.5, 0.1], 1.0
+    offered = [Offer(), Offer(0.3, 2), Offer(), Offer(2.0, 3)]
+    whole = sum(offered, Offer(float(others + len(offered)), 5))
 
     def levels(members: int, depth: int) -> float:
-        return 0.02 + depth * (0.08 + 0.02 * members)
+        return 0.02 + depth * (0.05 + 0.01 * members)
 
     def rows(more: int) -> float:
         return 0.004 * more + 0.001 * more**2
 
     def rate(members: int, depth: int) -> float:
-        tokens = certain
+        tokens, verified = whole.tokens, whole.rows
         for at in range(members):
-            tokens += max(0.0, rules.expected_tokens(depth, acceptances[at]) - offered[at])
-        return tokens / (plain + (levels(members, depth) if depth else 0.0) + rows(members * depth))
+            if (expected := rules.expected_tokens(depth, acceptances[at])) > offered[at].tokens:
+                tokens, verified = tokens + expected - offered[at].tokens, verified + depth - offered[at].rows
+        return tokens / (plain + (levels(members, depth) if depth else 0.0) + rows(verified))
 
     best = max(product(range(1, 5), range(1, 9)), key=lambda pair: rate(*pair))
-    members, depth, gain = rules.best_group(acceptances, offered, certain, plain, levels, rows, 8)
+    members, depth, gain = rules.best_group(acceptances, offered, whole, plain, levels, rows, 8)
     assert (members, depth) == best
     assert 0 < members < 4
     assert depth > 1
     assert gain == pytest.approx(rate(*best) / rate(0, 0))
-    assert rules.best_group(acceptances, offered, certain, plain, lambda members, depth: 9.0, rows, 8) == (0, 0, 1.0)
+    assert rules.best_group(acceptances, offered, whole, plain, lambda members, depth: 9.0, rows, 8) == (0, 0, 1.0)
+
+
+def test_an_offer_is_what_would_be_verified() -> None:
+    """Tokens behind rows that are not worth their price are no reason to leave a draft model unasked."""
+    curve = CostCurve.measured({1: 1.0, 2: 1.1, 3: 1.2, 4: 2.0, 8: 6.0})
+    ranked = [(0.9, 1, 0), (0.8, 0, 0), (0.5, 1, 1), (0.4, 0, 1), (0.3, 1, 2)]
+    alone = [(value, 0, node) for node, (value, _, _) in enumerate(ranked)]
+    assert offers(alone, [0], curve, Line()) == [Offer(0.9 + 0.8, 2)]
+    assert offers(ranked, [0, 0], curve, Line()) == [Offer(), Offer(0.9, 1)]
+    assert offers([], [0, 0], curve, Line()) == [Offer(), Offer()]
 
 
 @pytest.mark.parametrize(("row", "begins"), [(0.001, True), (0.06, False)])

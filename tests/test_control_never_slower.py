@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -93,6 +94,7 @@ class Machine:
     wish: SpeculationParams = field(default_factory=SpeculationParams)
     rule: str = "auto"
     depth: int = 0
+    seed: int = 5
     clock: Clock = field(default_factory=Clock)
     controller: Controller | None = None
 
@@ -100,7 +102,7 @@ class Machine:
         self.truth = CostCurve.measured(self.points)
         self.plain = 0.0
         self.tokens = 0
-        self.rng = random.Random(5)
+        self.rng = random.Random(self.seed)
         self.made = self.drafters(self.clock)
         if self.controller is None:
             self.controller = Controller(
@@ -375,9 +377,14 @@ def test_it_comes_back_when_it_pays_again() -> None:
 
 
 def test_auto_is_near_the_best_fixed_depth() -> None:
+    """In the mean of some runs: single ones are 5 % apart, by whether one of thirty answers had a bad start."""
+    seeds = range(5, 9)
     for law in (often, always):
-        auto = run(law, never, "flat", 1, 2000)[1].run(4000)
-        fixed = min(run(law, never, "flat", 1, 4000, rule="fixed", depth=depth)[0] for depth in (2, 3, 8))
+        auto = fmean(run(law, never, "flat", 1, 2000, seed=seed)[1].run(4000) for seed in seeds)
+        fixed = min(
+            fmean(run(law, never, "flat", 1, 4000, rule="fixed", depth=depth, seed=seed)[0] for seed in seeds)
+            for depth in (2, 3, 8)
+        )
         assert auto <= 1.04 * fixed
 
 

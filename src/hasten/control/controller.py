@@ -21,7 +21,7 @@ from hasten.control.calibrator import ALL, Calibrator
 from hasten.control.cost import Average
 from hasten.control.lengths import Lengths, why_not_read
 from hasten.control.rounds import Round
-from hasten.control.selection import best_count, likeliest_first, survivals
+from hasten.control.selection import Offer, best_count, likeliest_first, offers, survivals
 from hasten.control.step_costs import RARE_REFERENCE, StepCosts
 from hasten.core.types import ROOT, DraftTree
 
@@ -83,7 +83,9 @@ class Controller:
         if self.rule == "auto" and self.measured and (not paid or self.costs.one_pass(drafter, len(rounds)) is not None):
             asked, asked_owns = [rounds[at] for at in open_ones], [owns[at] for at in open_ones]
             if paid:
-                self._ask_together(drafter, asked, asked_owns, sum(self._certain(round) for round in rounds))
+                offered = self._offered(rounds)
+                whole = sum(offered, Offer(float(len(rounds))))
+                self._ask_together(drafter, asked, asked_owns, [offered[at] for at in open_ones], whole)
             else:
                 self._ask_each(drafter, asked, asked_owns)
         elif self.rule != "auto":
@@ -107,8 +109,9 @@ class Controller:
             else:
                 self._probe(own, standing, own.probe_due(self._steps), "it has cost more than it brought here")
 
-    def _ask_together(self, drafter: str, rounds: list[Round], owns: list[Own], certain: float) -> None:
-        """A drafter whose levels are passes that all share: decided for all at once. ``certain``: tokens of the step without it."""
+    def _ask_together(self, drafter: str, rounds: list[Round], owns: list[Own], offered: list[Offer], whole: Offer) -> None:
+        """A drafter whose levels are passes that all share: decided for all at once. ``offered``: what each has without it;
+        ``whole``: what the step makes."""
         standings = [self._opened(drafter, round, paid=True) for round in rounds]
         for own, round, standing in zip(owns, rounds, standings, strict=True):
             if not own.begun:
@@ -119,15 +122,16 @@ class Controller:
             at for at, own in enumerate(owns) if (own.balance > 0.0 if own.begun else self._may_begin(rounds[at], standings[at]))
         ]
         ready.sort(key=lambda at: -acceptances[at])
-        asked = [rounds[at] for at in ready], [acceptances[at] for at in ready]
-        count, depth, gain = self._planned[drafter] = self._best_group(drafter, *asked, certain) if ready else (0, 0, 1.0)
+        asked = [rounds[at] for at in ready], [acceptances[at] for at in ready], [offered[at] for at in ready]
+        count, depth, gain = self._planned[drafter] = self._best_group(drafter, *asked, whole) if ready else (0, 0, 1.0)
         for at in ready[:count]:
             own, round = owns[at], rounds[at]
             own.on, own.why = True, f"its guesses are expected to be right {acceptances[at]:.2f} of the time, best {depth} deep"
             if not own.begun:
                 reading = self.costs.reading(drafter, round.to_read(drafter))
                 if reading and self._joining:  # what is read now must pay then, too
-                    gain = min(gain, self._best_group(drafter, [round], [acceptances[at]], certain, self._joining)[2])
+                    alone = self._best_group(drafter, [round], [acceptances[at]], [offered[at]], whole, self._joining)
+                    gain = min(gain, alone[2])
                 own.on, own.why = self._begin(round, own, standings[at], reading, gain)
         self._look_again(drafter, rounds, owns, standings, [at for at in range(len(owns)) if at not in ready[:count]])
 
@@ -153,23 +157,20 @@ class Controller:
             if own.on and not own.begun:
                 own.begun, own.allowance = True, self._allowance(rounds[at], standing)
 
-    def _certain(self, round: Round) -> float:
-        """Tokens that a sequence gets from a step with those drafts it has so far that are worth their rows."""
-        if not len(round.tree):
-            return 1.0
-        least = self.costs.row(round.context) / self.costs.unit
-        return 1.0 + sum(survival for survival in self.survivals(round.tree, round.kind) if survival > least)
+    def _offered(self, rounds: Sequence[Round]) -> list[Offer]:
+        """What the sequences' guesses so far bring in a step without more."""
+        ranked = likeliest_first([self.survivals(round.tree, round.kind) for round in rounds], LEAST_SURVIVAL)
+        return offers(ranked, [round.context for round in rounds], self.costs.curve, self.costs.overhead)
 
     def _best_group(
-        self, drafter: str, rounds: list[Round], acceptances: list[float], certain: float, joining: int = 0
+        self, drafter: str, rounds: list[Round], acceptances: list[float], offered: list[Offer], whole: Offer, joining: int = 0
     ) -> tuple[int, int, float]:
         """``joining``: as if so many more, like the last one, decoded already."""
-        offered = [self._certain(round) - 1.0 for round in rounds]
         deepest = min(DEEPEST_ASKED, max(round.tokens_left for round in rounds))
-        chances, offers = [*acceptances, *acceptances[-1:] * joining], [*offered, *[0.0] * joining]
+        chances, own = [*acceptances, *acceptances[-1:] * joining], [*offered, *[Offer()] * joining]
         plain, levels = self.costs.plain + self.costs.rows(joining), partial(self.costs.levels, drafter)
         rows = partial(self.costs.rows, drafted=joining)
-        return rules.best_group(chances, offers, certain + joining, plain, levels, rows, max(1, deepest))
+        return rules.best_group(chances, own, whole + Offer(float(joining)), plain, levels, rows, max(1, deepest))
 
     def _opened(self, drafter: str, round: Round, paid: bool) -> Standing:
         """The drafter's standing, which begins with credit; with half of it where guesses are rarely right."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from hasten.control.selection import Offer
 from hasten.core.config import DEEPEST_CHAIN
 from hasten.core.types import ROOT, DraftTree
 
@@ -34,8 +35,8 @@ def best_depth(acceptance: float, seconds: Callable[[int], float], deepest: int 
 
 def best_group(
     acceptances: Sequence[float],
-    offered: Sequence[float],
-    certain: float,
+    offered: Sequence[Offer],
+    whole: Offer,
     plain: float,
     levels: Callable[[int, int], float],
     rows: Callable[[int], float],
@@ -44,17 +45,20 @@ def best_group(
     """How many of the sequences a paid drafter should draft for together, the first ones, how deep, and how many
     times as many tokens a second that makes; (0, 0, 1.0) for none.
 
-    ``acceptances`` stand in falling order, ``offered`` are the drafts that each of these sequences has accepted in any case.
-    ``certain`` are the tokens that the step makes without this drafter, those of sequences that are not asked about too;
-    ``plain`` is that step's seconds, ``levels(k, d)`` those of d levels for k sequences, ``rows(n)`` those of n verified rows. A
-    level is dear for one sequence and cheap for many, so this is decided for all at once."""
-    without = best_rate = certain / plain
+    ``acceptances`` stand in falling order, ``offered`` is what each of these sequences has without this drafter. ``whole`` is
+    what the step makes without it: tokens of all sequences, those that are not asked about too, and drafted rows. ``plain`` is
+    the seconds of a step without any drafts, ``levels(k, d)`` those of d levels for k sequences, ``rows(n)`` those of n verified
+    rows. A chain stands in the place of what its sequence was offered, where it promises more. A level is dear for one sequence
+    and cheap for many, so this is decided for all at once."""
+    without = best_rate = whole.tokens / (plain + rows(whole.rows))
     best = 0, 0
-    extra = [0.0] * (deepest + 1)
+    made = [whole] * (deepest + 1)
     for members, (acceptance, own) in enumerate(zip(acceptances, offered, strict=True), start=1):
         for depth in range(1, deepest + 1):
-            extra[depth] += max(0.0, expected_tokens(depth, acceptance) - own)
-            rate = (certain + extra[depth]) / (plain + levels(members, depth) + rows(members * depth))
+            expected = expected_tokens(depth, acceptance)
+            if expected > own.tokens:
+                made[depth] += Offer(expected - own.tokens, depth - own.rows)
+            rate = made[depth].tokens / (plain + levels(members, depth) + rows(made[depth].rows))
             if rate > best_rate:
                 best, best_rate = (members, depth), rate
     return *best, best_rate / without

@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from hasten.control.cost import CostCurve, Line
 from hasten.core.types import ROOT, DraftTree
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """Tokens that guesses are expected to bring, and the rows that verifying them takes."""
+
+    tokens: float = 0.0
+    rows: int = 0
+
+    def __add__(self, other: Offer) -> Offer:
+        return Offer(self.tokens + other.tokens, self.rows + other.rows)
 
 
 def survivals(tree: DraftTree, conditional: Sequence[float]) -> list[float]:
@@ -52,3 +64,11 @@ def best_count(
         if rate > best_rate:
             best, best_rate = count, rate
     return best
+
+
+def offers(ranked: Sequence[tuple[float, int, int]], contexts: Sequence[int], curve: CostCurve, overhead: Line) -> list[Offer]:
+    """What each sequence's part of ``ranked`` brings, as far as it would be verified were it all there is."""
+    out = [Offer()] * len(contexts)
+    for survival, index, _ in ranked[: best_count(ranked, contexts, len(contexts), 0.0, curve, overhead)]:
+        out[index] += Offer(survival, 1)
+    return out

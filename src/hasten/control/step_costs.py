@@ -110,17 +110,19 @@ class StepCosts:
     def reading(self, drafter: str, tokens: int) -> float:
         """Seconds a paid drafter takes to read that many tokens of text before it can guess."""
         curve = self.draft_curves.get(drafter)
-        if curve is not None and not curve.known:
-            curve = None
         if tokens <= BLOCK_SIZE:  # read with the first level
-            return max(0.0, curve.predict(tokens) - curve.predict(1)) if curve is not None else 0.0
-        seen, one = self._reading.get(drafter), self._pass.get(drafter)
-        found = tokens * seen.value if seen is not None and seen.value is not None else 0.0
-        if curve is None:
-            return found
-        # What was seen may be of shorter texts, whose tokens look back on less.
-        now = one.value if one is not None and one.value else 1.0
-        return max(found, self.pace * now * tokens * curve.step([(BLOCK_SIZE, tokens // 2)]) / BLOCK_SIZE)
+            return max(0.0, curve.predict(tokens) - curve.predict(1)) if curve is not None and curve.known else 0.0
+        seen = self._reading.get(drafter)
+        known = curve is not None and curve.known
+        return self._text(drafter, tokens) * (seen.value if seen is not None and seen.value is not None else float(known))
+
+    def _text(self, drafter: str, tokens: int) -> float:
+        """What reading a text is measured by: the seconds that the curve says, where tokens of long ones look back on more; else
+        its tokens. How long single rows take says nothing of it: they wait for memory, a text for the processor."""
+        curve = self.draft_curves.get(drafter)
+        if curve is None or not curve.known:
+            return float(tokens)
+        return tokens * curve.step([(BLOCK_SIZE, tokens // 2)]) / BLOCK_SIZE
 
     def row(self, context: int, drafted: int = 0) -> float:
         """What one more row costs, on average over the next few, where so many are ``drafted`` already."""
@@ -154,7 +156,7 @@ class StepCosts:
         if foreseen is not None:
             self._missed.setdefault(drafter, Average(0.1, 1.0)).observe(1.0 - foreseen)
         if tokens > BLOCK_SIZE:
-            self._reading.setdefault(drafter, Average(0.3)).observe(reading / tokens)
+            self._reading.setdefault(drafter, Average(0.3)).observe(reading / self._text(drafter, tokens))
 
     def learn(self, shapes: list[Shape], rows: int, forward: float, whole: float) -> None:
         """A step of these sequences and nothing else took ``whole`` seconds without drafting, ``forward`` of them in its pass."""
