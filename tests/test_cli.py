@@ -162,7 +162,7 @@ def test_wrong_usage_is_one_sentence_and_status_2(command_line: CommandLine, arg
         (["--seed", "-1"], "seed"),
         (["--logprobs", "99"], "logprobs"),
         (["--stop", ""], "stop"),
-        (["--precision", "int3"], "int8"),
+        (["--precision", "int2"], "int8"),
         (["--kv-cache-dtype", "q8_0"], "int8"),
         (["--threads", "-2"], "threads"),
         (["--device", "tpu"], "cuda"),

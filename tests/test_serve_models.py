@@ -18,7 +18,8 @@ from hasten.engine.footprint import footprint
 from hasten.engine.llm import LLM
 from hasten.engine.loading import load_engine
 from hasten.model import catalogue
-from hasten.model.linear_file import draft_precision
+from hasten.model.kept_weights import draft_precision
+from hasten.model.loaders import open_source
 from hasten.serve.errors import ApiError
 from hasten.serve.limits import Limits
 from hasten.serve.models import Models, hosts_of
@@ -220,7 +221,8 @@ def test_the_footprint_counts_the_models_that_draft(tiny_model: Path, tmp_path: 
     other = write_model(tmp_path / "a suffix-lm.gguf", seed=1)
     names = {"model": str(tiny_model), "precision": "int8"}
     alone = footprint(EngineConfig(draft="none", **names))
-    beside = footprint(EngineConfig(model=str(other), draft="none", precision=draft_precision("int8", torch.device("cpu"))))
+    own = draft_precision("int8", torch.device("cpu"), open_source(other))
+    beside = footprint(EngineConfig(model=str(other), draft="none", precision=own))
     wide = footprint(EngineConfig(model=str(other), draft="none", precision="fp32"))
     for draft, named, bytes_beside in (
         ("none", other, 0),

@@ -61,8 +61,8 @@ def test_defaults_are_those_of_the_dataclasses(command_line: CommandLine) -> Non
 def verbs() -> list[tuple[str, click.Command]]:
     """Every verb with the name of its table, those of ``draft`` too."""
     found = list(all_verbs(click.Context(cli)).items())
-    assert [name for name, _ in found if "." in name] == ["draft.build", "draft.forget", "draft.trim"]
-    assert len(found) == len(VERBS) + 2
+    assert [name for name, _ in found if "." in name] == ["draft.build", "draft.forget", "draft.quantize", "draft.trim"]
+    assert len(found) == len(VERBS) + 3
     return found
 
 
@@ -210,7 +210,7 @@ def test_flags_and_lists(command_line: CommandLine, settings: Path) -> None:
         ("[sampling]\nignore_eos = 1\n", "must be true or false"),
         ("[sampling]\nstop = [1]\n", "a string or a list of strings"),
         ("[engine]\nmodel = 3\n", "must be a string"),
-        ("[engine]\nprecision = 'int3'\n", "precision must be one of"),
+        ("[engine]\nprecision = 'int2'\n", "precision must be one of"),
         ("[engine]\nmodel = \n", "not valid TOML"),
         ("[generate]\nconfig = 'x'\n", "no key 'config'"),
     ],
