@@ -39,7 +39,7 @@ OPTIMIZED = ("-O3",)
 SANITIZED = (
     "-DHASTEN_EMULATED_TILES",
     "-O1",
-    "-g",
+    "-g1",  # lines for the traces; all that -g keeps takes half as long again to compile
     "-fno-omit-frame-pointer",
     "-fsanitize=address,undefined",
     "-fno-sanitize-recover=undefined",
