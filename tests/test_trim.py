@@ -20,8 +20,9 @@ from hasten.draft.shortlist import Shortlists
 from hasten.model.decoder import Decoder
 from hasten.model.executor import Executor
 from hasten.model.head import DenseRows, TrimmedHead, head_rows
-from hasten.model.precision import FP32, FP64, INT8, Precision
+from hasten.model.precision import FP32, FP64, INT3, INT8, Precision
 from hasten.model.weights import load_decoder
+from hasten.native.kernels import PackedLinear, PackedProgressive
 from hasten.native.loader import load as native
 from test_exact import SETTINGS, prompt_of
 from tiny import CPU, DESCRIPTIONS, VOCABULARY, RandomSource, naive_text, run_all, tiny_engine
@@ -81,6 +82,21 @@ def test_a_tied_dense_head_is_found_in_the_embedding(tmp_path: Path) -> None:
     gc.collect()
     assert gone() is None
     assert part.weights.head.outputs == len(SOME)
+
+
+def test_beside_three_bits_a_head_has_four(tmp_path: Path) -> None:
+    """Every id is still its own, and its logit near the whole head's; the whole head itself stays in eight bits."""
+    if native() is None:
+        pytest.skip("int3 needs the native kernels")
+    whole, part, head = whole_and_part("llama", INT3, tmp_path, SOME)
+    assert isinstance(whole.weights.head, PackedLinear)
+    assert isinstance(head._fixed, PackedProgressive)
+    more = np.array([5, 6, 58])
+    head.hold(more)
+    want, got = logits_of(whole, prompt_of(30, 3)), logits_of(part, prompt_of(30, 3))
+    assert head.ids.tolist() == [*SOME, *more]
+    picked = want[:, torch.from_numpy(head.ids)]
+    assert 0.0 < float((got - picked).square().mean() / picked.var()) < 0.02
 
 
 def test_int8_weights_that_are_nowhere_cannot_be_trimmed(tmp_path: Path) -> None:
