@@ -198,5 +198,5 @@ def test_pieces_come_from_all_over_the_text() -> None:
     assert {piece[1] for piece in pieces} == set(range(10))
     short = "a" * (FEWEST_PIECES * (LENGTH - 1))
     assert len(_pieces(tokenizer, [short])) == FEWEST_PIECES  # type: ignore[arg-type]
-    with pytest.raises(quantise.InvalidRequest, match="give more of it"):
+    with pytest.raises(quantise.InvalidRequest, match="give more with --text"):
         _pieces(tokenizer, [short[1:]])  # type: ignore[arg-type]

@@ -249,7 +249,8 @@ def _cut(tokens: list[int], lead: list[int]) -> list[list[int]]:
     size = LENGTH - len(lead)
     starts = list(range(0, len(tokens) - size + 1, size))
     if len(starts) < FEWEST_PIECES:
-        raise InvalidRequest(f"The text has {len(tokens)} tokens and at least {FEWEST_PIECES * size} are needed; give more with --text.")
+        least = FEWEST_PIECES * size
+        raise InvalidRequest(f"The text has {len(tokens)} tokens and at least {least} are needed; give more with --text.")
     wanted = min(len(starts), TOKENS // LENGTH)
     chosen = [starts[place * len(starts) // wanted] for place in range(wanted)]
     return [lead + tokens[start : start + size] for start in chosen]
