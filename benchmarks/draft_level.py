@@ -28,6 +28,10 @@ def load(name: str, config: EngineConfig, draft: bool) -> LoadedModel:
     return load_model(found.name, found.path, config, choose_device("cpu"), silent, draft=draft, trim=draft)
 
 
+def shown(seconds: list[float]) -> str:
+    return f"{1e3 * statistics.median(seconds):.1f} / {1e3 * min(seconds):.1f}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
@@ -50,23 +54,18 @@ def main() -> None:
     points = [("target", 1), *((precision, rows) for precision in args.drafts for rows in args.rows)]
     seconds: dict[tuple[str, int], list[float]] = {point: [] for point in points}
     speeds = []
-    for turn in range(args.repeats + 1):
+    for each in passes.values():
+        each(max(args.rows), args.context)  # fills the pool
+    for _ in range(args.repeats):
         speeds.append(read_bandwidth(512, 1))
         for (key, rows), spent in seconds.items():
-            spent += [passes[key](rows, args.context)][: 1 if turn else 0]  # the first fills the pool
+            spent.append(passes[key](rows, args.context))
     step = min(seconds["target", 1])
-    lines = [["target", "", f"{1e3 * statistics.median(seconds['target', 1]):.1f} / {1e3 * step:.1f}", *[""] * len(args.rows)]]
-    for precision in args.drafts:
-        spent = [seconds[precision, rows] for rows in args.rows]
-        times = [f"{1e3 * statistics.median(each):.1f} / {1e3 * min(each):.1f}" for each in spent]
-        lines.append(
-            [
-                precision,
-                f"{drafts[precision].head.outputs if drafts[precision].head else 'all'}",
-                *times,
-                f"{min(spent[0]) / step:.2f}",
-            ]
-        )
+    lines = [["target", "", shown(seconds["target", 1]), *[""] * len(args.rows)]]
+    for precision, model in drafts.items():
+        spents = [seconds[precision, rows] for rows in args.rows]
+        ids = str(model.head.outputs) if model.head else "all"
+        lines.append([precision, ids, *map(shown, spents), f"{min(spents[0]) / step:.2f}"])
     print(table(["", "ids", *(f"{rows} rows" for rows in args.rows), "of a step"], lines))
     print(json.dumps({**vars(args), "draft_model": name, "read_GB_s": round(max(speeds) / 1e9, 1), **machine()}))
 

@@ -9,6 +9,7 @@ import pytest
 
 from cli_fakes import CommandLine
 from hasten.core.config import EngineConfig
+from hasten.core.errors import ConfigError
 from hasten.core.progress import Progress
 from hasten.engine.engine import Engine
 from hasten.model.partial import partial_of
@@ -75,7 +76,7 @@ def test_an_interrupt_says_that_it_can_go_on(
 
 def test_a_draft_model_must_be_known(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quantise, "kernels", lambda: None)
-    with pytest.raises(quantise.ConfigError, match="No draft model is known"):
+    with pytest.raises(ConfigError, match="No draft model is known"):
         quantise.quantise_draft(EngineConfig(model=str(tiny_model)))
 
 
@@ -100,14 +101,20 @@ def test_one_process_at_a_time_and_only_where_it_may_write(tmp_path: Path) -> No
         raise AssertionError
 
 
-def test_the_model_writes_its_own_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[EngineConfig] = []
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[EngineConfig]:
+    """Settings of every engine that was loaded; each is a tiny one."""
+    found: list[EngineConfig] = []
 
     def load(config: EngineConfig, progress: Progress) -> Engine:
-        asked.append(config)
-        return tiny_engine("llama", num_blocks=24, max_sequences=8)
+        found.append(config)
+        return tiny_engine("llama", num_blocks=40, max_sequences=8)
 
     monkeypatch.setattr("hasten.engine.llm.load_engine", load)
+    return found
+
+
+def test_the_model_writes_its_own_text(asked: list[EngineConfig], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quantise, "BEGINNINGS", ("Once upon", "def main", "a", "b", "c"))
     monkeypatch.setattr(quantise, "LENGTH", 100)
     seen: list[tuple[int, int]] = []
@@ -128,14 +135,7 @@ class OtherTokenizer(LetterTokenizer):
     prefix_ids = ()
 
 
-def test_a_draft_model_reads_what_its_target_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[EngineConfig] = []
-
-    def load(config: EngineConfig, progress: Progress) -> Engine:
-        asked.append(config)
-        return tiny_engine("llama", num_blocks=40, max_sequences=8)
-
-    monkeypatch.setattr("hasten.engine.llm.load_engine", load)
+def test_a_draft_model_reads_what_its_target_says(asked: list[EngineConfig], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quantise, "TALKS", 32)
     monkeypatch.setattr(quantise, "LENGTH", 60)
     config = EngineConfig(model="tiny", precision="int4", draft="suffix")

@@ -72,8 +72,8 @@ class StepCosts:
         """Seconds of one pass of a paid drafter for that many sequences of this step (or more) together, which makes one level at
         least; None where nothing is known."""
         seen = self._pass.get(drafter)
-        curve = self.draft_curves.get(drafter)
-        if curve is not None and curve.known:
+        curve = self._known_curve(drafter)
+        if curve is not None:
             more = curve.base(askers) - curve.base(len(self.shapes)) if askers > len(self.shapes) else 0.0
             return self.pace * (curve.step(self.shapes[:askers]) + more) * (seen.value if seen is not None and seen.value else 1.0)
         return self.pace * seen.value if seen is not None and seen.value is not None else None
@@ -96,8 +96,8 @@ class StepCosts:
     def ahead(self, drafter: str, askers: int) -> list[float]:
         """For each number of rows that a pass of a draft model has beside those it is for: the least chance of saving the next pass
         that one more, of each of so many sequences, is worth; as ``floors``. Empty where nothing is measured."""
-        curve = self.draft_curves.get(drafter)
-        if curve is None or not curve.known or askers < 1:
+        curve = self._known_curve(drafter)
+        if curve is None or askers < 1:
             return []
         until, least = self._ahead.get((drafter, askers), (0, []))
         if self._opened >= until:
@@ -109,20 +109,23 @@ class StepCosts:
 
     def reading(self, drafter: str, tokens: int) -> float:
         """Seconds a paid drafter takes to read that many tokens of text before it can guess."""
-        curve = self.draft_curves.get(drafter)
+        curve = self._known_curve(drafter)
         if tokens <= BLOCK_SIZE:  # read with the first level
-            return max(0.0, curve.predict(tokens) - curve.predict(1)) if curve is not None and curve.known else 0.0
+            return max(0.0, curve.predict(tokens) - curve.predict(1)) if curve is not None else 0.0
         seen = self._reading.get(drafter)
-        known = curve is not None and curve.known
-        return self._text(drafter, tokens) * (seen.value if seen is not None and seen.value is not None else float(known))
+        if seen is not None and seen.value is not None:
+            return self._text(drafter, tokens) * seen.value
+        return self._text(drafter, tokens) if curve is not None else 0.0
 
     def _text(self, drafter: str, tokens: int) -> float:
         """What reading a text is measured by: the seconds that the curve says, where tokens of long ones look back on more; else
         its tokens. How long single rows take says nothing of it: they wait for memory, a text for the processor."""
+        curve = self._known_curve(drafter)
+        return float(tokens) if curve is None else tokens * curve.step([(BLOCK_SIZE, tokens // 2)]) / BLOCK_SIZE
+
+    def _known_curve(self, drafter: str) -> CostCurve | None:
         curve = self.draft_curves.get(drafter)
-        if curve is None or not curve.known:
-            return float(tokens)
-        return tokens * curve.step([(BLOCK_SIZE, tokens // 2)]) / BLOCK_SIZE
+        return curve if curve is not None and curve.known else None
 
     def row(self, context: int, drafted: int = 0) -> float:
         """What one more row costs, on average over the next few, where so many are ``drafted`` already."""
@@ -150,8 +153,8 @@ class StepCosts:
         """A paid drafter took ``one_pass`` seconds a pass for ``askers`` sequences, and ``reading`` to read ``tokens``; behind the
         share ``foreseen`` of its levels another one takes no pass of its own."""
         if one_pass is not None:
-            curve = self.draft_curves.get(drafter)
-            scale = curve.step(self.shapes[:askers]) if curve is not None and curve.known and self.shapes else 1.0
+            curve = self._known_curve(drafter)
+            scale = curve.step(self.shapes[:askers]) if curve is not None and self.shapes else 1.0
             self._pass.setdefault(drafter, Average(0.2)).observe(one_pass / (scale * self.pace))
         if foreseen is not None:
             self._missed.setdefault(drafter, Average(0.1, 1.0)).observe(1.0 - foreseen)

@@ -40,7 +40,7 @@ from hasten.model.head import TrimmedHead
 from hasten.model.kept_weights import draft_precision, kept_weights
 from hasten.model.kernels import missing_kernels, set_threads
 from hasten.model.linear_file import choose_precision, file_runs_best
-from hasten.model.loaders import open_source
+from hasten.model.loaders import WeightSource, open_source
 from hasten.model.sketch import sketch_of
 from hasten.model.tokenizer import Tokenizer, load_tokenizer
 from hasten.model.weights import load_decoder
@@ -115,10 +115,11 @@ def load_model(
     draft: bool = False,
     trim: bool = False,
     tokenizer: Tokenizer | None = None,
+    source: WeightSource | None = None,
 ) -> LoadedModel:
-    """Read weights and, unless it is given, tokenizer, and allocate the pool. A ``draft`` model may have less context than is asked
-    for; ``trim`` gives it the head that it should have."""
-    source = open_source(path)
+    """Read weights and, unless they are given, their header (``source``) and the tokenizer, and allocate the pool. A ``draft``
+    model may have less context than is asked for; ``trim`` gives it the head that it should have."""
+    source = source or open_source(path)
     tokenizer = tokenizer or load_tokenizer(path)
     precision = choose_precision(config.precision, device, file_runs_best(source))
     shape = source.description
@@ -263,20 +264,22 @@ def _model_drafter(
 
     resolved = catalogue.resolve(str(spec.arguments["model"]), fetch=True, progress=of_draft)
     arguments = {name: value for name, value in spec.arguments.items() if name not in ("model", "trim", "precision")}
-    own = draft_precision(config.precision, device, open_source(resolved.path))
+    source = open_source(resolved.path)
+    own = draft_precision(config.precision, device, source)
     config = replace(config, precision=str(spec.arguments.get("precision", own)))
     tokenizer = load_tokenizer(resolved.path)
     try:
         if spec.name == "lm" and tokenizer.vocabulary_fingerprint == target.tokenizer.vocabulary_fingerprint:
             trim = bool(spec.arguments.get("trim", True))
-            return _lm_drafter(resolved, tokenizer, arguments, trim, config, target, device, of_draft)
-        return _foreign_drafter(resolved, tokenizer, arguments, config, target, device, of_draft)
+            return _lm_drafter(resolved, source, tokenizer, arguments, trim, config, target, device, of_draft)
+        return _foreign_drafter(resolved, source, tokenizer, arguments, config, target, device, of_draft)
     except TypeError as problem:
         raise ConfigError(f"The {spec.name} drafter does not take these arguments ({problem}).") from problem
 
 
 def _lm_drafter(
     resolved: catalogue.ResolvedModel,
+    source: WeightSource,
     tokenizer: Tokenizer,
     arguments: dict[str, Any],
     trim: bool,
@@ -285,7 +288,9 @@ def _lm_drafter(
     device: torch.device,
     progress: Progress,
 ) -> LanguageModelDrafter:
-    draft = load_model(resolved.name, resolved.path, config, device, progress, draft=True, trim=trim, tokenizer=tokenizer)
+    draft = load_model(
+        resolved.name, resolved.path, config, device, progress, draft=True, trim=trim, tokenizer=tokenizer, source=source
+    )
     blocks = BlockManager(draft.num_blocks, prefix_cache=config.prefix_cache)
     vocabulary, context = target.tokenizer.vocabulary_size, draft.context_length
     executor = draft.executor
@@ -298,6 +303,7 @@ def _lm_drafter(
 
 def _foreign_drafter(
     resolved: catalogue.ResolvedModel,
+    source: WeightSource,
     tokenizer: Tokenizer,
     arguments: dict[str, Any],
     config: EngineConfig,
@@ -312,7 +318,7 @@ def _foreign_drafter(
         "'%s' drafts for '%s' in another vocabulary: %d of its %d tokens are common.",
         resolved.name, target.name, len(shared.own), tokenizer.vocabulary_size,
     )  # fmt: skip
-    draft = load_model(resolved.name, resolved.path, config, device, progress, draft=True, tokenizer=tokenizer)
+    draft = load_model(resolved.name, resolved.path, config, device, progress, draft=True, tokenizer=tokenizer, source=source)
     blocks = BlockManager(draft.num_blocks, prefix_cache=config.prefix_cache)
     drafter = ForeignDrafter(
         draft.executor.forward, blocks, target.tokenizer, tokenizer, shared, draft.context_length, **arguments

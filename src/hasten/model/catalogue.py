@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from hasten.core.errors import CorruptModel, ModelNotFound
+from hasten.core.errors import ConfigError, CorruptModel, ModelNotFound
 from hasten.core.progress import Progress, silent
 from hasten.core.registry import nearest
 from hasten.model import hub, storage
@@ -130,6 +130,14 @@ def on_disk(entry: Entry) -> bool:
     """Whether the whole file is here, by its size; ``hasten pull`` also checks its hash."""
     path = storage.catalogue_path(entry.name)
     return path.is_file() and path.stat().st_size == entry.bytes
+
+
+def draft_name(target: ResolvedModel, named: str | None) -> str:
+    """The draft model that is ``named``, else the target's own. Raises ConfigError where there is neither."""
+    name = named or target.draft
+    if name is None:
+        raise ConfigError(f"No draft model is known for '{target.name}'; name one by --draft-model.")
+    return name
 
 
 def resolve(name: str, *, fetch: bool = False, progress: Progress = silent) -> ResolvedModel:

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from hasten.core.config import EngineConfig
-from hasten.core.errors import ConfigError, InvalidRequest, ModelError
+from hasten.core.errors import InvalidRequest, ModelError
 from hasten.core.progress import Progress, counted, silent
 from hasten.core.types import SamplingParams
 from hasten.model import catalogue, storage
@@ -96,10 +96,7 @@ def quantise(config: EngineConfig, texts: Sequence[str] = (), progress: Progress
     ``texts``: what to calibrate on instead of the model's own text. Raises a HastenError, one sentence, when it cannot be.
     """
     kernels()  # where they are missing that is said now, not after the text is written
-    resolved = catalogue.resolve(config.model, fetch=True, progress=progress)
-    tokenizer = load_tokenizer(resolved.path)
-    given = _pieces(tokenizer, texts) if texts else []
-    return _quantise(resolved, INT4, config.threads, given, lambda: sample_text(config, progress), progress)
+    return _quantise(config.model, INT4, config.threads, texts, lambda _: sample_text(config, progress), progress)
 
 
 def quantise_draft(config: EngineConfig, texts: Sequence[str] = (), progress: Progress = silent) -> Outcome:
@@ -107,29 +104,27 @@ def quantise_draft(config: EngineConfig, texts: Sequence[str] = (), progress: Pr
     drafts beside integer weights. Otherwise as ``quantise``."""
     kernels()
     target = catalogue.resolve(config.model, fetch=True, progress=progress)
-    name = config.draft_model or target.draft
-    if name is None:
-        raise ConfigError(f"No draft model is known for '{target.name}'; name one by --draft-model.")
-    resolved = catalogue.resolve(name, fetch=True, progress=progress)
-    tokenizer = load_tokenizer(resolved.path)
-    given = _pieces(tokenizer, texts) if texts else []
-    return _quantise(resolved, INT3, config.threads, given, lambda: target_text(config, tokenizer, progress), progress)
+    name = catalogue.draft_name(target, config.draft_model)
+    return _quantise(name, INT3, config.threads, texts, lambda tokenizer: target_text(config, tokenizer, progress), progress)
 
 
 def _quantise(
-    resolved: catalogue.ResolvedModel,
+    name: str,
     precision: Precision,
     threads: int,
-    given: list[list[int]],
-    write: Callable[[], list[list[int]]],
+    texts: Sequence[str],
+    write: Callable[[Tokenizer], list[list[int]]],
     progress: Progress,
 ) -> Outcome:
-    source = open_source(resolved.path)
+    """``write`` gives the pieces where there are no ``texts``, and none that an interrupted call has kept."""
+    resolved = catalogue.resolve(name, fetch=True, progress=progress)
+    source, tokenizer = open_source(resolved.path), load_tokenizer(resolved.path)
+    given = _pieces(tokenizer, texts) if texts else []
     path = storage.calibrated_path(source.fingerprint, precision.name)
     with _alone(path, source.path):
         text = path.with_suffix(".text")
         kept = _kept_text(text)
-        pieces = given or kept or write()
+        pieces = given or kept or write(tokenizer)
         if pieces != kept:
             _begin_anew(path)
         _keep_text(text, pieces)

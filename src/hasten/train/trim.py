@@ -20,7 +20,7 @@ import numpy as np
 
 from hasten.cache.blocks import BlockManager
 from hasten.core.config import EngineConfig
-from hasten.core.errors import ConfigError, InvalidRequest, ModelError, VocabularyMismatch
+from hasten.core.errors import InvalidRequest, ModelError, VocabularyMismatch
 from hasten.core.progress import Progress, counted, silent
 from hasten.core.types import BLOCK_SIZE, ROOT, Batch, DraftTree, SamplingParams, Segment, Verdict
 from hasten.core.types import Sequence as RunningText
@@ -108,9 +108,7 @@ def find_trim(
     ModelError, one sentence, when that cannot be.
     """
     resolved = catalogue.resolve(config.model, fetch=True, progress=progress)
-    name = config.draft_model or resolved.draft
-    if name is None:
-        raise ConfigError(f"No draft model is known for '{resolved.name}'; name one by --draft-model.")
+    name = catalogue.draft_name(resolved, config.draft_model)
     if len(asks) < 3:
         raise InvalidRequest("At least three prompts are needed: two to count, one to measure; give more of them.")
     draft_path = catalogue.resolve(name, fetch=True, progress=progress).path
