@@ -78,18 +78,15 @@ EXPORT std::int32_t hst_read(const std::int8_t* from, std::int64_t bytes, std::i
     return total;
 }
 
-EXPORT std::int64_t hst_w8_packed_bytes(std::int64_t outputs, std::int64_t inputs) {
-    return bad_linear(0, outputs, inputs) ? -1 : static_cast<std::int64_t>(w8_packed_bytes(outputs, inputs));
+EXPORT std::int64_t hst_packed_bytes(std::int32_t bits, std::int64_t outputs, std::int64_t inputs) {
+    const bool bad = (bits != 8 && bad_bits(bits)) || bad_linear(0, outputs, inputs);
+    return bad ? -1 : static_cast<std::int64_t>(packed_bytes(bits, outputs, inputs));
 }
 
 EXPORT int hst_w8_pack(const std::int8_t* weights, std::int64_t outputs, std::int64_t inputs, std::uint8_t* packed) {
     if (bad_linear(0, outputs, inputs)) return BAD_SIZE;
     w8_pack(weights, outputs, inputs, packed);
     return OK;
-}
-
-EXPORT std::int64_t hst_progressive_bytes(std::int32_t bits, std::int64_t outputs, std::int64_t inputs) {
-    return bad_bits(bits) || bad_linear(0, outputs, inputs) ? -1 : static_cast<std::int64_t>(progressive_bytes(bits, outputs, inputs));
 }
 
 EXPORT int hst_progressive_pack(std::int32_t bits, const std::uint8_t* codes, const std::uint8_t* scales, const std::int8_t* offsets,

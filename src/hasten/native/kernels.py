@@ -144,7 +144,7 @@ class PackedLinear(_Linear):
     def __init__(self, library: NativeLibrary, weight: Tensor, scale: Tensor, bias: Tensor | None, block: int) -> None:
         """``weight`` int8 [outputs, inputs], copied into the kernel's order; ``scale`` and ``bias`` float32 [outputs], kept."""
         outputs, inputs = weight.shape
-        packed = _room(library, "hst_w8_packed_bytes", outputs, inputs)
+        packed = _room(library, 8, outputs, inputs)
         super().__init__(library, packed, scale, bias, inputs, block, 8)
         source = _need(weight, torch.int8, (self.outputs, inputs))
         check(library.call["hst_w8_pack"](source, outputs, inputs, packed.data_ptr()))
@@ -183,7 +183,7 @@ class PackedProgressive(_Linear):
         ``scale``, ``bias`` float32 [outputs]."""
         outputs, inputs = codes.shape
         groups = -(-inputs // GROUP_INPUTS)
-        packed = _room(library, "hst_progressive_bytes", bits, outputs, inputs)
+        packed = _room(library, bits, outputs, inputs)
         super().__init__(library, packed, scale, bias, inputs, block, bits)
         code_start = _need(codes, torch.uint8, (self.outputs, inputs))
         scale_start = _need(group_scale, torch.uint8, (outputs, groups))
@@ -205,7 +205,7 @@ class PackedProgressive(_Linear):
     @staticmethod
     def packed_bytes(library: NativeLibrary, bits: int, outputs: int, inputs: int) -> int:
         """How many bytes a packed layer takes."""
-        return library.call["hst_progressive_bytes"](bits, outputs, inputs)
+        return library.call["hst_packed_bytes"](bits, outputs, inputs)
 
 
 def round_progressive(library: NativeLibrary, weight: Tensor, bits: int = 4) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -275,8 +275,8 @@ def expand_progressive(codes: Tensor, group_scale: Tensor, group_offset: Tensor)
     return codes.to(torch.int16) * scale + offset
 
 
-def _room(library: NativeLibrary, function: str, *sizes: int) -> Tensor:
-    size = library.call[function](*sizes)
+def _room(library: NativeLibrary, bits: int, outputs: int, inputs: int) -> Tensor:
+    size = library.call["hst_packed_bytes"](bits, outputs, inputs)
     if size < 0:
-        raise ValueError(f"the kernels take 1 to 131008 inputs, not {sizes[-1]}")
+        raise ValueError(f"the kernels take 1 to 131008 inputs, not {inputs}")
     return aligned_bytes(size)

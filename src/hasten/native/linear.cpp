@@ -138,8 +138,8 @@ bool run_unpacked(const Linear8& call, std::int64_t first, std::int64_t last) {
 
 }  // namespace
 
-std::size_t w8_packed_bytes(std::int64_t outputs, std::int64_t inputs) {
-    return static_cast<std::size_t>(pairs_of(outputs) * (tiles_of(inputs) * PAIR_BYTES + PAIR_OUTPUTS * 4));
+std::size_t packed_bytes(int bits, std::int64_t outputs, std::int64_t inputs) {
+    return static_cast<std::size_t>(pairs_of(outputs) * (tiles_of(inputs) * pair_bytes(bits) + PAIR_OUTPUTS * 4));
 }
 
 void w8_pack(const std::int8_t* weights, std::int64_t outputs, std::int64_t inputs, std::uint8_t* packed) {
@@ -164,10 +164,6 @@ void w8_pack(const std::int8_t* weights, std::int64_t outputs, std::int64_t inpu
         }
     };
     parallel(pairs, 1, body);
-}
-
-std::size_t progressive_bytes(int bits, std::int64_t outputs, std::int64_t inputs) {
-    return static_cast<std::size_t>(pairs_of(outputs) * (tiles_of(inputs) * pair_bytes(bits) + PAIR_OUTPUTS * 4));
 }
 
 void progressive_pack(int bits, const std::uint8_t* codes, const std::uint8_t* scales, const std::int8_t* offsets, std::int64_t outputs,

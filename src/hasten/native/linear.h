@@ -69,12 +69,12 @@ void sum_tiles(const std::int8_t* x, std::int64_t tiles, std::int64_t step, std:
 void progressive_round(int bits, const float* weights, std::int64_t outputs, std::int64_t inputs, std::uint8_t* codes,
                        std::uint8_t* scales, std::int8_t* offsets, float* scale);
 
-std::size_t progressive_bytes(int bits, std::int64_t outputs, std::int64_t inputs);
+// Of packed weights of any bits, sums and all.
+std::size_t packed_bytes(int bits, std::int64_t outputs, std::int64_t inputs);
 // `codes` [outputs][inputs] of `bits`; `scales` and `offsets` [outputs][tiles_of(inputs)].
 void progressive_pack(int bits, const std::uint8_t* codes, const std::uint8_t* scales, const std::int8_t* offsets, std::int64_t outputs,
                       std::int64_t inputs, std::uint8_t* packed);
 
-std::size_t w8_packed_bytes(std::int64_t outputs, std::int64_t inputs);
 void w8_pack(const std::int8_t* weights, std::int64_t outputs, std::int64_t inputs, std::uint8_t* packed);
 void w8_unpack_rows(const std::uint8_t* packed, const float* scale, std::int64_t inputs, const std::int64_t* picked, std::int64_t rows,
                     float* out);
