@@ -173,7 +173,7 @@ class Model:
     """A tiny model that thinks, and what it is to say."""
 
     def __init__(self, path: Path) -> None:
-        self.llm = LLM(EngineConfig(model=str(path), draft="none", precision="fp32"))
+        self.llm = LLM(EngineConfig(model=str(path), draft="none", precision="fp32", control="fixed(8)"))
         self.script = Script(self.llm.engine)
 
     def says(self, *parts: str | int, **options: Any) -> tuple[str, str]:
