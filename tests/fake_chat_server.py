@@ -26,7 +26,7 @@ from starlette.staticfiles import StaticFiles
 import hasten
 
 PAGE = Path(hasten.__file__).parent / "serve" / "page"
-LEGEND = {"m": "model", "s": "suffix", "l": "lm", "r": "recycling", "p": "prediction"}
+LEGEND = {"m": "model", "s": "suffix", "l": "lm", "r": "recycling", "p": "prediction", "u": "speculator"}
 NAMES = {name: code for code, name in LEGEND.items()}
 
 

@@ -14,9 +14,11 @@ from hasten.control.step_costs import StepCosts
 from hasten.core.types import BLOCK_SIZE, Batch, Segment
 from hasten.draft.base import Drafter
 from hasten.draft.lm import LanguageModelDrafter
+from hasten.draft.speculator import SpeculatorDrafter
 from hasten.engine.drafting import Drafting
 from hasten.engine.engine import Engine
 from hasten.engine.scheduler import Scheduler
+from hasten.model.head import DenseRows, TrimmedHead
 from rejection_oracles import Conditional, Path
 from tiny import FrozenCurve
 
@@ -32,22 +34,23 @@ class TableExecutor:
         self.slots = np.full(BLOCKS * BLOCK_SIZE, -1)
         shape = SimpleNamespace(context_length=BLOCKS * BLOCK_SIZE)
         self.precision = "table"
+        self.states: torch.Tensor | None = None  # the last tokens of each wanted row's path
         self.decoder = SimpleNamespace(description=shape)
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        rows: list[torch.Tensor] = []
-        for segment in batch.segments:
-            rows += self._rows(segment)
+        paths = [path for segment in batch.segments for path in self._paths(segment)]
+        self.states = torch.tensor([[-1, *path][-self.order :] for path in paths]) if paths else None
+        rows = [self._logits(tuple(path)) for path in paths]
         return torch.stack(rows) if rows else torch.empty(0, len(self.law(())))
 
-    def _rows(self, segment: Segment) -> list[torch.Tensor]:
+    def _paths(self, segment: Segment) -> list[list[int]]:
         for row, token in enumerate([*segment.chain, *segment.tree.tokens]):
             self.slots[self._slot(segment.blocks, segment.context + row)] = token
         known = [int(self.slots[self._slot(segment.blocks, at)]) for at in range(segment.context + len(segment.chain))]
         paths: list[list[int]] = [known[: segment.context + row + 1] for row in range(len(segment.chain))]
         for node in range(len(segment.tree)):
             paths.append(known + [segment.tree.tokens[above] for above in segment.tree.path(node)])
-        return [self._logits(tuple(path)) for path in paths[segment.first_logit :]]
+        return paths[segment.first_logit :]
 
     def _logits(self, path: Path) -> torch.Tensor:
         masses = torch.tensor([float(mass) for mass in self.law(path[-self.order :])], dtype=torch.float64)
@@ -83,6 +86,27 @@ def table_drafter(law: Conditional, **shape: object) -> LanguageModelDrafter:
     executor = TableExecutor(law)
     blocks = BlockManager(BLOCKS, prefix_cache=False)
     return LanguageModelDrafter(executor.forward, blocks, len(law(())), BLOCKS * BLOCK_SIZE, **shape)  # type: ignore[arg-type]
+
+
+class TableNetwork:
+    """A speculator's network whose states are the last tokens, as the table's are."""
+
+    def __init__(self, law: Conditional) -> None:
+        self._law = law
+
+    def blank(self, rows: int) -> torch.Tensor:
+        return torch.zeros(rows, 2, dtype=torch.int64)
+
+    def __call__(self, states: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        following = torch.stack([states[:, -1], tokens], dim=1)
+        masses = [[float(mass) for mass in self._law(tuple(path))] for path in following.tolist()]
+        return following, torch.log(torch.tensor(masses, dtype=torch.float64))
+
+
+def table_speculator(law: Conditional, **shape: object) -> SpeculatorDrafter:
+    vocabulary = len(law(()))
+    head = TrimmedHead(DenseRows(torch.zeros(vocabulary, 1)), np.arange(vocabulary))
+    return SpeculatorDrafter(TableNetwork(law), head, vocabulary, BLOCKS * BLOCK_SIZE, **shape)  # type: ignore[arg-type]
 
 
 def table_engine(law: Conditional, drafters: list[Drafter], rule: str, control: str = "auto", depth: int = 0) -> Engine:

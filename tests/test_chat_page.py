@@ -164,7 +164,7 @@ def test_marks_differ_in_colour_and_in_line(chat: FakeChat, visited: Visit) -> N
     assert len({line for _, line in shown.values()}) == len(shown)
     assert (
         len({colour for colour, _ in page.locator(".drafter-list").evaluate(looks.replace("dataset.by", "className")).values()})
-        == 5
+        == 6
     )
     page.click("#marks")
     assert page.get_attribute("#marks", "aria-pressed") == "false"

@@ -13,7 +13,9 @@ import torch
 from cli_fakes import CommandLine
 from hasten.cli import doctor, machine
 from hasten.model.catalogue import CATALOGUE, ResolvedModel
+from hasten.model.loaders import open_source
 from hasten.model.precision import FILE, FP32, INT8
+from hasten.model.storage import speculator_path
 from real import model_path
 
 GIB = 1 << 30
@@ -159,12 +161,32 @@ def test_advice_on_three_bits(monkeypatch: pytest.MonkeyPatch, tiny_model: Path)
     def said() -> list[bool]:
         report = doctor.Report({"torch": {}, "memory": {}})
         doctor._models(report)
-        return [advice in sentence for sentence in report.advice]
+        return [advice in sentence for sentence in report.advice if "speculator" not in sentence]
 
     assert said() == [True]
     monkeypatch.setattr("hasten.model.kept_weights._calibrated", lambda source, precision: tiny_model)
     assert said() == []
     monkeypatch.setattr("hasten.model.kept_weights._calibrated", lambda source, precision: None)
+    monkeypatch.setattr("hasten.model.catalogue.resolve", lambda name: replace_path(tiny_model.parent / "none.gguf"))
+    assert said() == []
+
+
+def test_advice_on_a_speculator(monkeypatch: pytest.MonkeyPatch, tiny_model: Path, tmp_path: Path) -> None:
+    """Where the model is here and has none; not for a damaged file."""
+    monkeypatch.setenv("HASTEN_HOME", str(tmp_path))
+    monkeypatch.setattr("hasten.model.catalogue.on_disk", lambda other: other.name == "smollm2-135m")
+    monkeypatch.setattr("hasten.model.catalogue.resolve", lambda name: replace_path(tiny_model))
+
+    def said() -> list[bool]:
+        report = doctor.Report({"torch": {}, "memory": {}})
+        doctor._models(report)
+        return ["'hasten draft train -m smollm2-135m'" in sentence for sentence in report.advice]
+
+    assert said() == [True]
+    path = speculator_path(open_source(tiny_model).fingerprint)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"")
+    assert said() == []
     monkeypatch.setattr("hasten.model.catalogue.resolve", lambda name: replace_path(tiny_model.parent / "none.gguf"))
     assert said() == []
 

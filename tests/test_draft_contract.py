@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+import torch
 
 from foreign_words import letters, others
 from hasten.cache.blocks import BlockManager
@@ -22,8 +23,11 @@ from hasten.draft import DRAFTERS
 from hasten.draft.base import DraftBudget, Drafter
 from hasten.draft.foreign import ForeignDrafter
 from hasten.draft.lm import LanguageModelDrafter
+from hasten.draft.speculator import SpeculatorDrafter
 from hasten.draft.vocabularies import overlap
-from tiny import VOCABULARY, tiny_executor
+from hasten.sampling.laws import DraftLaws
+from speculators import random_speculator
+from tiny import BASE, VOCABULARY, tiny_executor
 
 GENEROUS = DraftBudget(nodes=24, depth=12)
 
@@ -66,11 +70,26 @@ def foreign_drafter(match: str = "strings", **shape: Any) -> Drafter:
     return ForeignDrafter(forward, manager, target, own, overlap(target, own), 1024, match, **shape)
 
 
+class ToldSpeculator(SpeculatorDrafter):
+    """It is told a state before each round, as the engine tells it after each step."""
+
+    def _draft(self, sequences: list[Sequence], budgets: list[DraftBudget], drawing: bool) -> list[tuple[DraftTree, DraftLaws]]:
+        for sequence in sequences:
+            generator = torch.Generator().manual_seed(sum(sequence.tokens) + len(sequence.tokens))
+            self.follow(sequence, torch.randn(BASE.hidden_size, generator=generator, dtype=torch.float64))
+        return super()._draft(sequences, budgets, drawing)
+
+
+def speculator_drafter(**shape: Any) -> Drafter:
+    return random_speculator(ToldSpeculator, **shape)
+
+
 NEED_A_START: dict[str, Make] = {  # the others are made without arguments
     "foreign": foreign_drafter,
     "lm": language_model_drafter,
     "memory": taught_memory_drafter,
     "recycling": taught_recycling_drafter,
+    "speculator": speculator_drafter,
 }
 
 
@@ -78,6 +97,9 @@ SETTINGS: dict[str, Make] = {  # of drafters that are quite different under anot
     "lm, constant branching": partial(language_model_drafter, tree="rsd-c", branching=(3, 2)),
     "lm, stochastic beam search": partial(language_model_drafter, tree="rsd-s", width=4),
     "lm, likeliest paths": partial(language_model_drafter, tree="top-k", width=4),
+    "speculator, constant branching": partial(speculator_drafter, tree="rsd-c", branching=(3, 2)),
+    "speculator, stochastic beam search": partial(speculator_drafter, tree="rsd-s", width=4),
+    "speculator, likeliest paths": partial(speculator_drafter, tree="top-k", width=4),
     "foreign, tokens": partial(foreign_drafter, match="tokens"),
     "foreign, merges of a tree": partial(foreign_drafter, match="merges", tree="rsd-c"),
 }
@@ -87,6 +109,9 @@ HELD_ALIKE = {  # between rounds these hold what "lm" and "foreign" hold; of tre
     "lm, constant branching",
     "lm, stochastic beam search",
     "lm, likeliest paths",
+    "speculator, constant branching",
+    "speculator, stochastic beam search",
+    "speculator, likeliest paths",
     "foreign, tokens",
 }
 

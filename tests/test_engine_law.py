@@ -31,7 +31,7 @@ from hasten.sampling.draws import Drawn, keep_best
 from hasten.sampling.filters import Logits
 from hasten.sampling.laws import DraftLaws, Law, warped_law
 from rejection_oracles import Chances, Conditional, Path, enumerate_law, joint, random_conditional
-from table_model import after, table_drafter, table_engine
+from table_model import after, table_drafter, table_engine, table_speculator
 
 PROMPT: Path = (0, 1)
 RULES = ("rejection", "block")
@@ -126,9 +126,10 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_law_of_the_text(rule: str, shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("make", [table_drafter, table_speculator])
+def test_law_of_the_text(make: Callable[..., Drafter], rule: str, shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for target, draft, length in ((TWO, DRAFT_TWO, 4), (THREE, DRAFT_THREE, 3)):
-        law = law_of_text(monkeypatch, target, lambda draft=draft: [table_drafter(draft, **SHAPES[shape])], rule, length)
+        law = law_of_text(monkeypatch, target, lambda draft=draft: [make(draft, **SHAPES[shape])], rule, length)
         assert distance(law, target, length) < 1e-12
 
 

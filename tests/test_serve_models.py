@@ -20,6 +20,7 @@ from hasten.engine.loading import load_engine
 from hasten.model import catalogue
 from hasten.model.kept_weights import draft_precision
 from hasten.model.loaders import open_source
+from hasten.model.storage import speculator_path
 from hasten.serve.errors import ApiError
 from hasten.serve.limits import Limits
 from hasten.serve.models import Models, hosts_of
@@ -237,6 +238,16 @@ def test_the_footprint_counts_the_models_that_draft(tiny_model: Path, tmp_path: 
     ):
         config = EngineConfig(draft=draft, draft_model=None if named is None else str(named), **names)
         assert footprint(config) == alone + bytes_beside, (draft, named)
+
+
+def test_the_footprint_counts_a_speculator(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HASTEN_HOME", str(tmp_path))
+    alone = footprint(EngineConfig(model=str(tiny_model), draft="none"))
+    path = speculator_path(open_source(tiny_model).fingerprint)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(bytes(1000))
+    for draft, beside in (("none", False), ("suffix", False), ("auto", True), ("speculator", True)):
+        assert (footprint(EngineConfig(model=str(tiny_model), draft=draft)) >= alone + 1000) is beside
 
 
 def test_a_natural_draft_model_that_cannot_be_had_is_not_counted(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,7 +83,9 @@ class CountedDrafting(Drafting):
 
     by_position: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
 
-    def observe(self, sequence: TokenSequence, tree: DraftTree, verdict: Verdict, logits: Tensor) -> None:
+    def observe(
+        self, sequence: TokenSequence, tree: DraftTree, verdict: Verdict, logits: Tensor, states: Tensor | None = None
+    ) -> None:
         if len(tree):
             counts = self.by_position.setdefault(sequence.id, [])
             accepted = len(verdict.path)
@@ -92,7 +94,7 @@ class CountedDrafting(Drafting):
                     counts.append((0, 0))
                 tried, right = counts[depth]
                 counts[depth] = (tried + 1, right + (depth < accepted))
-        Drafting.observe(self, sequence, tree, verdict, logits)
+        Drafting.observe(self, sequence, tree, verdict, logits, states)
 
 
 class Subject:

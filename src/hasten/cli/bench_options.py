@@ -61,9 +61,11 @@ def with_named_drafters(config: EngineConfig, modes: str | None) -> EngineConfig
 
 
 def automatic(config: EngineConfig, loaded: list[str], free: Sequence[str]) -> tuple[str, ...] | None:
-    """Whom the mode "auto" asks where others are loaded beside them (of ``free``, and the draft model), None where nobody is."""
+    """Whom the mode "auto" asks where others are loaded beside them (of ``free``, and the speculator or the draft model), None
+    where nobody is."""
     beside = config.draft.startswith("auto+")
-    return tuple(name for name in loaded if name in (*free, "lm")) if beside else None
+    paid = "speculator" if "speculator" in loaded else "lm"
+    return tuple(name for name in loaded if name in (*free, paid)) if beside else None
 
 
 def check_folder(folder: Path) -> None:

@@ -144,12 +144,37 @@ def _models(report: Report) -> None:
     if not present:
         report.advice.append(f"No model is here yet; 'hasten pull {DEFAULT}' fetches the default one.")
     for entry in present:
-        if entry.draft is not None and not on_disk(CATALOGUE[entry.draft]):
-            report.advice.append(f"{entry.name} is faster with its draft model; 'hasten pull {entry.draft}' fetches it.")
-        elif entry.draft is not None and "torch" in report.sections and _drafts_in_four_bits(CATALOGUE[entry.draft]):
-            report.advice.append(
-                f"{entry.name} is faster with its draft model in three bits; 'hasten draft quantize -m {entry.name}' makes them."
-            )
+        if "torch" not in report.sections or _lacks_speculator(entry):
+            _faster(entry, report)
+
+
+def _faster(entry: Entry, report: Report) -> None:
+    """What would make a model faster that has no speculator."""
+    from hasten.model.catalogue import CATALOGUE, on_disk
+
+    if entry.draft is not None and not on_disk(CATALOGUE[entry.draft]):
+        report.advice.append(f"{entry.name} is faster with its draft model; 'hasten pull {entry.draft}' fetches it.")
+    elif entry.draft is not None and "torch" in report.sections and _drafts_in_four_bits(CATALOGUE[entry.draft]):
+        report.advice.append(
+            f"{entry.name} is faster with its draft model in three bits; 'hasten draft quantize -m {entry.name}' makes them."
+        )
+    if "torch" in report.sections:
+        report.advice.append(
+            f"{entry.name} is faster with a speculator of its own; 'hasten draft train -m {entry.name}' trains one."
+        )
+
+
+def _lacks_speculator(entry: Entry) -> bool:
+    """Whether one could be trained, and was not; not for a damaged file."""
+    from hasten.core.errors import HastenError
+    from hasten.model.catalogue import resolve
+    from hasten.model.loaders import open_source
+    from hasten.model.storage import speculator_path
+
+    try:
+        return not speculator_path(open_source(resolve(entry.name).path).fingerprint).exists()
+    except HastenError:
+        return False
 
 
 def _drafts_in_four_bits(entry: Entry) -> bool:

@@ -9,6 +9,7 @@ DRAFTERS = Registry(
     group="hasten.drafters",
     rows={
         "none": "hasten.draft.base:NoDrafter",
+        "speculator": "hasten.draft.speculator:SpeculatorDrafter",
         "suffix": "hasten.draft.suffix:SuffixDrafter",
         "memory": "hasten.draft.memory:MemoryDrafter",
         "hierarchy": "hasten.draft.hierarchy:HierarchyDrafter",

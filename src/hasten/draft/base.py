@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 from hasten.core.types import DraftTree, Sequence, Verdict
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from hasten.sampling.laws import DraftLaws
 
 
@@ -59,6 +61,8 @@ class Drafter:
 
     name: str = "none"
     paid: bool = False  # whether each level costs a model's pass, so that it is only asked for where it pays
+    reads: bool = True  # of a paid drafter: whether it has to read a text before it can guess what follows
+    follows: bool = False  # whether it wants to be told the target's states
     draws: bool = False  # whether it can say which laws its nodes were drawn from, for verification by rejection
     likeliest_wanted: int = 0  # how many of the target's likeliest tokens a row ``Verdict.likeliest`` should hold
     seconds_per_pass: float | None = None  # of a paid drafter: what its last passes took, one with another
@@ -77,6 +81,10 @@ class Drafter:
     def recalled(self, sequence: Sequence) -> int:
         """How many of the sequence's tokens a drafter that reads need not read any more; asked once, after ``begin``."""
         return 0
+
+    def follow(self, sequence: Sequence, state: Tensor) -> None:
+        """The target's last hidden state, [hidden], where it chose the sequence's last token; only to be read. Told to those who
+        ``follows`` after every step that gave the sequence a token, also after plain ones."""
 
     def propose(self, sequences: list[Sequence], budgets: list[DraftBudget]) -> list[DraftTree]:
         """One tree a sequence, maybe empty, of guesses at what follows ``sequence.tokens``."""

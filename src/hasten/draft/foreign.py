@@ -90,8 +90,8 @@ class ForeignDrafter(LanguageModelDrafter):
     def _known(self, sequence: Sequence, state: DraftState) -> list[int]:
         reading = self._readings[sequence.id]
         if self._match == "merges":
-            self._merges_of(sequence.tenant).learn(sequence.tokens[state.noted :])
-            state.noted = len(sequence.tokens)
+            self._merges_of(sequence.tenant).learn(sequence.tokens[state.text.noted :])
+            state.text.noted = len(sequence.tokens)
         state.settled = min(state.settled, reading.extend(sequence.tokens))
         return list(reading.tokens)
 

@@ -18,9 +18,7 @@ import time
 from collections.abc import Callable
 from collections.abc import Sequence as Row
 from dataclasses import dataclass, field
-from math import inf
 
-import torch
 from torch import Tensor
 
 from hasten.cache.blocks import BlockManager
@@ -28,12 +26,12 @@ from hasten.core.errors import OutOfBlocks
 from hasten.core.types import BLOCK_SIZE, ROOT, Batch, DraftTree, Segment, Sequence, Verdict
 from hasten.draft.base import DraftBudget, Drafter
 from hasten.draft.cascade import Cascade
+from hasten.draft.children import Text, children, too_unsure
 from hasten.draft.growth import Growing, Shape
 from hasten.draft.recycled_rows import RowsOfTenants
 from hasten.draft.shortlist import Shortlists
 from hasten.model.head import IntArray, TrimmedHead
-from hasten.sampling.filters import History
-from hasten.sampling.guess import Guess, draft_law, guesses
+from hasten.sampling.guess import Guess
 from hasten.sampling.laws import DraftLaws
 
 Forward = Callable[[Batch], Tensor]
@@ -51,9 +49,7 @@ class DraftState:
     fed: list[int] = field(default_factory=list)
     settled: int = 0
     blocks: list[int] = field(default_factory=list)
-    history: History | None = None
-    counted: int = 0  # output tokens that the history has seen
-    noted: int = 0  # tokens that the shortlist has seen
+    text: Text = field(default_factory=Text)
     cascades: bool = False  # guesses ahead may be asked for
 
 
@@ -206,15 +202,8 @@ class LanguageModelDrafter(Drafter):
         while state.settled < min(len(state.fed), len(known) - 1) and state.fed[state.settled] == known[state.settled]:
             state.settled += 1
         del state.fed[state.settled :]
-        if sequence.params.needs_history:
-            if state.history is None:
-                state.history = History(sequence.tokens[: sequence.prompt_length])
-            state.history.extend(sequence.tokens[sequence.prompt_length + state.counted :])
-            state.counted = sequence.output_length
         state.cascades = self._cascade is not None and bool(budget.ahead)
-        if self._shortlists is not None:
-            self._shortlists.note(sequence.id, sequence.tokens[state.noted :])
-            state.noted = len(sequence.tokens)
+        state.text.catch_up(sequence, self._shortlists)
         drawn = drawing and self._shape.tree != "top-k" and not sequence.params.greedy
         return Feeding(Growing(sequence, budget, self._shape, self.name, drawn), state, known, known[state.settled :])
 
@@ -296,8 +285,7 @@ class LanguageModelDrafter(Drafter):
     def _add_level(self, feed: Feeding, logits: Tensor) -> None:
         """One level below the frontier, whose logits these are."""
         growing, state = feed.growing, feed.state
-        most, temperature = growing.budget.most_entropy, growing.sequence.params.temperature or 1.0
-        if growing.level and most < inf and min(entropy(row, temperature) for row in logits) > most:
+        if too_unsure(growing, logits):
             growing.unsure = True
             return
         path = self._path(feed) if state.cascades else []
@@ -311,27 +299,5 @@ class LanguageModelDrafter(Drafter):
             self._goes_on += GOING_ON_WEIGHT * ((1.0 if growing.continues else LEAST_GOING_ON) - self._goes_on)
 
     def _children(self, growing: Growing, state: DraftState, node: int, row: Tensor) -> list[Guess]:
-        sequence, before = growing.sequence, growing.path(node)
-        row, ids = self._pick(sequence, row)
-        position = len(sequence.tokens) + len(before)
-        history = None if state.history is None else state.history.with_path(before)
-        if growing.drawn:
-            law = draft_law(row, sequence.params, position, history=history, vocabulary_size=self._vocabulary, ids=ids)
-            return growing.draw(node, law)
-        return guesses(
-            row,
-            sequence.params,
-            sequence.seed,
-            position,
-            growing.shape.children(growing.level),
-            history=history,
-            vocabulary_size=self._vocabulary,
-            ids=ids,
-            noisy=growing.noisy,
-        )
-
-
-def entropy(logits: Tensor, temperature: float) -> float:
-    """Of the law of one row, in nats."""
-    law = torch.log_softmax(logits.double() / temperature, dim=-1)
-    return float(-(law.exp() * law).nan_to_num(0.0).sum())
+        row, ids = self._pick(growing.sequence, row)
+        return children(growing, node, row, ids, state.text.history, self._vocabulary)

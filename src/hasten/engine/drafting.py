@@ -125,7 +125,8 @@ class Drafting:
             able = [at for at, item in enumerate(decoding) if (drafter.name, item.sequence.id) not in self._out]
             if drafter.paid:
                 for round in rounds:
-                    round.unread[drafter.name] = max(0, round.context - self._seen.get((drafter.name, round.sequence), 0))
+                    seen = self._seen.get((drafter.name, round.sequence), 0) if drafter.reads else round.context
+                    round.unread[drafter.name] = max(0, round.context - seen)
             wanted = self.controller.ask(drafter.name, drafter.paid, [rounds[at] for at in able]) if able else []
             chosen = [at for at, on in zip(able, wanted, strict=True) if on]
             if chosen:
@@ -230,13 +231,15 @@ class Drafting:
             self._seen[drafter.name, sequence.id] = round.context
 
     @_counted
-    def observe(self, sequence: Sequence, tree: DraftTree, verdict: Verdict, logits: Tensor) -> None:
+    def observe(self, sequence: Sequence, tree: DraftTree, verdict: Verdict, logits: Tensor, states: Tensor | None = None) -> None:
         """After the sequence has grown by the verdict's tokens. ``tree`` is what was verified: what was selected, or nothing where
-        blocks ran out; ``logits`` [1 + nodes, vocabulary] are the target's.
+        blocks ran out; ``logits`` [1 + nodes, vocabulary] and ``states`` [1 + nodes, hidden] are the target's.
 
         Drafters learn of the first token and of rounds that they were asked in; what that takes is charged to them."""
         if not self.drafters or self._wishes.get(sequence.id, AUTO).mode == "off":
             return
+        if states is not None:
+            self._follow(sequence, states[1 + verdict.path[-1] if verdict.path else 0])
         round = self._rounds.get(sequence.id)
         if round is None and sequence.output_length > 1:
             return
@@ -256,6 +259,14 @@ class Drafting:
                 self._switch_off(drafter, sequence, problem)
             if round is not None:
                 round.seconds[drafter.name] += self.clock() - started
+
+    def _follow(self, sequence: Sequence, state: Tensor) -> None:
+        for drafter in self.drafters:
+            if drafter.follows and (drafter.name, sequence.id) not in self._out:
+                try:
+                    drafter.follow(sequence, state)
+                except Exception as problem:
+                    self._switch_off(drafter, sequence, problem)
 
     def _learns(self, drafter: Drafter, sequence: Sequence, round: Round | None) -> bool:
         asked = drafter.name in round.seconds if round is not None else sequence.output_length <= 1

@@ -144,7 +144,9 @@ class Engine:
             if item.sequence.finished:  # a sibling failed in this step and took the request with it
                 pass
             elif item.completes:
-                told.append(self._advance_or_fail(item, logits[row : row + wanted], plain.get(item.sequence.id)))
+                rows = slice(row, row + wanted)
+                states = None if self.executor.states is None else self.executor.states[rows]
+                told.append(self._advance_or_fail(item, logits[rows], states, plain.get(item.sequence.id)))
             else:
                 self.scheduler.committed(item, 0)
             row += wanted
@@ -202,19 +204,20 @@ class Engine:
             if sequence.id in self._requests:  # also one that had just ended when something went wrong
                 self._leave(sequence)
 
-    def _advance_or_fail(self, item: Scheduled, logits: Tensor, plain: float | None) -> Request:
+    def _advance_or_fail(self, item: Scheduled, logits: Tensor, states: Tensor | None, plain: float | None) -> Request:
         request = self._requests[item.sequence.id]
         try:
-            self._advance(request, item, logits, plain)
+            self._advance(request, item, logits, states, plain)
         except Exception as problem:
             log.warning("Request %s ended with an error (%s).", request.id, type(problem).__name__)
             request.problem = problem
             self._end(request, "error")
         return request
 
-    def _advance(self, request: Request, item: Scheduled, logits: Tensor, plain: float | None) -> None:
-        """Verify one sequence's tree, keep what was accepted, and report it. ``logits`` [1 + nodes, vocabulary]: root first;
-        ``plain`` is its share of what a plain step would have taken, None where that is not measured."""
+    def _advance(self, request: Request, item: Scheduled, logits: Tensor, states: Tensor | None, plain: float | None) -> None:
+        """Verify one sequence's tree, keep what was accepted, and report it. ``logits`` [1 + nodes, vocabulary]: root first; so are
+        ``states`` [1 + nodes, hidden], where they are kept; ``plain`` is its share of what a plain step would have taken, None
+        where that is not measured."""
         sequence, tree = item.sequence, item.tree
         answer = request.answers[sequence.index]
         verdict = verify(
@@ -240,7 +243,7 @@ class Engine:
         if not first_round:
             request.account(tree, accepted)
         request.clock(emitted, plain, self.drafting.spent, self.drafting.drafted)
-        self.drafting.observe(sequence, tree, verdict, logits)
+        self.drafting.observe(sequence, tree, verdict, logits, states)
         if sequence.finished:
             self._leave(sequence)
         request.tell(answer, self._completion(request) if request.finished else None)

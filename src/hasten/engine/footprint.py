@@ -8,9 +8,10 @@ from pathlib import Path
 from hasten.cache.pool import bytes_per_block
 from hasten.core.config import EngineConfig
 from hasten.core.errors import HastenError
+from hasten.core.registry import parse_specs
 from hasten.core.types import BLOCK_SIZE
 from hasten.engine.loading import DEFAULT_CACHE_TOKENS, choose_device
-from hasten.model import catalogue
+from hasten.model import catalogue, storage
 from hasten.model.attention import choose_cache
 from hasten.model.description import ModelDescription
 from hasten.model.kept_weights import draft_precision
@@ -18,6 +19,7 @@ from hasten.model.linear_file import BlockSource, choose_precision, file_runs_be
 from hasten.model.loaders import WeightSource, open_source
 from hasten.model.precision import Precision
 from hasten.model.sketch import sketch_bytes, sketches_here
+from hasten.model.speculator import IDS
 
 
 def footprint(config: EngineConfig) -> int:
@@ -29,7 +31,11 @@ def footprint(config: EngineConfig) -> int:
     """
     resolved = catalogue.resolve(config.model, fetch=True)
     total = _one(resolved.path, config, sketched=True)
-    for spec in config.model_drafters(resolved.draft):
+    names = [spec.name for spec in parse_specs(config.draft)]
+    speculator = _speculator(resolved.path) if {"auto", "speculator"} & {*names} else 0
+    total += speculator
+    natural = resolved.draft if not speculator else None
+    for spec in config.model_drafters(natural):
         model = spec.arguments["model"]
         try:
             path = catalogue.resolve(model, fetch=True).path
@@ -53,6 +59,13 @@ def _one(path: Path, config: EngineConfig, sketched: bool) -> int:
     pool = bytes_per_block(shape.layers, shape.kv_heads, shape.head_dim, cache) * blocks
     weights = path.stat().st_size if precision.name == "file" else weight_bytes(shape, precision)
     return weights + pool + (_sketch(source, precision) if sketched and precision.quantised and sketches_here() else 0)
+
+
+def _speculator(path: Path) -> int:
+    """Bytes of the model's speculator with its head, as they lie in its file and at most so; 0 where there is none."""
+    source = open_source(path)
+    kept = storage.speculator_path(source.fingerprint)
+    return kept.stat().st_size + IDS * source.description.hidden_size if kept.exists() else 0
 
 
 def _sketch(source: WeightSource, precision: Precision) -> int:

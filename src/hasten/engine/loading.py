@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,27 +28,30 @@ from hasten.draft.growth import Shape
 from hasten.draft.kept import arguments_of, free_drafters
 from hasten.draft.lm import LanguageModelDrafter
 from hasten.draft.recycling import RecyclingDrafter
+from hasten.draft.speculator import SpeculatorDrafter
 from hasten.draft.trim import trim_head
 from hasten.draft.vocabularies import overlap
 from hasten.engine.engine import Engine
 from hasten.engine.profiling import make_drafting
 from hasten.engine.scheduler import Scheduler
 from hasten.engine.seeding import successors
-from hasten.model import catalogue, storage
+from hasten.model import catalogue, speculator, storage
 from hasten.model.attention import choose_cache
 from hasten.model.executor import Executor
-from hasten.model.head import TrimmedHead
+from hasten.model.head import HeadRows, TrimmedHead, head_rows
 from hasten.model.kept_weights import draft_precision, kept_weights
 from hasten.model.kernels import missing_kernels, set_threads
 from hasten.model.linear_file import choose_precision, file_runs_best
 from hasten.model.loaders import WeightSource, open_source
 from hasten.model.sketch import sketch_of
+from hasten.model.speculator import Speculator
 from hasten.model.tokenizer import Tokenizer, load_tokenizer
 from hasten.model.weights import load_decoder
 
 log = logging.getLogger(__name__)
 DEFAULT_CACHE_TOKENS = 8192
 SHAPE_ARGUMENTS = ("tree", "width", "branching")
+GROWN = (*MODEL_DRAFTERS, "speculator")  # whose trees have a shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +65,7 @@ class LoadedModel:
     num_blocks: int
     fingerprint: str
     head: TrimmedHead | None  # of a draft model that computes part of the vocabulary
+    head_rows: Callable[[], HeadRows | None]  # of its whole head
 
 
 def load_engine(config: EngineConfig, progress: Progress = silent, redo_profile: bool = False) -> Engine:
@@ -146,7 +151,8 @@ def load_model(
     if not draft:
         decoder = decoder.with_sketch(sketch_of(decoder.weights.head, tokenizer.vocabulary_size))
     executor = Executor(decoder, num_blocks, device, cache)
-    return LoadedModel(name, executor, tokenizer, context, num_blocks, source.fingerprint, head)
+    rows = partial(head_rows, source, executor.decoder, converted)
+    return LoadedModel(name, executor, tokenizer, context, num_blocks, source.fingerprint, head, rows)
 
 
 def choose_device(name: str) -> torch.device:
@@ -173,7 +179,8 @@ def _check_memory(pool_bytes: int, tokens: int) -> None:
 def _drafters(
     specs: list[Spec], config: EngineConfig, natural: str | None, target: LoadedModel, device: torch.device, progress: Progress
 ) -> list[Drafter]:
-    """Those of the specs, in their order. What "auto" stands for comes first; who of them is named too follows his spec."""
+    """Those of the specs, in their order. What "auto" stands for comes first; who of them is named too follows his spec. Beside a
+    speculator a draft model that only the catalogue names is left out: its levels are dear, and it has to read every text."""
     make = partial(_make_drafter, config=config, natural=natural, target=target, device=device, progress=progress)
     named = [spec for spec in specs if spec.name not in ("auto", "none")]
     if all(spec.name != "auto" for spec in specs):
@@ -181,8 +188,31 @@ def _drafters(
     asked = {spec.name: spec for spec in named}
     names = free_drafters(target.name, target.tokenizer.vocabulary_fingerprint)
     free = [make(asked.pop(name, Spec(name))) for name in names]
+    trained = [] if "speculator" in asked else _auto_speculator(target)
+    natural = None if trained or "speculator" in asked else natural
     draft = [] if "lm" in asked else _auto_draft_model(config, natural, target, device, progress)
-    return [*free, *draft, *map(make, asked.values())]
+    return [*free, *trained, *draft, *map(make, asked.values())]
+
+
+def _auto_speculator(target: LoadedModel) -> list[Drafter]:
+    """The speculator that was trained for the target, where there is one."""
+    drafter = _speculator(Spec("speculator"), target)
+    return [] if drafter is None else [drafter]
+
+
+def _speculator(spec: Spec, target: LoadedModel) -> SpeculatorDrafter | None:
+    """None where none was trained for the target."""
+    decoder = target.executor.decoder
+    path, vocabulary = storage.speculator_path(target.fingerprint), target.tokenizer.vocabulary_size
+    weights = speculator.load(path, target.fingerprint, decoder.description.hidden_size, vocabulary)
+    rows = None if weights is None else target.head_rows()
+    if weights is None or rows is None:
+        return None
+    head = TrimmedHead(rows, weights.ids)
+    network = Speculator(weights, decoder.weights.embedding, head, decoder.precision, target.executor.device)
+    drafter = SpeculatorDrafter(network, head, vocabulary, target.context_length, **spec.arguments)
+    drafter.identity = f"{target.fingerprint[:16]}-speculator-{weights.identity}"
+    return drafter
 
 
 def _auto_draft_model(
@@ -231,7 +261,7 @@ def _check_spec(spec: Spec) -> None:
             raise ConfigError("auto takes no arguments; name the drafter that should have them beside it, as in auto+lm(width=2).")
         return
     DRAFTERS.resolve(spec.name)
-    if spec.name in MODEL_DRAFTERS:
+    if spec.name in GROWN:
         Shape(**{name: value for name, value in spec.arguments.items() if name in SHAPE_ARGUMENTS})
 
 
@@ -245,8 +275,13 @@ def _make_drafter(
                 f"The {spec.name} drafter needs a draft model and none is known for '{target.name}'; name one by draft_model."
             )
         return _model_drafter(Spec(spec.name, {**spec.arguments, "model": model}), config, target, device, progress)
-    factory = DRAFTERS.resolve(spec.name)
     try:
+        if spec.name == "speculator":
+            trained = _speculator(spec, target)
+            if trained is None:
+                raise ConfigError(f"No speculator was trained for '{target.name}'; run 'hasten draft train -m {target.name}' once.")
+            return trained
+        factory = DRAFTERS.resolve(spec.name)
         kept = arguments_of(spec.name, target.name, target.tokenizer.vocabulary_fingerprint)
         drafter: Drafter = factory(**{**kept, **spec.arguments})
     except TypeError as problem:

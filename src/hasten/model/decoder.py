@@ -90,11 +90,10 @@ class Decoder:
         return Decoder(self.description, self.precision, replace(self.weights, sketch=sketch))
 
     @torch.inference_mode()
-    def forward(self, layout: Layout, layers: Layers) -> Tensor:
-        """Logits [len(layout.logit_rows), outputs of the head] in the stream dtype, exact where ``layout.leaders`` says. Writes the
-        rows' keys and values."""
+    def logits(self, hidden: Tensor, layout: Layout) -> Tensor:
+        """[len(layout.logit_rows), outputs of the head] in the stream dtype from these rows' ``states``, exact where
+        ``layout.leaders`` says."""
         shape, weights = self.description, self.weights
-        hidden = self._hidden(layout, layers)
         keep, sketch = layout.leaders, self._sketch_for(layout)
         if sketch is not None and keep is not None:
             logits = sketch.leaders(hidden, keep, weights.final_norm, shape.norm_eps, layout.draws)
@@ -108,7 +107,7 @@ class Decoder:
     def hidden(self, layout: Layout, layers: Layers) -> Tensor:
         """What the head would be given, [len(layout.logit_rows), hidden] in the stream dtype: the last layer's output, normalised.
         Writes the rows' keys and values."""
-        return rms_norm(self._hidden(layout, layers), self.weights.final_norm, self.description.norm_eps)
+        return rms_norm(self.states(layout, layers), self.weights.final_norm, self.description.norm_eps)
 
     def _sketch_for(self, layout: Layout) -> Sketch | None:
         """The sketch, where it finds what has to be exact, and sooner. What is drawn it knows from the head's own outputs only."""
@@ -117,7 +116,9 @@ class Decoder:
             return None
         return sketch if sketch.pays(layout.leaders, drawn) else None
 
-    def _hidden(self, layout: Layout, layers: Layers) -> Tensor:
+    @torch.inference_mode()
+    def states(self, layout: Layout, layers: Layers) -> Tensor:
+        """The last layer's output, [len(layout.logit_rows), hidden] in the stream dtype. Writes the rows' keys and values."""
         shape = self.description
         layers.begin(layout)
         hidden = self.weights.embedding[layout.tokens].to(self.precision.stream)

@@ -25,6 +25,7 @@ class Executor:
         self.device = device
         self.cache = cache or decoder.precision.cache
         self.pool = make_pool(shape.layers, shape.kv_heads, shape.head_dim, num_blocks, self.cache, device)
+        self.states: Tensor | None = None  # of the last ``forward``, [wanted rows, hidden]: what the head was given, not normalised
         self._layers = make_layers(shape, decoder.weights.layers, self.pool, decoder.precision.stream, device)
 
     @property
@@ -41,7 +42,10 @@ class Executor:
         Row i of a segment is written at virtual index context + i of its block table. Raises IndexError for a table that does not
         reach that far or names a block outside the pool, before anything is written.
         """
-        return self.decoder.forward(self._lay_out(batch), self._layers)
+        layout = self._lay_out(batch)
+        states = self.decoder.states(layout, self._layers)
+        self.states = states
+        return self.decoder.logits(states, layout)
 
     def hidden(self, batch: Batch) -> Tensor:
         """``forward`` up to the head: [wanted rows, hidden]."""

@@ -94,6 +94,11 @@ def calibrated_path(fingerprint: str, precision: str) -> Path:
     return converted_directory() / f"{_safe(fingerprint)}-{_safe(precision)}-calibrated.weights"
 
 
+def speculator_path(fingerprint: str) -> Path:
+    """Where the speculator lies that was trained for the source with this fingerprint."""
+    return converted_directory() / f"{_safe(fingerprint)}-speculator.weights"
+
+
 def learnt_directory() -> Path:
     return home() / "learnt"
 

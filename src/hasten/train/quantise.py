@@ -11,12 +11,10 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from torch import Tensor
 
 from hasten.core.config import EngineConfig
@@ -42,6 +40,7 @@ from hasten.model.weights import (
     projections,
     quantise_weights,
 )
+from hasten.train.alone import alone
 from hasten.train.own_questions import own_questions
 
 LENGTH = 512  # tokens of each piece of calibration text
@@ -121,7 +120,7 @@ def _quantise(
     source, tokenizer = open_source(resolved.path), load_tokenizer(resolved.path)
     given = _pieces(tokenizer, texts) if texts else []
     path = storage.calibrated_path(source.fingerprint, precision.name)
-    with _alone(path, source.path):
+    with alone(path, source.path, "quantised"):
         text = path.with_suffix(".text")
         kept = _kept_text(text)
         pieces = given or kept or write(tokenizer)
@@ -132,26 +131,6 @@ def _quantise(
         resumed = round_weights(source, path, pieces, precision, progress)
         text.unlink()
     return Outcome(resolved.name, path, path.stat().st_size, sum(map(len, pieces)), resumed)
-
-
-@contextmanager
-def _alone(path: Path, model: Path) -> Iterator[None]:
-    """Hold the lock of ``path``, with the note beside it that says what it is made from. Raises ModelError when either fails."""
-    lock = FileLock(path.with_suffix(".lock"))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        storage.record_conversion(path, model)
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ModelError(f"{model.name} is being quantised by another process; wait for it or stop it first.") from None
-    except OSError as problem:
-        raise ModelError(
-            f"{path.parent} cannot be written ({problem.strerror}); free some space or check its permissions."
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _kept_text(path: Path) -> list[list[int]]:

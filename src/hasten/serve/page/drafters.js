@@ -7,6 +7,7 @@ const ABOUT = {
   model: "Written by the model itself; nobody guessed it.",
   suffix: "Copied from where the same words stood before.",
   lm: "Guessed by a smaller model.",
+  speculator: "Guessed from the model's own state.",
   recycling: "What the model found likely here before.",
   prediction: "From the text that the caller expects.",
   trie: "From earlier answers.",
@@ -14,8 +15,8 @@ const ABOUT = {
   hierarchy: "From several memories, best first.",
 };
 
-// Marks 1 to 8 of answer.css, in Okabe and Ito's order; a name keeps its mark everywhere. Others share what is left.
-const MARKS = { model: 0, suffix: 1, lm: 2, recycling: 3, prediction: 4, trie: 5, memory: 6, hierarchy: 7 };
+// Marks 1 to 9 of answer.css, in Okabe and Ito's order; a name keeps its mark everywhere. Others share mark 8.
+const MARKS = { model: 0, suffix: 1, lm: 2, recycling: 3, prediction: 4, trie: 5, memory: 6, hierarchy: 7, speculator: 9 };
 const OTHERS = 8;
 
 export function markOf(name) {

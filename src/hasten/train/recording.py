@@ -1,0 +1,167 @@
+"""What a model says, and its hidden states while it says it: what a speculator learns from.
+
+The model answers questions that it asks itself (``own_questions``), plainly, and beside each token of an answer stands the state in
+which it was chosen. Portion by portion it goes to disk, so that an interrupted recording goes on where it was.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import shutil
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from hasten.core.config import EngineConfig
+from hasten.core.errors import HastenError
+from hasten.core.progress import Progress, counted, silent
+from hasten.core.replacement import Replacement
+from hasten.core.types import SamplingParams, Sequence
+from hasten.draft.base import Drafter
+from hasten.train.own_questions import own_questions
+
+if TYPE_CHECKING:
+    from hasten import LLM
+
+PORTION = 128  # questions of one file
+TOGETHER = 32  # answers that are written at once
+ANSWER_TOKENS = 320
+TEMPERATURES = (0.0, 0.8)  # in turns
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Recording:
+    """Answers one after the other: ``tokens`` int64 [n], ``states`` bfloat16 [n, hidden] in which they were chosen, ``lengths``
+    of the answers."""
+
+    tokens: Tensor
+    states: Tensor
+    lengths: list[int]
+
+    @property
+    def left(self) -> Tensor:
+        """For each token how many of its answer come behind it, int64 [n]."""
+        return torch.cat([torch.arange(length - 1, -1, -1) for length in self.lengths])
+
+
+@dataclass(slots=True)
+class Heard:
+    tokens: list[int] = field(default_factory=list)
+    states: list[Tensor] = field(default_factory=list)
+
+
+class Recorder(Drafter):
+    """Drafts nothing and keeps the state behind every token, while each step gives one."""
+
+    name = "recorder"
+    follows = True
+
+    def __init__(self) -> None:
+        self.ended: list[Heard] = []
+        self._running: dict[int, Heard] = {}
+
+    def begin(self, sequence: Sequence) -> None:
+        self._running[sequence.id] = Heard()
+
+    def follow(self, sequence: Sequence, state: Tensor) -> None:
+        heard = self._running[sequence.id]
+        heard.tokens.append(sequence.tokens[-1])
+        heard.states.append(state.to("cpu", torch.bfloat16))
+
+    def end(self, sequence: Sequence) -> None:
+        heard = self._running.pop(sequence.id)
+        if heard.tokens:
+            self.ended.append(heard)
+
+
+def record(config: EngineConfig, folder: Path, questions: int, progress: Progress = silent) -> Recording:
+    """What ``config.model`` answers to so many questions, or a few less. ``folder`` keeps finished portions until ``forget``.
+
+    Raises HastenError, one sentence, when the folder cannot be written.
+    """
+    starts = range(0, questions, PORTION)
+    parts = {start: found for start in starts if (found := _kept(_part(folder, start))) is not None}
+    if len(parts) < len(starts):
+        from hasten import LLM
+
+        settings = replace(
+            config, draft="none", context_length=0, cache_tokens=TOGETHER * 1024, max_sequences=TOGETHER, prefix_cache=False
+        )
+        with LLM(settings, progress=progress) as llm:
+            for start in starts:
+                if start not in parts:
+
+                    def told(label: str, done: int, total: int, start: int = start) -> None:
+                        progress(label, start + done, questions)
+
+                    parts[start] = _portion(llm, start, min(PORTION, questions - start), told)
+                    _keep(_part(folder, start), parts[start])
+        del llm
+        gc.collect()
+    recorded = [parts[start] for start in starts]
+    return Recording(
+        torch.cat([part.tokens for part in recorded]),
+        torch.cat([part.states for part in recorded]),
+        [length for part in recorded for length in part.lengths],
+    )
+
+
+def forget(folder: Path) -> None:
+    """Remove what ``record`` keeps."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _portion(llm: LLM, first: int, count: int, progress: Progress) -> Recording:
+    """The answers to ``count`` questions."""
+    progress("asking itself", 0, count)
+    prompts = own_questions(llm, count, first=first)
+    params = [
+        SamplingParams(max_tokens=ANSWER_TOKENS, temperature=TEMPERATURES[at % len(TEMPERATURES)], seed=first + at)
+        for at in range(len(prompts))
+    ]
+    recorder, drafting = Recorder(), llm.engine.drafting
+    drafting.drafters = [recorder]
+    try:
+        llm.generate(prompts, params, on_done=counted(progress, "answering itself", len(prompts)))
+    finally:
+        drafting.drafters = []
+    return Recording(
+        torch.tensor([token for heard in recorder.ended for token in heard.tokens]),
+        torch.stack([state for heard in recorder.ended for state in heard.states]),
+        [len(heard.tokens) for heard in recorder.ended],
+    )
+
+
+def _part(folder: Path, start: int) -> Path:
+    return folder / f"{start:06d}.safetensors"
+
+
+def _keep(path: Path, part: Recording) -> None:
+    tensors = {"tokens": part.tokens, "states": part.states, "lengths": torch.tensor(part.lengths)}
+    try:
+        with Replacement(path) as replacement:
+            replacement.file.write(safetensors.torch.save(tensors))
+    except OSError as problem:
+        raise HastenError(f"{path} cannot be written ({problem.strerror}); free some space or check its permissions.") from problem
+
+
+def _kept(path: Path) -> Recording | None:
+    """A portion from disk; None where it is not there, or not whole."""
+    try:
+        tensors = safetensors.torch.load_file(path)
+        return Recording(tensors["tokens"], tensors["states"], tensors["lengths"].tolist())
+    except FileNotFoundError:
+        return None
+    except (OSError, SafetensorError, KeyError) as problem:
+        log.warning("%s is not whole (%s) and is made anew.", path, problem)
+        with suppress(OSError):
+            path.unlink()
+        return None

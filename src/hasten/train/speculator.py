@@ -1,0 +1,238 @@
+"""Training a speculator (``model.speculator``) on what its model says (``recording``).
+
+Nothing but the target is needed: its own head turns the states that it had into the laws that the network should find, so each
+token teaches a whole law (distillation, 1503.02531). The network is trained as it is used: from a state of the target it goes on
+for some levels from its own states, along the tokens that were said (training-time test, EAGLE-3, 2503.01840, section 3.1), and
+later levels count for less. The model's head and embedding stay as they are.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hasten.core.config import EngineConfig
+from hasten.core.errors import HastenError, InvalidRequest
+from hasten.core.progress import Progress, silent
+from hasten.engine.loading import choose_device
+from hasten.model import catalogue, storage
+from hasten.model.kernels import set_threads, torch_at_work
+from hasten.model.linear import rms_norm
+from hasten.model.linear_file import choose_precision, file_runs_best
+from hasten.model.loaders import open_source
+from hasten.model.speculator import EPS, IDS, SpeculatorWeights, save, shapes
+from hasten.model.weights import Weights
+from hasten.train.alone import alone
+from hasten.train.recording import Recording, forget, record
+
+WIDTH, NARROW_WIDTH, ENOUGH = 4 / 3, 4, 2048  # of the gated layer, over the hidden size; a narrow model has more, up to so many
+LEVELS = 3
+DECAY = 0.8  # what a level counts, over the one above it
+PASSES = 3  # over all that was said
+BATCH = 512
+RATE, WARM_UP, LAST_RATE = 1e-3, 30, 0.05
+CLIPPED = 0.5
+HELD_OUT = 0.05  # of the answers
+FEWEST_TOKENS = 2000
+MOST_CHECKED = 4096
+ROWS_AT_ONCE = 16384
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """``right[k]``: how often the first k + 1 guesses were all what the target would say, on answers that were not trained on, or
+    on any where these are too few."""
+
+    name: str
+    path: Path
+    tokens: int
+    right: list[float]
+
+
+def train_speculator(config: EngineConfig, questions: int, progress: Progress = silent) -> Outcome:
+    """Train a speculator for ``config.model`` on its answers to so many questions of its own, and keep it where loading finds it.
+    Goes on where an earlier call stopped while answering.
+
+    Raises a HastenError, one sentence, when that cannot be.
+    """
+    resolved = catalogue.resolve(config.model, fetch=True, progress=progress)
+    source = open_source(resolved.path)
+    path = storage.speculator_path(source.fingerprint)
+    folder = path.with_suffix(".answers")
+    with alone(path, source.path, "trained for"):
+        recording = record(config, folder, questions, progress)
+        if len(recording.tokens) < FEWEST_TOKENS:
+            raise InvalidRequest(
+                f"'{resolved.name}' said {len(recording.tokens)} tokens and at least {FEWEST_TOKENS} are needed; "
+                "ask more --questions."
+            )
+        device = choose_device(config.device)
+        set_threads(config.threads, choose_precision(config.precision, device, file_runs_best(source)))
+        with torch_at_work():
+            weights, right = Training(recording, source, device).run(progress)
+        try:
+            save(weights, path, source.fingerprint)
+        except OSError as problem:
+            raise HastenError(
+                f"{path} cannot be written ({problem.strerror}); free some space or check its permissions."
+            ) from problem
+        forget(folder)
+    return Outcome(resolved.name, path, len(recording.tokens), right)
+
+
+class Training:
+    """One training: what is learnt from, and what is learnt. ``generator`` seeds everything that is drawn."""
+
+    def __init__(self, recording: Recording, source: Weights, device: torch.device, seed: int = 0) -> None:
+        shape = source.description
+        self._eps = shape.norm_eps
+        self._device = device
+        self._random = torch.Generator().manual_seed(seed)
+        self._states = recording.states.to(device)
+        said, self._tokens = torch.unique(recording.tokens, return_inverse=True)
+        self._tokens = self._tokens.to(device)
+        self._embedding = _rows(source, "embedding", said).to(device)
+        self.ids = _most_said(recording.tokens, source.shape("embedding")[0])
+        head = _rows(source, "embedding" if shape.tied_head else "head", self.ids)
+        self._head_norm = source.read("final_norm").to(device, torch.float32)
+        self._head = head.to(device)
+        self._trained, self._checked = self._split(recording)
+        self.weights = self._begin(shape.hidden_size)
+        self._dtype = torch.bfloat16 if device.type == "cuda" else self._fastest()
+
+    def run(self, progress: Progress = silent) -> tuple[SpeculatorWeights, list[float]]:
+        """The trained network, and how often it is right (see ``Outcome``)."""
+        steps = max(1, PASSES * len(self._trained) // BATCH)
+        optimiser = torch.optim.AdamW(self.weights.values(), lr=RATE, betas=(0.9, 0.95), weight_decay=0.01)
+        batches: Iterator[Tensor] = iter(())
+        for step in range(steps):
+            progress("training", step, steps)
+            for group in optimiser.param_groups:
+                group["lr"] = RATE * rate_at(step, steps)
+            batch = next(batches, None)
+            if batch is None:
+                batches = iter(torch.split(self._shuffled(), BATCH))
+                batch = next(batches)
+            loss, _ = self._loss(batch)
+            optimiser.zero_grad()
+            torch.autograd.backward([loss])
+            torch.nn.utils.clip_grad_norm_(self.weights.values(), CLIPPED)
+            optimiser.step()
+        progress("training", steps, steps)
+        tensors = {name: tensor.detach().float().cpu() for name, tensor in self.weights.items()}
+        return SpeculatorWeights(tensors, self.ids.numpy()), self.check()
+
+    @torch.no_grad()
+    def check(self) -> list[float]:
+        """How often the first guesses are right on the answers held out."""
+        found = [self._loss(batch)[1] * len(batch) for batch in torch.split(self._checked, BATCH)]
+        return [float(share) for share in torch.stack(found).sum(0) / len(self._checked)]
+
+    def _loss(self, places: Tensor) -> tuple[Tensor, Tensor]:
+        """Of guesses behind the tokens at ``places``: the mean cross-entropy to the target's laws, levels weighted; and how often
+        the first guesses were all right, [LEVELS]."""
+        loss = torch.zeros((), device=self._device)
+        right, all_right = torch.ones(len(places), dtype=torch.bool, device=self._device), []
+        hidden = self._states[places]
+        for level in range(LEVELS):
+            with torch.no_grad():
+                wanted = self._logits(self._states[places + level + 1], self._head_norm, self._eps)
+            hidden = self._level(hidden, self._embedding[self._tokens[places + level]])
+            logits = self._logits(hidden, self.weights["final_norm"], EPS)
+            loss = loss - DECAY**level * (wanted.softmax(-1) * logits.log_softmax(-1)).sum(-1).mean()
+            right = right & (logits.argmax(-1) == wanted.argmax(-1))
+            all_right.append(right.float().mean())
+        return loss, torch.stack(all_right)
+
+    def _level(self, hidden: Tensor, embedded: Tensor) -> Tensor:
+        """``model.speculator.Speculator`` with gradients."""
+        made = self.weights
+        hidden = self._linear(rms_norm(hidden.float(), made["state_norm"], EPS), made["state"]) + self._linear(
+            rms_norm(embedded.float(), made["token_norm"], EPS), made["token"]
+        )
+        gate, up = self._linear(rms_norm(hidden, made["0.norm"], EPS), made["0.gate_up"]).chunk(2, dim=-1)
+        return hidden + self._linear(F.silu(gate) * up, made["0.down"])
+
+    def _logits(self, hidden: Tensor, norm: Tensor, eps: float) -> Tensor:
+        return self._linear(rms_norm(hidden.float(), norm, eps), self._head)
+
+    def _linear(self, rows: Tensor, weight: Tensor) -> Tensor:
+        return F.linear(rows.to(self._dtype), weight.to(self._dtype)).float()
+
+    def _begin(self, hidden: int) -> dict[str, Tensor]:
+        """Weights that pass the state on as it is."""
+        inner = max(round(WIDTH * hidden / 64) * 64, min(ENOUGH, NARROW_WIDTH * hidden))
+        out: dict[str, Tensor] = {}
+        for name, shape in shapes(hidden, [inner]).items():
+            if len(shape) == 1:
+                out[name] = torch.ones(shape)
+            else:
+                out[name] = torch.normal(0.0, 0.02, shape, generator=self._random)
+        out["state"] = torch.eye(hidden)
+        out["0.down"] /= math.sqrt(2.0)
+        out["final_norm"] = self._head_norm.cpu().clone()
+        return {name: tensor.to(self._device).requires_grad_() for name, tensor in out.items()}
+
+    def _split(self, recording: Recording) -> tuple[Tensor, Tensor]:
+        """Places to train on and places to check, of different answers where there are enough."""
+        usable = recording.left >= LEVELS
+        held_out = sum(recording.lengths[: len(recording.lengths) - round(HELD_OUT * len(recording.lengths))])
+        first = torch.arange(len(usable)) < held_out
+        trained, checked = (usable & first).nonzero().flatten(), (usable & ~first).nonzero().flatten()
+        checked = checked if len(checked) else trained
+        chosen = torch.randperm(len(checked), generator=self._random)[:MOST_CHECKED]
+        return trained.to(self._device), checked[chosen].to(self._device)
+
+    def _shuffled(self) -> Tensor:
+        return self._trained[torch.randperm(len(self._trained), generator=self._random).to(self._device)]
+
+    def _fastest(self) -> torch.dtype:
+        """Processors without bfloat16 products are slower with it."""
+        rows, weight = torch.ones(BATCH, self._head.shape[1]), self._head[:2048]
+        spent = {dtype: _seconds(partial(F.linear, rows.to(dtype), weight.to(dtype))) for dtype in DTYPES}
+        return min(spent, key=spent.__getitem__)
+
+
+DTYPES = (torch.bfloat16, torch.float32)
+
+
+def rate_at(step: int, steps: int) -> float:
+    """The learning rate of a step over the largest: up in a line, then down a half cosine."""
+    warm = min(1.0, (step + 1) / WARM_UP)
+    return warm * (LAST_RATE + (1.0 - LAST_RATE) * 0.5 * (1.0 + math.cos(math.pi * step / steps)))
+
+
+def _seconds(work: Callable[[], Tensor]) -> float:
+    """The least of a few tries."""
+    out = math.inf
+    for _ in range(3):
+        started = time.perf_counter()
+        work()
+        out = min(out, time.perf_counter() - started)
+    return out
+
+
+def _most_said(tokens: Tensor, vocabulary: int) -> Tensor:
+    """The ids that were said most, ascending; those never said by number."""
+    counts = torch.bincount(tokens, minlength=vocabulary)
+    return counts.argsort(descending=True, stable=True)[:IDS].sort().values
+
+
+def _rows(source: Weights, name: str, ids: Tensor) -> Tensor:
+    """Rows ``ids`` (ascending) of a matrix, bfloat16, read in bounded pieces."""
+    out, total = [], source.shape(name)[0]
+    for start in range(0, total, ROWS_AT_ONCE):
+        stop = min(start + ROWS_AT_ONCE, total)
+        inside = ids[(ids >= start) & (ids < stop)]
+        if len(inside):
+            piece = source.read(name, start, stop)
+            out.append(piece[inside - start].to(torch.bfloat16))
+    return torch.cat(out)

@@ -1,0 +1,255 @@
+"""Training a speculator: what is recorded is what was said, what is learnt can be used, and an interruption loses little."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from hasten import LLM
+from hasten.cli.main import run
+from hasten.core.config import EngineConfig
+from hasten.core.errors import ConfigError, HastenError, InvalidRequest, ModelError
+from hasten.core.progress import Progress, silent
+from hasten.core.registry import parse_specs
+from hasten.core.types import SamplingParams
+from hasten.draft.base import Drafter
+from hasten.engine import loading
+from hasten.model import storage
+from hasten.model.head import DenseRows, TrimmedHead
+from hasten.model.linear import rms_norm
+from hasten.model.loaders import open_source
+from hasten.model.precision import FP32
+from hasten.model.speculator import Speculator, SpeculatorWeights
+from hasten.train import recording as recording_module
+from hasten.train import speculator as training_module
+from hasten.train.alone import alone
+from hasten.train.recording import Recording, record
+from hasten.train.speculator import LEVELS, Training, rate_at, train_speculator
+from tiny import BASE, CPU, VOCABULARY, RandomSource
+
+HIDDEN = BASE.hidden_size
+
+
+def follow_a_circle(source: RandomSource, answers: int = 40, length: int = 20) -> Recording:
+    """Each token has one that follows it, and each state makes the head say the token that was chosen there."""
+    order = torch.randperm(VOCABULARY, generator=torch.Generator().manual_seed(1))
+    following = torch.empty(VOCABULARY, dtype=torch.int64)
+    following[order] = order.roll(-1)
+    tokens: list[int] = []
+    for answer in range(answers):
+        token = answer % VOCABULARY
+        for _ in range(length):
+            tokens.append(token)
+            token = int(following[token])
+    chosen = torch.tensor(tokens)
+    states = source.read("head")[chosen] + 0.05 * torch.randn(len(chosen), HIDDEN, generator=torch.Generator().manual_seed(2))
+    return Recording(chosen, (states / source.read("final_norm")).to(torch.bfloat16), [length] * answers)
+
+
+def test_what_can_be_known_is_learnt(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = RandomSource(BASE)
+    monkeypatch.setattr(training_module, "PASSES", 60)
+    monkeypatch.setattr(training_module, "BATCH", 128)
+    training = Training(follow_a_circle(source), source, CPU)
+    before = training.check()
+    done: list[tuple[str, int, int]] = []
+    weights, right = training.run(lambda *told: done.append(told))
+    assert max(before) < 0.3
+    assert min(right) > 0.95
+    assert right == sorted(right, reverse=True)
+    assert done[0][0] == "training"
+    assert done[-1][1] == done[-1][2] == len(done) - 1
+    assert weights.ids.tolist() == list(range(VOCABULARY))
+
+
+def test_the_network_is_trained_as_it_is_used() -> None:
+    source = RandomSource(BASE)
+    training = Training(follow_a_circle(source), source, CPU)
+    training._dtype = torch.float32
+    tensors = {name: tensor.detach() for name, tensor in training.weights.items()}
+    embedding = source.read("embedding").to(torch.bfloat16).float()
+    head = TrimmedHead(DenseRows(source.read("head").to(torch.bfloat16).float()), training.ids.numpy())
+    used = Speculator(SpeculatorWeights(tensors, training.ids.numpy()), embedding, head, FP32, CPU)
+    states, tokens = torch.randn(6, HIDDEN), torch.arange(6)
+    with torch.no_grad():
+        hidden = training._level(states, embedding[tokens])
+        logits = training._logits(hidden, training.weights["final_norm"], training_module.EPS)
+    found, said = used(states, tokens)
+    assert torch.allclose(found, hidden, atol=1e-4)
+    assert torch.allclose(said, logits, atol=1e-3)
+
+
+def test_answers_held_out_are_not_trained_on() -> None:
+    source = RandomSource(BASE)
+    recording = follow_a_circle(source, answers=40, length=20)
+    training = Training(recording, source, CPU)
+    trained, checked = set(training._trained.tolist()), set(training._checked.tolist())
+    assert not trained & checked
+    assert min(checked) >= 38 * 20 > max(trained)
+    assert all(place % 20 + LEVELS < 20 for place in trained | checked)  # no guess goes beyond its answer
+    alone = Training(follow_a_circle(source, answers=3), source, CPU)
+    assert set(alone._checked.tolist()) <= set(alone._trained.tolist())
+
+
+def test_the_ids_are_those_said_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training_module, "IDS", 4)
+    tokens = torch.tensor([9, 9, 9, 30, 30, 2, 2, 5])
+    assert training_module._most_said(tokens, VOCABULARY).tolist() == [2, 5, 9, 30]
+    assert training_module._most_said(torch.tensor([7, 7]), VOCABULARY).tolist() == [0, 1, 2, 7]
+
+
+def test_rows_are_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    source, ids = RandomSource(BASE), torch.tensor([0, 3, 15, 16, 59])
+    monkeypatch.setattr(training_module, "ROWS_AT_ONCE", 16)
+    assert torch.equal(training_module._rows(source, "head", ids), source.read("head")[ids].to(torch.bfloat16))
+
+
+def test_the_rate_rises_and_falls() -> None:
+    rates = [rate_at(step, 400) for step in range(400)]
+    top = rates.index(max(rates))
+    assert rates[0] < 0.05
+    assert 25 <= top <= 35
+    assert max(rates) <= 1.0
+    assert rates[top:] == sorted(rates[top:], reverse=True)
+    assert 0.04 < rates[-1] < 0.06
+
+
+# What is recorded
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HASTEN_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Little work."""
+    monkeypatch.setattr(recording_module, "PORTION", 4)
+    monkeypatch.setattr(recording_module, "ANSWER_TOKENS", 30)
+    monkeypatch.setattr(training_module, "FEWEST_TOKENS", 20)
+
+
+def config_of(model: Path, **settings: str) -> EngineConfig:
+    return EngineConfig(model=str(model), precision="fp32", **settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("home", "short")
+def test_each_state_is_the_one_that_chose_its_token(tiny_model: Path, tmp_path: Path) -> None:
+    recording = record(config_of(tiny_model), tmp_path / "answers", 8)
+    assert len(recording.tokens) == len(recording.states) == sum(recording.lengths)
+    assert len(recording.lengths) > 4
+    source = open_source(tiny_model)
+    head = source.read("embedding" if source.description.tied_head else "head")
+    normed = rms_norm(recording.states.float(), source.read("final_norm").float(), source.description.norm_eps)
+    likeliest = F.linear(normed, head.float()).argmax(1)
+    agree = (likeliest == recording.tokens).float()
+    starts = [sum(recording.lengths[:at]) for at in range(len(recording.lengths))]
+    shares = [float(agree[start : start + length].mean()) for start, length in zip(starts, recording.lengths, strict=True)]
+    assert sum(share > 0.9 for share in shares) >= len(shares) // 2 - 1  # every other answer is greedy; states are rounded
+    shifted = float((likeliest[1:] == recording.tokens[:-1]).float().mean())
+    assert shifted < 0.5 < float(agree.mean())
+    assert recording.left[:2].tolist() == [recording.lengths[0] - 1, recording.lengths[0] - 2]
+
+
+@pytest.mark.usefixtures("home", "short")
+def test_an_interrupted_recording_goes_on(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, whole = config_of(tiny_model), record(config_of(tiny_model), tmp_path / "whole", 10)
+    portion = recording_module._portion
+    asked: list[int] = []
+
+    def until_the_second(llm: LLM, first: int, count: int, progress: Progress) -> Recording:
+        asked.append(first)
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return portion(llm, first, count, progress)
+
+    monkeypatch.setattr(recording_module, "_portion", until_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        record(config, tmp_path / "answers", 10)
+    again = record(config, tmp_path / "answers", 10)
+    assert asked == [0, 4, 4, 8]
+    assert torch.equal(again.tokens, whole.tokens)
+    assert torch.equal(again.states, whole.states)
+    assert again.lengths == whole.lengths
+    (tmp_path / "answers" / "000004.safetensors").write_bytes(b"damaged")
+    assert torch.equal(record(config, tmp_path / "answers", 10).states, whole.states)
+    assert asked[4:] == [4]
+    recording_module.forget(tmp_path / "answers")
+    assert not (tmp_path / "answers").exists()
+
+
+@pytest.mark.usefixtures("home", "short")
+def test_a_disk_that_refuses_is_said(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "answers").write_text("in the way")
+    with pytest.raises(HastenError, match="cannot be written"):
+        record(config_of(tiny_model), tmp_path / "answers", 4)
+
+
+# The whole of it
+
+
+@pytest.mark.usefixtures("short")
+def test_auto_takes_a_speculator_once_it_is_trained(tiny_model: Path, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    params = SamplingParams(max_tokens=40)
+    with LLM(config_of(tiny_model)) as llm:
+        assert "speculator" not in [drafter.name for drafter in llm.engine.drafting.drafters]
+        expected = llm.generate("Why is that so?", params)[0].tokens
+    with pytest.raises(ConfigError, match="hasten draft train -m"):
+        LLM(config_of(tiny_model, draft="speculator"))
+    assert run(["draft", "train", "-m", str(tiny_model), "--precision", "fp32", "--questions", "16"]) == 0
+    path = storage.speculator_path(open_source(tiny_model).fingerprint)
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith(f"{tiny_model}: learnt from ")
+    assert said[1] == str(path)
+    assert not path.with_suffix(".answers").exists()
+    for draft in ("auto", "speculator", "speculator(tree=rsd-s, width=4)", "auto+speculator(width=2)"):
+        with LLM(config_of(tiny_model, draft=draft, control="fixed(3)")) as llm:
+            names = [drafter.name for drafter in llm.engine.drafting.drafters]
+            assert names.count("speculator") == 1
+            done = llm.generate("Why is that so?", params)[0]
+            assert done.tokens == expected
+            assert done.speculation.by_drafter["speculator"].drafted > 0
+    assert path in storage.removal(None, tiny_model).paths  # "hasten rm" takes it along
+    assert path not in storage.learnings().paths  # and it holds nothing that anybody said
+
+
+@pytest.mark.usefixtures("home", "short")
+def test_what_cannot_be_is_one_sentence(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = storage.speculator_path(open_source(tiny_model).fingerprint)
+    with alone(path, tiny_model, "trained for"), pytest.raises(ModelError, match="trained for by another process"):
+        train_speculator(config_of(tiny_model), 16)
+    monkeypatch.setattr(training_module, "FEWEST_TOKENS", 10_000)
+    with pytest.raises(InvalidRequest, match="ask more --questions"):
+        train_speculator(config_of(tiny_model), 16)
+    assert path.with_suffix(".answers").exists()  # more questions go on from there
+
+
+def test_a_draft_model_of_the_catalogue_is_left_out_beside_a_speculator(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not one that the user names."""
+    loaded: list[str | None] = []
+
+    def draft_model(config: EngineConfig, natural: str | None, *rest: object) -> list[Drafter]:
+        loaded.append(config.draft_model or natural)
+        return []
+
+    trained: list[Drafter] = []
+    monkeypatch.setattr(loading, "_auto_speculator", lambda target: trained)
+    monkeypatch.setattr(loading, "_auto_draft_model", draft_model)
+    tokenizer = SimpleNamespace(vocabulary_fingerprint="letters")
+    target = SimpleNamespace(name="tiny", tokenizer=tokenizer)
+
+    def load(config: EngineConfig) -> str | None:
+        loading._drafters(parse_specs(config.draft), config, "natural", target, CPU, silent)  # type: ignore[arg-type]
+        return loaded[-1]
+
+    model = str(tiny_model)
+    assert load(EngineConfig(model=model)) == "natural"
+    trained.append(Drafter())
+    assert load(EngineConfig(model=model)) is None
+    assert load(EngineConfig(model=model, draft_model="named")) == "named"
