@@ -172,15 +172,16 @@ def test_advice_on_three_bits(monkeypatch: pytest.MonkeyPatch, tiny_model: Path)
 
 
 def test_advice_on_a_speculator(monkeypatch: pytest.MonkeyPatch, tiny_model: Path, tmp_path: Path) -> None:
-    """Where the model is here and has none; not for a damaged file."""
+    """Where a model is here that is slow enough and has none; not for a damaged file."""
     monkeypatch.setenv("HASTEN_HOME", str(tmp_path))
-    monkeypatch.setattr("hasten.model.catalogue.on_disk", lambda other: other.name == "smollm2-135m")
+    monkeypatch.setattr("hasten.model.catalogue.on_disk", lambda other: other.name in ("qwen2.5-coder-1.5b", "smollm2-135m"))
     monkeypatch.setattr("hasten.model.catalogue.resolve", lambda name: replace_path(tiny_model))
 
     def said() -> list[bool]:
         report = doctor.Report({"torch": {}, "memory": {}})
         doctor._models(report)
-        return ["'hasten draft train -m smollm2-135m'" in sentence for sentence in report.advice]
+        advice = [sentence for sentence in report.advice if "speculator" in sentence]
+        return ["'hasten draft train -m qwen2.5-coder-1.5b'" in sentence for sentence in advice]
 
     assert said() == [True]
     path = speculator_path(open_source(tiny_model).fingerprint)

@@ -14,7 +14,8 @@ from hasten.core.progress import Progress
 from hasten.engine.engine import Engine
 from hasten.model.partial import partial_of
 from hasten.train import quantise
-from hasten.train.quantise import FEWEST_PIECES, LENGTH, TOKENS, Outcome, _alone, _keep_text, _kept_text, _pieces
+from hasten.train.alone import alone
+from hasten.train.quantise import FEWEST_PIECES, LENGTH, TOKENS, Outcome, _keep_text, _kept_text, _pieces
 from tiny import LetterTokenizer, tiny_engine
 
 
@@ -90,14 +91,14 @@ def test_wrong_use_is_one_sentence(command_line: CommandLine, tmp_path: Path) ->
 
 def test_one_process_at_a_time_and_only_where_it_may_write(tmp_path: Path) -> None:
     path, model = tmp_path / "converted" / "x.weights", tmp_path / "model.gguf"
-    with _alone(path, model):
+    with alone(path, model, "quantised"):
         assert model.name in path.with_suffix(".json").read_text()
-        with pytest.raises(quantise.ModelError, match="another process"), _alone(path, model):
+        with pytest.raises(quantise.ModelError, match="another process"), alone(path, model, "quantised"):
             raise AssertionError
-    with _alone(path, model):
+    with alone(path, model, "quantised"):
         pass
     (tmp_path / "file").touch()
-    with pytest.raises(quantise.ModelError, match="cannot be written"), _alone(tmp_path / "file" / "x.weights", model):
+    with pytest.raises(quantise.ModelError, match="cannot be written"), alone(tmp_path / "file" / "x.weights", model, "quantised"):
         raise AssertionError
 
 

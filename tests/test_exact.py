@@ -24,6 +24,7 @@ from hasten.draft.lm import LanguageModelDrafter
 from hasten.draft.suffix import SuffixDrafter
 from hasten.native.loader import load
 from hasten.sampling.laws import DraftLaws
+from speculators import random_speculator
 from tiny import (
     DESCRIPTIONS,
     DOUBLE,
@@ -113,6 +114,7 @@ DRAFTERS: dict[str, Callable[[str, Form], list[Drafter]]] = {
     "lm-rsd-s": lambda kind, form: [draft_model(kind, 0.05, form=form, tree="rsd-s", width=4)],
     "lm-top-k": lambda kind, form: [draft_model(kind, 0.05, form=form, tree="top-k", width=4)],
     "suffix+lm": lambda kind, form: [SuffixDrafter(), draft_model(kind, 0.05, form=form)],
+    "speculator": lambda kind, form: [random_speculator(kind=kind, precision=form.precision)],
     "right": lambda kind, form: [Right(answers(kind, form))],
     "wrong": lambda kind, form: [Wrong(answers(kind, form))],
     "twigs": lambda kind, form: [RightThenWrong(answers(kind, form))],

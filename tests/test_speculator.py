@@ -158,7 +158,9 @@ def test_wrong_guesses_change_nothing(tree: dict[str, object], rule: str, precis
 
 
 def test_guesses_do_not_depend_on_company() -> None:
-    sequences, states = [text_of(number) for number in range(4)], torch.randn(4, HIDDEN, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(4)
+    sequences = [text_of(number) for number in range(4)]
+    states = torch.randn(4, HIDDEN, generator=generator, dtype=torch.float64)
     budgets = [DraftBudget(nodes=6 + number, depth=2 + number) for number in range(4)]
 
     def propose(numbers: list[int]) -> list[DraftTree]:
@@ -173,7 +175,7 @@ def test_guesses_do_not_depend_on_company() -> None:
         alone = propose([number])[0]
         assert (alone.tokens, alone.parents) == (tree.tokens, tree.parents)
         assert alone.scores == pytest.approx(tree.scores)  # sums over other numbers of rows differ in the last digit
-    assert [max(tree.depths()) for tree in together] == [2, 3, 3, 3]
+    assert all(1 < max(tree.depths()) <= budget.depth for tree, budget in zip(together, budgets, strict=True))
 
 
 def text_of(number: int, length: int = 12) -> Sequence:

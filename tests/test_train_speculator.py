@@ -253,3 +253,27 @@ def test_a_draft_model_of_the_catalogue_is_left_out_beside_a_speculator(tiny_mod
     trained.append(Drafter())
     assert load(EngineConfig(model=model)) is None
     assert load(EngineConfig(model=model, draft_model="named")) == "named"
+
+
+def test_the_verb_says_what_was_learnt_and_what_is_kept(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    asked: list[tuple[str, str, int]] = []
+
+    def fake(config: EngineConfig, questions: int, progress: Progress) -> training_module.Outcome:
+        asked.append((config.model, config.precision, questions))
+        progress("training", 1, 2)
+        if len(asked) > 1:
+            raise KeyboardInterrupt
+        return training_module.Outcome("tiny", tmp_path / "x.weights", 123_456, [0.5, 0.25, 0.125])
+
+    monkeypatch.setattr(training_module, "train_speculator", fake)
+    assert run(["draft", "train", "-m", "tiny", "--precision", "int4", "--questions", "7"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "tiny: learnt from 123,456 tokens; the first guesses are right 0.50, 0.25, 0.12 of the time.",
+        str(tmp_path / "x.weights"),
+    ]
+    assert run(["draft", "train", "-m", "tiny"]) == 130
+    assert "'hasten draft train -m tiny' goes on from there" in capsys.readouterr().err.replace("\n", " ")
+    assert asked == [("tiny", "int4", 7), ("tiny", "auto", 1536)]
+    assert run(["draft", "train", "-m", "tiny", "--questions", "0"]) == 2

@@ -149,7 +149,8 @@ def _models(report: Report) -> None:
 
 
 def _faster(entry: Entry, report: Report) -> None:
-    """What would make a model faster that has no speculator."""
+    """What would make a model faster that has no speculator. Steps of those that the catalogue has no draft model for are too short
+    for one (docs/drafters/speculator.md)."""
     from hasten.model.catalogue import CATALOGUE, on_disk
 
     if entry.draft is not None and not on_disk(CATALOGUE[entry.draft]):
@@ -158,7 +159,7 @@ def _faster(entry: Entry, report: Report) -> None:
         report.advice.append(
             f"{entry.name} is faster with its draft model in three bits; 'hasten draft quantize -m {entry.name}' makes them."
         )
-    if "torch" in report.sections:
+    if entry.draft is not None and "torch" in report.sections:
         report.advice.append(
             f"{entry.name} is faster with a speculator of its own; 'hasten draft train -m {entry.name}' trains one."
         )

@@ -16,7 +16,7 @@ MOST_QUESTIONS = 65536
 @click.command(cls=Verb)
 @click.option(
     "--questions",
-    type=click.IntRange(16, MOST_QUESTIONS),
+    type=click.IntRange(1, MOST_QUESTIONS),
     default=QUESTIONS,
     show_default=True,
     metavar="N",
