@@ -1,4 +1,6 @@
-"""A trained speculator goes on from the target's own hidden state (``model.speculator``): a level costs a few hundredths of a step.
+"""Speculator: a small network, trained for the target, goes on from its hidden state (arXiv:2404.19124, section 2).
+
+What it is: ``model.speculator``. A level costs a few hundredths of a step.
 
 Its trees, its choices under the target's noise and what is different where drafts are verified by rejection are those of a draft
 model (``lm``, ``growth``). It reads nothing: it can guess from an answer's first token on, and after any rest, because the target's
