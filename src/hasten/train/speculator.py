@@ -89,7 +89,7 @@ def train_speculator(config: EngineConfig, questions: int, progress: Progress = 
 
 
 class Training:
-    """One training: what is learnt from, and what is learnt. ``generator`` seeds everything that is drawn."""
+    """One training: what is learnt from, and what is learnt. ``seed`` decides everything that is drawn."""
 
     def __init__(self, recording: Recording, source: Weights, device: torch.device, seed: int = 0) -> None:
         shape = source.description

@@ -16,7 +16,7 @@ const ABOUT = {
 };
 
 // Marks 1 to 9 of answer.css, in Okabe and Ito's order; a name keeps its mark everywhere. Others share mark 8.
-const MARKS = { model: 0, suffix: 1, lm: 2, recycling: 3, prediction: 4, trie: 5, memory: 6, hierarchy: 7, speculator: 9 };
+const MARKS = { model: 0, suffix: 1, lm: 2, recycling: 3, prediction: 4, speculator: 5, memory: 6, hierarchy: 7, trie: 9 };
 const OTHERS = 8;
 
 export function markOf(name) {
