@@ -277,3 +277,10 @@ def test_the_verb_says_what_was_learnt_and_what_is_kept(
     assert "'hasten draft train -m tiny' goes on from there" in capsys.readouterr().err.replace("\n", " ")
     assert asked == [("tiny", "int4", 7), ("tiny", "auto", 1536)]
     assert run(["draft", "train", "-m", "tiny", "--questions", "0"]) == 2
+
+
+@pytest.mark.usefixtures("home", "short")
+def test_a_model_without_a_question_is_told_to_ask_more(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recording_module, "own_questions", lambda llm, count, first: [])
+    with pytest.raises(InvalidRequest, match="said 0 tokens"):
+        train_speculator(config_of(tiny_model), 16)

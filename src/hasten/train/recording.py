@@ -133,9 +133,10 @@ def _portion(llm: LLM, first: int, count: int, progress: Progress) -> Recording:
         llm.generate(prompts, params, on_done=counted(progress, "answering itself", len(prompts)))
     finally:
         drafting.drafters = []
+    states = [state for heard in recorder.ended for state in heard.states]
     return Recording(
-        torch.tensor([token for heard in recorder.ended for token in heard.tokens]),
-        torch.stack([state for heard in recorder.ended for state in heard.states]),
+        torch.tensor([token for heard in recorder.ended for token in heard.tokens], dtype=torch.int64),
+        torch.stack(states) if states else torch.empty(0),  # a model may have no question to ask
         [len(heard.tokens) for heard in recorder.ended],
     )
 
