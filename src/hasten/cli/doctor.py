@@ -144,22 +144,22 @@ def _models(report: Report) -> None:
     if not present:
         report.advice.append(f"No model is here yet; 'hasten pull {DEFAULT}' fetches the default one.")
     for entry in present:
-        if "torch" not in report.sections or _lacks_speculator(entry):
-            _faster(entry, report)
+        if entry.draft is not None and ("torch" not in report.sections or _lacks_speculator(entry)):
+            _faster(entry, CATALOGUE[entry.draft], report)
 
 
-def _faster(entry: Entry, report: Report) -> None:
+def _faster(entry: Entry, draft: Entry, report: Report) -> None:
     """What would make a model faster that has no speculator. Steps of those that the catalogue has no draft model for are too short
     for one (docs/drafters/speculator.md)."""
-    from hasten.model.catalogue import CATALOGUE, on_disk
+    from hasten.model.catalogue import on_disk
 
-    if entry.draft is not None and not on_disk(CATALOGUE[entry.draft]):
-        report.advice.append(f"{entry.name} is faster with its draft model; 'hasten pull {entry.draft}' fetches it.")
-    elif entry.draft is not None and "torch" in report.sections and _drafts_in_four_bits(CATALOGUE[entry.draft]):
+    if not on_disk(draft):
+        report.advice.append(f"{entry.name} is faster with its draft model; 'hasten pull {draft.name}' fetches it.")
+    elif "torch" in report.sections and _drafts_in_four_bits(draft):
         report.advice.append(
             f"{entry.name} is faster with its draft model in three bits; 'hasten draft quantize -m {entry.name}' makes them."
         )
-    if entry.draft is not None and "torch" in report.sections:
+    if "torch" in report.sections:
         report.advice.append(
             f"{entry.name} is faster with a speculator of its own; 'hasten draft train -m {entry.name}' trains one."
         )

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from hasten.cli.options import Verb, engine_config, engine_options
-from hasten.cli.screen import notes, progress_on
+from hasten.cli.screen import resumable
 
 QUESTIONS = 1536
 MOST_QUESTIONS = 65536
@@ -33,12 +33,9 @@ def train(questions: int, **options: Any) -> None:
     config = engine_config(options)
     from hasten.train.speculator import train_speculator
 
-    try:
-        with progress_on(notes(), f"Loading {config.model}") as progress:
-            outcome = train_speculator(config, questions, progress)
-    except KeyboardInterrupt:
-        notes().print(f"Its answers are kept; 'hasten draft train -m {config.model}' goes on from there.")
-        raise
+    again = f"hasten draft train -m {config.model}"
+    with resumable(f"Loading {config.model}", "Its answers are kept", again) as progress:
+        outcome = train_speculator(config, questions, progress)
     right = ", ".join(f"{share:.2f}" for share in outcome.right)
     click.echo(f"{outcome.name}: learnt from {outcome.tokens:,} tokens; the first guesses are right {right} of the time.")
     click.echo(f"{outcome.path}")

@@ -9,7 +9,7 @@ import click
 
 from hasten.cli.options import text_option, warn_of_threads
 from hasten.cli.prompts import read_text
-from hasten.cli.screen import notes, progress_on
+from hasten.cli.screen import resumable
 from hasten.core.config import EngineConfig
 from hasten.core.progress import Progress
 
@@ -40,11 +40,7 @@ def report(
 ) -> None:
     """Have the weights made, for the files ``texts``, and say in a line what came of it. ``again``: the command that goes on."""
     contents = [read_text(name) for name in texts]
-    try:
-        with progress_on(notes(), f"Loading {config.model}") as progress:
-            outcome = make(config, contents, progress)
-    except KeyboardInterrupt:
-        notes().print(f"What was done is kept; '{again}' goes on from there.")
-        raise
+    with resumable(f"Loading {config.model}", "What was done is kept", again) as progress:
+        outcome = make(config, contents, progress)
     how = "went on from what was there, " if outcome.resumed else ""
     click.echo(f"{outcome.name}: {how}{outcome.tokens:,} tokens read, {outcome.bytes / 1e6:,.0f} MB in {outcome.path}")

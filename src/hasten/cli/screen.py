@@ -59,6 +59,17 @@ def say(text: str) -> None:
 
 
 @contextmanager
+def resumable(waiting_for: str, kept: str, again: str) -> Iterator[Progress]:
+    """A progress report of long work; where that is interrupted, a line says what is ``kept``, and the command that goes on."""
+    try:
+        with progress_on(notes(), waiting_for) as progress:
+            yield progress
+    except KeyboardInterrupt:
+        notes().print(f"{kept}; '{again}' goes on from there.")
+        raise
+
+
+@contextmanager
 def progress_on(console: Console, waiting_for: str) -> Iterator[Progress]:
     """A progress report drawn as one bar a label; on a screen without bars, a line now and then while work is long."""
     if not console.is_terminal:

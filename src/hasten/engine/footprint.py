@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 from hasten.cache.pool import bytes_per_block
 from hasten.core.config import EngineConfig
@@ -30,26 +29,26 @@ def footprint(config: EngineConfig) -> int:
     catalogue names and that cannot be had, without which loading goes on. Raises a HastenError.
     """
     resolved = catalogue.resolve(config.model, fetch=True)
-    total = _one(resolved.path, config, sketched=True)
+    target = open_source(resolved.path)
+    total = _one(target, config, sketched=True)
     names = [spec.name for spec in parse_specs(config.draft)]
-    speculator = _speculator(resolved.path) if {"auto", "speculator"} & {*names} else 0
+    speculator = _speculator(target) if {"auto", "speculator"} & {*names} else 0
     total += speculator
     natural = resolved.draft if not speculator else None
     for spec in config.model_drafters(natural):
         model = spec.arguments["model"]
         try:
-            path = catalogue.resolve(model, fetch=True).path
-            own = draft_precision(config.precision, choose_device(config.device), open_source(path))
+            source = open_source(catalogue.resolve(model, fetch=True).path)
+            own = draft_precision(config.precision, choose_device(config.device), source)
             chosen = str(spec.arguments.get("precision", own))
-            total += _one(path, replace(config, precision=chosen), sketched=False)
+            total += _one(source, replace(config, precision=chosen), sketched=False)
         except HastenError:
             if config.draft_model is not None or model != resolved.draft:
                 raise
     return total
 
 
-def _one(path: Path, config: EngineConfig, sketched: bool) -> int:
-    source = open_source(path)
+def _one(source: WeightSource, config: EngineConfig, sketched: bool) -> int:
     shape = source.description
     device = choose_device(config.device)
     precision = choose_precision(config.precision, device, file_runs_best(source))
@@ -57,13 +56,12 @@ def _one(path: Path, config: EngineConfig, sketched: bool) -> int:
     context = min(config.context_length or shape.context_length, shape.context_length)
     blocks = -(-(config.cache_tokens or min(context, DEFAULT_CACHE_TOKENS)) // BLOCK_SIZE)
     pool = bytes_per_block(shape.layers, shape.kv_heads, shape.head_dim, cache) * blocks
-    weights = path.stat().st_size if precision.name == "file" else weight_bytes(shape, precision)
+    weights = source.path.stat().st_size if precision.name == "file" else weight_bytes(shape, precision)
     return weights + pool + (_sketch(source, precision) if sketched and precision.quantised and sketches_here() else 0)
 
 
-def _speculator(path: Path) -> int:
+def _speculator(source: WeightSource) -> int:
     """Bytes of the model's speculator with its head, as they lie in its file and at most so; 0 where there is none."""
-    source = open_source(path)
     kept = storage.speculator_path(source.fingerprint)
     return kept.stat().st_size + IDS * source.description.hidden_size if kept.exists() else 0
 

@@ -11,10 +11,8 @@ whatever stands in such a file can cost speed and never a token.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hasten.core.replacement import Replacement
-from hasten.model.conversion import checksum
+from hasten.model.conversion import checksum, set_aside
 from hasten.model.decoder import EmbeddingTable
 from hasten.model.head import IntArray
 from hasten.model.linear import DenseLinear, Linear, Mlp, int8_linear, make_mlp
@@ -134,11 +132,8 @@ def load(path: Path, target: str, hidden: int, vocabulary: int) -> SpeculatorWei
         return None
     except OSError as problem:
         log.warning("The speculator in %s cannot be read (%s); it is left out.", path, problem.strerror)
-    except (ValueError, SafetensorError, json.JSONDecodeError, MemoryError) as problem:
-        aside = path.with_suffix(".damaged")
-        with suppress(OSError):
-            path.replace(aside)
-        log.warning("The speculator in %s is damaged (%s) and set aside as %s.", path, problem, aside.name)
+    except (ValueError, SafetensorError, MemoryError) as problem:
+        set_aside(path, f"The speculator in {path} is damaged ({problem})")
     return None
 
 
