@@ -8,6 +8,7 @@ import random
 import stat
 import subprocess
 import sys
+from math import gcd
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,7 +28,8 @@ from hasten.draft.hierarchy import HierarchyDrafter
 from hasten.draft.matches import LONGEST_MATCH, weights
 from hasten.draft.ngrams import DATA_OFFSET, DEPTH, HEADER, MOST_PLACES, NgramDatabase, build
 from hasten.draft.suffix import SuffixDrafter
-from hasten.train.own_questions import FEWEST_CHARACTERS, own_questions
+from hasten.train.openings import OPENINGS
+from hasten.train.own_questions import FEWEST_CHARACTERS, FREE, own_questions
 from serving import write_model
 
 BUDGET = DraftBudget(nodes=24, depth=12)
@@ -432,6 +434,22 @@ def test_own_questions_fill_the_place_of_the_users_words(tiny_model: Path) -> No
             assert text.endswith(after)
             assert len(text) >= len(before) + FEWEST_CHARACTERS + len(after)
         assert own_questions(llm, 8) == prompts
+
+
+def test_most_questions_go_on_from_the_first_words_of_tasks(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hasten.train.own_questions.OPENINGS", ("What is a", "Say:"))
+    with LLM(str(tiny_model), draft="none", cache_tokens=8192) as llm:
+        before = llm.decode(llm.render_chat([{"role": "user", "content": "@"}])).split("@")[0]
+        asked = [llm.decode(prompt).removeprefix(before) for prompt in own_questions(llm, 10)]
+    assert len(asked) == 10
+    openings = [next((opening for opening in ("What is a", "Say:") if text.startswith(opening)), None) for text in asked]
+    assert openings == [None, "Say:", "What is a", "Say:", "What is a", None, "What is a", "Say:", "What is a", "Say:"]
+
+
+def test_first_words_are_all_used_and_can_be_gone_on_from() -> None:
+    assert len(set(OPENINGS)) == len(OPENINGS)
+    assert gcd(len(OPENINGS), FREE) == 1  # or some would never be asked
+    assert all(opening == opening.rstrip(" ") for opening in OPENINGS)  # tokens hold the space before a word
 
 
 @pytest.mark.parametrize("template", [None, "{% for m in messages %}{{ m['content'] }}{% endfor %}"])

@@ -27,6 +27,7 @@ from hasten.model.speculator import Speculator, SpeculatorWeights
 from hasten.train import recording as recording_module
 from hasten.train import speculator as training_module
 from hasten.train.alone import alone
+from hasten.train.own_questions import own_questions
 from hasten.train.recording import Recording, record
 from hasten.train.speculator import LEVELS, Training, rate_at, train_speculator
 from tiny import BASE, CPU, VOCABULARY, RandomSource
@@ -151,7 +152,7 @@ def test_each_state_is_the_one_that_chose_its_token(tiny_model: Path, tmp_path: 
     agree = (likeliest == recording.tokens).float()
     starts = [sum(recording.lengths[:at]) for at in range(len(recording.lengths))]
     shares = [float(agree[start : start + length].mean()) for start, length in zip(starts, recording.lengths, strict=True)]
-    assert sum(share > 0.9 for share in shares) >= len(shares) // 2 - 1  # every other answer is greedy; states are rounded
+    assert sum(share > 0.9 for share in shares) >= len(shares) // 4 - 1  # half are answers, every other greedy; states are rounded
     shifted = float((likeliest[1:] == recording.tokens[:-1]).float().mean())
     assert shifted < 0.5 < float(agree.mean())
     assert recording.left[:2].tolist() == [recording.lengths[0] - 1, recording.lengths[0] - 2]
@@ -180,8 +181,38 @@ def test_an_interrupted_recording_goes_on(tiny_model: Path, tmp_path: Path, monk
     (tmp_path / "answers" / "000004.safetensors").write_bytes(b"damaged")
     assert torch.equal(record(config, tmp_path / "answers", 10).states, whole.states)
     assert asked[4:] == [4]
-    recording_module.forget(tmp_path / "answers")
-    assert not (tmp_path / "answers").exists()
+
+
+@pytest.mark.usefixtures("home", "short")
+def test_more_questions_go_on_from_what_was_answered(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    portion = recording_module._portion
+
+    def counting(llm: LLM, first: int, count: int, progress: Progress) -> Recording:
+        asked.append(first)
+        return portion(llm, first, count, progress)
+
+    monkeypatch.setattr(recording_module, "_portion", counting)
+    first = train_speculator(config_of(tiny_model), 12)
+    more = train_speculator(config_of(tiny_model), 20)
+    assert asked == [0, 4, 8, 12, 16]
+    assert more.path == first.path
+    assert more.tokens > first.tokens
+
+
+@pytest.mark.usefixtures("home", "short")
+def test_questions_are_learnt_from_like_answers(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def only_questions(llm: LLM, count: int, first: int) -> list[list[int]]:
+        own_questions(llm, count, first=first)
+        return []
+
+    whole = record(config_of(tiny_model), tmp_path / "whole", 4)
+    monkeypatch.setattr(recording_module, "own_questions", only_questions)
+    questions = record(config_of(tiny_model), tmp_path / "questions", 4)
+    assert len(questions.lengths) == 4
+    assert torch.equal(whole.tokens[: len(questions.tokens)], questions.tokens)
+    assert whole.lengths[:4] == questions.lengths
+    assert len(whole.lengths) > 4
 
 
 @pytest.mark.usefixtures("home", "short")
@@ -207,7 +238,8 @@ def test_auto_takes_a_speculator_once_it_is_trained(tiny_model: Path, home: Path
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith(f"{tiny_model}: learnt from ")
     assert said[1] == str(path)
-    assert not path.with_suffix(".answers").exists()
+    kept = path.with_suffix(".answers")
+    assert said[2].startswith(f"{kept} keeps the answers")
     for draft in ("auto", "speculator", "speculator(tree=rsd-s, width=4)", "auto+speculator(width=2)"):
         with LLM(config_of(tiny_model, draft=draft, control="fixed(3)")) as llm:
             names = [drafter.name for drafter in llm.engine.drafting.drafters]
@@ -215,7 +247,7 @@ def test_auto_takes_a_speculator_once_it_is_trained(tiny_model: Path, home: Path
             done = llm.generate("Why is that so?", params)[0]
             assert done.tokens == expected
             assert done.speculation.by_drafter["speculator"].drafted > 0
-    assert path in storage.removal(None, tiny_model).paths  # "hasten rm" takes it along
+    assert {path, kept} <= set(storage.removal(None, tiny_model).paths)  # "hasten rm" takes both along
     assert path not in storage.learnings().paths  # and it holds nothing that anybody said
 
 
@@ -265,13 +297,14 @@ def test_the_verb_says_what_was_learnt_and_what_is_kept(
         progress("training", 1, 2)
         if len(asked) > 1:
             raise KeyboardInterrupt
-        return training_module.Outcome("tiny", tmp_path / "x.weights", 123_456, [0.5, 0.25, 0.125])
+        return training_module.Outcome("tiny", tmp_path / "x.weights", tmp_path / "x", 123_456, [0.5, 0.25, 0.125])
 
     monkeypatch.setattr(training_module, "train_speculator", fake)
     assert run(["draft", "train", "-m", "tiny", "--precision", "int4", "--questions", "7"]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "tiny: learnt from 123,456 tokens; the first guesses are right 0.50, 0.25, 0.12 of the time.",
         str(tmp_path / "x.weights"),
+        f"{tmp_path / 'x'} keeps the answers: more --questions go on from them, and it can be removed.",
     ]
     assert run(["draft", "train", "-m", "tiny"]) == 130
     assert "'hasten draft train -m tiny' goes on from there" in capsys.readouterr().err.replace("\n", " ")

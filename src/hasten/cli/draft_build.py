@@ -15,6 +15,7 @@ from hasten.cli.prompts import Prompt, collect, for_batch, read_text
 from hasten.core.config import EngineConfig
 from hasten.core.errors import HastenError, InvalidRequest
 from hasten.core.progress import Progress, counted
+from hasten.core.replacement import refusal
 from hasten.core.types import SamplingParams
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def _make(kind: str, source: str, path: Path, texts: list[npt.NDArray[np.int32]]
     except ValueError as problem:
         raise InvalidRequest(f"The {kind} database cannot be built: {problem}; give more {source}.") from problem
     except OSError as problem:
-        raise HastenError(f"{path} cannot be written ({problem.strerror}); free some space or check its permissions.") from problem
+        raise HastenError(refusal(path, problem)) from problem
     full = " (full; the rest was left out)" if tokens >= ngrams.MOST_TOKENS - 2 * ngrams.DEPTH else ""
     return f"{kind} database: {tokens:,} tokens{full}, {path}"
 

@@ -39,3 +39,4 @@ def train(questions: int, **options: Any) -> None:
     right = ", ".join(f"{share:.2f}" for share in outcome.right)
     click.echo(f"{outcome.name}: learnt from {outcome.tokens:,} tokens; the first guesses are right {right} of the time.")
     click.echo(f"{outcome.path}")
+    click.echo(f"{outcome.answers} keeps the answers: more --questions go on from them, and it can be removed.")

@@ -61,6 +61,11 @@ class Replacement:
             self.abandon()
 
 
+def refusal(path: Path, problem: OSError) -> str:
+    """What a user is told when the disk refuses."""
+    return f"{path} cannot be written ({problem.strerror}); free some space or check its permissions."
+
+
 def sync_folder(folder: Path) -> None:
     """Have the disk confirm the names in a folder, where the system can."""
     with suppress(OSError):

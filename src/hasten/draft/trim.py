@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import logging
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -24,6 +23,7 @@ import numpy.typing as npt
 
 from hasten.core.replacement import Replacement
 from hasten.model import storage
+from hasten.model.conversion import set_aside
 from hasten.model.decoder import Decoder
 from hasten.model.head import IntArray, TrimmedHead, head_rows
 from hasten.model.weights import Weights
@@ -124,10 +124,7 @@ def load(path: Path, draft: str, tokenizer: Vocabulary) -> TrimmedVocabulary | N
     except OSError as problem:
         log.warning("The choice of draft ids in %s cannot be read (%s); the default is used.", path, problem.strerror)
     except (ValueError, RecursionError, MemoryError) as problem:
-        aside = path.with_suffix(".damaged")
-        with suppress(OSError):
-            path.replace(aside)
-        log.warning("The choice of draft ids in %s is damaged (%s) and set aside as %s.", path, problem, aside.name)
+        set_aside(path, f"The choice of draft ids in {path} is damaged ({problem})")
     return None
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hasten.core.errors import ModelError
-from hasten.core.replacement import sync_folder
+from hasten.core.replacement import refusal, sync_folder
 from hasten.model.conversion import Planned, bytes_of, checksum, header, trailer
 
 
@@ -89,4 +89,4 @@ class PartialConversion:
         self._file.close()
 
     def _refused(self, problem: OSError) -> ModelError:
-        return ModelError(f"{self.partial} cannot be written ({problem.strerror}); free some space or check its permissions.")
+        return ModelError(refusal(self.partial, problem))

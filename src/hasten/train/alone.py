@@ -9,6 +9,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from hasten.core.errors import ModelError
+from hasten.core.replacement import refusal
 from hasten.model import storage
 
 
@@ -24,9 +25,7 @@ def alone(path: Path, model: Path, doing: str) -> Iterator[None]:
     except Timeout:
         raise ModelError(f"{model.name} is being {doing} by another process; wait for it or stop it first.") from None
     except OSError as problem:
-        raise ModelError(
-            f"{path.parent} cannot be written ({problem.strerror}); free some space or check its permissions."
-        ) from None
+        raise ModelError(refusal(path.parent, problem)) from None
     try:
         yield
     finally:

@@ -20,6 +20,7 @@ from torch import Tensor
 from hasten.core.config import EngineConfig
 from hasten.core.errors import InvalidRequest, ModelError
 from hasten.core.progress import Progress, counted, silent
+from hasten.core.replacement import refusal
 from hasten.core.types import SamplingParams
 from hasten.model import catalogue, storage
 from hasten.model.calibration import Reader, Rows, input_moments
@@ -154,7 +155,7 @@ def _keep_text(path: Path, pieces: list[list[int]]) -> None:
     try:
         path.write_text(json.dumps(pieces), encoding="utf-8")
     except OSError as problem:
-        raise ModelError(f"{path} cannot be written ({problem.strerror}); free some space or check its permissions.") from problem
+        raise ModelError(refusal(path, problem)) from problem
 
 
 def sample_text(config: EngineConfig, progress: Progress) -> list[list[int]]:

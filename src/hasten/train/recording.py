@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import shutil
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from torch import Tensor
 from hasten.core.config import EngineConfig
 from hasten.core.errors import HastenError
 from hasten.core.progress import Progress, counted, silent
-from hasten.core.replacement import Replacement
+from hasten.core.replacement import Replacement, refusal
 from hasten.core.types import SamplingParams, Sequence
 from hasten.draft.base import Drafter
 from hasten.train.own_questions import own_questions
@@ -83,7 +82,8 @@ class Recorder(Drafter):
 
 
 def record(config: EngineConfig, folder: Path, questions: int, progress: Progress = silent) -> Recording:
-    """What ``config.model`` answers to so many questions, or a few less. ``folder`` keeps finished portions until ``forget``.
+    """What ``config.model`` answers to so many questions, or a few less. ``folder`` keeps finished portions,
+    and none of them is made twice.
 
     Raises HastenError, one sentence, when the folder cannot be written.
     """
@@ -114,22 +114,17 @@ def record(config: EngineConfig, folder: Path, questions: int, progress: Progres
     )
 
 
-def forget(folder: Path) -> None:
-    """Remove what ``record`` keeps."""
-    shutil.rmtree(folder, ignore_errors=True)
-
-
 def _portion(llm: LLM, first: int, count: int, progress: Progress) -> Recording:
     """The answers to ``count`` questions."""
-    progress("asking itself", 0, count)
-    prompts = own_questions(llm, count, first=first)
-    params = [
-        SamplingParams(max_tokens=ANSWER_TOKENS, temperature=TEMPERATURES[at % len(TEMPERATURES)], seed=first + at)
-        for at in range(len(prompts))
-    ]
     recorder, drafting = Recorder(), llm.engine.drafting
     drafting.drafters = [recorder]
     try:
+        progress("asking itself", 0, count)
+        prompts = own_questions(llm, count, first=first)
+        params = [
+            SamplingParams(max_tokens=ANSWER_TOKENS, temperature=TEMPERATURES[at % len(TEMPERATURES)], seed=first + at)
+            for at in range(len(prompts))
+        ]
         llm.generate(prompts, params, on_done=counted(progress, "answering itself", len(prompts)))
     finally:
         drafting.drafters = []
@@ -151,7 +146,7 @@ def _keep(path: Path, part: Recording) -> None:
         with Replacement(path) as replacement:
             replacement.file.write(safetensors.torch.save(tensors))
     except OSError as problem:
-        raise HastenError(f"{path} cannot be written ({problem.strerror}); free some space or check its permissions.") from problem
+        raise HastenError(refusal(path, problem)) from problem
 
 
 def _kept(path: Path) -> Recording | None:

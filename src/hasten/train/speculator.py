@@ -22,6 +22,7 @@ from torch import Tensor
 from hasten.core.config import EngineConfig
 from hasten.core.errors import HastenError, InvalidRequest
 from hasten.core.progress import Progress, silent
+from hasten.core.replacement import refusal
 from hasten.engine.loading import choose_device
 from hasten.model import catalogue, storage
 from hasten.model.kernels import set_threads, torch_at_work
@@ -31,7 +32,7 @@ from hasten.model.loaders import open_source
 from hasten.model.speculator import EPS, IDS, SpeculatorWeights, save, shapes
 from hasten.model.weights import Weights
 from hasten.train.alone import alone
-from hasten.train.recording import Recording, forget, record
+from hasten.train.recording import Recording, record
 
 WIDTH, NARROW_WIDTH, ENOUGH = 4 / 3, 4, 2048  # of the gated layer, over the hidden size; a narrow model has more, up to so many
 LEVELS = 3
@@ -48,18 +49,20 @@ ROWS_AT_ONCE = 16384
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """``right[k]``: how often the first k + 1 guesses were all what the target would say, on answers that were not trained on, or
+    """What was trained and kept, in ``path``; the ``answers`` that it learnt from stay, so that more questions go on from them.
+    ``right[k]``: how often the first k + 1 guesses were all what the target would say, on answers that were not trained on, or
     on any where these are too few."""
 
     name: str
     path: Path
+    answers: Path
     tokens: int
     right: list[float]
 
 
 def train_speculator(config: EngineConfig, questions: int, progress: Progress = silent) -> Outcome:
     """Train a speculator for ``config.model`` on its answers to so many questions of its own, and keep it where loading finds it.
-    Goes on where an earlier call stopped while answering.
+    What earlier calls were answered is kept and learnt from again, and only what is missing is asked.
 
     Raises a HastenError, one sentence, when that cannot be.
     """
@@ -81,11 +84,8 @@ def train_speculator(config: EngineConfig, questions: int, progress: Progress = 
         try:
             save(weights, path, source.fingerprint)
         except OSError as problem:
-            raise HastenError(
-                f"{path} cannot be written ({problem.strerror}); free some space or check its permissions."
-            ) from problem
-        forget(folder)
-    return Outcome(resolved.name, path, len(recording.tokens), right)
+            raise HastenError(refusal(path, problem)) from problem
+    return Outcome(resolved.name, path, folder, len(recording.tokens), right)
 
 
 class Training:
