@@ -309,7 +309,7 @@ def test_the_verb_says_what_was_learnt_and_what_is_kept(
     ]
     assert run(["draft", "train", "-m", "tiny"]) == 130
     assert "'hasten draft train -m tiny' goes on from there" in capsys.readouterr().err.replace("\n", " ")
-    assert asked == [("tiny", "int4", 7), ("tiny", "auto", 1536)]
+    assert asked == [("tiny", "int4", 7), ("tiny", "auto", 2048)]
     assert run(["draft", "train", "-m", "tiny", "--questions", "0"]) == 2
 
 

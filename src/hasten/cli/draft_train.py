@@ -9,7 +9,7 @@ import click
 from hasten.cli.options import Verb, engine_config, engine_options
 from hasten.cli.screen import resumable
 
-QUESTIONS = 1536
+QUESTIONS = 2048
 MOST_QUESTIONS = 65536
 
 
