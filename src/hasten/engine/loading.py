@@ -38,7 +38,7 @@ from hasten.engine.seeding import successors
 from hasten.model import catalogue, speculator, storage
 from hasten.model.attention import choose_cache
 from hasten.model.executor import Executor
-from hasten.model.head import HeadRows, TrimmedHead, head_rows
+from hasten.model.head import HeadRows, TrimmedHead, head_rows, rows_for_guesses
 from hasten.model.kept_weights import draft_precision, kept_weights
 from hasten.model.kernels import missing_kernels, set_threads
 from hasten.model.linear_file import choose_precision, file_runs_best
@@ -208,10 +208,10 @@ def _speculator(spec: Spec, target: LoadedModel) -> SpeculatorDrafter | None:
     rows = None if weights is None else target.head_rows()
     if weights is None or rows is None:
         return None
-    head = TrimmedHead(rows, weights.ids)
+    head = TrimmedHead(rows_for_guesses(rows), weights.ids)
     network = Speculator(weights, decoder.weights.embedding, head, decoder.precision, target.executor.device)
     drafter = SpeculatorDrafter(network, head, vocabulary, target.context_length, **spec.arguments)
-    drafter.identity = f"{target.fingerprint[:16]}-speculator-{weights.identity}"
+    drafter.identity = f"{target.fingerprint[:16]}-speculator-{weights.identity}-4"
     return drafter
 
 

@@ -18,7 +18,7 @@ from hasten.model.decoder import Decoder
 from hasten.model.description import Activation
 from hasten.model.linear import DenseLinear, Linear, int8_linear
 from hasten.model.linear_file import head_in_codes
-from hasten.model.linear_packed import rounded_again
+from hasten.model.linear_packed import few_bits_run, rounded_again
 from hasten.model.precision import INT3
 from hasten.model.weights import Weights, conversion_plan
 
@@ -48,9 +48,17 @@ class ConvertedRows:
     def __init__(self, codes: npt.NDArray[Any], scale: npt.NDArray[Any], four_bits: bool) -> None:
         self._codes, self._scale, self._four_bits = codes, scale, four_bits
 
+    def in_four_bits(self) -> ConvertedRows:
+        return ConvertedRows(self._codes, self._scale, True)
+
     def __call__(self, ids: IntArray) -> Linear:
         codes, scale = torch.from_numpy(self._codes[ids]), torch.from_numpy(self._scale[ids])
         return rounded_again(codes, scale, 4) if self._four_bits else int8_linear(codes, scale, None)
+
+
+def rows_for_guesses(rows: HeadRows) -> HeadRows:
+    """The same in four bits, where they are converted ones and a kernel multiplies these: a guess need not be of the same bits."""
+    return rows.in_four_bits() if isinstance(rows, ConvertedRows) and few_bits_run() else rows
 
 
 def head_rows(source: Weights, decoder: Decoder, converted: Path | None) -> HeadRows | None:

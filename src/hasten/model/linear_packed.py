@@ -28,6 +28,11 @@ def kernels() -> NativeLibrary:
     return library
 
 
+def few_bits_run() -> bool:
+    """Whether a kernel multiplies weights of few bits here."""
+    return load() is not None
+
+
 def packed_bytes(outputs: int, inputs: int, bits: int) -> int:
     return PackedProgressive.packed_bytes(kernels(), bits, outputs, inputs)
 

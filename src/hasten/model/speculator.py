@@ -26,6 +26,7 @@ from hasten.model.conversion import checksum, set_aside
 from hasten.model.decoder import EmbeddingTable
 from hasten.model.head import IntArray
 from hasten.model.linear import DenseLinear, Linear, Mlp, int8_linear, make_mlp
+from hasten.model.linear_packed import few_bits_run, pack, packed_linear
 from hasten.model.precision import Precision
 from hasten.model.weights import quantise_weights
 
@@ -104,9 +105,12 @@ class Speculator:
 
 
 def _linear(weight: Tensor, precision: Precision, device: torch.device) -> Linear:
-    """In eight bits beside integer weights."""
+    """Beside integer weights in four bits, and in eight where no kernel multiplies these."""
     if not precision.quantised:
         return DenseLinear(weight.to(device, precision.weights), None)
+    if few_bits_run():
+        packed, scale = pack(iter([weight.float()]), weight.shape[0], 4)
+        return packed_linear(packed, scale, None, weight.shape[1], 4)
     codes, scale = quantise_weights(iter([weight.float()]), *weight.shape)
     return int8_linear(codes, scale, None)
 
