@@ -17,9 +17,11 @@ from hasten.draft import shortlist
 from hasten.draft.base import DraftBudget
 from hasten.draft.lm import LanguageModelDrafter
 from hasten.draft.shortlist import Shortlists
+from hasten.model import head as head_module
 from hasten.model.decoder import Decoder
 from hasten.model.executor import Executor
 from hasten.model.head import DenseRows, TrimmedHead, head_rows
+from hasten.model.linear import Linear
 from hasten.model.precision import FP32, FP64, INT3, INT8, Precision
 from hasten.model.weights import load_decoder
 from hasten.native.kernels import PackedLinear, PackedProgressive
@@ -117,7 +119,11 @@ def shortlists(fixed: np.ndarray = SOME) -> tuple[Shortlists, TrimmedHead, torch
     return Shortlists(head, VOCABULARY), head, weight
 
 
-def test_each_text_sees_the_fixed_ids_and_its_own() -> None:
+@pytest.mark.parametrize("stale", [0, 3, 256])
+@pytest.mark.parametrize("recent", [0, 2, 64])
+def test_each_text_sees_the_fixed_ids_and_its_own(stale: int, recent: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shortlist, "MOST_STALE", stale)
+    monkeypatch.setattr(head_module, "MOST_RECENT", recent)
     rng = random.Random(2)
     lists, head, weight = shortlists()
     own: dict[int, set[int]] = {}
@@ -134,7 +140,12 @@ def test_each_text_sees_the_fixed_ids_and_its_own() -> None:
         tokens = [rng.randrange(-2, VOCABULARY + 3) for _ in range(rng.randrange(4))]
         lists.note(text, tokens)
         own[text] |= {token for token in tokens if 0 <= token < VOCABULARY}
+        before = len(head.ids)
         lists.prepare()
+        assert (
+            len(head.ids) == before
+            or len(head.ids) <= len(SOME) + sum(len(mine - {*SOME.tolist()}) for mine in own.values()) + stale
+        )
         row = head(x)[0]
         for other, mine in own.items():
             logits, ids = lists.pick(other, row)
@@ -154,7 +165,8 @@ def test_what_a_text_adds_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {*head.ids.tolist()} - {*SOME.tolist()} == {10, 11, 8, 20}
 
 
-def test_ended_texts_leave_the_head() -> None:
+def test_ended_texts_leave_the_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shortlist, "MOST_STALE", 0)
     lists, head, _ = shortlists()
     lists.begin(1)
     lists.note(1, [5, 6])
@@ -165,6 +177,27 @@ def test_ended_texts_leave_the_head() -> None:
     lists.note(2, [7])
     lists.prepare()
     assert head.ids.tolist() == [*SOME.tolist(), 7]
+
+
+def test_a_head_that_grows_copies_little_more_than_what_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head_module, "MOST_RECENT", 8)
+    weight = torch.randn(VOCABULARY, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    copied: list[int] = []
+
+    class Counted(DenseRows):
+        def __call__(self, ids: np.ndarray) -> Linear:
+            copied.append(len(ids))
+            return super().__call__(ids)
+
+    head = TrimmedHead(Counted(weight), SOME[:1])
+    head_of = [token for token in range(VOCABULARY) if token not in SOME[:1]]
+    x = torch.randn(2, 8, dtype=torch.float64)
+    for count in range(len(head_of) + 1):
+        head.hold(np.array(head_of[:count], np.int64))
+        torch.testing.assert_close(head(x), (x @ weight.T)[:, head.ids])
+    assert sum(size > 8 for size in copied) <= len(head_of) // 8
+    head.hold(np.array(head_of[:30][::-1], np.int64))  # another order is another choice
+    torch.testing.assert_close(head(x), (x @ weight.T)[:, head.ids])
 
 
 # ---- the drafter

@@ -17,6 +17,7 @@ from torch import Tensor
 from hasten.model.head import IntArray, TrimmedHead
 
 MOST_OWN = 1024  # ids that one text may add; beyond them the longest unseen go first
+MOST_STALE = 256  # ids in the head that no text needs any more: a head that only grows costs a copy of what is new
 
 
 class Shortlists:
@@ -56,13 +57,16 @@ class Shortlists:
 
     def prepare(self) -> None:
         """Before the head is used: give it every id that some text needs."""
-        if all(own.keys() <= self._places.keys() for own in self._own.values()):
+        fresh = set().union(*(own.keys() - self._places.keys() for own in self._own.values()))
+        if not fresh:
             return
-        wanted = sorted(set().union(*self._own.values()))
-        self._head.hold(np.array(wanted, np.int64))
+        held = [*self._places, *sorted(fresh)]
+        if len(held) > sum(map(len, self._own.values())) + MOST_STALE:
+            held = sorted(set().union(*self._own.values()))
+            self._columns.clear()
+        self._head.hold(np.array(held, np.int64))
         first = len(self._head.fixed)
-        self._places = {token: first + at for at, token in enumerate(wanted)}
-        self._columns.clear()
+        self._places = {token: first + at for at, token in enumerate(held)}
 
     def pick(self, text: int, row: Tensor) -> tuple[Tensor, IntArray]:
         """Of a row of the head's logits those that this text may look at, and their ids."""

@@ -208,7 +208,7 @@ def _speculator(spec: Spec, target: LoadedModel) -> SpeculatorDrafter | None:
     rows = None if weights is None else target.head_rows()
     if weights is None or rows is None:
         return None
-    head = TrimmedHead(rows_for_guesses(rows), weights.ids)
+    head = TrimmedHead(rows, weights.ids, rows_for_guesses(rows))
     network = Speculator(weights, decoder.weights.embedding, head, decoder.precision, target.executor.device)
     drafter = SpeculatorDrafter(network, head, vocabulary, target.context_length, **spec.arguments)
     drafter.identity = f"{target.fingerprint[:16]}-speculator-{weights.identity}-4"

@@ -24,6 +24,8 @@ from hasten.model.weights import Weights, conversion_plan
 
 IntArray = npt.NDArray[np.int64]
 
+MOST_RECENT = 64  # rows of a trimmed head that are copied once more for each that joins them
+
 
 class HeadRows(Protocol):
     """Makes a projection of some rows of the whole head; ``ids`` int64, none below 0 or beyond the head."""
@@ -87,20 +89,26 @@ def head_rows(source: Weights, decoder: Decoder, converted: Path | None) -> Head
 class TrimmedHead:
     """A ``Linear`` whose outputs are those of ``ids``: a fixed choice, then whatever ``hold`` was last given.
 
-    The whole head is not needed any more once this is made (but see ``head_rows``).
+    The whole head is not needed any more once this is made (but see ``head_rows``). ``fixed_rows``: where the rows of the fixed
+    choice come from, if not from ``rows``.
     """
 
-    def __init__(self, rows: HeadRows, fixed: IntArray) -> None:
+    def __init__(self, rows: HeadRows, fixed: IntArray, fixed_rows: HeadRows | None = None) -> None:
         self._rows = rows
-        self._fixed = rows(fixed)
-        self._more: Linear | None = None
+        self._fixed = (fixed_rows or rows)(fixed)
+        self._settled: Linear | None = None
+        self._recent: Linear | None = None
+        self._settled_ids = fixed[:0]
         self.fixed = fixed
         self.ids = fixed
         self.outputs, self.inputs = len(fixed), self._fixed.inputs
 
     def hold(self, more: IntArray) -> None:
-        """Replace what comes after the fixed ids. Costs a copy of these rows."""
-        self._more = self._rows(more) if len(more) else None
+        """Replace what comes after the fixed ids. Costs a copy of these rows, or of a few where ``more`` begins as it did."""
+        settled = len(self._settled_ids)
+        if len(more) - settled > MOST_RECENT or not np.array_equal(more[:settled], self._settled_ids):
+            self._settled, self._settled_ids, settled = self._some(more), more, len(more)
+        self._recent = self._some(more[settled:])
         self.ids = np.concatenate([self.fixed, more])
         self.outputs = len(self.ids)
 
@@ -114,8 +122,11 @@ class TrimmedHead:
     def after_gate(self, gate_up: Tensor, activation: Activation, residual: Tensor | None = None) -> Tensor:
         return _joined([part.after_gate(gate_up, activation) for part in self._parts()], residual)
 
+    def _some(self, ids: IntArray) -> Linear | None:
+        return self._rows(ids) if len(ids) else None
+
     def _parts(self) -> list[Linear]:
-        return [self._fixed] if self._more is None else [self._fixed, self._more]
+        return [part for part in (self._fixed, self._settled, self._recent) if part is not None]
 
 
 def _joined(parts: list[Tensor], residual: Tensor | None) -> Tensor:
