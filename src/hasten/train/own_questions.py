@@ -40,7 +40,7 @@ def own_questions(llm: LLM, count: int, progress: Progress = silent, first: int 
 
 
 def _opening(seed: int) -> str:
-    """None for one question in ``FREE``: of its own accord a model asks about what it was trained on most."""
+    """Nothing for one question in ``FREE``: of its own accord a model asks about what it was trained on most."""
     return "" if seed % FREE == 0 else OPENINGS[seed % len(OPENINGS)]
 
 
