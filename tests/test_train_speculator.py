@@ -64,6 +64,7 @@ def test_what_can_be_known_is_learnt(monkeypatch: pytest.MonkeyPatch) -> None:
     assert right == sorted(right, reverse=True)
     assert done[0][0] == "training"
     assert done[-1][1] == done[-1][2]
+    assert len(done) - 1 == len(training._plan())  # each step is told
     assert [told[1] for told in done] == sorted({told[1] for told in done})
     assert weights.ids.tolist() == list(range(VOCABULARY))
 
