@@ -118,16 +118,18 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[EngineConfig]:
 def test_the_model_writes_its_own_text(asked: list[EngineConfig], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quantise, "BEGINNINGS", ("Once upon", "def main", "a", "b", "c"))
     monkeypatch.setattr(quantise, "LENGTH", 100)
+    monkeypatch.setattr(quantise, "TOKENS", 1200)
     seen: list[tuple[int, int]] = []
     texts = quantise.sample_text(
         EngineConfig(model="tiny", precision="int4"), lambda label, done, total: seen.append((done, total))
     )
-    assert [len(text) for text in texts] == [100] * 5
-    assert LetterTokenizer().decode(texts[0]).startswith("Once upon")
-    assert len({tuple(text) for text in texts}) == 5
+    assert [len(text) for text in texts] == [100] * 12
+    assert [LetterTokenizer().decode(text).startswith("Once upon") for text in texts] == ([True] + [False] * 4) * 2 + [True, False]
+    assert len({tuple(text) for text in texts}) == 12
     assert (asked[0].precision, asked[0].draft, asked[0].cache_tokens) == ("int8", "none", 500)
     assert seen == sorted(seen)
-    assert seen[-1] == (100, 100)
+    assert seen[-1] == (300, 300)
+    assert len({done for done, _ in seen}) > 200
     assert texts == quantise.sample_text(EngineConfig(model="tiny"), lambda label, done, total: None)
 
 

@@ -434,26 +434,31 @@ def test_the_best_group_is_the_enumerated_optimum(others: int) -> None:
     offered = [Offer(), Offer(0.3, 2), Offer(), Offer(2.0, 3)]
     whole = sum(offered, Offer(float(others + len(offered)), 5))
 
-    def levels(members: int, depth: int) -> float:
-        return 0.02 + depth * (0.05 + 0.01 * members)
+    def passes(members: int) -> tuple[float, float]:
+        further = 0.05 + 0.01 * members
+        return 0.02 + further, further
 
     def rows(more: int) -> float:
         return 0.004 * more + 0.001 * more**2
+
+    def drafting(members: int, depth: int) -> float:
+        first, further = passes(members)
+        return first + (depth - 1) * further
 
     def rate(members: int, depth: int) -> float:
         tokens, verified = whole.tokens, whole.rows
         for at in range(members):
             if (expected := rules.expected_tokens(depth, acceptances[at])) > offered[at].tokens:
                 tokens, verified = tokens + expected - offered[at].tokens, verified + depth - offered[at].rows
-        return tokens / (plain + (levels(members, depth) if depth else 0.0) + rows(verified))
+        return tokens / (plain + (drafting(members, depth) if depth else 0.0) + rows(verified))
 
     best = max(product(range(1, 5), range(1, 9)), key=lambda pair: rate(*pair))
-    members, depth, gain = rules.best_group(acceptances, offered, whole, plain, levels, rows, 8)
+    members, depth, gain = rules.best_group(acceptances, offered, whole, plain, passes, rows, 8)
     assert (members, depth) == best
     assert 0 < members < 4
     assert depth > 1
     assert gain == pytest.approx(rate(*best) / rate(0, 0))
-    assert rules.best_group(acceptances, offered, whole, plain, lambda members, depth: 9.0, rows, 8) == (0, 0, 1.0)
+    assert rules.best_group(acceptances, offered, whole, plain, lambda members: (9.0, 0.0), rows, 8) == (0, 0, 1.0)
 
 
 def test_an_offer_is_what_would_be_verified() -> None:
@@ -603,3 +608,17 @@ def test_less_is_spent_on_trying_in_company_and_on_hot_sampling() -> None:
     assert accounts.exploration("greedy", 1) == accounts.EXPLORATION
     assert accounts.exploration("hot", 1) == accounts.EXPLORATION / 2
     assert accounts.exploration("greedy", 16) == accounts.EXPLORATION / 4
+
+
+def test_a_model_begins_with_less_credit_in_company() -> None:
+    """Its guesses for many sequences show in one step what those for one show in many; others begin with little as it is."""
+    assert accounts.start_steps(True, "greedy", 1) == accounts.START_STEPS
+    assert accounts.start_steps(True, "hot", 1) == accounts.START_STEPS / 2
+    assert accounts.start_steps(True, "greedy", 9) == accounts.START_STEPS / 3
+    assert accounts.start_steps(True, "greedy", 100) == accounts.start_steps(False, "greedy", 100) == accounts.FREE_START_STEPS
+    controller = Controller(StepCosts(CostCurve.measured({1: 0.1, 16: 0.2})))
+    for company, share in ((1, 1.0), (9, 1 / 3)):
+        rounds = [Round(at, "greedy", 100, 10, 100, SpeculationParams()) for at in range(company)]
+        controller.open(rounds)
+        standing = controller._opened("lm", rounds[0], paid=True)
+        assert standing.balance == pytest.approx(share * accounts.START_STEPS * controller.costs.unit)

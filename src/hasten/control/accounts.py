@@ -7,10 +7,10 @@ what others save a larger one. So, whatever is accepted or not:
 
     seconds <= (1 + EXPLORATION) x plain seconds - (1 - PASSED_ON) x what is saved + START + the largest single loss
 
-where START is in steps of one sequence. Less is spent on trying in company, where it is learnt from all sequences, and on hot
-sampling, where guesses are rarely right (``exploration``). Two accounts: the *standing* of a drafter under a kind of sampling,
-alone or in company (kept over restarts), decides whether it may begin with a request and probe; the account of one request,
-whether it goes on there.
+where START is in steps of one sequence. Less is spent in company, where it is learnt from all sequences, and on hot sampling,
+where guesses are rarely right (``exploration``, ``start_steps``). Two accounts: the *standing* of a drafter under a kind of
+sampling, alone or in company (kept over restarts), decides whether it may begin with a request and probe; the account of one
+request, whether it goes on there.
 """
 
 from __future__ import annotations
@@ -43,6 +43,13 @@ def exploration(kind: str, sequences: int) -> float:
     """The share of a sequence's plain time that may go into trying, where so many share a step: with n of them the root of n times
     as much is still learnt a step."""
     return EXPLORATION * (0.5 if kind == "hot" else 1.0) / math.sqrt(sequences)
+
+
+def start_steps(paid: bool, kind: str, sequences: int) -> float:
+    """Plain steps of one sequence that a drafter may lose at first: half of them where guesses are rarely right. A model shows in
+    company what it is worth in fewer steps, as with ``exploration``."""
+    steps = max(FREE_START_STEPS, START_STEPS / math.sqrt(sequences)) if paid else FREE_START_STEPS
+    return steps * (0.5 if kind == "hot" else 1.0)
 
 
 @dataclass(slots=True)

@@ -168,17 +168,16 @@ class Controller:
         """``joining``: as if so many more, like the last one, decoded already."""
         deepest = min(DEEPEST_ASKED, max(round.tokens_left for round in rounds))
         chances, own = [*acceptances, *acceptances[-1:] * joining], [*offered, *[Offer()] * joining]
-        plain, levels = self.costs.plain + self.costs.rows(joining), partial(self.costs.levels, drafter)
+        plain, passes = self.costs.plain + self.costs.rows(joining), partial(self.costs.passes, drafter)
         rows = partial(self.costs.rows, drafted=joining)
-        return rules.best_group(chances, own, whole + Offer(float(joining)), plain, levels, rows, max(1, deepest))
+        return rules.best_group(chances, own, whole + Offer(float(joining)), plain, passes, rows, max(1, deepest))
 
     def _opened(self, drafter: str, round: Round, paid: bool) -> Standing:
-        """The drafter's standing, which begins with credit; with half of it where guesses are rarely right."""
+        """The drafter's standing, which begins with credit."""
         standing = self.standing(drafter, round.kind)
         standing.paid = paid
         if standing.balance is None:
-            steps = accounts.START_STEPS if paid else accounts.FREE_START_STEPS
-            standing.start = steps / 2 if round.kind == "hot" else steps
+            standing.start = accounts.start_steps(paid, round.kind, max(1, len(self.costs.shapes)))
             standing.book(0.0, self.costs.unit)
         return standing
 

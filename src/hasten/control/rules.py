@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from hasten.control.selection import Offer
 from hasten.core.config import DEEPEST_CHAIN
@@ -38,7 +39,7 @@ def best_group(
     offered: Sequence[Offer],
     whole: Offer,
     plain: float,
-    levels: Callable[[int, int], float],
+    passes: Callable[[int], tuple[float, float]],
     rows: Callable[[int], float],
     deepest: int = DEEPEST,
 ) -> tuple[int, int, float]:
@@ -47,18 +48,20 @@ def best_group(
 
     ``acceptances`` stand in falling order, ``offered`` is what each of these sequences has without this drafter. ``whole`` is
     what the step makes without it: tokens of all sequences, those that are not asked about too, and drafted rows. ``plain`` is
-    the seconds of a step without any drafts, ``levels(k, d)`` those of d levels for k sequences, ``rows(n)`` those of n verified
-    rows. A chain stands in the place of what its sequence was offered, where it promises more. A level is dear for one sequence
-    and cheap for many, so this is decided for all at once."""
+    the seconds of a step without any drafts, ``passes(k)`` those of the first level for k sequences and of each one behind it,
+    ``rows(n)`` those of n verified rows. A chain stands in the place of what its sequence was offered, where it promises more.
+    A level is dear for one sequence and cheap for many, so this is decided for all at once."""
     without = best_rate = whole.tokens / (plain + rows(whole.rows))
     best = 0, 0
     made = [whole] * (deepest + 1)
+    rows = cache(rows)
     for members, (acceptance, own) in enumerate(zip(acceptances, offered, strict=True), start=1):
+        first, further = passes(members)
         for depth in range(1, deepest + 1):
             expected = expected_tokens(depth, acceptance)
             if expected > own.tokens:
                 made[depth] += Offer(expected - own.tokens, depth - own.rows)
-            rate = made[depth].tokens / (plain + levels(members, depth) + rows(made[depth].rows))
+            rate = made[depth].tokens / (plain + first + (depth - 1) * further + rows(made[depth].rows))
             if rate > best_rate:
                 best, best_rate = (members, depth), rate
     return *best, best_rate / without

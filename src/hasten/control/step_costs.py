@@ -84,9 +84,14 @@ class StepCosts:
         foreseen = 0.0 if missed is None or missed.value is None else 1.0 - missed.value
         return (self.one_pass(drafter, askers) or 0.0) * (1.0 - foreseen**askers)
 
+    def passes(self, drafter: str, askers: int) -> tuple[float, float]:
+        """Seconds of the first level for that many sequences, and of each one behind it."""
+        return self.one_pass(drafter, askers) or 0.0, self.deeper(drafter, askers)
+
     def levels(self, drafter: str, askers: int, depth: int) -> float:
         """Seconds of so many levels."""
-        return (self.one_pass(drafter, askers) or 0.0) + (depth - 1) * self.deeper(drafter, askers)
+        first, further = self.passes(drafter, askers)
+        return first + (depth - 1) * further
 
     def share_of_round(self, drafter: str, askers: int, context: int, depth: int) -> float:
         """Seconds of a round with a chain of that depth, for one of the sequences that share it."""

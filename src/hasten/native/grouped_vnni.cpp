@@ -49,32 +49,27 @@ INLINE void unpack(const std::uint8_t* group, __m512i* codes) {
     }
 }
 
-// GROUPS groups, or fewer at the end, but for their codes. `scale` is a group's integer scale or, of a flat format, d.
+// GROUPS groups, or fewer at the end, but for their codes.
 struct Scales {
-    __m512 scale[GROUPS], low[GROUPS];
-    __m512i pairs[GROUPS];  // Q6_K: the integer scales of both halves, in 16 bits
+    __m512 scale[GROUPS], low[GROUPS];  // flat formats: d and the minimum
+    __m512i pairs[GROUPS];              // Q6_K: the integer scales of both halves, in 16 bits
+    alignas(64) std::uint8_t integers[GROUPS * STRIP_OUTPUTS], minimums[GROUPS * STRIP_OUTPUTS];  // other super-blocks, a line a group
     __m512 block_d, block_low;
 };
 
-// Planes of six-bit integers (see put_lane) as floats, one register a group.
+INLINE __m512i sixteen_at(const std::uint8_t* from) { return _mm512_cvtepu8_epi32(_mm_load_si128(reinterpret_cast<const __m128i*>(from))); }
+
+// Planes of six-bit integers (see put_lane) as bytes.
 INLINE void six_bits(const std::uint8_t* chunk, Scales& out) {
     const __m512i turns = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);  // brings both halves of a group together
     const __m512i first = _mm512_permutexvar_epi64(turns, line_at(chunk + 64)), second = _mm512_permutexvar_epi64(turns, line_at(chunk + 128));
     const __m512i third = _mm512_permutexvar_epi64(turns, line_at(chunk + 192));
     const __m512i low = _mm512_set1_epi8(63), nibble = _mm512_set1_epi8(15), top = _mm512_set1_epi8(48);
-    alignas(64) std::uint8_t scales[128], minimums[128];
-    _mm512_store_si512(scales, _mm512_and_si512(first, low));
-    _mm512_store_si512(minimums, _mm512_and_si512(second, low));
-    _mm512_store_si512(scales + 64, _mm512_or_si512(_mm512_and_si512(third, nibble), _mm512_and_si512(_mm512_srli_epi16(first, 2), top)));
+    _mm512_store_si512(out.integers, _mm512_and_si512(first, low));
+    _mm512_store_si512(out.minimums, _mm512_and_si512(second, low));
+    _mm512_store_si512(out.integers + 64, _mm512_or_si512(_mm512_and_si512(third, nibble), _mm512_and_si512(_mm512_srli_epi16(first, 2), top)));
     const __m512i high = _mm512_and_si512(_mm512_srli_epi16(third, 4), nibble);
-    _mm512_store_si512(minimums + 64, _mm512_or_si512(high, _mm512_and_si512(_mm512_srli_epi16(second, 2), top)));
-    auto floats = [](const std::uint8_t* from) {
-        return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_load_si128(reinterpret_cast<const __m128i*>(from))));
-    };
-    for (int group = 0; group < GROUPS; ++group) {
-        out.scale[group] = floats(scales + group * 16);
-        out.low[group] = floats(minimums + group * 16);
-    }
+    _mm512_store_si512(out.minimums + 64, _mm512_or_si512(high, _mm512_and_si512(_mm512_srli_epi16(second, 2), top)));
 }
 
 template <int KIND>
@@ -93,9 +88,10 @@ INLINE void read_scales(const std::uint8_t* chunk, int count, Scales& out) {
     }
 }
 
-// Exact sum of one row's products with a group: of Q6_K times the integer scales.
+// Exact sum of one row's products with a group, of super-blocks times the integer scales: `scales` are those of a group or, of Q6_K,
+// of both halves in 16 bits.
 template <int KIND>
-INLINE __m512i product(const __m512i* codes, const std::int8_t* x, const std::int16_t* half_sums, __m512i pairs) {
+INLINE __m512i product(const __m512i* codes, const std::int8_t* x, const std::int16_t* half_sums, __m512i scales) {
     __m512i sum = code_bits(KIND) == 8 ? _mm512_dpwssd_epi32(_mm512_setzero_si512(), _mm512_set1_epi16(-128), repeat_four(half_sums))
                                        : _mm512_setzero_si512();
 #pragma GCC unroll 4
@@ -103,10 +99,10 @@ INLINE __m512i product(const __m512i* codes, const std::int8_t* x, const std::in
     __m512i other = KIND == Q6_K ? _mm512_setzero_si512() : sum;
 #pragma GCC unroll 4
     for (int i = 4; i < 8; ++i) other = _mm512_dpbusd_epi32(other, codes[i], repeat_four(x + 4 * i));
-    if (KIND != Q6_K) return other;
-    const __m512i first = _mm512_mullo_epi32(sum, _mm512_srai_epi32(_mm512_slli_epi32(pairs, 16), 16));
-    const __m512i both = _mm512_add_epi32(first, _mm512_mullo_epi32(other, _mm512_srai_epi32(pairs, 16)));
-    return _mm512_dpwssd_epi32(both, _mm512_slli_epi16(_mm512_sub_epi16(_mm512_setzero_si512(), pairs), 5), repeat_four(half_sums));
+    if (KIND != Q6_K) return has_super_blocks(KIND) ? _mm512_mullo_epi32(other, scales) : other;
+    const __m512i first = _mm512_mullo_epi32(sum, _mm512_srai_epi32(_mm512_slli_epi32(scales, 16), 16));
+    const __m512i both = _mm512_add_epi32(first, _mm512_mullo_epi32(other, _mm512_srai_epi32(scales, 16)));
+    return _mm512_dpwssd_epi32(both, _mm512_slli_epi16(_mm512_sub_epi16(_mm512_setzero_si512(), scales), 5), repeat_four(half_sums));
 }
 
 // A run of groups of a strip, and what goes with it.
@@ -135,16 +131,15 @@ INLINE void add_tile(const GroupedRows& x, std::int64_t row, Run& run, const std
             if (KEEP) run.codes[group][i] = codes[i];
         }
         const std::int64_t at = x.at(row, run.first + group);
+        __m512i integers = scales.pairs[group];
+        if (has_super_blocks(KIND) && KIND != Q6_K) integers = sixteen_at(scales.integers + group * STRIP_OUTPUTS);
 #pragma GCC unroll 8
         for (int r = 0; r < ROWS; ++r) {
             const std::int64_t here = at + r;
-            const __m512 dot = _mm512_cvtepi32_ps(product<KIND>(codes, x.codes + here * GROUP_INPUTS, x.half_sums + 2 * here, scales.pairs[group]));
+            const __m512 dot = _mm512_cvtepi32_ps(product<KIND>(codes, x.codes + here * GROUP_INPUTS, x.half_sums + 2 * here, integers));
             const __m512 scale = _mm512_set1_ps(x.scale[here]);
-            if (KIND == Q6_K) {
+            if (has_super_blocks(KIND)) {
                 part[r] = _mm512_fmadd_ps(dot, scale, part[r]);
-            } else if (has_super_blocks(KIND)) {
-                // Exact: the product with the integer scale stays below 2^24.
-                part[r] = _mm512_fmadd_ps(_mm512_mul_ps(dot, scales.scale[group]), scale, part[r]);
             } else {
                 part[r] = _mm512_fmadd_ps(_mm512_mul_ps(dot, scale), scales.scale[group], part[r]);
                 if (is_lowered(KIND)) part[r] = _mm512_fmadd_ps(scales.low[group], _mm512_set1_ps(x.scaled_sum[here]), part[r]);
@@ -163,8 +158,10 @@ INLINE void add_tile(const GroupedRows& x, std::int64_t row, Run& run, const std
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; ++r) low[r] = _mm512_setzero_ps();
     for (int group = 0; group < run.count; ++group) {
+        const __m512 minimum = _mm512_cvtepi32_ps(sixteen_at(scales.minimums + group * STRIP_OUTPUTS));
+        const float* scaled_sums = x.scaled_sum + x.at(row, run.first + group);
 #pragma GCC unroll 8
-        for (int r = 0; r < ROWS; ++r) low[r] = _mm512_fmadd_ps(scales.low[group], _mm512_set1_ps(x.scaled_sum[x.at(row, run.first + group) + r]), low[r]);
+        for (int r = 0; r < ROWS; ++r) low[r] = _mm512_fmadd_ps(minimum, _mm512_set1_ps(scaled_sums[r]), low[r]);
     }
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; ++r) sums[r] = _mm512_fnmadd_ps(scales.block_low, low[r], sums[r]);

@@ -45,7 +45,7 @@ from hasten.train.alone import alone
 from hasten.train.own_questions import own_questions
 
 LENGTH = 512  # tokens of each piece of calibration text
-TOKENS = 12288  # of calibration text altogether
+TOKENS = 49152  # of calibration text altogether: several for each of the inputs of the widest projection
 FEWEST_PIECES = 8
 TALKS = 64  # conversations of a target with itself, for its draft model
 TALK_TEMPERATURE = 0.7
@@ -159,7 +159,8 @@ def _keep_text(path: Path, pieces: list[list[int]]) -> None:
 
 
 def sample_text(config: EngineConfig, progress: Progress) -> list[list[int]]:
-    """What the model says in int8 when it goes on from ``BEGINNINGS`` at temperature 1: token ids, the same each time."""
+    """What the model says in int8 when it goes on from ``BEGINNINGS``, from each several times, at temperature 1: token ids, the
+    same each time."""
     from hasten import LLM
 
     settings = replace(
@@ -173,20 +174,20 @@ def sample_text(config: EngineConfig, progress: Progress) -> list[list[int]]:
         prefix_cache=False,
     )
     with LLM(settings, progress=progress) as llm:
-        prompts = [llm.encode(beginning) for beginning in BEGINNINGS]
         length = min(LENGTH, llm.context_length)
+        prompts = [llm.encode(BEGINNINGS[place % len(BEGINNINGS)]) for place in range(TOKENS // LENGTH)]
         params = [
             SamplingParams(max_tokens=length - len(prompt), temperature=1.0, seed=place, ignore_eos=True)
             for place, prompt in enumerate(prompts)
         ]
         requests = [llm.stream(prompt, each) for prompt, each in zip(prompts, params, strict=True)]
         texts = [list(prompt) for prompt in prompts]
-        written = 0  # of the longest text: all are written together
-        for text, events in zip(texts, requests, strict=True):
+        turns, written = -(-len(texts) // len(BEGINNINGS)), 0  # as many as there are beginnings are written together
+        for place, (text, events) in enumerate(zip(texts, requests, strict=True)):
             for event in events:
                 text += event.tokens
-                written = max(written, len(text))
-                progress("writing text", written, length)
+                written = max(written, place // len(BEGINNINGS) * length + len(text))
+                progress("writing text", written, turns * length)
     del llm
     gc.collect()
     return texts
