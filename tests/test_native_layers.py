@@ -12,6 +12,7 @@ from gguf import GGMLQuantizationType
 
 from hasten.core.types import Batch, Segment
 from hasten.model.attention import NativeAttention, make_attention
+from hasten.model.decoder import Layers
 from hasten.model.executor import Executor
 from hasten.model.layers import ComposedLayers, NativeLayers, _parts
 from hasten.model.layout import lay_out
@@ -65,6 +66,33 @@ def test_all_in_one_call_are_one_after_the_other(native: NativeLibrary, kind: st
         context += size
 
 
+@pytest.mark.parametrize("form", FORMS, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_that_nothing_is_asked_of_change_nothing(native: NativeLibrary, kind: str, form: Form) -> None:
+    """Behind the last layer's attention only wanted rows go on: theirs are the bits that they have where all do, and the keys and
+    values of the others are all written."""
+    executor = executor_of(kind, form)
+    layers, first, second = executor._layers, [3, 9], [1, 4]
+
+    def hidden(segments: list[Segment], made: Layers) -> torch.Tensor:
+        return executor.decoder.hidden(lay_out(Batch(segments), CPU), made)
+
+    def text(seed: int, size: int, wanted: int) -> list[Segment]:
+        return [Segment(first, 0, tokens_of(size, seed), first_logit=wanted), Segment(second, 0, tokens_of(size - 1, seed + 1))]
+
+    for size, wanted in ((7, 7), (7, 5), (FEW_ROWS + 20, FEW_ROWS + 17), (FEW_ROWS + 20, FEW_ROWS + 20), (5, 0)):
+        behind = [Segment(first, size, tokens_of(2, 3)), Segment(second, size - 1, tokens_of(2, 4))]
+        whole, goes_on = hidden(text(1, size, 0), layers), hidden(behind, layers)
+        for made in (layers, one_by_one(executor)):
+            hidden(text(5, size, 0), layers)  # so that nothing of the first text is left
+            rows, after = hidden(text(1, size, wanted), made), hidden(behind, layers)
+            if made is layers or kind not in ("gemma2", "gemma3"):
+                assert torch.equal(rows, whole[wanted:]), (size, wanted)
+                assert torch.equal(after, goes_on), (size, wanted)
+            else:
+                assert rows.shape == whole[wanted:].shape
+
+
 @pytest.mark.parametrize("kind", ["Q4_0", "Q8_0"])
 def test_with_the_codes_of_a_file(native: NativeLibrary, kind: str, tmp_path: Path) -> None:
     write_gguf(tmp_path / "a.gguf", kind=GGMLQuantizationType[kind])
@@ -104,3 +132,7 @@ def test_layers_that_do_not_fit_are_refused(native: NativeLibrary) -> None:
         stack(torch.zeros(2, good.qkv.inputs), *attention.rotations)
     with pytest.raises(ValueError, match="needs a contiguous"):
         stack(torch.zeros(3, good.qkv.inputs), *attention.rotations)
+    stack = LayerStack(native, [good], attention.kernel, 1e-6)
+    for wanted in ([2], [-1], [1, 0], [0, 0]):
+        with pytest.raises(ValueError, match="refused its arguments"):
+            stack(torch.zeros(2, good.qkv.inputs), *attention.rotations, torch.tensor(wanted))

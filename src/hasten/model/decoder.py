@@ -66,7 +66,7 @@ class DecoderWeights:
 
 class Layers(Protocol):
     """All layers over one pool (``layers.make_layers``). ``begin`` prepares what they share in a step; ``__call__`` takes hidden
-    rows [rows, hidden], which it may overwrite, to those behind the last layer."""
+    rows [rows, hidden], which it may overwrite, to those of ``Layout.logit_rows`` behind the last layer."""
 
     def begin(self, layout: Layout) -> None: ...
 
@@ -124,7 +124,4 @@ class Decoder:
         hidden = self.weights.embedding[layout.tokens].to(self.precision.stream)
         if shape.embedding_scale != 1.0:
             hidden *= shape.embedding_scale
-        hidden = layers(hidden)
-        if layout.logit_rows.numel() != hidden.shape[0]:
-            hidden = hidden[layout.logit_rows]
-        return hidden
+        return layers(hidden)

@@ -16,14 +16,22 @@ from hasten.native.layers import LayerParts, LayerStack
 from hasten.native.loader import load
 
 
+def _wanted(layout: Layout) -> Tensor | None:
+    """The rows that anything is asked of behind the last layer; None for all. Of the others, which are most of a prompt, only the
+    last layer's keys and values are needed."""
+    return layout.logit_rows if layout.logit_rows.numel() != layout.tokens.numel() else None
+
+
 class ComposedLayers:
     """Each layer's projections, attention and MLP as calls of their own."""
 
     def __init__(self, description: ModelDescription, layers: list[LayerWeights], attention: Attention) -> None:
         self._eps, self._layers, self._attention = description.norm_eps, layers, attention
+        self._wanted: Tensor | None = None
 
     def begin(self, layout: Layout) -> None:
         self._attention.begin(layout)
+        self._wanted = _wanted(layout)
 
     def __call__(self, hidden: Tensor) -> Tensor:
         for index, layer in enumerate(self._layers):
@@ -34,6 +42,8 @@ class ComposedLayers:
         eps = self._eps
         qkv = layer.qkv.after_norm(hidden, layer.attention_norm, eps)
         mixed = self._attention(index, qkv, layer.query_norm, layer.key_norm)
+        if self._wanted is not None and index == len(self._layers) - 1:
+            mixed, hidden = mixed[self._wanted], hidden[self._wanted]
         if layer.post_attention_norm is None or layer.post_mlp_norm is None:
             hidden = layer.output(mixed, residual=hidden)
             return layer.mlp(hidden, layer.mlp_norm, eps, residual=hidden)
@@ -46,12 +56,14 @@ class NativeLayers:
 
     def __init__(self, stack: LayerStack, attention: NativeAttention) -> None:
         self._stack, self._attention = stack, attention
+        self._wanted: Tensor | None = None
 
     def begin(self, layout: Layout) -> None:
         self._attention.begin(layout)
+        self._wanted = _wanted(layout)
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        return self._stack(hidden, *self._attention.rotations)
+        return self._stack(hidden, *self._attention.rotations, self._wanted)
 
 
 def make_layers(

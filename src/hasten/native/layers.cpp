@@ -1,6 +1,7 @@
 // All layers of a decoder in one call: what lies between two kernels is no Python, and a step of a small model is not bound by it.
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 #include "calls.h"
 #include "rows.h"
@@ -76,12 +77,30 @@ int add_normed(float* x, const float* weight, float eps, float* hidden, std::int
     return OK;
 }
 
+// Rows of which something is wanted, [count] in ascending order; all of them where `count` is negative.
+struct Wanted {
+    const std::int64_t* rows;
+    std::int64_t count;
+};
+
+// The wanted rows of x, at its beginning.
+void gather(const Wanted& wanted, float* x, std::int64_t width) {
+    for (std::int64_t i = 0; i < wanted.count; ++i) {
+        if (wanted.rows[i] != i) std::memcpy(x + i * width, x + wanted.rows[i] * width, static_cast<std::size_t>(width) * 4);
+    }
+}
+
 int run_layer(const HastenStep* step, const HastenLayer& layer, const HastenAngles& angles, float eps, const Buffers& room, float* hidden,
-              std::int64_t rows) {
+              std::int64_t rows, const Wanted& wanted) {
     const std::int64_t width = layer.qkv.inputs;
     int status = project(layer.qkv, hidden, layer.attention_norm, eps, NORM, nullptr, room.qkv, rows);
     if (status == OK) status = attend_rows(step, layer, angles, room);
     if (status != OK) return status;
+    if (wanted.count >= 0) {
+        gather(wanted, room.mixed, layer.output.inputs);
+        gather(wanted, hidden, width);
+        rows = wanted.count;
+    }
     if (layer.post_attention_norm == nullptr) {
         status = project(layer.output, room.mixed, nullptr, 0.0f, PLAIN, hidden, room.other, rows);
         return status != OK ? status : mlp(layer, room.other, eps, room.other, room, hidden, rows);
@@ -90,6 +109,13 @@ int run_layer(const HastenStep* step, const HastenLayer& layer, const HastenAngl
     if (status == OK) status = add_normed(room.other, layer.post_attention_norm, eps, hidden, rows, width);
     if (status == OK) status = mlp(layer, hidden, eps, nullptr, room, room.other, rows);
     return status != OK ? status : add_normed(room.other, layer.post_mlp_norm, eps, hidden, rows, width);
+}
+
+bool fits(const Wanted& wanted, std::int64_t rows) {
+    for (std::int64_t i = 0; i < wanted.count; ++i) {
+        if (wanted.rows[i] < (i == 0 ? 0 : wanted.rows[i - 1] + 1) || wanted.rows[i] >= rows) return false;
+    }
+    return true;
 }
 
 bool fits(const HastenLayer& layer, std::int64_t width) {
@@ -102,10 +128,12 @@ std::int64_t most(std::int64_t a, std::int64_t b) { return a > b ? a : b; }
 
 }  // namespace
 
-// `hidden` [rows][width] goes through `count` layers and is overwritten.
+// `hidden` [rows][width] goes through `count` layers and is overwritten. Of `wanted_rows`, [wanted] in ascending order, only these go
+// on behind the last one's attention, and are the first rows of `hidden` then; all go on where `wanted` is negative.
 EXPORT int hst_layers(const HastenStep* step, const HastenLayer* layers, std::int64_t count, const HastenAngles* angles, float eps,
-                      float* hidden, std::int64_t rows, std::int64_t width) {
-    if (rows < 0 || width < 1) return BAD_SIZE;
+                      float* hidden, std::int64_t rows, std::int64_t width, const std::int64_t* wanted_rows, std::int64_t wanted) {
+    const Wanted last = {wanted_rows, wanted}, all = {nullptr, -1};
+    if (rows < 0 || width < 1 || !fits(last, rows)) return BAD_SIZE;
     std::int64_t qkv = 0, mixed = 0, middle = 0;
     for (std::int64_t i = 0; i < count; ++i) {
         if (!fits(layers[i], width)) return BAD_SIZE;
@@ -117,7 +145,7 @@ EXPORT int hst_layers(const HastenStep* step, const HastenLayer* layers, std::in
     if (memory == nullptr) return NO_MEMORY;
     const Buffers room = {memory, memory + rows * qkv, memory + rows * (qkv + mixed), memory + rows * (qkv + mixed + middle)};
     for (std::int64_t i = 0; i < count; ++i) {
-        const int status = run_layer(step, layers[i], *angles, eps, room, hidden, rows);
+        const int status = run_layer(step, layers[i], *angles, eps, room, hidden, rows, i + 1 < count ? all : last);
         if (status != OK) return status;
     }
     return OK;

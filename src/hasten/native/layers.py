@@ -95,9 +95,12 @@ class LayerStack:
             _GATES[layer.activation],
         )
 
-    def __call__(self, hidden: Tensor, everywhere: tuple[Tensor, Tensor], windowed: tuple[Tensor, Tensor]) -> Tensor:
-        """``hidden`` float32 [rows of the step, width] is overwritten and returned. Cosines and sines [rows, head_dim / 2] are
-        those of layers that see everything, and of those with a window."""
+    def __call__(
+        self, hidden: Tensor, everywhere: tuple[Tensor, Tensor], windowed: tuple[Tensor, Tensor], wanted: Tensor | None = None
+    ) -> Tensor:
+        """``hidden`` float32 [rows of the step, width] is overwritten; returned are its rows behind the last layer, of ``wanted``
+        int64 [n], ascending, these alone: what no other row sees is not computed for the rest. Cosines and sines [rows,
+        head_dim / 2] are those of layers that see everything, and of those with a window."""
         rows = hidden.shape[0]
         start = _need(hidden, torch.float32, (self._attention.rows, self._width))
         shape = rows, self._attention.head_dim // 2
@@ -105,6 +108,9 @@ class LayerStack:
             self._angles[place] = _need(angles, torch.float32, shape)
         together = len(self._starts) if rows <= FEW_ROWS else 1
         step, angles_at = self._attention.address, ctypes.addressof(self._angles)
-        for first in self._starts[::together]:
-            check(self._run(step, first, together, angles_at, self._eps, start, rows, self._width))
-        return hidden
+        chosen, count = (None, -1) if wanted is None else (_need(wanted, torch.int64, (len(wanted),)), len(wanted))
+        calls = self._starts[::together]
+        for call, first in enumerate(calls, start=1):
+            last = (chosen, count) if call == len(calls) else (None, -1)
+            check(self._run(step, first, together, angles_at, self._eps, start, rows, self._width, *last))
+        return hidden if wanted is None else hidden[:count]

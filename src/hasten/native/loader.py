@@ -56,7 +56,7 @@ _PROTOTYPES: dict[str, tuple[type, tuple[type, ...]]] = {
     "hst_paged_attention": (_INT, (_POINTER,) * 4 + (_LONG, _POINTER)),
     "hst_attention": (_INT, (_POINTER,) * 8 + (_LONG, _POINTER)),
     "hst_attention8": (_INT, (_POINTER,) * 7 + (_LONG, _POINTER)),
-    "hst_layers": (_INT, (_POINTER, _POINTER, _LONG, _POINTER, _FLOAT, _POINTER, _LONG, _LONG)),
+    "hst_layers": (_INT, (_POINTER, _POINTER, _LONG, _POINTER, _FLOAT, _POINTER, _LONG, _LONG, _POINTER, _LONG)),
 }
 
 
