@@ -33,6 +33,7 @@ KERNEL_CALLERS = (
     "model.layers",
     "model.sketch",
     "model.kernels",
+    "sampling.contenders",
     "sampling.likeliest",
     "cli.doctor",
 )  # the doctor only asks whether they are there

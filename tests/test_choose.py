@@ -12,12 +12,20 @@ from hypothesis import strategies as st
 
 from hasten.core.errors import HastenError, ModelError
 from hasten.core.types import SamplingParams
-from hasten.sampling import noise
+from hasten.sampling import contenders, noise
 from hasten.sampling.choose import _perturbed_argmax, choose_row, token_logprob
 from hasten.sampling.filters import History
 from sampling_oracles import oracle_choose, random_params, random_row
 
 
+@pytest.fixture(params=["kernel", "numpy"])
+def either(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who may win is told by a kernel, where there is one, or without."""
+    if request.param == "numpy":
+        monkeypatch.setattr(contenders, "load", lambda: None)
+
+
+@pytest.mark.usefixtures("either")
 @pytest.mark.parametrize("size", [2049, 5000, 40_000])
 def test_large_rows_equal_the_oracle(size: int) -> None:
     random = np.random.default_rng(size)
@@ -32,6 +40,7 @@ def full(values: np.ndarray, temperature: float, seed: int, position: int) -> in
     return int((scores + noise.noise_of(seed, position, np.arange(len(values)))).argmax())
 
 
+@pytest.mark.usefixtures("either")
 def test_pruning_changes_nothing() -> None:
     random = np.random.default_rng(3)
     rows = [random_row(random, 12_000) for _ in range(25)]
@@ -46,6 +55,7 @@ def test_pruning_changes_nothing() -> None:
 
 def test_pruning_survives_adversarial_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     """Unlikely tokens with the largest noise there is, likely ones with the smallest, gaps around the bound of the noise."""
+    monkeypatch.setattr(contenders, "load", lambda: None)  # kernels have noise of their own
     random = np.random.default_rng(4)
     size, winners = 6000, set()
     for trial in range(400):
@@ -88,6 +98,7 @@ def test_pruning_of_a_part_of_the_vocabulary() -> None:
 
 
 def test_perturbed_ties_go_to_the_lowest_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contenders, "load", lambda: None)
     monkeypatch.setattr(noise, "token_bits", lambda seed, position, tokens: np.full(len(tokens), 2**63, np.uint64))
     for size in (5, 2048, 2049, 30_000):
         row = torch.zeros(size)

@@ -71,7 +71,7 @@ def test_loading_a_model_without_kernels_says_so(monkeypatch: pytest.MonkeyPatch
 
 
 SANITIZED = {
-    "products": ("linear", "grouped", "top", "layers", "sketch"),
+    "products": ("linear", "grouped", "top", "layers", "sketch", "drawn"),
     "others": ("feedback", "rows", "attention", "attention8"),
 }
 

@@ -52,7 +52,7 @@ bool bad_step(const HastenStep& step) {
 
 }  // namespace
 
-EXPORT int hst_version() { return 8; }
+EXPORT int hst_version() { return 9; }
 EXPORT int hst_best_isa() { return best_isa(); }
 EXPORT int hst_isa() { return current_isa(); }
 EXPORT int hst_set_isa(int level) { return set_isa(level) ? OK : BAD_SIZE; }

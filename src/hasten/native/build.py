@@ -90,6 +90,7 @@ def units() -> list[Unit]:
         "isa",
         "sketch",
         "sketch_pack",
+        "drawn",
     )
     codes = ("grouped", "grouped_pack", "grouped_api")
     plain = [Unit(f"{name}.cpp") for name in (*shared, *codes)]

@@ -43,7 +43,9 @@ class _SketchFields(ctypes.Structure):
     )
 
 
-class _DrawFields(ctypes.Structure):
+class DrawFields(ctypes.Structure):
+    """How a row's token is drawn; nothing is at temperature 0."""
+
     _fields_ = (("temperature", ctypes.c_double), ("seed", ctypes.c_uint64), ("position", ctypes.c_int64))
 
 
@@ -123,7 +125,7 @@ class SketchedHead:
         rows = x.shape[0]
         start, kept = _need(x, torch.float32, (rows, self.inputs)), _need(keep, torch.int64, (rows,))
         norm = None if weight is None else _need(weight, torch.float32, (self.inputs,))
-        chances = None if draws is None else (_DrawFields * rows)(*(_DrawFields(*draw) for draw in draws))
+        chances = None if draws is None else (DrawFields * rows)(*(DrawFields(*draw) for draw in draws))
         out = torch.empty(rows, self.outputs)
         check(self._call(self._address, start, norm, eps, kept, chances, out.data_ptr(), rows))
         return out

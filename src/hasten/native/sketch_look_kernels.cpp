@@ -72,6 +72,27 @@ Score best_drawn(const Rough& rough, const Draw& draw) {
     return best;
 }
 
+std::int64_t nearly_best(const Rough& rough, const Draw& draw, double slack, std::int64_t most, Score* found) {
+    double least = -INFINITY;
+    std::int64_t count = 0;
+    bool room = true;
+    auto keep = [&] {
+        std::int64_t kept = 0;
+        for (std::int64_t i = 0; i < count; ++i) {
+            if (found[i].value >= least) found[kept++] = found[i];
+        }
+        count = kept;
+    };
+    above(rough, draw, 0.0f, least, [&](std::int64_t output, double score) {
+        if (score - slack > least) least = score - slack;
+        if (count == most) keep();
+        if (count == most) room = false;
+        if (room) found[count++] = {score, output};
+    });
+    keep();
+    return room ? count : -1;
+}
+
 void mark_large(const Rough& rough, float length, float limit, std::int64_t width, std::uint8_t* marks) {
     for (std::int64_t from = 0; from < rough.count; from += LOOK) {
         const std::int64_t some = rough.count - from < LOOK ? rough.count - from : LOOK;

@@ -11,12 +11,10 @@ import torch
 
 from hasten.core.types import Draw, SamplingParams, TokenLogprob
 from hasten.sampling import noise
-from hasten.sampling.filters import History, Logits, adjusted, at_least, kept, largest, ranked, scaled
+from hasten.sampling.contenders import may_win, perturbed
+from hasten.sampling.filters import History, Logits, adjusted, kept, largest, ranked, scaled
 
-_DIRECT = 2048  # below this many tokens, hashing them all is cheaper than looking for those that matter
-_HEAD = 8.0  # depth of the first look, in units of log-probability
 _LEAST_TEMPERATURE = 1e-6  # below, a logit divided by it leaves no room for noise in a number
-_SLACK = 1e-6  # far above the rounding of a score, far below what would let many tokens through
 
 
 def choose_row(
@@ -82,40 +80,6 @@ def token_logprob(values: Logits, token: int, top: int) -> TokenLogprob:
 
 
 def _perturbed_argmax(values: Logits, ids: noise.IntArray | None, temperature: float, seed: int, position: int) -> int:
-    """Place of the largest value / temperature + noise, the lowest one on ties. ``ids``: one a value; None for 0, 1, 2 ...
-
-    Most of a large vocabulary cannot win: noise is bounded, and a first look at likely tokens sets a score to beat. Tokens
-    are left out only when no noise, or no noise as small as theirs, could make them win, so the result is that of scoring all.
-    """
-    peak = float(values[values.argmax()])
-
-    def scores(places: noise.IntArray) -> noise.FloatArray:
-        tokens = places if ids is None else ids[places]
-        return scaled(values[places], peak, temperature) + noise.noise_of(seed, position, tokens)
-
-    places = np.arange(len(values)) if len(values) <= _DIRECT else None
-    if places is None:
-        head, bound = at_least(values, peak - _HEAD * temperature)
-        rest_at_most = (bound - peak) / temperature if len(head) <= _DIRECT else 0.0
-        head = head[:_DIRECT]
-        to_beat = float(scores(head).max())
-        least_noise = to_beat - rest_at_most
-        places = head
-        if least_noise <= noise.MAX_NOISE + _SLACK:
-            least_value = peak + temperature * (to_beat - noise.MAX_NOISE - _SLACK)
-            rest = _contenders(values, ids, least_value, least_noise, seed, position)
-            if len(rest) > _DIRECT:
-                tokens = rest if ids is None else ids[rest]
-                rest = rest[noise.can_reach(seed, position, tokens, to_beat - scaled(values[rest], peak, temperature))]
-            places = np.union1d(head, rest)
-    return int(places[scores(places).argmax()])
-
-
-def _contenders(
-    values: Logits, ids: noise.IntArray | None, bound: float, least_noise: float, seed: int, position: int
-) -> noise.IntArray:
-    """Indices of all values at or above ``bound`` whose noise is at least ``least_noise``, and perhaps of a few others."""
-    pool, _ = at_least(values, bound)
-    if 4 * len(pool) > len(values):  # hashing a run of ids costs less per token than gathering them
-        return noise.candidates(seed, position, len(values) if ids is None else ids, least_noise)
-    return pool[noise.candidates(seed, position, pool if ids is None else ids[pool], least_noise)]
+    """Place of the largest value / temperature + noise, the lowest one on ties. ``ids``: one a value; None for 0, 1, 2 ..."""
+    places = may_win(values, ids, temperature, seed, position)
+    return int(places[perturbed(values, ids, places, temperature, seed, position).argmax()])

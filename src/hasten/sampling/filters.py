@@ -8,6 +8,7 @@ side on another machine.)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -179,7 +180,7 @@ def kept(values: Logits, params: SamplingParams) -> IntArray | None:
     if params.top_p < 1.0:
         ids, values = _narrow(ids, values, _nucleus(values, params.temperature, params.top_p))
     if params.min_p > 0.0:
-        ids, values = _narrow(ids, values, np.flatnonzero(weights(values, params.temperature) >= params.min_p))
+        ids, values = _narrow(ids, values, _likely(values, params.temperature, params.min_p))
     return ids
 
 
@@ -238,17 +239,29 @@ def _nucleus(values: Logits, temperature: float, top_p: float) -> IntArray:
     weight = weights(values, temperature)
     needed = top_p * float(weight.sum())
     top = float(values[values.argmax()])
-    for reach in (1.0, 2.0, 4.0, 6.0, 8.0, 10.0, 12.0, 15.0, 20.0, np.inf):
-        # Ranking costs far more than finding, so only a head that holds enough mass is ranked.
+    for reach in (10.0, 20.0, np.inf):
+        # Ranking costs far more than finding, and finding among all more than among a few: only a head that holds enough is ranked.
         pool = at_least(values, top - reach * temperature)[0] if reach < np.inf else np.arange(len(values))
-        if reach < np.inf and float(weight[pool].sum()) < needed:
+        inside, heavy = values[pool], weight[pool]
+        if reach < np.inf and float(heavy.sum()) < needed:
             continue
-        order = pool[ranked(values[pool])]
-        mass = np.cumsum(weight[order])
-        if mass[-1] >= needed or reach == np.inf:
-            break
-    size = int(np.searchsorted(mass, needed, side="left")) + 1
-    return np.sort(order[:size])
+        for part in (0.1, 0.2, 0.4, 0.6, 0.8, 1.0):
+            some = at_least(inside, top - part * reach * temperature)[0] if part < 1.0 else np.arange(len(pool))
+            if part < 1.0 and float(heavy[some].sum()) < needed:
+                continue
+            order = some[ranked(inside[some])]
+            mass = np.cumsum(heavy[order])
+            if mass[-1] >= needed or len(some) == len(values):
+                size = int(np.searchsorted(mass, needed, side="left")) + 1
+                return np.sort(pool[order[:size]])
+    raise AssertionError("the whole row holds all of its mass")
+
+
+def _likely(values: Logits, temperature: float, min_p: float) -> IntArray:
+    """Places of values that are at least ``min_p`` times as likely as the largest one."""
+    top = float(values[values.argmax()])
+    pool, _ = at_least(values, top + temperature * (math.log(min_p) - 1e-6))  # exponentials of a few are enough
+    return pool[weights(values[pool], temperature) >= min_p]
 
 
 def _narrow(ids: IntArray | None, values: Logits, places: IntArray) -> tuple[IntArray, Logits]:
