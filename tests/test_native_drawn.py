@@ -18,8 +18,9 @@ def levels(native: NativeLibrary) -> list[str]:
     return [level for level in LEVELS if LEVELS.index(level) <= LEVELS.index(native.best_isa)]
 
 
-def scores_of(values: np.ndarray, temperature: float, seed: int, position: int) -> np.ndarray:
-    return (values.astype(np.float64) - np.float64(values.max())) / temperature + noise_of(seed, position, np.arange(len(values)))
+def scores_of(values: np.ndarray, ids: np.ndarray | None, temperature: float, seed: int, position: int) -> np.ndarray:
+    tokens = np.arange(len(values)) if ids is None else ids
+    return (values.astype(np.float64) - np.float64(values.max())) / temperature + noise_of(seed, position, tokens)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -36,11 +37,12 @@ def test_the_winner_is_always_among_them(native: NativeLibrary, threads: int) ->
             values[random.random(size) < 0.7] = -np.inf
             values[random.integers(size)] = 1.0
         seed, position = int(random.integers(0, 2**64, dtype=np.uint64)), int(random.integers(0, 2**31))
-        scores = scores_of(values, temperature, seed, position)
+        ids = None if trial % 2 else np.sort(random.choice(200_000, size, replace=False))
+        scores = scores_of(values, ids, temperature, seed, position)
         found = []
         for level in levels(native):
             native.set_isa(level)
-            found.append(may_be_drawn(native, values, temperature, seed, position))
+            found.append(may_be_drawn(native, values, ids, temperature, seed, position))
         for places in found:
             assert places is not None
             assert np.array_equal(places, found[0])
@@ -55,8 +57,8 @@ def test_more_than_can_be_told_are_looked_through_otherwise(native: NativeLibrar
     """Values that make up for their noise: nearly all have one score."""
     temperature, size = 1e-3, 5000
     values = (-noise_of(5, 9, np.arange(size)) * temperature).astype(np.float32)
-    assert may_be_drawn(native, values, temperature, 5, 9) is None
-    scores = scores_of(values, temperature, 5, 9)
+    assert may_be_drawn(native, values, None, temperature, 5, 9) is None
+    scores = scores_of(values, None, temperature, 5, 9)
     assert (scores >= scores.max() - 1e-6).sum() > MOST
     assert int(scores.argmax()) in may_win(values, None, temperature, 5, 9)
 
@@ -65,10 +67,13 @@ def test_rows_that_no_kernel_takes(native: NativeLibrary, monkeypatch: pytest.Mo
     values = np.zeros(3000, np.float32)
     for bad in (values.astype(np.float64), np.zeros((2, 3000), np.float32), np.zeros(6000, np.float32)[::2]):
         with pytest.raises(ValueError, match="one row of float32"):
-            may_be_drawn(native, bad, 1.0, 0, 0)
+            may_be_drawn(native, bad, None, 1.0, 0, 0)
+    for bad_ids in (np.arange(2999), np.arange(3000, dtype=np.int32), np.arange(6000)[::2]):
+        with pytest.raises(ValueError, match="as many int64"):
+            may_be_drawn(native, values, bad_ids, 1.0, 0, 0)
     for temperature in (0.0, 9e-4, float("nan"), -1.0):
         with pytest.raises(ValueError, match="refused its arguments"):
-            may_be_drawn(native, values, temperature, 0, 0)
+            may_be_drawn(native, values, None, temperature, 0, 0)
 
     def never(*arguments: object) -> None:
         raise AssertionError
@@ -76,6 +81,6 @@ def test_rows_that_no_kernel_takes(native: NativeLibrary, monkeypatch: pytest.Mo
     monkeypatch.setattr(contenders, "may_be_drawn", never)
     for row, temperature in ((values.astype(np.float64), 1.0), (values, 9e-4), (np.zeros(6000, np.float32)[::2], 1.0)):
         assert len(may_win(row, None, temperature, 1, 2))
-    assert len(may_win(values, np.arange(3000) * 2, 1.0, 1, 2))
+    assert len(may_win(values, np.arange(6000)[::2], 1.0, 1, 2))
     with pytest.raises(AssertionError):
         may_win(values, None, 1.0, 1, 2)

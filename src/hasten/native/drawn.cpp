@@ -15,7 +15,7 @@ enum Status { OK = 0, BAD_SIZE = 1, NO_MEMORY = 2 };
 const std::int64_t PIECE = 16384, MOST_OF_PIECE = 32;
 const double LEAST_TEMPERATURE = 1e-3;  // below it scores are so large that they are rounded by more than the slack
 
-using NearlyBest = std::int64_t (*)(const Rough& rough, const Draw& draw, double slack, std::int64_t most, Score* found);
+using NearlyBest = std::int64_t (*)(const Rough& rough, const Draw& draw, const std::int64_t* ids, double slack, std::int64_t most, Score* found);
 
 NearlyBest kernel_for(Isa isa) {
 #if defined(__x86_64__)
@@ -34,8 +34,9 @@ struct Found {
 }  // namespace
 
 // Places, ascending, of all values of which value / temperature + noise may be the largest there is, in [most]; `found`: how many, or -1
-// where they are too many to tell. No value may be NaN or +infinity.
-EXPORT int hst_drawn(const float* values, std::int64_t count, const Draw* draw, std::int64_t most, std::int64_t* places, std::int64_t* found) {
+// where they are too many to tell. `ids` [count] are the tokens whose noise it is, or null for 0, 1, 2 ... No value may be NaN or +infinity.
+EXPORT int hst_drawn(const float* values, const std::int64_t* ids, std::int64_t count, const Draw* draw, std::int64_t most,
+                     std::int64_t* places, std::int64_t* found) {
     if (count < 1 || most < 1 || !(draw->temperature >= LEAST_TEMPERATURE)) return BAD_SIZE;
     const std::int64_t pieces = (count + PIECE - 1) / PIECE;
     auto* all = static_cast<Found*>(scratch(SCRATCH_HEAD, static_cast<std::size_t>(pieces) * sizeof(Found)));
@@ -46,7 +47,8 @@ EXPORT int hst_drawn(const float* values, std::int64_t count, const Draw* draw, 
         for (std::int64_t piece = begin; piece < end; ++piece) {
             const std::int64_t first = piece * PIECE, some = count - first < PIECE ? count - first : PIECE;
             // Values are exact: what they are off by is read, and taken nought times.
-            all[piece].count = nearly_best({values + first, values + first, first, some}, *draw, slack, MOST_OF_PIECE, all[piece].scores);
+            const Rough rough = {values + first, values + first, first, some};
+            all[piece].count = nearly_best(rough, *draw, ids == nullptr ? nullptr : ids + first, slack, MOST_OF_PIECE, all[piece].scores);
         }
     };
     parallel(pieces, 1, body);

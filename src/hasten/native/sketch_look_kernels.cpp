@@ -31,16 +31,21 @@ INLINE float most_of(const Rough& rough, std::int64_t from, std::int64_t count, 
     return most;
 }
 
-// Hands over, one by one, outputs whose score, as large as it may be for a row of this length, is above `least`, which may rise.
+// Hands over, one by one, outputs whose score, as large as it may be for a row of this length, is above `least`, which may rise. `ids`:
+// whose noise is theirs, where it is not that of their own numbers.
 template <class Take>
-INLINE void above(const Rough& rough, const Draw& draw, float length, const double& least, Take take) {
+INLINE void above(const Rough& rough, const Draw& draw, const std::int64_t* ids, float length, const double& least, Take take) {
     const Noise noise(draw.seed, draw.position);
     for (std::int64_t from = 0; from < rough.count; from += LOOK) {
         const std::int64_t some = rough.count - from < LOOK ? rough.count - from : LOOK;
         const double wanted = least - static_cast<double>(most_of(rough, from, some, length)) / draw.temperature;
         if (!(wanted <= Noise::MOST)) continue;  // nor where it is NaN
         std::uint64_t bits[LOOK], top = 0;
-        for (std::int64_t i = 0; i < LOOK; ++i) bits[i] = noise.bits(rough.first + from + i);
+        if (ids == nullptr) {
+            for (std::int64_t i = 0; i < LOOK; ++i) bits[i] = noise.bits(rough.first + from + i);
+        } else {
+            for (std::int64_t i = 0; i < LOOK; ++i) bits[i] = i < some ? noise.bits(ids[from + i]) : 0;
+        }
         for (std::int64_t i = 0; i < LOOK; ++i) top = bits[i] > top ? bits[i] : top;
         if (Noise::at_most(top) < wanted) continue;
         const std::uint64_t bound = Noise::least_bits(wanted);
@@ -68,11 +73,11 @@ void largest_rough(const Rough& rough, std::int64_t kept, Place* places) {
 
 Score best_drawn(const Rough& rough, const Draw& draw) {
     Score best = {-INFINITY, -1};
-    above(rough, draw, 0.0f, best.value, [&](std::int64_t output, double score) { best = {score, output}; });
+    above(rough, draw, nullptr, 0.0f, best.value, [&](std::int64_t output, double score) { best = {score, output}; });
     return best;
 }
 
-std::int64_t nearly_best(const Rough& rough, const Draw& draw, double slack, std::int64_t most, Score* found) {
+std::int64_t nearly_best(const Rough& rough, const Draw& draw, const std::int64_t* ids, double slack, std::int64_t most, Score* found) {
     double least = -INFINITY;
     std::int64_t count = 0;
     bool room = true;
@@ -83,7 +88,7 @@ std::int64_t nearly_best(const Rough& rough, const Draw& draw, double slack, std
         }
         count = kept;
     };
-    above(rough, draw, 0.0f, least, [&](std::int64_t output, double score) {
+    above(rough, draw, ids, 0.0f, least, [&](std::int64_t output, double score) {
         if (score - slack > least) least = score - slack;
         if (count == most) keep();
         if (count == most) room = false;
@@ -101,7 +106,7 @@ void mark_large(const Rough& rough, float length, float limit, std::int64_t widt
 }
 
 void mark_drawn(const Rough& rough, const Draw& draw, float length, double limit, std::int64_t width, std::uint8_t* marks) {
-    above(rough, draw, length, limit, [&](std::int64_t output, double) { marks[output / width] = 1; });
+    above(rough, draw, nullptr, length, limit, [&](std::int64_t output, double) { marks[output / width] = 1; });
 }
 
 }  // namespace HASTEN_LEVEL

@@ -6,13 +6,15 @@ position is what makes speculation invisible in the output (reference: Gumbel-co
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 
 from hasten.core.types import Draw, SamplingParams, TokenLogprob
 from hasten.sampling import noise
 from hasten.sampling.contenders import may_win, perturbed
-from hasten.sampling.filters import History, Logits, adjusted, kept, largest, ranked, scaled
+from hasten.sampling.filters import History, Logits, adjusted, kept, largest, mass, ranked, scaled
 
 _LEAST_TEMPERATURE = 1e-6  # below, a logit divided by it leaves no room for noise in a number
 
@@ -70,16 +72,17 @@ def token_logprob(values: Logits, token: int, top: int) -> TokenLogprob:
     ``values``: a row that ``filters.adjusted`` has returned. Equally likely tokens are listed by id; fewer than ``top`` come
     back where fewer are possible.
     """
-    peak = values[values.argmax()]
-    shifted = scaled(values, peak, 1.0)
-    total = float(np.log(np.exp(shifted).sum()))
+    peak = float(values[values.argmax()])
     best = largest(values, top) if top else np.empty(0, np.int64)
     best = best[ranked(values[best])]
-    listed = tuple((int(other), float(shifted[other] - total)) for other in best)
-    return TokenLogprob(token, float(shifted[token] - total), listed)
+    asked = np.array([token, *best], np.int64)
+    logprobs = (scaled(values[asked], peak, 1.0) - math.log(mass(values, peak, 1.0))).tolist()
+    return TokenLogprob(token, logprobs[0], tuple(zip(asked[1:].tolist(), logprobs[1:], strict=True)))
 
 
 def _perturbed_argmax(values: Logits, ids: noise.IntArray | None, temperature: float, seed: int, position: int) -> int:
     """Place of the largest value / temperature + noise, the lowest one on ties. ``ids``: one a value; None for 0, 1, 2 ..."""
     places = may_win(values, ids, temperature, seed, position)
+    if len(places) == 1:
+        return int(places[0])
     return int(places[perturbed(values, ids, places, temperature, seed, position).argmax()])

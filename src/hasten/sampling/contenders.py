@@ -24,11 +24,10 @@ def may_win(values: Logits, ids: noise.IntArray | None, temperature: float, seed
     returned. ``ids``: distinct ones, one a value; None for 0, 1, 2 ..."""
     if len(values) <= DIRECT:
         return np.arange(len(values))
-    if ids is None and temperature >= LEAST_TEMPERATURE and values.dtype == np.float32 and values.flags.c_contiguous:
-        library = load()
-        found = None if library is None else may_be_drawn(library, values, temperature, seed, position)
-        if found is not None:
-            return found
+    side_by_side = values.flags.c_contiguous and (ids is None or ids.flags.c_contiguous)
+    library = load() if temperature >= LEAST_TEMPERATURE and values.dtype == np.float32 and side_by_side else None
+    if library is not None and (found := may_be_drawn(library, values, ids, temperature, seed, position)) is not None:
+        return found
     return _looked_through(values, ids, temperature, seed, position)
 
 

@@ -20,6 +20,7 @@ from hasten.core.errors import HastenError, ModelError
 from hasten.core.types import SamplingParams
 from hasten.sampling.noise import FloatArray, IntArray
 
+_PIECE = 8192  # values that are weighed together
 Logits = npt.NDArray[np.floating[Any]]
 """One row in NumPy: float32 or float64, shape [vocabulary]."""
 
@@ -236,13 +237,13 @@ def _upper_part(values: Logits, count: int) -> IntArray:
 
 
 def _nucleus(values: Logits, temperature: float, top_p: float) -> IntArray:
-    weight = weights(values, temperature)
-    needed = top_p * float(weight.sum())
     top = float(values[values.argmax()])
+    needed = top_p * mass(values, top, temperature)
     for reach in (10.0, 20.0, np.inf):
         # Ranking costs far more than finding, and finding among all more than among a few: only a head that holds enough is ranked.
         pool = at_least(values, top - reach * temperature)[0] if reach < np.inf else np.arange(len(values))
-        inside, heavy = values[pool], weight[pool]
+        inside = values[pool]
+        heavy = np.exp(scaled(inside, top, temperature))
         if reach < np.inf and float(heavy.sum()) < needed:
             continue
         for part in (0.1, 0.2, 0.4, 0.6, 0.8, 1.0):
@@ -250,11 +251,18 @@ def _nucleus(values: Logits, temperature: float, top_p: float) -> IntArray:
             if part < 1.0 and float(heavy[some].sum()) < needed:
                 continue
             order = some[ranked(inside[some])]
-            mass = np.cumsum(heavy[order])
-            if mass[-1] >= needed or len(some) == len(values):
-                size = int(np.searchsorted(mass, needed, side="left")) + 1
+            sums = np.cumsum(heavy[order])
+            if sums[-1] >= needed or len(some) == len(values):
+                size = int(np.searchsorted(sums, needed, side="left")) + 1
                 return np.sort(pool[order[:size]])
     raise AssertionError("the whole row holds all of its mass")
+
+
+def mass(values: Logits, top: float, temperature: float) -> float:
+    """The sum of ``weights``, ``top`` being the largest value; a piece at a time, for memory that holds them all is fetched anew
+    each time and takes three times as long as they do."""
+    pieces = (values[start : start + _PIECE] for start in range(0, len(values), _PIECE))
+    return float(sum(np.exp(scaled(piece, top, temperature)).sum() for piece in pieces))
 
 
 def _likely(values: Logits, temperature: float, min_p: float) -> IntArray:

@@ -64,7 +64,7 @@ def guesses(
     plain = scaled(values[pool], peak, temperature)
     logs = plain - np.log(np.exp(plain).sum())
     tokens = pool if names is None else names[pool]
-    scores = logs + noise.noise_of(seed, position, tokens) if noisy else logs
+    scores = logs + noise.nearly(seed, position, tokens) if noisy else logs
     weight = np.exp(scores - scores.max())
     weight /= weight.sum()
     best = largest(scores, count + 1)

@@ -56,6 +56,11 @@ def noise_of(seed: int, position: int, tokens: IntArray) -> FloatArray:
     return from_bits(token_bits(seed, position, tokens))
 
 
+def nearly(seed: int, position: int, tokens: IntArray) -> FloatArray:
+    """``noise_of`` but for the last places, which are those of the platform's logarithm, in a third of the time: for guesses."""
+    return -np.log(-np.log(_uniform(token_bits(seed, position, tokens))))
+
+
 def token_bits(seed: int, position: int, tokens: IntArray) -> BitArray:
     """64 random bits for each token id at a position."""
     bits = tokens.astype(np.uint64)
@@ -76,8 +81,11 @@ def from_bits(bits: BitArray) -> FloatArray:
 
     It rises with the bits. The grid is too coarse for a token less likely than about 2^-52, and for nothing else.
     """
-    uniform = ((bits >> np.uint64(_DROPPED_BITS)) * np.uint64(2) + np.uint64(1)).astype(np.float64) * 2.0**-53
-    return -_log(-_log(uniform))
+    return -_log(-_log(_uniform(bits)))
+
+
+def _uniform(bits: BitArray) -> FloatArray:
+    return ((bits >> np.uint64(_DROPPED_BITS)) * np.uint64(2) + np.uint64(1)).astype(np.float64) * 2.0**-53
 
 
 def candidates(seed: int, position: int, tokens: IntArray | int, least: float) -> IntArray:
