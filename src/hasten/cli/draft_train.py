@@ -28,13 +28,13 @@ def train(questions: int, **options: Any) -> None:
 
     The model answers questions that it asks itself, and the network learns to say what it said. `--draft auto` takes it from then
     on; the text stays the model's own. That takes an hour for a model of a billion weights on a few cores; more questions make
-    it better. Ctrl-C keeps the answers, and the same command goes on from there.
+    it better. Ctrl-C keeps what is done, and the same command goes on from there.
     """
     config = engine_config(options)
     from hasten.train.speculator import train_speculator
 
     again = f"hasten draft train -m {config.model}"
-    with resumable(f"Loading {config.model}", "Its answers are kept", again) as progress:
+    with resumable(f"Loading {config.model}", "What is done is kept", again) as progress:
         outcome = train_speculator(config, questions, progress)
     right = ", ".join(f"{share:.2f}" for share in outcome.right)
     click.echo(f"{outcome.name}: learnt from {outcome.tokens:,} tokens; the first guesses are right {right} of the time.")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +26,7 @@ from hasten.core.progress import Progress, silent
 from hasten.core.replacement import refusal
 from hasten.engine.loading import choose_device
 from hasten.model import catalogue, storage
+from hasten.model.conversion import checksum
 from hasten.model.kernels import set_threads, torch_at_work
 from hasten.model.linear import rms_norm
 from hasten.model.linear_file import choose_precision, file_runs_best
@@ -32,6 +34,7 @@ from hasten.model.loaders import open_source
 from hasten.model.speculator import EPS, IDS, SpeculatorWeights, save, shapes
 from hasten.model.weights import Weights
 from hasten.train.alone import alone
+from hasten.train.checkpoint import Checkpoint
 from hasten.train.recording import Recording, record
 
 WIDTH, NARROW_WIDTH, ENOUGH = 4 / 3, 4, 2048  # of the gated layer, over the hidden size; a narrow model has more, up to so many
@@ -62,7 +65,8 @@ class Outcome:
 
 def train_speculator(config: EngineConfig, questions: int, progress: Progress = silent) -> Outcome:
     """Train a speculator for ``config.model`` on its answers to so many questions of its own, and keep it where loading finds it.
-    What earlier calls were answered is kept and learnt from again, and only what is missing is asked.
+    What earlier calls were answered is kept and learnt from again, and only what is missing is asked; a training that was
+    interrupted goes on.
 
     Raises a HastenError, one sentence, when that cannot be.
     """
@@ -80,11 +84,14 @@ def train_speculator(config: EngineConfig, questions: int, progress: Progress = 
         device = choose_device(config.device)
         set_threads(config.threads, choose_precision(config.precision, device, file_runs_best(source)))
         with torch_at_work():
-            weights, right = Training(recording, source, device).run(progress)
+            training = Training(recording, source, device)
+            checkpoint = Checkpoint(path.with_suffix(".training"), training.key)
+            weights, right = training.run(progress, checkpoint)
         try:
             save(weights, path, source.fingerprint)
         except OSError as problem:
             raise HastenError(refusal(path, problem)) from problem
+        checkpoint.remove()
     return Outcome(resolved.name, path, folder, len(recording.tokens), right)
 
 
@@ -108,26 +115,34 @@ class Training:
         self.weights = self._begin(shape.hidden_size)
         self._dtype = torch.bfloat16 if device.type == "cuda" else self._fastest()
 
-    def run(self, progress: Progress = silent) -> tuple[SpeculatorWeights, list[float]]:
-        """The trained network, and how often it is right (see ``Outcome``)."""
+    @property
+    def key(self) -> str:
+        """Tells trainings apart whose results would differ."""
+        states, tokens, ids = (checksum(tensor.cpu().contiguous()) for tensor in (self._states, self._tokens, self.ids))
+        shaped = [(name, *weight.shape) for name, weight in self.weights.items()]
+        settings = shaped, len(self._trained), BATCH, RATE, DECAY, str(self._dtype), self._plan()
+        return f"{states:08x}{tokens:08x}{ids:08x}{zlib.crc32(repr(settings).encode()):08x}"
+
+    def run(self, progress: Progress = silent, checkpoint: Checkpoint | None = None) -> tuple[SpeculatorWeights, list[float]]:
+        """The trained network, and how often it is right (see ``Outcome``). With a ``checkpoint`` it goes on from that."""
         levels_of = self._plan()
         steps, work, done = len(levels_of), sum(levels_of), 0
         optimiser = torch.optim.AdamW(self.weights.values(), lr=RATE, betas=(0.9, 0.95), weight_decay=0.01)
-        batches: Iterator[Tensor] = iter(())
-        for step, levels in enumerate(levels_of):
+        taken = 0 if checkpoint is None else checkpoint.resume(self.weights, optimiser)
+        for step, (levels, batch) in enumerate(zip(levels_of, self._batches(), strict=False)):
             progress("training", done, work)
             done += levels
+            if step < taken:
+                continue
             for group in optimiser.param_groups:
                 group["lr"] = RATE * rate_at(step, steps)
-            batch = next(batches, None)
-            if batch is None:
-                batches = iter(torch.split(self._shuffled(), BATCH))
-                batch = next(batches)
             loss, _ = self._loss(batch, levels)
             optimiser.zero_grad()
             torch.autograd.backward([loss])
             torch.nn.utils.clip_grad_norm_(self.weights.values(), CLIPPED)
             optimiser.step()
+            if checkpoint is not None:
+                checkpoint.keep(self.weights, optimiser, step + 1)
         progress("training", work, work)
         tensors = {name: tensor.detach().float().cpu() for name, tensor in self.weights.items()}
         return SpeculatorWeights(tensors, self.ids.numpy()), self.check()
@@ -198,8 +213,11 @@ class Training:
         chosen = torch.randperm(len(checked), generator=self._random)[:MOST_CHECKED]
         return trained.to(self._device), checked[chosen].to(self._device)
 
-    def _shuffled(self) -> Tensor:
-        return self._trained[torch.randperm(len(self._trained), generator=self._random).to(self._device)]
+    def _batches(self) -> Iterator[Tensor]:
+        """Places to train on, all of them again and again, each time in another order: the same orders in every training."""
+        while True:
+            order = torch.randperm(len(self._trained), generator=self._random)
+            yield from torch.split(self._trained[order.to(self._device)], BATCH)
 
     def _fastest(self) -> torch.dtype:
         """Processors without bfloat16 products are slower with it."""
