@@ -118,9 +118,9 @@ class SpeculatorDrafter(Drafter):
     def _draft(self, sequences: list[Sequence], budgets: list[DraftBudget], drawing: bool) -> list[tuple[DraftTree, DraftLaws]]:
         feeds = [self._start(sequence, budget, drawing) for sequence, budget in zip(sequences, budgets, strict=True)]
         active = [feed for feed in feeds if feed is not None]
+        began, self.passes = time.perf_counter(), 0
         if active:
             self._shortlists.prepare()
-        began, self.passes = time.perf_counter(), 0
         while active:
             inputs = [feed.inputs() for feed in active]
             whole = [pair for each in inputs for pair in each]

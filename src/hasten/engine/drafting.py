@@ -214,13 +214,14 @@ class Drafting:
         return DraftBudget(nodes, min(depth, _depth_left(sequence)), floor, calibrated, entropy, floors, ahead)
 
     def _charge(self, drafter: Drafter, sequences: list[Sequence], rounds: list[Round], spent: float) -> None:
-        """Share out what a drafter took: its levels evenly, its reading by how much each sequence had grown since."""
+        """Share out what a drafter took: its levels evenly, with all that one who reads nothing does for them; its reading by how
+        much each sequence had grown since."""
         guessing = spent
         unread = [round.to_read(drafter.name) for round in rounds]
         if drafter.paid:
             costs, one = self.controller.costs, drafter.seconds_per_pass
             expected = costs.one_pass(drafter.name, len(rounds)) if one is None else one
-            if expected is not None and any(round.levels.get(drafter.name) for round in rounds):
+            if drafter.reads and expected is not None and any(round.levels.get(drafter.name) for round in rounds):
                 guessing = min(spent, drafter.passes * expected)
             costs.charge(drafter.name, one, drafter.foreseen, spent - guessing, sum(unread), len(rounds))
         whole = max(1, sum(unread))
