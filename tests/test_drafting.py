@@ -227,6 +227,29 @@ def test_who_draws_is_given_what_others_left(monkeypatch: pytest.MonkeyPatch) ->
     assert max(rows) <= 16
 
 
+def test_who_reads_nothing_is_charged_for_all_that_it_takes() -> None:
+    """What it does beside its levels is no reading, and must not fall to whoever else was asked."""
+    now = 0.0
+
+    class Slow(Right):
+        name, paid, reads, seconds_per_pass, passes = "slow", True, False, 1e-4, 1
+
+        def tree(self, sequence: Sequence, budget: DraftBudget) -> DraftTree:
+            nonlocal now
+            now += 5e-4
+            return super().tree(sequence, budget)
+
+    text = naive_text(KIND, PROMPT, greedy(40))
+    slow, free = Slow(lambda sequence: text), Wide("free", 0)
+    engine = tiny_engine(KIND, [slow, free], curve=curve())
+    engine.drafting.clock = lambda: now
+    run_all(engine, [engine.submit([*PROMPT], greedy(40))])
+    tallies = engine.controller.tallies
+    assert tallies["slow"].rounds >= 3
+    assert tallies["slow"].seconds == pytest.approx(5e-4 * tallies["slow"].rounds)
+    assert tallies["free"].seconds == pytest.approx(0.0)
+
+
 def test_a_drawer_that_forgets_its_laws_is_switched_off() -> None:
     class Bare(Drawer):
         def draw(self, sequences: list[Sequence], budgets: list[DraftBudget]) -> list[tuple[DraftTree, DraftLaws]]:
