@@ -64,6 +64,11 @@ def test_equals_the_python_reference_bit_for_bit(seed: int, position: int, token
         assert value == pytest.approx(-math.log(-math.log(uniform)), rel=1e-14, abs=1e-15)
 
 
+def test_noise_for_guesses_is_the_same_but_for_its_last_places() -> None:
+    tokens = np.arange(20_000)
+    assert np.allclose(noise.nearly(3, 14, tokens), noise.noise_of(3, 14, tokens), rtol=1e-13, atol=1e-13)
+
+
 def test_the_mixer_is_splitmix64() -> None:
     golden = 0x9E3779B97F4A7C15
     published = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]  # the generator's outputs from state 0
