@@ -51,10 +51,9 @@ def guesses(
     ``ids``: distinct token ids, one a logit, where the draft has logits of a part of the vocabulary only; all others are taken
     as impossible. Noise, penalties and bias are those of the ids, as everywhere.
     """
-    noisy = noisy and not params.greedy
     values, names = _places(logits, params, position, history, vocabulary_size, ids)
     if params.greedy:
-        return _likeliest(values, names, count)
+        return _greedy_guesses(values, names, count)
     first = choose_place(values, names, params, seed, position) if noisy else int(values.argmax())
     temperature = params.temperature
     peak = float(values[values.argmax()])
@@ -76,7 +75,7 @@ def guesses(
     return [Guess(int(tokens[at]), float(logs[at]), float(scores[at]), float(weight[at])) for at in [chosen, *order]]
 
 
-def _likeliest(values: Logits, names: noise.IntArray | None, count: int) -> list[Guess]:
+def _greedy_guesses(values: Logits, names: noise.IntArray | None, count: int) -> list[Guess]:
     """``guesses`` at temperature 0. Few calls: each costs microseconds where a step has swept the caches."""
     best = likeliest_ids(torch.from_numpy(values)[None], min(count, len(values)))[0]
     peak = float(values[best[0]])
