@@ -21,7 +21,7 @@ from hasten.bench.session import ContestantFailed, ResultFile, Session, read_row
 from hasten.bench.statistics import geometric_mean, median
 from hasten.bench.tables import ALL, Comparison
 from hasten.bench.words import DIFFERS, SLOWER, all_tables, judge, mode_by_load_table, never_slower_table, notes, speed_table
-from hasten.bench.workloads import Load, Question, from_prompts, loads
+from hasten.bench.workloads import Load, Question, from_prompts, loads, usual_workloads
 from hasten.core.errors import ConfigError
 from hasten.core.types import SamplingParams
 
@@ -327,6 +327,9 @@ def test_workloads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (shape,) = loads(Letters(), "synthetic:20x7", PARAMS, 3, 1, 50)
     assert [len(question.tokens) for question in shape.questions] == [20, 20, 20]
     assert shape.params.max_tokens == 7
+    own = loads(Letters(), "examples", PARAMS, 2, 1, 50)
+    assert [len(load.questions) for load in own] == [2] * 6
+    assert len({tuple(question.tokens) for load in own for question in load.questions}) == 12
     hard = loads(Letters(), "hostile", PARAMS, None, 1, 50)
     assert [load.batch for load in hard] == [1, 1, 1, 16]
     assert [load.params.temperature for load in hard] == [1.2, 1.0, 0.0, 0.0]
@@ -341,6 +344,17 @@ def test_workloads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for ask, sentence in refused:
         with pytest.raises(ConfigError, match=sentence):
             ask()
+
+
+def test_without_public_questions_there_are_those_that_come_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HASTEN_SHARED_DATA", "somewhere")
+    assert usual_workloads(never_slower=False) == ("spec-bench",)
+    assert usual_workloads(never_slower=True) == ("spec-bench", "humaneval", "hostile")
+    monkeypatch.delenv("HASTEN_SHARED_DATA")
+    for workload in {*usual_workloads(never_slower=False), *usual_workloads(never_slower=True)}:
+        assert loads(Letters(), workload, PARAMS, 1, 1, 50)
+    with pytest.raises(ConfigError, match="not part of Hasten; set HASTEN_SHARED_DATA"):
+        loads(Letters(), "spec-bench", PARAMS, 1, 1, 50)
 
 
 def test_energy_counters(tmp_path: Path) -> None:

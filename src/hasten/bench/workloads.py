@@ -11,13 +11,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from hasten.bench.example_prompts import EXAMPLES
 from hasten.bench.hostile_prompts import CREATIVE, UNKNOWN_LANGUAGE, UNRELATED
 from hasten.core.errors import ConfigError, InvalidRequest
 from hasten.core.registry import nearest
 from hasten.core.types import SamplingParams
 
 ANSWER_ROOM = 512  # positions that are kept free for the answer when a prompt is cut
-WORKLOADS = ("spec-bench", "humaneval", "hostile")
+WORKLOADS = ("examples", "spec-bench", "humaneval", "hostile")
 GROUPS = {
     **dict.fromkeys(
         ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities"), "multi-turn conversation"
@@ -72,14 +73,22 @@ class Load:
 def data_file(name: str) -> Path:
     """A file of the measuring data. Raises ConfigError when HASTEN_SHARED_DATA does not lead to it."""
     folder = os.environ.get("HASTEN_SHARED_DATA")
-    beside = Path(__file__).resolve().parents[4] / "shared" / "data"
-    path = Path(folder or beside) / name
-    if not path.is_file():
+    path = Path(folder or ".") / name
+    if not folder or not path.is_file():
+        where = f"not in '{folder}'" if folder else "not part of Hasten"
         raise ConfigError(
-            f"{name} is not in '{path.parent}'; set HASTEN_SHARED_DATA to the folder that holds it ('hasten bench' and "
-            "'hasten prove' also take prompts of your own, --prompts FILE)."
+            f"{name} is {where}; set HASTEN_SHARED_DATA to a folder that holds it, "
+            "or take --workload examples or --prompts FILE where those will do."
         )
     return path
+
+
+def usual_workloads(never_slower: bool) -> tuple[str, ...]:
+    """What is asked where nobody says: public questions where HASTEN_SHARED_DATA is set, else those that come with Hasten."""
+    public = bool(os.environ.get("HASTEN_SHARED_DATA"))
+    if never_slower:
+        return ("spec-bench", "humaneval", "hostile") if public else ("examples", "hostile")
+    return ("spec-bench",) if public else ("examples",)
 
 
 def spec_bench(per_category: int | None = None) -> list[dict[str, Any]]:
@@ -105,7 +114,7 @@ def chat_tokens(llm: ChatModel, text: str) -> list[int]:
 
 
 def loads(llm: ChatModel, workload: str, params: SamplingParams, per_group: int | None, batch: int, vocabulary: int) -> list[Load]:
-    """The loads of one workload: "spec-bench" has one a group, "hostile" its four, the others one.
+    """The loads of one workload: "examples" and "spec-bench" have one a group, "hostile" its four, the others one.
 
     In batches all groups of a workload make one load, shuffled, so that what runs together is unrelated. Raises ConfigError for an
     unknown workload and where there are fewer questions than a batch holds.
@@ -115,6 +124,8 @@ def loads(llm: ChatModel, workload: str, params: SamplingParams, per_group: int 
         return hostile(llm, params, per_group, vocabulary)
     if workload == "spec-bench":
         found = [*_spec_bench_loads(llm, params, per_group)]
+    elif workload == "examples":
+        found = [Load(name, _asked(llm, texts[:per_group]), params) for name, texts in EXAMPLES.items()]
     elif workload == "humaneval":
         found = [
             Load("humaneval", [Question(row["task_id"], code_tokens(llm, row["prompt"])) for row in humaneval(per_group)], params)

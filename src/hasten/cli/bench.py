@@ -45,7 +45,7 @@ LEAST_ROOM, GUESS_ROOM = 1024, 64  # positions that other engines are given
     type=WholeText(),
     multiple=True,
     metavar="NAME",
-    help="spec-bench (default), humaneval, hostile, synthetic:PROMPTxANSWER.",
+    help="examples, spec-bench (default where HASTEN_SHARED_DATA is set), humaneval, hostile, synthetic:PROMPTxANSWER.",
 )
 @click.option("--prompts", metavar="FILE", help="JSON lines with prompt, messages or turns, and no sampling fields.")
 @click.option(

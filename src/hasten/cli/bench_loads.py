@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from hasten import LLM
     from hasten.bench.workloads import Load
 
-NEVER_SLOWER_WORKLOADS = ("spec-bench", "humaneval", "hostile")
 ASKED = (
     "max_tokens",
     "ignore_eos",
@@ -34,10 +33,11 @@ ASKED = (
 def all_loads(llm: LLM, items: list[Prompt] | None, options: dict[str, Any]) -> list[Load]:
     """Every workload in every batch size at every temperature, under names that tell them apart. Raises ConfigError where two that
     are not the same have one name, InvalidRequest with the line of a prompt that the model cannot be given."""
-    from hasten.bench.workloads import from_prompts, loads
+    from hasten.bench.workloads import from_prompts, loads, usual_workloads
 
     vocabulary, per_group = llm.engine.vocabulary, options["per_group"]
-    workloads = options["workloads"] or (NEVER_SLOWER_WORKLOADS if options["never_slower"] else () if items else ("spec-bench",))
+    never_slower = options["never_slower"]
+    workloads = options["workloads"] or (() if items and not never_slower else usual_workloads(never_slower))
     out: dict[str, Load] = {}
     whole = options["ignore_eos"] or bool(options["against"]) or options["server"]  # other texts end elsewhere
     for temperature in numbers(options["temperatures"], float, 0.0, 100.0, "temperatures"):
