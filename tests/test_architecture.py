@@ -188,6 +188,7 @@ def test_public_names() -> None:
         "EngineConfig",
         "HastenError",
         "SamplingParams",
+        "SpeculationParams",
         "StreamEvent",
         "__version__",
     ]

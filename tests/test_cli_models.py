@@ -129,6 +129,14 @@ def test_pull_tells_licence_and_path(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert "next source" in result.stderr
 
 
+def test_pull_names_the_model_that_drafts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HASTEN_HOME", str(tmp_path))
+    monkeypatch.setattr(download, "pull", lambda entry, *_: tmp_path / entry.name)
+    hint = "`hasten pull qwen2.5-coder-0.5b` fetches it now"
+    assert hint in " ".join(invoke(models.pull, "qwen2.5-coder-1.5b").stderr.split())
+    assert hint not in " ".join(invoke(models.pull, "qwen2.5-coder-1.5b", "qwen2.5-coder-0.5b").stderr.split())
+
+
 def test_pull_of_a_hub_repository(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(hub, "fetch", lambda name, progress: tmp_path / str(name))
     assert invoke(models.pull, "some/model:Q4_0").stdout == f"some/model:Q4_0: {tmp_path}/some/model:Q4_0\n"

@@ -1,4 +1,4 @@
-"""Hasten: exactly the text the model would have given, several times sooner.
+"""Hasten: exactly the text the model would have given, sooner.
 
     from hasten import LLM, SamplingParams
 
@@ -14,14 +14,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hasten.core.config import EngineConfig
+    from hasten.core.config import EngineConfig, SpeculationParams
     from hasten.core.errors import HastenError
     from hasten.core.results import Completion, StreamEvent
     from hasten.core.types import SamplingParams
     from hasten.engine.llm import LLM
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "Completion", "EngineConfig", "HastenError", "SamplingParams", "StreamEvent", "__version__"]
+__all__ = ["LLM", "Completion", "EngineConfig", "HastenError", "SamplingParams", "SpeculationParams", "StreamEvent", "__version__"]
 
 _MODULES = {
     "LLM": "hasten.engine.llm",
@@ -29,6 +29,7 @@ _MODULES = {
     "EngineConfig": "hasten.core.config",
     "HastenError": "hasten.core.errors",
     "SamplingParams": "hasten.core.types",
+    "SpeculationParams": "hasten.core.config",
     "StreamEvent": "hasten.core.results",
 }
 

@@ -100,7 +100,7 @@ class LazyGroup(click.Group):
 @common_options
 @click.pass_context
 def cli(ctx: click.Context) -> None:
-    """Run a language model on this machine: exactly the text it would have given, several times sooner.
+    """Run a language model on this machine: exactly the text it would have given, sooner.
 
     Start with 'hasten generate "Why is the sky blue?"' or 'hasten chat'.
     """

@@ -43,6 +43,7 @@ def pull(names: tuple[str, ...]) -> None:
             say(f"What was fetched is kept; `hasten pull {name}` goes on from there.")
             raise
         click.echo(f"{name}: {path}")
+        _tell_draft(name, names, say)
 
 
 def _pull(name: str, progress: Progress, say: Callable[[str], None]) -> Path:
@@ -55,6 +56,14 @@ def _pull(name: str, progress: Progress, say: Callable[[str], None]) -> Path:
 
     say(f"{name}: {size(entry.bytes)}, licence: {entry.licence}")
     return download.pull(entry, progress, say)
+
+
+def _tell_draft(name: str, names: tuple[str, ...], say: Callable[[str], None]) -> None:
+    """Where a model has one that drafts for it, and that is neither here nor asked for: it would be fetched at the first load."""
+    entry = CATALOGUE.get(name)
+    draft = CATALOGUE.get(entry.draft) if entry is not None and entry.draft else None
+    if draft is not None and draft.name not in names and not on_disk(draft):
+        say(f"{draft.name} ({size(draft.bytes)}) drafts for it; `hasten pull {draft.name}` fetches it now, else the first load does.")
 
 
 @click.command()
