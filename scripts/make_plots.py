@@ -75,7 +75,8 @@ def picture(bars: list[Bar], title: str) -> str:
 
 def pictures(page: str) -> dict[str, str]:
     """File names below ``docs/pictures`` and what they hold, from the text of ``docs/benchmarks.md``."""
+    title = "auto over plain with 95 % intervals (plain = 1)"
     return {
-        "speedup-by-group.svg": picture(rows_after(page, "load | int4, six questions", 1), "auto over plain with 95 % intervals (plain = 1)"),
-        "never-slower.svg": picture(rows_after(page, "load | tokens of the pair's answers", 2), "auto over plain with 95 % intervals (plain = 1)"),
+        "speedup-by-group.svg": picture(rows_after(page, "load | int4, six questions", 1), title),
+        "never-slower.svg": picture(rows_after(page, "load | tokens of the pair's answers", 2), title),
     }

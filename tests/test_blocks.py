@@ -222,6 +222,28 @@ def test_publishing_is_incremental() -> None:
     assert manager.digests == 64
 
 
+def test_looking_again_makes_no_digest_twice() -> None:
+    made = 0
+
+    class Counting(BlockManager):
+        def _chain(self, parent: bytes, tokens: list[int], index: int) -> bytes:
+            nonlocal made
+            made += 1
+            return super()._chain(parent, tokens, index)
+
+    manager = Counting(64, block_size=4)
+    blocks, tokens = manager.allocate(32), list(range(200))
+    manager.publish(blocks, tokens, 128, "")
+    manager.free(blocks)
+    made, chain = 0, []
+    for _ in range(5):
+        found = manager.match_prefix(tokens, "", 199, chain)
+        assert len(found) == 32
+        manager.free(found)
+    assert made == 33
+    assert manager.match_prefix(tokens, "", 199) == manager.match_prefix([*tokens, 1], "", 200, chain)
+
+
 def test_clear_cache_forgets_everything_and_publishing_begins_anew() -> None:
     manager = BlockManager(4, block_size=1)
     gone, kept = manager.allocate(2), manager.allocate(2)

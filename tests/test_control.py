@@ -523,6 +523,16 @@ def test_settings() -> None:
     assert [parse_control(text) for text in ("auto", "fixed(7)", "goodput")] == [("auto", 0), ("fixed", 7), ("goodput", 0)]
     with pytest.raises(ConfigError, match="control"):
         EngineConfig(control="quick")
+    for kind in (
+        {"device": 0},
+        {"model": None},
+        {"draft": ["suffix"]},
+        {"draft_model": 3},
+        {"prefix_cache": "yes"},
+        {"explain": 1},
+    ):
+        with pytest.raises(ConfigError, match=rf"^{next(iter(kind))} must be .*\.$"):
+            EngineConfig(**kind)  # type: ignore[arg-type]
     for wrong in ({"mode": "maybe"}, {"nodes": -1}, {"nodes": True}, {"nodes": 10**6}):
         with pytest.raises(InvalidRequest):
             SpeculationParams(**wrong)

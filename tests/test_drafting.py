@@ -118,6 +118,65 @@ def test_answers_that_wait_for_a_place_take_no_share_of_a_step(n: int) -> None:
     assert completion.speed.plain_tokens_per_second == pytest.approx(1 / 5.0 if n == 1 else 2 / 8.0, rel=0.3)
 
 
+def test_drafters_begin_with_a_request_when_its_turn_has_come() -> None:
+    """However many wait, only those that run are indexed; and one that is cancelled before leaves nothing behind."""
+
+    class Counting(Guess):
+        def __init__(self) -> None:
+            super().__init__(lambda _: [1])
+            self.lives: dict[int, int] = {}
+
+        def begin(self, sequence: Sequence) -> None:
+            self.lives[sequence.id] = self.lives.get(sequence.id, 0) + 1
+
+        def end(self, sequence: Sequence) -> None:
+            assert self.lives.pop(sequence.id) == 1
+
+    drafter = Counting()
+    engine = tiny_engine(KIND, [drafter], max_sequences=2, num_blocks=40)
+    requests = [engine.submit(list(PROMPT), greedy(5)) for _ in range(20)]
+    assert drafter.lives == {}
+    engine.step()
+    assert len(drafter.lives) == 2
+    engine.cancel(requests[-1])
+    while not engine.idle:
+        engine.step()
+        assert len(drafter.lives) <= 2
+    assert drafter.lives == {}
+
+
+def test_drafts_are_verified_beside_prompts_that_are_read() -> None:
+    truth = naive_text(KIND, PROMPT, greedy(300))
+    engine = tiny_engine(KIND, [Right(lambda _: list(truth))], curve=curve(), num_blocks=64)
+    answer = engine.submit(list(PROMPT), greedy(300))
+    steps = 0
+    while not answer.finished:
+        if len(engine.scheduler.running) < 2 and steps > 20:
+            engine.submit([place % VOCABULARY for place in range(400)], greedy(1))
+        engine.step()
+        steps += 1
+    assert steps < 200
+
+
+def test_a_text_that_was_not_read_has_still_to_be_read() -> None:
+    class Full(Right):
+        name, paid = "lm", True
+
+        def tree(self, sequence: Sequence, budget: DraftBudget) -> DraftTree:
+            self.passed_over = frozenset({sequence.id}) if sequence.output_length < 5 else frozenset()
+            return DraftTree()
+
+    engine = tiny_engine(KIND, [Full(lambda _: [])])
+    engine.submit(list(PROMPT), greedy(20), speculation=ON)
+    seen = engine.drafting._seen
+    for _ in range(4):
+        engine.step()
+    assert seen["lm", 0] == 0
+    for _ in range(4):
+        engine.step()
+    assert seen["lm", 0] > len(PROMPT)
+
+
 def test_a_look_up_counts_once_however_long_a_request_waits() -> None:
     engine = tiny_engine(KIND, [], num_blocks=6, max_rows=512)
     text = [place % VOCABULARY for place in range(260)]

@@ -224,6 +224,17 @@ def test_the_context_ends_an_answer() -> None:
     assert len(completion.tokens) == 8
 
 
+def test_more_places_than_rows_starve_nobody() -> None:
+    engine = tiny_engine(KIND, max_rows=16, max_sequences=32, num_blocks=80)
+    requests = [engine.submit(list(prompt_of(10, seed)), replace(GREEDY, max_tokens=40)) for seed in range(40)]
+    for _ in range(3 * (40 + 10 * 16 // 4)):
+        engine.step()
+    assert sum(request.finished for request in requests) >= 16
+    while not engine.idle:
+        engine.step()
+    assert all(request.answers[0].sequence.output_length == 40 for request in requests)
+
+
 def test_cancelling_frees_everything_at_once() -> None:
     engine = tiny_engine(KIND, [SuffixDrafter()])
     requests = [engine.submit(list(prompt_of(90, seed)), GREEDY) for seed in range(4)]
@@ -313,6 +324,7 @@ def test_a_prompt_that_is_too_long_names_the_bound_that_holds(pool: int, context
         {"max_tokens": True}, {"seed": -1}, {"seed": 2**64}, {"n": 0}, {"n": 65}, {"logprobs": 21}, {"logprobs": -1},
         {"stop": ("",)}, {"stop": ("x",) * 18}, {"stop": (3,)}, {"stop_token_ids": (-1,)}, {"logit_bias": {-1: 1.0}},
         {"logit_bias": {1: float("nan")}}, {"logit_bias": {1: 101.0}}, {"ignore_eos": 1},
+        {"stop": 5}, {"stop": None}, {"stop_token_ids": 5}, {"logit_bias": None}, {"logit_bias": [1]},
     ],
     ids=repr,
 )  # fmt: skip

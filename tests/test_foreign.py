@@ -155,6 +155,45 @@ def test_merges_are_learnt_and_told_longest_first() -> None:
     assert Merges(others(), letters(), overlap(letters(), others())).tell([], others().encode("thex")) == []  # no such token
 
 
+class Twins:
+    """ "," is a byte that everything can fall back to, and a token of its own further on; so is "ab"."""
+
+    special_ids = frozenset[int]()
+    eos_token_ids = ()
+    prefix_ids = ()
+    strips_space = False
+    pieces = (",", "ab", "a", "b", "c", ",", "ab")
+    vocabulary_size = len(pieces)
+
+    def token_bytes(self, token: int) -> bytes:
+        return self.pieces[token].encode()
+
+    def encode(self, text: str, *, add_bos: bool, allow_special: bool = True) -> list[int]:
+        return [len(self.pieces) - 1 - self.pieces[::-1].index(letter) for letter in text]
+
+
+def test_of_tokens_that_spell_the_same_the_one_that_is_said_is_shared() -> None:
+    twins = Twins()
+    for target, own in ((twins, twins), (twins, letters()), (letters(), twins)):
+        shared = overlap(target, own)
+        assert shared.to_own[target.encode(",", add_bos=False)[0]] == own.encode(",", add_bos=False)[0]
+
+
+def test_merges_of_tokens_that_spell_the_same_are_forgotten_one_by_one() -> None:
+    target, own = Twins(), letters()
+    merges = Merges(own, target, overlap(target, own), most=1)
+    for token in (1, 6, 1, 6):
+        merges.learn([token])
+        assert len(merges) == 1
+        assert merges.tell([], own.encode("ab")) == [(token, 2)]
+    merges.most = 2
+    merges.learn([1])  # now both are known
+    for token in (6, 1):
+        merges._forget(token)
+    assert merges._by_first == {}
+    assert merges.tell([], own.encode("ab")) == [(2, 1), (3, 2)]
+
+
 def test_merges_are_bounded_and_forget_the_oldest() -> None:
     target, own = others(), letters()
     merges = Merges(own, target, overlap(target, own), most=2)

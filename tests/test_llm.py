@@ -14,6 +14,7 @@ from hasten.core.types import DraftTree, SamplingParams, Sequence
 from hasten.draft.base import DraftBudget
 from hasten.draft.suffix import SuffixDrafter
 from hasten.engine.llm import LLM, EventStream
+from hasten.engine.requests import Request
 from test_exact import GREEDY, SAMPLED, prompt_of
 from tiny import LetterTokenizer, damage_logits, naive_text, tiny_engine
 
@@ -151,6 +152,31 @@ def test_closing_while_prompts_are_answered_ends_generate(llm: LLM) -> None:
 
     with pytest.raises(HastenError, match="A prompt was cancelled"):
         llm.generate(["one", "two"], [replace(GREEDY, max_tokens=2), GREEDY], on_done=close)
+
+
+def test_a_closed_model_says_so_and_may_be_closed_again(llm: LLM) -> None:
+    with llm:
+        stream = llm.stream("one", GREEDY)
+        llm.close()
+        assert next(stream, None) is None
+        with pytest.raises(HastenError, match=r"^This model is closed; make another LLM\.$"):
+            llm.generate("two", GREEDY)
+    assert llm.engine.drafting.drafters == []
+
+
+def test_generate_looks_only_at_those_that_have_news(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked, finished = 0, Request.finished.fget
+    assert finished is not None
+
+    def counted(request: Request) -> bool:
+        nonlocal looked
+        looked += 1
+        return bool(finished(request))
+
+    monkeypatch.setattr(Request, "finished", property(counted))
+    prompts = [list(prompt_of(12, seed)) for seed in range(100)]
+    llm.generate(prompts, replace(GREEDY, max_tokens=6))
+    assert looked < 30 * len(prompts)
 
 
 def test_one_wrong_prompt_stops_all_before_anything_runs(llm: LLM) -> None:

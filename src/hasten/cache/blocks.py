@@ -73,19 +73,22 @@ class BlockManager:
         """Blocks that nobody refers to and whose content can still be found."""
         return len(self._cached)
 
-    def match_prefix(self, tokens: list[int], tenant: str, limit: int) -> list[int]:
+    def match_prefix(self, tokens: list[int], tenant: str, limit: int, chain: list[bytes] | None = None) -> list[int]:
         """The longest run of known full blocks that starts ``tokens`` and covers at most ``limit`` of them.
 
-        Takes one reference on each returned block; the caller owes a ``free``, and a ``count`` where it makes use of them.
+        Takes one reference on each returned block; the caller owes a ``free``, and a ``count`` where it makes use of them. Who
+        looks for the same tokens again, or more behind them, gives the same ``chain`` each time, empty at first: no digest is made
+        twice.
         """
         found: list[int] = []
         wanted = min(limit, len(tokens)) // self.block_size if self.prefix_cache else 0
         if wanted <= 0:
             return found
-        address = self._root(tenant)
+        chain = [] if chain is None else chain
         for index in range(wanted):
-            address = self._chain(address, tokens, index)
-            block = self._holder.get(address)
+            if index == len(chain):
+                chain.append(self._chain(chain[-1] if chain else self._root(tenant), tokens, index))
+            block = self._holder.get(chain[index])
             if block is None:
                 break
             self._refer(block)

@@ -63,7 +63,8 @@ def _tell_draft(name: str, names: tuple[str, ...], say: Callable[[str], None]) -
     entry = CATALOGUE.get(name)
     draft = CATALOGUE.get(entry.draft) if entry is not None and entry.draft else None
     if draft is not None and draft.name not in names and not on_disk(draft):
-        say(f"{draft.name} ({size(draft.bytes)}) drafts for it; `hasten pull {draft.name}` fetches it now, else the first load does.")
+        what = f"{draft.name} ({size(draft.bytes)}) drafts for it"
+        say(f"{what}; `hasten pull {draft.name}` fetches it now, else the first load does.")
 
 
 @click.command()

@@ -19,16 +19,15 @@ from hasten.control import accounts, rules
 from hasten.control.accounts import Own, Savings, Standing, Tally
 from hasten.control.calibrator import ALL, Calibrator
 from hasten.control.cost import Average
+from hasten.control.interruption import UsualTime
 from hasten.control.lengths import Lengths, why_not_read
 from hasten.control.rounds import Round
 from hasten.control.selection import Offer, best_count, likeliest_first, offers, survivals
-from hasten.control.step_costs import RARE_REFERENCE, StepCosts
+from hasten.control.step_costs import StepCosts
 from hasten.core.types import ROOT, DraftTree
 
 LEAST_SURVIVAL = 0.01  # less likely nodes are not worth a row anywhere
 PROBE_DEPTH = 2
-REFERENCE_EVERY = 48  # plain steps are measured at least so often where drafting gains little
-THIN_GAIN = 1.25
 DEEPEST_ASKED = 12  # levels considered when it is decided if a model should draft
 COMPANY = 4  # sequences of a step from which on drafters stand on accounts of their own
 IN_COMPANY = " in company"
@@ -50,6 +49,7 @@ class Controller:
     entropy: rules.EntropyThreshold = field(default_factory=rules.EntropyThreshold)
     _own: defaultdict[tuple[str, int], Own] = field(default_factory=lambda: defaultdict(Own))
     _gain: Average = field(default_factory=lambda: Average(0.1))
+    _usual: UsualTime = field(default_factory=UsualTime)
     _planned: dict[str, tuple[int, int, float]] = field(default_factory=dict)  # a paid drafter's group, depth and gain
     _company: str = ""
     _savings: Savings = field(default_factory=Savings)
@@ -61,15 +61,15 @@ class Controller:
         """Whether anything is known of what steps cost."""
         return self.costs.curve.known
 
-    def open(self, rounds: Sequence[Round], rested: int = 0, joining: int = 0) -> bool:
-        """A step begins, after ``rested`` plain ones that were not looked at, while ``joining`` more prompts are read. False when
-        it should be plain: what that costs must be known from steps, not only from the curve, the more often the less is gained."""
+    def open(self, rounds: Sequence[Round], rested: int = 0, joining: int = 0, pure: bool = True) -> bool:
+        """A step begins, after ``rested`` plain ones that were not looked at, while ``joining`` more prompts are read. False when a
+        ``pure`` one, that does nothing else, should be plain: what that costs must be known, the more often the less is gained."""
         self._steps, self._joining = 1 + rested, joining
         self._company = IN_COMPANY if len(rounds) >= COMPANY else ""
         self.costs.open([round.context for round in rounds])
-        if not self.measured or self.rule != "auto" or any(round.wish.mode == "on" for round in rounds):
+        if not pure or not self.measured or self.rule != "auto" or any(round.wish.mode == "on" for round in rounds):
             return True
-        return not self.costs.reference_due(RARE_REFERENCE if (self._gain.value or 1.0) > THIN_GAIN else REFERENCE_EVERY)
+        return not self.costs.reference_due(self._gain.value or 1.0)
 
     # Whom to ask
 
@@ -324,14 +324,15 @@ class Controller:
     def settle(self, rounds: Sequence[Round], rows: int, forward: float, whole: float, drafters: Sequence[str], pure: bool) -> None:
         """A step is over: it took ``whole`` seconds, ``forward`` of them in the pass over ``rows`` rows. Teach the cost curve and
         book gains and losses. ``pure``: nothing but the rounds' sequences was computed."""
-        asked = sum(sum(round.seconds.values()) for round in rounds)
+        plainly = whole - sum(sum(round.seconds.values()) for round in rounds)
+        asked = self._usual.counted(rounds, self.costs)
         shapes = [(1 + len(round.verified), round.context) for round in rounds]
         if pure and shapes:
-            self.costs.learn(shapes, rows, forward, whole - asked)
+            self.costs.learn(shapes, rows, forward, plainly)
         if not self.measured or not rounds or self.costs.plain <= 0.0:
             return
         nodes = sum(len(round.verified) for round in rounds)
-        extra = self.costs.verifying(shapes, rows, nodes, whole - asked if pure else None)
+        extra = self.costs.verifying(shapes, rows, nodes, plainly if pure else None)
         row_seconds, share = extra / nodes if nodes else 0.0, 1.0 / max(1, len(drafters))
         nets = [round.nets(self.costs.unit, row_seconds) for round in rounds]
         saved = sum(sum(net.values()) for round, net in zip(rounds, nets, strict=True) if self._chose(round))

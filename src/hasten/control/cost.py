@@ -18,6 +18,7 @@ POINT_WEIGHT = 0.02
 START_WEIGHT = 3.0  # steps that a point's start-up measurement is worth
 MOST_CORRECTION = 3.0
 OUTLIER = 3.0  # a step this many times its prediction was interrupted by something else and teaches nothing
+HELD_UP, HELD_UP_SECONDS = 20.0, 0.25  # drafting that took so many times its mean, and so long at least, was interrupted
 PATIENCE = 8  # outliers of as many rows, in a row, after which they are believed
 LINE_FORGETTING = 0.98
 
@@ -184,6 +185,11 @@ class Average:
 
     def observe(self, value: float) -> None:
         self.value = value if self.value is None else self.value + self.weight * (value - self.value)
+
+
+def interrupted(seconds: float, expected: float) -> bool:
+    """Whether something that takes ``expected`` seconds on the mean and took so many was held up by something else."""
+    return seconds > HELD_UP_SECONDS and seconds > HELD_UP * expected
 
 
 @dataclass(slots=True)

@@ -93,6 +93,14 @@ class Round:
         return min(levels, max(depths, default=0))
 
 
+def share_deciding(rounds: list[Round], spent: float) -> None:
+    """What the round took beyond the drafters' own time (choosing, merging, keeping the books) is charged to those who bid."""
+    asked = [(round, name) for round in rounds for name in round.seconds]
+    rest = spent - sum(round.seconds[name] for round, name in asked)
+    for round, name in asked:
+        round.seconds[name] += rest / len(asked)
+
+
 def kind_of(params: SamplingParams) -> str:
     """The kind of sampling: how far the target's choices can be foreseen depends on its temperature."""
     if params.greedy:

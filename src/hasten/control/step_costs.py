@@ -6,11 +6,13 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from hasten.control.cost import OUTLIER, Average, CostCurve, Line, Shape
+from hasten.control.cost import OUTLIER, Average, CostCurve, Line, Shape, interrupted
 from hasten.core.types import BLOCK_SIZE
 
 FIRST_REFERENCE = 4  # rounds until a plain step is measured; doubled each time
 RARE_REFERENCE = 192  # at most
+REFERENCE_EVERY = 48  # and where drafting gains little
+THIN_GAIN = 1.25
 REMEMBERED_STEPS = 9
 FLOORS_FOR = 64  # steps that floors are used before they follow the curve
 MOST_AHEAD = 6  # rows that a pass of a draft model may have beside the one that it is for
@@ -57,10 +59,10 @@ class StepCosts:
             self.plain = self.plain_seconds(contexts)
             self.unit = self.plain / len(contexts)
 
-    def reference_due(self, most: int) -> bool:
-        """Whether a plain step should be measured now; asked once a step. At least every ``most`` steps."""
+    def reference_due(self, gain: float) -> bool:
+        """Whether a plain step should be measured now, where drafting makes steps ``gain`` times as fast; asked once a step."""
         self._since_plain += 1
-        return self._since_plain >= min(self._reference, most)
+        return self._since_plain >= min(self._reference, RARE_REFERENCE if gain > THIN_GAIN else REFERENCE_EVERY)
 
     def plain_seconds(self, sequences: int | Sequence[int]) -> float:
         """Seconds of a plain decoding step of that many sequences now, or of sequences with these contexts."""
@@ -160,10 +162,13 @@ class StepCosts:
         if one_pass is not None:
             curve = self._known_curve(drafter)
             scale = curve.step(self.shapes[:askers]) if curve is not None and self.shapes else 1.0
-            self._pass.setdefault(drafter, Average(0.2)).observe(one_pass / (scale * self.pace))
+            expected = self.one_pass(drafter, askers)
+            if expected is None or not interrupted(one_pass, expected):
+                self._pass.setdefault(drafter, Average(0.2)).observe(one_pass / (scale * self.pace))
         if foreseen is not None:
             self._missed.setdefault(drafter, Average(0.1, 1.0)).observe(1.0 - foreseen)
-        if tokens > BLOCK_SIZE:
+        expected = self.reading(drafter, tokens)
+        if tokens > BLOCK_SIZE and not (expected and interrupted(reading, expected)):
             self._reading.setdefault(drafter, Average(0.3)).observe(reading / self._text(drafter, tokens))
 
     def learn(self, shapes: list[Shape], rows: int, forward: float, whole: float) -> None:

@@ -54,6 +54,13 @@ class EngineConfig:
     explain: bool = False
 
     def __post_init__(self) -> None:
+        for name in ("model", "draft", "precision", "kv_cache_dtype", "device", "verify", "control"):
+            _text(name, getattr(self, name))
+        if self.draft_model is not None:
+            _text("draft_model", self.draft_model)
+        for name in ("prefix_cache", "explain"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name} must be true or false, not {getattr(self, name)!r}.")
         _one_of("precision", self.precision, PRECISIONS)
         _one_of("kv_cache_dtype", self.kv_cache_dtype, KV_CACHE_DTYPES)
         _one_of("verify", self.verify, VERIFY_RULES)
@@ -123,6 +130,11 @@ def parse_control(text: object) -> tuple[str, int]:
         return str(text), 0
     names = ", ".join(name for name in CONTROLS if name != "fixed")
     raise ConfigError(f"control must be one of {names} or fixed(k) with k from 1 to {DEEPEST_CHAIN}, not {text!r}.")
+
+
+def _text(name: str, value: object) -> None:
+    if not isinstance(value, str):
+        raise ConfigError(f"{name} must be a text, not {value!r}.")
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

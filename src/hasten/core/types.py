@@ -90,6 +90,12 @@ class SamplingParams:
         self._check_collections()
 
     def _check_collections(self) -> None:
+        for name, value, kinds, allowed in (
+            ("stop", self.stop, (str, list, tuple), "a text or a list of texts"),
+            ("stop_token_ids", self.stop_token_ids, (list, tuple), "a list of token ids"),
+            ("logit_bias", self.logit_bias, (Mapping,), "a mapping of token ids to numbers"),
+        ):
+            _require(isinstance(value, kinds), f"{name} must be {allowed}, not {repr(value)[:40]}.")
         stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         _require(len(stops) <= MAX_STOP_STRINGS, f"stop takes at most {MAX_STOP_STRINGS} strings, not {len(stops)}.")
         for text in stops:

@@ -68,6 +68,7 @@ class Drafter:
     seconds_per_pass: float | None = None  # of a paid drafter: what its last passes took, one with another
     passes: int = 0  # that its last call made, those that only read aside
     foreseen: float | None = None  # share of the levels of its last call behind which another one takes no pass of its own
+    passed_over: frozenset[int] = frozenset()  # ids of its last call's sequences whose text it did not come to read
     identity: str = ""  # of a drafter that is a model: what it is and in what precision; then ``pass_seconds`` can be asked
     positions: int = 0  # and how many positions its pool holds
 

@@ -169,6 +169,7 @@ class LanguageModelDrafter(Drafter):
     def _draft(self, sequences: list[Sequence], budgets: list[DraftBudget], drawing: bool) -> list[tuple[DraftTree, DraftLaws]]:
         feeds = [self._start(sequence, budget, drawing) for sequence, budget in zip(sequences, budgets, strict=True)]
         active = [feed for feed in feeds if feed is not None and self._catch_up(feed)]
+        self.passed_over = frozenset(each.id for each in sequences) - {feed.growing.sequence.id for feed in active}
         if self._shortlists is not None:
             self._shortlists.prepare()
         reads = sum(len(feed.waiting) for feed in active) > MOST_FRESH * len(active)
@@ -186,8 +187,7 @@ class LanguageModelDrafter(Drafter):
             seconds.append(time.perf_counter() - started)
             active = [feed for feed in active if feed.growing.continues and self._has_context(feed)]
         timed = seconds[1:] if reads else seconds
-        if timed:
-            self.seconds_per_pass = sum(timed) / len(timed)
+        self.seconds_per_pass = sum(timed) / len(timed) if timed else None
         self.passes, self.foreseen = len(seconds), self._foreseen / self._levels if self._levels else None
         return [(DraftTree(), DraftLaws()) if feed is None else (feed.growing.tree, feed.growing.laws) for feed in feeds]
 

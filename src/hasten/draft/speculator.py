@@ -131,8 +131,7 @@ class SpeculatorDrafter(Drafter):
                 self._grow(feed, states[row : row + len(each)], logits[row : row + len(each)])
                 row += len(each)
             active = [feed for feed in active if feed.growing.continues]
-        if self.passes:
-            self.seconds_per_pass = (time.perf_counter() - began) / self.passes
+        self.seconds_per_pass = (time.perf_counter() - began) / self.passes if self.passes else None
         return [(DraftTree(), DraftLaws()) if feed is None else (feed.growing.tree, feed.growing.laws) for feed in feeds]
 
     def _start(self, sequence: Sequence, budget: DraftBudget, drawing: bool) -> Feeding | None:

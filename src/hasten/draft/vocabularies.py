@@ -59,8 +59,8 @@ class Overlap:
 
 def overlap(target: Vocabulary, own: Vocabulary) -> Overlap:
     """The tokens that both have, and their ends of answers: those of equal name, else the first of each."""
-    spelled = {own.token_bytes(token): token for token in _texts(own)}  # of several that spell the same, the last
-    pairs = {token: spelled.pop(text) for token in _texts(target) if (text := target.token_bytes(token)) in spelled}
+    spelled = _spelled(own)
+    pairs = {token: spelled[text] for text, token in _spelled(target).items() if text in spelled}
     ends = {own.token_bytes(token): token for token in own.eos_token_ids}
     found = {token: ends[name] for token in target.eos_token_ids if (name := target.token_bytes(token)) in ends}
     if not found and target.eos_token_ids and own.eos_token_ids:
@@ -73,6 +73,20 @@ def overlap(target: Vocabulary, own: Vocabulary) -> Overlap:
         pairs,
         {own_id: token for token, own_id in pairs.items()},
     )
+
+
+def _spelled(vocabulary: Vocabulary) -> dict[bytes, int]:
+    """Token by text. Of several that spell the same (single bytes, to which a tokenizer falls back, are such) the one that is said:
+    which the text alone is made of, else the last."""
+    same: dict[bytes, list[int]] = {}
+    for token in _texts(vocabulary):
+        same.setdefault(vocabulary.token_bytes(token), []).append(token)
+    out = {text: tokens[-1] for text, tokens in same.items()}
+    for text, tokens in same.items():
+        alone = encoded(vocabulary, text) if len(tokens) > 1 else []
+        if len(alone) == 1 and alone[0] in tokens:
+            out[text] = alone[0]
+    return out
 
 
 def _texts(vocabulary: Vocabulary) -> Iterable[int]:
@@ -225,8 +239,15 @@ class Merges:
         self._known[token] = parts
         self._by_first.setdefault(parts[0], {})[parts] = token
         if len(self._known) > self.most:
-            gone = self._known.pop(next(iter(self._known)))
-            del self._by_first[gone[0]][gone]
+            self._forget(next(iter(self._known)))
+
+    def _forget(self, token: int) -> None:
+        gone = self._known.pop(token)
+        merges = self._by_first.get(gone[0], {})
+        if merges.get(gone) == token:  # else another token is spelled so, too
+            del merges[gone]
+            if not merges:
+                del self._by_first[gone[0]]
 
     def tell(self, before: Sequence[int], draft: Sequence[int]) -> list[tuple[int, int]]:
         """As ``Telling.tell``: the longest merge first, else the token itself where both have it; stops where neither is so."""

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from hasten.control.accounts import Tally
 from hasten.control.controller import Controller
-from hasten.control.cost import Average
+from hasten.control.cost import Average, interrupted
 from hasten.control.memory import Memory
-from hasten.control.rounds import Round
+from hasten.control.rounds import Round, share_deciding
 from hasten.core.config import SpeculationParams
 from hasten.core.types import ROOT, DraftTree, Sequence, Verdict
 from hasten.draft.base import DraftBudget, Drafter
@@ -75,7 +75,11 @@ class Drafting:
     _settling: Average = field(default_factory=lambda: Average(0.1))  # seconds that the books of a round take
     _bookkeeping: float = 0.0  # and what was charged for them in the step in progress
 
+    def begun(self, sequence: Sequence) -> bool:
+        return sequence.id in self._wishes
+
     def begin(self, sequence: Sequence, wish: SpeculationParams = AUTO) -> None:
+        """A sequence will be decoded; drafters index its text, so this waits until its turn has come."""
         self._wishes[sequence.id] = wish
         self._rest = 0
         if wish.mode == "off":
@@ -112,7 +116,8 @@ class Drafting:
         self._rounds = {round.sequence: round for round in rounds}
         self._speaking = [d.name for d in self.drafters if any((d.name, round.sequence) not in self._out for round in rounds)]
         rested, self._rested = self._rested, 0
-        if not self.controller.open(rounds, rested, max(0, running - len(decoding))) or room <= 0:
+        pure = _pure(items, len(decoding))
+        if not self.controller.open(rounds, rested, max(0, running - len(decoding)), pure) or room <= 0:
             return
         rows, share = sum(item.chain for item in items), room // len(decoding)
         drawer = self._drawer()
@@ -145,7 +150,7 @@ class Drafting:
             item.tree = round.verified
         self.drafted = any(len(round.verified) for round in rounds)
         self._bookkeeping = self._settling.value or 0.0
-        _share_deciding(rounds, self.clock() - began + self._bookkeeping)
+        share_deciding(rounds, self.clock() - began + self._bookkeeping)
 
     def rule_for(self, wish: SpeculationParams) -> str:
         """The rule for a request; where nothing is ever drafted, text is that of plain decoding under every rule."""
@@ -229,7 +234,8 @@ class Drafting:
             reading = (spent - guessing) * tokens / whole
             round.seconds[drafter.name] = guessing / len(rounds) + reading
             round.catching_up[drafter.name] = reading
-            self._seen[drafter.name, sequence.id] = round.context
+            if sequence.id not in drafter.passed_over:
+                self._seen[drafter.name, sequence.id] = round.context
 
     @_counted
     def observe(self, sequence: Sequence, tree: DraftTree, verdict: Verdict, logits: Tensor, states: Tensor | None = None) -> None:
@@ -290,13 +296,16 @@ class Drafting:
             return
         began = self.clock()
         rounds = [self._rounds[item.sequence.id] for item in items if item.sequence.id in self._rounds]
-        # Prompt chunks, and texts that are computed again, have other shapes than decoding steps and would distort the curve.
-        pure = len(rounds) == len(items) and all(item.chain == 1 for item in items)
+        pure = _pure(items, len(rounds))
         # The books are not closed yet when the step is timed, and those who bid are charged for them.
         self.controller.settle(rounds, rows, forward, whole + self._bookkeeping, self._speaking, pure)
-        self._settling.observe(self.clock() - began)
+        spent = self.clock() - began
+        if self._settling.value is None or not interrupted(spent, self._settling.value):
+            self._settling.observe(spent)
 
     def end(self, sequence: Sequence) -> None:
+        if not self.begun(sequence):
+            return
         complete = sequence.finish_reason in ("stop", "length") and sequence.output_length > 0
         self.controller.finish(sequence.id, sequence.output_length, complete)
         wish = self._wishes.pop(sequence.id, AUTO)
@@ -311,7 +320,10 @@ class Drafting:
             self.memory.save_sometimes(self.controller)
 
     def decisions(self, sequence: Sequence) -> dict[str, str]:
-        """Why each drafter that takes part in a sequence is on or off, one line each. Ask before its ``end``."""
+        """Why each drafter that takes part in a sequence is on or off, one line each; nothing of one that never began. Ask before
+        its ``end``."""
+        if not self.begun(sequence):
+            return {}
         taking_part = [drafter.name for drafter in self.drafters if (drafter.name, sequence.id) not in self._out]
         return {name: self.controller.explain(name, sequence.id) for name in taking_part}
 
@@ -337,12 +349,10 @@ def _bids(
     return bids
 
 
-def _share_deciding(rounds: list[Round], spent: float) -> None:
-    """What the round took beyond the drafters' own time (choosing, merging, keeping the books) is charged to those who bid."""
-    asked = [(round, name) for round in rounds for name in round.seconds]
-    rest = spent - sum(round.seconds[name] for round, name in asked)
-    for round, name in asked:
-        round.seconds[name] += rest / len(asked)
+def _pure(items: list[Scheduled], decoding: int) -> bool:
+    """Whether a step of these items, so many of which decode, is a decoding step and nothing else. Prompt chunks, and texts that
+    are computed again, have other shapes and would distort the curve."""
+    return decoding == len(items) and all(item.chain == 1 for item in items)
 
 
 def _depth_left(sequence: Sequence) -> int:

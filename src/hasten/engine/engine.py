@@ -99,11 +99,10 @@ class Engine:
         place = place_of(thinking, prompt, constraint is not None) if thinking is not None else None
         answers = [self._answer(sequence, constraint and constraint(), thinking, place) for sequence in sequences]
         ends = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.eos)
-        request = Request(name, answers, rule, ends)
+        request = Request(name, answers, rule, ends, speculation)
         for sequence in sequences:
             sequence.leaders, sequence.draw = leaders_needed(params, sequence.seed, rule, constraint is not None)
             self._requests[sequence.id] = request
-            self.drafting.begin(sequence, speculation)
         self.scheduler.add(sequences)
         return request
 
@@ -126,7 +125,7 @@ class Engine:
         self._cancel_what_was_let_go()
         begun = time.perf_counter()
         items = self.scheduler.plan()
-        self._start_clocks(items)
+        self._start(items)
         self.drafting.propose(items, self.max_rows - sum(item.chain for item in items), len(self.scheduler.running))
         packed = self.scheduler.pack(items)
         if not packed.items:
@@ -308,12 +307,15 @@ class Engine:
         together = Counter(id(self._requests[sequence]) for sequence in answering)
         return {sequence: plain / together[id(self._requests[sequence])] for sequence in answering}
 
-    def _start_clocks(self, items: list[Scheduled]) -> None:
+    def _start(self, items: list[Scheduled]) -> None:
+        """Clocks and drafters begin with those whose turn has come for the first time."""
         now = time.perf_counter()
         for item in items:
             request = self._requests[item.sequence.id]
             if request.started is None:
                 request.started = now
+            if not self.drafting.begun(item.sequence):
+                self.drafting.begin(item.sequence, request.speculate)
 
     def _check_prediction(self, prediction: list[int]) -> None:
         most = self.scheduler.capacity

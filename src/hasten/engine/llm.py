@@ -42,6 +42,7 @@ class LLM:
             self.config = model
         else:
             self.config = EngineConfig.from_mapping({"model": model, **settings})
+        self._closed = False
         self.engine: Engine = load_engine(self.config, progress)
         tokenizer = self.engine.tokenizer
         self._chats = None if tokenizer.chat_template is None else ChatPrompts(tokenizer)
@@ -92,11 +93,15 @@ class LLM:
         several = _several(prompts)
         each = self._params(params, len(several))
         requests = self._submit_all([self.encode(prompt) for prompt in several], each, tenant, prediction, speculation, thinking)
+        places = {request.id: place for place, request in enumerate(requests)}
         done: dict[int, Completion] = {}
         try:
             while len(done) < len(requests):
-                self.engine.step()
-                for place, request in enumerate(requests):
+                told = self.engine.step()
+                for request in told or requests:  # nobody is told of what was cancelled elsewhere
+                    place = places.get(request.id)
+                    if place is None:
+                        continue
                     while request.inbox:
                         completion = request.inbox.popleft().completion
                         if completion is not None:
@@ -190,8 +195,11 @@ class LLM:
         return self.engine.tokenizer.decode(tokens)
 
     def close(self) -> None:
-        """Cancel what runs and let the model's memory go."""
+        """Cancel what runs, and let go of the memory of keys and values and of all that drafts. The weights go with the last
+        reference to this object. A second time it does nothing."""
+        self._closed = True
         self.engine.cancel_all()
+        self.engine.drafting.drafters.clear()
         self.engine.executor.release()
 
     def __enter__(self) -> LLM:
@@ -216,6 +224,8 @@ class LLM:
         speculation: SpeculationParams,
         thinking: Thinking | None,
     ) -> list[Request]:
+        if self._closed:
+            raise HastenError("This model is closed; make another LLM.")
         requests: list[Request] = []
         if isinstance(prediction, str):
             prediction = self.engine.tokenizer.encode(prediction, add_bos=False)

@@ -6,6 +6,7 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 
+from hasten.core.config import SpeculationParams
 from hasten.core.results import Answer, Completion, DraftCount, Speculation, Speed, StreamEvent, Timing, Usage
 from hasten.core.types import MODEL_SOURCE, DraftTree, Sequence
 from hasten.engine.text import TextStream
@@ -37,6 +38,7 @@ class Request:
     answers: list[AnswerState]
     verify: str = "coupled"  # the rule by which drafts are checked
     stop_tokens: frozenset[int] = frozenset()  # that end an answer
+    speculate: SpeculationParams = field(default_factory=SpeculationParams)  # how it wants to be drafted for
     started: float | None = None
     first_token: float | None = None
     last_token: float | None = None

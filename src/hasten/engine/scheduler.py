@@ -67,10 +67,11 @@ class Scheduler:
         self._model_context = model_context or context_length
         self.preemptions = 0
         self._max_rows = max_rows
-        self._max_sequences = max_sequences
+        self._max_sequences = min(max_sequences, max_rows)  # each of them gets a row in every step
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []
         self._sources: dict[int, Sequence] = {}  # sequence id -> the sibling whose prompt it may share
+        self._chains: dict[int, list[bytes]] = {}  # sequence id -> where its prompt would be cached, while it waits
 
     @property
     def idle(self) -> bool:
@@ -180,6 +181,7 @@ class Scheduler:
         elif sequence in self._waiting:
             self._waiting.remove(sequence)
         self._sources.pop(sequence.id, None)
+        self._chains.pop(sequence.id, None)
         self._release(sequence)
 
     def check_integrity(self) -> None:
@@ -196,6 +198,7 @@ class Scheduler:
             if not self._take_prefix(sequence, source):
                 return
             self._waiting.popleft()
+            self._chains.pop(sequence.id, None)
             self._running.append(sequence)
 
     def _take_prefix(self, sequence: Sequence, source: Sequence | None) -> bool:
@@ -206,7 +209,8 @@ class Scheduler:
             sequence.blocks = self.blocks.fork(source.blocks[: -(-sequence.computed // BLOCK_SIZE)])
         else:
             limit = len(sequence.tokens) - 1
-            sequence.blocks = self.blocks.match_prefix(sequence.tokens, sequence.tenant, limit)
+            chain = self._chains.setdefault(sequence.id, [])
+            sequence.blocks = self.blocks.match_prefix(sequence.tokens, sequence.tenant, limit, chain)
             found = len(sequence.blocks)
             sequence.computed = found * BLOCK_SIZE
         needed = -(-(len(sequence.tokens) + 1) // BLOCK_SIZE) - len(sequence.blocks) + 1

@@ -73,9 +73,10 @@ class Executor:
         return lay_out(batch, self.device)
 
     def release(self) -> None:
-        """Let the memory of keys and values go. Nothing can run after this."""
+        """Let the memory of keys and values go. Nothing can run after this; a second time it does nothing."""
         self.pool.release()
-        del self._layers
+        if hasattr(self, "_layers"):
+            del self._layers
 
 
 def _slot(blocks: list[int], index: int) -> int:

@@ -1,0 +1,32 @@
+"""What drafting usually takes, so that what held it up (a process that was stopped, a machine that swapped) is not
+taken for its cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from hasten.control.cost import Average, interrupted
+from hasten.control.rounds import Round
+from hasten.control.step_costs import StepCosts
+
+
+@dataclass(slots=True)
+class UsualTime:
+    """Seconds that drafting takes in a step, but for what it reads."""
+
+    _usual: Average = field(default_factory=lambda: Average(0.1))
+
+    def counted(self, rounds: Sequence[Round], costs: StepCosts) -> float:
+        """Seconds that drafting took in a step of these ``rounds``. Where that can only be an interruption it is nothing, and on
+        nobody's account: one such step would keep a drafter off for hours."""
+        asked = sum(sum(round.seconds.values()) for round in rounds)
+        reading = sum(seconds for round in rounds for seconds in round.catching_up.values())
+        due = sum(costs.reading(drafter, round.to_read(drafter)) for round in rounds for drafter in round.catching_up)
+        if self._usual.value is None or not interrupted(asked, self._usual.value + due):
+            self._usual.observe(asked - reading)
+            return asked
+        for round in rounds:
+            round.seconds = dict.fromkeys(round.seconds, 0.0)
+            round.catching_up.clear()
+        return 0.0
