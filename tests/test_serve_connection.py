@@ -9,16 +9,17 @@ import signal
 import socket
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from hasten.core.errors import ConfigError
-from hasten.serve.connection import FILES_BESIDE, SPARE, allow_files, connection_of
+from hasten.serve.connection import FILES_BESIDE, PIECE, SPARE, allow_files, connection_of
 from hasten.serve.limits import Limits
 from serving import running
 
@@ -67,6 +68,67 @@ def test_who_takes_nothing_is_let_go() -> None:
 
 def test_who_is_slow_gets_all() -> None:
     assert asyncio.run(taken(Limits(request_timeout=20.0), 1.0)) > PARTS * len(PART)
+
+
+async def refused(scope: Any, receive: Any, send: Any) -> None:
+    """An answer before the body is read."""
+    await send({"type": "http.response.start", "status": 401, "headers": []})
+    await send({"type": "http.response.body", "body": b"no"})
+
+
+async def read_whole(scope: Any, receive: Any, send: Any) -> None:
+    size, more = 0, True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return
+        size, more = size + len(message["body"]), message["more_body"]
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"%d" % size})
+
+
+@pytest.mark.parametrize("app", [refused, read_whole])
+def test_a_body_in_chunks_of_a_byte_is_soon_at_its_end(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of them takes as long to parse as a kilobyte, so a little traffic held up everybody, key or no key."""
+    pieces: list[int] = []
+    parse = H11Protocol.data_received
+
+    def noted(self: H11Protocol, data: bytes) -> None:
+        pieces.append(len(data))
+        parse(self, data)
+
+    monkeypatch.setattr(H11Protocol, "data_received", noted)
+    monkeypatch.setattr("hasten.serve.connection.PARSE_SECONDS", 0.2)
+
+    async def flood() -> int:
+        async with served(app, Limits()) as (_, address):
+            _, writer = await asyncio.open_connection(*address)
+            writer.write(b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
+            sent = 0
+            with suppress(ConnectionError):
+                while sent < 10_000_000:
+                    writer.write(b"1\r\n \r\n" * 1000)
+                    sent += 1000
+                    await writer.drain()
+            writer.close()
+            return sent
+
+    assert asyncio.run(flood()) < 5_000_000
+    assert max(pieces) <= PIECE
+
+
+def test_a_large_body_is_read_whole() -> None:
+    async def sent(size: int) -> bytes:
+        async with served(read_whole, Limits()) as (_, address):
+            reader, writer = await asyncio.open_connection(*address)
+            writer.write(b"POST / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % size)
+            writer.write(b"x" * size)
+            await writer.drain()
+            answer = await reader.read()
+            writer.close()
+            return answer
+
+    assert b"\r\n16777216\r\n" in asyncio.run(sent(16 << 20))
 
 
 def test_a_connection_that_asks_takes_the_place_of_one_that_does_not() -> None:

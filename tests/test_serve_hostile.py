@@ -86,6 +86,27 @@ def test_what_is_wrong_with_a_body_is_said_in_a_users_words(server: Running, bod
     assert answer.json()["error"]["message"].endswith(said)
 
 
+@pytest.mark.parametrize(
+    ("path", "field", "many"),
+    [
+        ("/v1/completions", "prompt", [{}] * 400_000),
+        ("/v1/completions", "prompt", [1, ""] * 200_000),
+        ("/v1/completions", "stop_token_ids", [{}] * 400_000),
+        ("/v1/chat/completions", "tools", [{}] * 400_000),
+        ("/v1/chat/completions", "logit_bias", {f"{at}": {} for at in range(150_000)}),
+        ("/v1/embeddings", "input", [1, ""] * 200_000),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "many",
+)
+def test_a_million_mistakes_are_one(server: Running, path: str, field: str, many: Any) -> None:
+    """Each was a complaint of its own, which took gigabytes and held up everybody for many seconds."""
+    began, body = time.monotonic(), json.dumps({**CHAT, field: many})
+    answer = raw(server, body.encode(), path=path)
+    assert answer.status_code == 400
+    assert field in answer.json()["error"]["message"]
+    assert time.monotonic() - began < 5
+
+
 def test_a_number_beyond_all_numbers_inside_a_schema_is_refused(server: Running) -> None:
     """A response shows its tools again, and JSON has no infinity."""
     tool = b'{"type": "function", "name": "f", "parameters": {"type": "object", "default": -1e999}}'

@@ -8,6 +8,7 @@ import random
 import re
 import sys
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -46,6 +47,30 @@ def test_equals_sentencepiece(adds_space: bool) -> None:
         ids = ours.encode(text, add_bos=False, allow_special=False)
         assert ids == oracle.encode(text), repr(text)
         assert ours.decode(ids) == text.replace("▁", " "), repr(text)
+
+
+def test_a_long_text_leaves_other_threads_their_turns() -> None:
+    """The lock of the interpreter is let go of meanwhile."""
+    tokenizer = build(byte_level())
+    text, done = "one two three " * 150_000, threading.Event()
+
+    def work() -> None:
+        tokenizer.encode(text, add_bos=False)
+        tokenizer.encode(text, add_bos=False, allow_special=False)
+        tokenizer.encode_marked(text)
+        done.set()
+
+    worker = threading.Thread(target=work)
+    longest = 0.0
+    worker.start()
+    began = last = time.perf_counter()
+    while not done.is_set():
+        time.sleep(0.001)
+        now = time.perf_counter()
+        longest, last = max(longest, now - last), now
+    worker.join()
+    took = time.perf_counter() - began
+    assert longest < took / 6, f"{longest:.2f} s of {took:.2f} s without a turn"
 
 
 def test_scores_decide_and_not_ids() -> None:

@@ -29,10 +29,10 @@ from functools import partial
 from hasten.core.types import DraftTree, Sequence
 from hasten.draft.base import DraftBudget, Drafter
 from hasten.draft.best_first import best_first
+from hasten.draft.matches import LONGEST_MATCH
 
 GRAM_LENGTHS = (6, 2, 1)
 MOST_MATCHES = 24  # looked at for each gram length, the most recent ones
-LONGEST_MATCH = 32  # longer ones are not told apart
 ESCAPE = 4.0  # weight of "none of the tokens seen before", as much as one match of two tokens
 DOUBT = 0.025  # what is left of it where the matches outweigh everything
 LEAST_SURVIVAL = 0.03  # less likely nodes are not worth a row on any machine

@@ -10,7 +10,6 @@ is never done: it would make the text differ from what the tokens say.
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from hashlib import sha256
@@ -62,7 +61,6 @@ class Tokenizer:
         chat_template: str | None = None,
     ) -> None:
         self._backend = backend
-        self._lock = threading.Lock()
         self._bytes: dict[int, bytes] = {}
         self._added = {token: added.content for token, added in backend.get_added_tokens_decoder().items()}
         self._silent_ids = frozenset(silent_ids)
@@ -84,8 +82,16 @@ class Tokenizer:
 
     @cached_property
     def _marking(self) -> Backend:
-        """What ``encode_marked`` asks: the same model with marks, and without the spellings of control tokens. It shares the
-        vocabulary; what is added to it, in the order of ids, is given the ids that it has in the other."""
+        """What ``encode_marked`` asks: the same model with marks, and without the spellings of control tokens."""
+        return self._second_backend()
+
+    @cached_property
+    def _without_control(self) -> Backend:
+        """What reads the spellings of control tokens as text: the switch belongs to a backend, not to a call."""
+        return self._second_backend()
+
+    def _second_backend(self) -> Backend:
+        """It shares the vocabulary; what is added to it, in the order of ids, is given the ids that it has in the first one."""
         made = Backend(self._backend.model)
         made.normalizer, made.pre_tokenizer = self._backend.normalizer, self._backend.pre_tokenizer
         made.post_processor = self._backend.post_processor
@@ -101,9 +107,7 @@ class Tokenizer:
         the text of control tokens as ordinary text. Raises InvalidRequest when the text is no valid Unicode.
         """
         _check_unicode(text)
-        with self._lock:  # the switch belongs to the backend, not to the call
-            self._backend.encode_special_tokens = not allow_special
-            ids = list(self._backend.encode(text, add_special_tokens=False).ids)
+        ids = _ids(self._backend if allow_special else self._without_control, text)
         return [*self.prefix_ids, *ids, *self.suffix_ids] if add_bos else ids
 
     def encode_marked(self, text: str) -> list[int]:
@@ -113,10 +117,9 @@ class Tokenizer:
         vocabulary has no other way to write what spells a control token.
         """
         _check_unicode(text)
-        with self._lock:
-            if any(mark in text for mark in self._particular):
-                text = self._readable(text)
-            ids = self._marking.encode(text, add_special_tokens=False).ids
+        if any(mark in text for mark in self._particular):
+            text = self._readable(text)
+        ids = _ids(self._marking, text)
         for token in ids:
             if token not in self._marked and token in self._never_text:
                 raise InvalidRequest(
@@ -127,7 +130,7 @@ class Tokenizer:
     def _readable(self, text: str) -> str:
         """``text`` with spellings for those marks that are not read as tokens where they stand: a token that is one between words
         only, or in normalised text only, is text elsewhere."""
-        found = self._marking.encode(text, add_special_tokens=False)
+        found = self._marking.encode_batch([text], add_special_tokens=False)[0]
         spans = [span for token, span in zip(found.ids, found.offsets, strict=True) if token in self._marked]
         read = {at for begin, end in spans for at in range(begin, end)}
         marks = re.compile("|".join(map(re.escape, self._particular)))
@@ -140,7 +143,7 @@ class Tokenizer:
 
     def add_marks(self, marks: Mapping[int, str]) -> None:
         """Let ``encode_marked`` read texts as these of the ``added``, and their spellings as ordinary text, whatever the model's
-        files call them. A mark takes spaces beside it as its token does; for ``encode`` nothing changes.
+        files call them. A mark takes spaces beside it as its token does; for ``encode`` nothing changes. Before any text is read.
         """
         known = self._backend.get_added_tokens_decoder()
         added = [
@@ -154,15 +157,14 @@ class Tokenizer:
             )
             for token, mark in marks.items()
         ]
-        with self._lock:
-            self._marking.add_tokens(added)
-            for token, mark in marks.items():
-                found = self._marking.token_to_id(mark)
-                assert found is not None
-                self._marked[found] = token
-                if known[token].single_word or (known[token].normalized and self._backend.normalizer is not None):
-                    self._particular[mark] = self._added[token]
-            self._marking.add_special_tokens([known[token] for token in marks if not known[token].special])
+        self._marking.add_tokens(added)
+        for token, mark in marks.items():
+            found = self._marking.token_to_id(mark)
+            assert found is not None
+            self._marked[found] = token
+            if known[token].single_word or (known[token].normalized and self._backend.normalizer is not None):
+                self._particular[mark] = self._added[token]
+        self._marking.add_special_tokens([known[token] for token in marks if not known[token].special])
         self._add_control(marks)
 
     def _add_control(self, tokens: Iterable[int]) -> None:
@@ -221,6 +223,12 @@ class Tokenizer:
             data = text.encode()
             digest.update(len(data).to_bytes(4, "little") + data)
         return digest.hexdigest()
+
+
+def _ids(backend: Backend, text: str) -> list[int]:
+    """Token ids of a text. As a batch of one: ``encode`` holds the interpreter's lock, and all other threads, for seconds where the
+    text has millions of characters."""
+    return list(backend.encode_batch_fast([text], add_special_tokens=False)[0].ids)
 
 
 def _check_unicode(text: str) -> None:

@@ -76,7 +76,7 @@ def guesses(
 
 
 def _greedy_guesses(values: Logits, names: noise.IntArray | None, count: int) -> list[Guess]:
-    """``guesses`` at temperature 0. Few calls: each costs microseconds where a step has swept the caches."""
+    """``guesses`` where there is no noise. Few calls: each costs microseconds where a step has swept the caches."""
     best = likeliest_ids(torch.from_numpy(values)[None], min(count, len(values)))[0]
     peak = float(values[best[0]])
     near, bound = at_least(values, peak - _REACH)
@@ -87,22 +87,6 @@ def _greedy_guesses(values: Logits, names: noise.IntArray | None, count: int) ->
             log = value - peak - total
             out.append(Guess(place if names is None else int(names[place]), log, log, math.exp(log)))
     return out
-
-
-def choose_several(
-    logits: torch.Tensor,
-    params: SamplingParams,
-    seed: int,
-    position: int,
-    count: int,
-    *,
-    history: History | None = None,
-    vocabulary_size: int | None = None,
-    ids: noise.IntArray | None = None,
-) -> list[tuple[int, float]]:
-    """``guesses`` as (token, confidence) pairs."""
-    found = guesses(logits, params, seed, position, count, history=history, vocabulary_size=vocabulary_size, ids=ids)
-    return [(guess.token, guess.confidence) for guess in found]
 
 
 def draft_law(

@@ -18,7 +18,6 @@ import os
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -41,18 +40,11 @@ _LN2_LOW = float.fromhex("0x1.cf79abc9e3b39803p-40")
 _ODD_RECIPROCALS = tuple(1.0 / odd for odd in range(23, 0, -2))  # the series of atanh; its next term is below 2^-60
 
 
-def gumbel(seed: int, position: int, tokens: torch.Tensor) -> torch.Tensor:
-    """Standard Gumbel noise of each token id at a position.
-
-    ``tokens``: int64, any shape, ids of at least 0. Returns float64 of the same shape on the CPU, within
-    [-3.61, ``MAX_NOISE``]. ``position`` is the absolute position of the token that is being chosen.
-    """
-    flat = tokens.detach().cpu().numpy().astype(np.int64).reshape(-1)
-    return torch.from_numpy(noise_of(seed, position, flat)).reshape(tokens.shape)
-
-
 def noise_of(seed: int, position: int, tokens: IntArray) -> FloatArray:
-    """``gumbel`` for a one-dimensional NumPy array of ids."""
+    """Standard Gumbel noise of each token id at a position: float64 within [-3.61, ``MAX_NOISE``].
+
+    ``tokens``: int64, one-dimensional, ids of at least 0. ``position`` is the absolute position of the token that is being chosen.
+    """
     return from_bits(token_bits(seed, position, tokens))
 
 

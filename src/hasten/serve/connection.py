@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 from typing import Any, ClassVar, Literal
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -15,15 +16,18 @@ from hasten.serve.limits import Limits
 SPARE = 32  # connections over --max-connections, so that whoever is one too many can be told so
 AT_ONCE = 32  # connections that are accepted in a turn of the event loop
 BACKLOG = 2048  # that may wait for it: the system drops what comes beyond, and clients try again after a second
+PIECE = 4096  # bytes parsed in a turn of the event loop, for which all others wait: chunks of one byte take 40 us each
+PARSE_SECONDS = 1.0  # of processor time that one request may take to be parsed: a body of the largest size takes a tenth
 # What is accepted in one turn of the event loop counts, or is closed, a few turns later; the rest is the process's own.
 FILES_BESIDE = 4 * AT_ONCE + 128
 
 
-class BoundedConnection(H11Protocol):
-    """Closed when the head of a request has not arrived ``head_seconds`` after the connection was made or its first byte came, and
-    when nothing can be written for ``write_seconds``. The body of a request and its time in the engine have limits of their own
-    (``body``, ``worker``); between two requests uvicorn's keep-alive holds. Where there are more than ``most``, a new one takes the
-    place of the one without a request whose last request, or beginning, is longest ago."""
+class BoundedConnection(H11Protocol, asyncio.BufferedProtocol):
+    """Closed when the head of a request has not arrived ``head_seconds`` after the connection was made or its first byte came, when
+    nothing can be written for ``write_seconds``, and when a request takes ``PARSE_SECONDS`` to be parsed. The body of a request and
+    its time in the engine have limits of their own (``body``, ``worker``); between two requests uvicorn's keep-alive holds. Where
+    there are more than ``most``, a new one takes the place of the one without a request whose last request, or beginning, is
+    longest ago."""
 
     head_seconds: ClassVar[float]
     write_seconds: ClassVar[float]
@@ -31,10 +35,13 @@ class BoundedConnection(H11Protocol):
     _timer: asyncio.TimerHandle | None = None
     _stuck: asyncio.TimerHandle | None = None
     _last_used: float = 0.0
+    _parsed: float = 0.0  # seconds that parsing has taken since the request in work began
+    _parsing: object = None
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         self._last_used = self.loop.time()
+        self._piece = memoryview(bytearray(PIECE))
         if len(self.connections) > self.most:
             idle = [one for one in self.connections if isinstance(one, BoundedConnection) and one.idle]
             min(idle, key=lambda one: one._last_used).transport.close()
@@ -46,8 +53,21 @@ class BoundedConnection(H11Protocol):
         answered = self.cycle is None or self.cycle.response_complete
         return answered and not self.transport.is_closing() and not self.transport.get_write_buffer_size()
 
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._piece
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.data_received(bytes(self._piece[:nbytes]))
+
     def data_received(self, data: bytes) -> None:
+        began = time.thread_time()
         super().data_received(data)
+        if self.cycle is not self._parsing:
+            self._parsing, self._parsed = self.cycle, 0.0
+        self._parsed += time.thread_time() - began
+        if self._parsed > PARSE_SECONDS:
+            self.transport.close()
+            return
         if self.cycle is not None and not self.cycle.response_complete:
             self._last_used = self.loop.time()
             self._stop("_timer")

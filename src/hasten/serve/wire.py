@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler, model_validator
+from pydantic_core import CoreSchema, PydanticCustomError
 
 from hasten.core.config import MOST_NODES, SpeculationParams
 from hasten.core.errors import InvalidRequest
@@ -46,12 +46,31 @@ AnthropicTemperature = Annotated[float, _between(0, 1, "number"), Field(json_sch
 Length = Annotated[int, _between(1, MOST_TOKENS, "whole number"), Field(json_schema_extra={"minimum": 1, "maximum": MOST_TOKENS})]
 
 
+def _at_the_first_mistake(schema: Any) -> Any:
+    """A core schema whose lists and objects are refused at their first mistake: a client's million wrong entries would be a million
+    complaints."""
+    if isinstance(schema, dict):
+        for value in schema.values():
+            _at_the_first_mistake(value)
+        if schema.get("type") in ("list", "dict"):
+            schema["fail_fast"] = True
+    elif isinstance(schema, list | tuple):
+        for value in schema:
+            _at_the_first_mistake(value)
+    return schema
+
+
 class Wire(BaseModel):
-    """Base of everything that comes in: no coercion between types, no unknown names; null leaves out what may be left out.
-    ``elsewhere``: names that the interface has and this server has not, of which the same holds."""
+    """Base of everything that comes in: no coercion between types, no unknown names; null leaves out what may be left out. Of lists
+    the first mistake is told. ``elsewhere``: names that the interface has and this server has not, of which null holds as well."""
 
     model_config = ConfigDict(strict=True, extra="forbid", hide_input_in_errors=True)
     elsewhere: ClassVar[frozenset[str]] = frozenset()
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        found: CoreSchema = _at_the_first_mistake(handler(source))
+        return found
 
     @model_validator(mode="before")
     @classmethod
