@@ -23,6 +23,8 @@ from hasten.engine.drafting import _sound
 from hasten.engine.engine import Engine
 from hasten.engine.requests import Request
 from hasten.engine.scheduler import Scheduler
+from hasten.model.precision import BF16, FP32, INT8, Precision
+from hasten.native.loader import load
 from hasten.sampling.constraint import Constraint
 from test_exact import GREEDY, SAMPLED, answers, prompt_of
 from tiny import LETTERS, VOCABULARY, FrozenCurve, LetterTokenizer, damage_logits, naive_text, run_all, tiny_engine
@@ -139,8 +141,19 @@ def test_provenance_and_account() -> None:
     assert names.count("right") == accepted == completion.speculation.accepted
     assert names.count(MODEL_SOURCE) == completion.speculation.rounds + 1
     assert completion.speculation.drafted >= accepted
-    assert completion.exact
     assert completion.to_json()["usage"]["completion_tokens"] == 30
+
+
+@pytest.mark.parametrize(("precision", "exact"), [(INT8, True), (FP32, False), (BF16, False)])
+def test_exact_is_said_where_the_kernels_see_to_it(precision: Precision, exact: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def said() -> bool:
+        engine = tiny_engine(KIND, precision=precision)
+        completion = run(engine, engine.submit(list(PROMPT), replace(GREEDY, max_tokens=3)))[1]
+        return completion.exact
+
+    assert said() is (exact and load() is not None)
+    monkeypatch.setattr("hasten.model.kernels.load", lambda: None)
+    assert said() is False
 
 
 def test_logprobs_are_those_of_plain_decoding() -> None:
@@ -319,7 +332,7 @@ def test_a_prompt_that_is_too_long_names_the_bound_that_holds(pool: int, context
     "wrong",
     [
         {"temperature": -1.0}, {"temperature": float("nan")}, {"temperature": float("inf")}, {"temperature": "hot"},
-        {"top_p": 0.0}, {"top_p": 1.1}, {"top_p": float("nan")}, {"top_k": -1}, {"top_k": 1.5}, {"top_k": True}, {"min_p": -0.1},
+        {"top_p": -0.1}, {"top_p": 1.1}, {"top_p": float("nan")}, {"top_k": -1}, {"top_k": 1.5}, {"top_k": True}, {"min_p": -0.1},
         {"repetition_penalty": 0.0}, {"presence_penalty": 3.0}, {"frequency_penalty": float("-inf")}, {"max_tokens": 0},
         {"max_tokens": True}, {"seed": -1}, {"seed": 2**64}, {"n": 0}, {"n": 65}, {"logprobs": 21}, {"logprobs": -1},
         {"stop": ("",)}, {"stop": ("x",) * 18}, {"stop": (3,)}, {"stop_token_ids": (-1,)}, {"logit_bias": {-1: 1.0}},
@@ -394,7 +407,7 @@ def test_steps_in_which_nobody_guessed_count_without_what_asking_took(monkeypatc
     on_a_clock(engine, now, monkeypatch)
     request = engine.submit(list(PROMPT), replace(GREEDY, max_tokens=10), speculation=SpeculationParams(mode="on"))
     run_all(engine, [request])
-    completion = request.completion("m", "p", 0.0, drafting=True)
+    completion = request.completion("m", "p", True, 0.0, drafting=True)
     assert completion.speed.plain_tokens_per_second == pytest.approx(100.0)
     assert completion.speed.tokens_per_second == pytest.approx(1 / 0.015)
 

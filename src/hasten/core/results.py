@@ -92,8 +92,9 @@ class Answer:
 @dataclass(frozen=True, slots=True)
 class Completion:
     """The finished request: its answers and its account. ``verify`` is the rule by which drafts were checked; under "coupled" the
-    text is that of plain decoding, under the others one of the same law: all are ``exact``. ``text``,
-    ``thought``, ``tokens`` and ``finish_reason`` are the first answer's."""
+    text is that of plain decoding, under the others one of the same law. ``exact``: to the last bit; else (a GPU, or no native
+    kernels) up to rounding, which may depend on what is computed together. ``text``, ``thought``, ``tokens`` and ``finish_reason``
+    are the first answer's."""
 
     id: str
     model: str

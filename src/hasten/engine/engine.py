@@ -292,7 +292,8 @@ class Engine:
         self.drafting.end(sequence)
 
     def _completion(self, request: Request) -> Completion:
-        return request.completion(self.model, self.executor.precision, self.load_seconds, bool(self.drafting.drafters))
+        executor = self.executor
+        return request.completion(self.model, executor.precision, executor.exact, self.load_seconds, bool(self.drafting.drafters))
 
     def _plain_shares(self, items: list[Scheduled]) -> dict[int, float]:
         """By sequence id: seconds that a plain step of what is decoding now would take, over the answers of its request that get

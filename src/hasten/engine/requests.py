@@ -104,7 +104,7 @@ class Request:
         answer.delivered = sequence.output_length
         answer.fresh, answer.fresh_thought = [], []
 
-    def completion(self, model: str, precision: str, load_seconds: float, drafting: bool) -> Completion:
+    def completion(self, model: str, precision: str, exact: bool, load_seconds: float, drafting: bool) -> Completion:
         """The finished account. Without drafting the request's own speed is the plain speed."""
         produced = sum(answer.sequence.output_length for answer in self.answers)
         thought = sum(answer.stream.thought_tokens for answer in self.answers)
@@ -120,7 +120,7 @@ class Request:
             id=self.id,
             model=model,
             precision=precision,
-            exact=True,
+            exact=exact,
             answers=[_answer(state) for state in self.answers],
             usage=Usage(sequences[0].prompt_length, produced, self.cached, thought),
             timing=Timing(load_seconds, first - begun, decode),

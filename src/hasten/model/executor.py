@@ -8,6 +8,7 @@ from torch import Tensor
 from hasten.cache.pool import make_pool
 from hasten.core.types import BLOCK_SIZE, Batch
 from hasten.model.decoder import Decoder
+from hasten.model.kernels import bits_are_fixed
 from hasten.model.layers import make_layers
 from hasten.model.layout import Layout, lay_out
 from hasten.model.precision import CACHE_TYPES
@@ -27,6 +28,11 @@ class Executor:
         self.pool = make_pool(shape.layers, shape.kv_heads, shape.head_dim, num_blocks, self.cache, device)
         self.states: Tensor | None = None  # of the last ``forward``, [wanted rows, hidden]: what the head was given, not normalised
         self._layers = make_layers(shape, decoder.weights.layers, self.pool, decoder.precision.stream, device)
+
+    @property
+    def exact(self) -> bool:
+        """Whether a row's logits have the same bits whatever is computed beside it."""
+        return bits_are_fixed(self.decoder.precision, self.device)
 
     @property
     def precision(self) -> str:

@@ -53,6 +53,12 @@ def kernels_fingerprint() -> str:
     return "" if library is None else library.fingerprint
 
 
+def bits_are_fixed(precision: Precision, device: torch.device) -> bool:
+    """Whether a row's logits have the same bits whatever is computed beside it. Only the kernels see to that; PyTorch's products
+    may round otherwise where there are more rows."""
+    return precision.quantised and device.type == "cpu" and load() is not None
+
+
 def missing_kernels() -> str:
     """Why no native kernels are in use; "" where they are."""
     found = status()

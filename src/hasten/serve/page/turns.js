@@ -142,7 +142,7 @@ export function accountLine(answer) {
   const accepted = counts.reduce((sum, each) => sum + each.accepted, 0);
   if (drafted > 0) parts.push(`${whole(accepted)} of ${whole(drafted)} guesses right`);
   if (account?.exact === true) parts.push("exact");
-  if (account?.exact === false) parts.push("not exact");
+  if (account?.exact === false) parts.push("exact up to rounding");
   return parts.join("\u2002·\u2002");
 }
 
