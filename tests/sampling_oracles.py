@@ -82,7 +82,7 @@ def random_params(random: np.random.Generator, size: int) -> SamplingParams:
     if random.random() < 0.5:
         chosen["top_k"] = int(random.integers(1, size + 3))
     if random.random() < 0.5:
-        chosen["top_p"] = float(random.choice([1e-9, 0.1, 0.5, 0.9, 0.99, 1 - random.random()]))
+        chosen["top_p"] = float(random.choice([0.0, 1e-9, 0.1, 0.5, 0.9, 0.99, 1 - random.random()]))
     if random.random() < 0.5:
         chosen["min_p"] = float(random.choice([1e-12, 0.01, 0.2, 0.5, 1.0]))
     return SamplingParams(**chosen)

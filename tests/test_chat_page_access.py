@@ -153,6 +153,36 @@ def test_focus_goes_into_what_opens_and_back(browser: Browser, chat: FakeChat) -
         assert page.get_attribute("#toggle-conversations", "aria-expanded") == "false"
 
 
+@pytest.mark.parametrize("width", [390, 1440])
+def test_the_speed_is_heard_and_the_button_that_shows_it_gets_the_focus_back(width: int, browser: Browser, chat: FakeChat) -> None:
+    with visit(browser, chat.address, size=(width, 844)) as visited:
+        page = visited.open()
+        strip = page.locator("#speed-strip")
+        if width > 1000:  # the panel is there from the beginning, and the button is not
+            assert strip.is_hidden()
+            page.click("#toggle-drafts")
+        assert page.get_by_role("button", name="Speed and drafters", exact=True).count() == 2
+        visited.ask("All?")
+        seen = page.inner_text("#small-rate")
+        assert "tok/s" in seen
+        assert "plain" in seen
+        assert (strip.get_attribute("aria-controls"), strip.get_attribute("aria-expanded")) == ("drafts", "false")
+        named = page.get_by_role("button", name=f"{seen} Speed and drafters", exact=True)
+        assert named.get_attribute("id") == "speed-strip"
+        named.focus()
+        page.keyboard.press("Enter")
+        assert page.evaluate("document.getElementById('drafts').contains(document.activeElement)")
+        assert strip.get_attribute("aria-expanded") == page.get_attribute("#toggle-drafts", "aria-expanded") == "true"
+        page.keyboard.press("Escape" if width < 1000 else "Alt+Shift+D")
+        assert page.evaluate(FOCUSED) == "speed-strip"
+        assert strip.get_attribute("aria-expanded") == page.get_attribute("#toggle-drafts", "aria-expanded") == "false"
+        page.focus("#toggle-drafts")
+        page.keyboard.press("Enter")
+        page.evaluate("document.getElementById('drafts').focus()")
+        page.keyboard.press("Escape" if width < 1000 else "Alt+Shift+D")
+        assert page.evaluate(FOCUSED) == "toggle-drafts"
+
+
 def test_a_screen_reader_hears_sentences_and_not_tokens(browser: Browser, chat: FakeChat) -> None:
     sentences = "This is the first sentence of some length. " * 30
     chat.replies["Long?"] = Reply(words(sentences.strip()), at_a_time=1, delay=0.03)

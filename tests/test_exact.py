@@ -248,6 +248,21 @@ def test_preemption(num_blocks: int, form: Form) -> None:
     assert engine.scheduler.preemptions > 0
 
 
+@pytest.mark.parametrize("rule", ["coupled", "rejection", "block"])
+def test_top_p_0_is_the_text_of_the_likeliest_tokens(rule: str) -> None:
+    """Whatever the seed, the rule and the drafts; its log-probabilities are the model's own, not those of the one token left."""
+    prompt, likeliest = prompt_of(30, 9), replace(GREEDY, logprobs=2)
+    asked = [likeliest, *(replace(likeliest, temperature=1.5, top_p=top_p, seed=5) for top_p in (0.0, 1e-300))]
+    for drafter in ("none", "suffix+lm", "lm-rsd-s", "lm-top-k"):
+        engine = tiny_engine("llama", DRAFTERS[drafter]("llama", DOUBLE), rule=rule)
+        requests = [engine.submit(list(prompt), params) for params in asked]
+        assert run_all(engine, requests) == [naive_text("llama", prompt, GREEDY)] * 3
+        told = [request.answers[0].sequence.logprobs for request in requests]
+        assert all(one.top[0] == (one.token, one.logprob) and one.logprob < 0.0 for one in told[1])
+        assert [one.logprob for one in told[1]] == pytest.approx([one.logprob for one in told[0]], abs=1e-9)
+        assert drafter == "none" or requests[1].speculation.accepted > 0
+
+
 @pytest.mark.parametrize("tree", ["chain", "rsd-c", "rsd-s"])
 @pytest.mark.parametrize("rule", ["coupled", "rejection", "block"])
 def test_a_self_draft_is_always_accepted(tree: str, rule: str) -> None:

@@ -15,8 +15,8 @@ from hasten.core.types import SamplingParams
 from hasten.sampling import guess
 from hasten.sampling.choose import choose_row
 from hasten.sampling.filters import History
-from hasten.sampling.guess import choose_several
-from hasten.sampling.noise import gumbel
+from hasten.sampling.guess import guesses as guesses_of
+from hasten.sampling.noise import noise_of
 
 PARAMS: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0.0},
@@ -26,12 +26,18 @@ PARAMS: dict[str, dict[str, Any]] = {
     "top_k": {"temperature": 0.8, "top_k": 5},
     "top_k 1": {"temperature": 0.8, "top_k": 1},
     "top_p": {"temperature": 1.0, "top_p": 0.7},
+    "top_p 0": {"temperature": 1.0, "top_p": 0.0},
     "min_p": {"temperature": 1.3, "min_p": 0.1},
     "all filters": {"temperature": 1.1, "top_k": 20, "top_p": 0.9, "min_p": 0.02},
     "penalties": {"temperature": 0.9, "repetition_penalty": 1.7, "presence_penalty": 0.8, "frequency_penalty": 0.5},
     "greedy penalties": {"temperature": 0.0, "repetition_penalty": 2.0, "frequency_penalty": 1.5},
     "bias": {"temperature": 0.7, "logit_bias": {3: 6.0, 17: -100.0, 40: 100.0}},
 }
+
+
+def choose_several(*arguments: Any, **named: Any) -> list[tuple[int, float]]:
+    """Guesses as pairs of token and confidence."""
+    return [(guess.token, guess.confidence) for guess in guesses_of(*arguments, **named)]
 
 
 def row_of(seed: int, size: int, sharpness: float) -> torch.Tensor:
@@ -73,7 +79,7 @@ def test_runners_up_are_those_of_scoring_every_token(temperature: float) -> None
         row = row_of(seed, 200, 2.0).double()
         scores = row / (temperature or 1.0)
         if temperature:
-            scores = scores + gumbel(seed, 11, torch.arange(200))
+            scores = scores + torch.from_numpy(noise_of(seed, 11, np.arange(200)))
         near = row >= row.max() - 10.0 * (temperature or 1.0)
         scores[~near] = -torch.inf
         best = torch.argsort(scores, descending=True, stable=True)[:4].tolist()

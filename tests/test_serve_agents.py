@@ -37,6 +37,7 @@ THINKING: list[dict[str, Any]] = [
         {"thinking": {"type": "adaptive"}, "output_config": {"effort": "high"}},
         {"thinking": {"type": "enabled", "budget_tokens": 1024}},
         {"thinking": {"type": "disabled"}},
+        {"thinking": {"type": "between_tools"}},
         {"context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]}},
         {"messages": [*ASK, {"role": "assistant", "content": THINKING}]},
     ],

@@ -69,6 +69,45 @@ def test_hints_change_nothing(server: Running) -> None:
     assert answers[0].json()["content"] == answers[1].json()["content"]
 
 
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/count_tokens"])
+def test_null_leaves_out_what_is_not_here(server: Running, path: str) -> None:
+    body = {"model": "tiny", "messages": ASK} | ({"max_tokens": 2} if path == "/v1/messages" else {})
+    names = ("thread", "billing_policy", "fallback_credit_token")
+    assert server.post(path, body | dict.fromkeys(names)).status_code == 200
+    for name in names:
+        refused = server.post(path, body | {name: {"type": "x"}})
+        assert (refused.status_code, name in refused.json()["error"]["message"]) == (400, True)
+
+
+@pytest.mark.parametrize("thread", [{"type": "create"}, {"type": "continue", "previous_message_id": "msg_1"}])
+def test_a_thread_is_refused_in_the_words_by_which_a_client_goes_on(server: Running, thread: dict[str, Any]) -> None:
+    refused = server.post("/v1/messages", {"model": "tiny", "max_tokens": 2, "messages": ASK, "thread": thread})
+    assert refused.status_code == 400
+    assert refused.json()["error"]["details"] == {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
+    other = server.post("/v1/messages", {"model": "tiny", "max_tokens": 0, "messages": ASK})
+    assert set(other.json()["error"]) == {"type", "message"}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_clients_own_loop_of_tools(claude: Any, server: Running, stream: bool) -> None:
+    """It asks for a thread first, and does without."""
+    asked: list[str] = []
+
+    def weather(city: Literal["Oslo", "Rome"]) -> str:
+        """Tell the weather."""
+        asked.append(city)
+        return "rain"
+
+    runner = claude.beta.messages.tool_runner(
+        model="tiny", max_tokens=300, messages=ASK, tools=[anthropic.beta_tool(weather)], max_iterations=2, stream=stream,
+        tool_choice={"type": "any", "disable_parallel_tool_use": True},
+    )  # fmt: skip
+    whole = [answer.get_final_message() if stream else answer for answer in runner]
+    assert [answer.stop_reason for answer in whole] == ["tool_use", "tool_use"]
+    assert [answer.content[0].input["city"] for answer in whole] == asked
+    assert set(asked) <= {"Oslo", "Rome"}
+
+
 @pytest.mark.parametrize(
     "change",
     [

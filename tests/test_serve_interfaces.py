@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +15,7 @@ import torch
 from hasten.core.types import Batch, SamplingParams, Segment
 from hasten.engine.embedding import embed
 from serving import Running
+from serving_here import serving_here
 from tiny import run_all, tiny_engine
 
 anthropic = pytest.importorskip("anthropic")
@@ -96,7 +100,7 @@ OTHERS: dict[str, dict[str, Any]] = {
         *((path, {"temperature": 2.01}, "temperature must be a number from 0 to 2, not 2.01.") for path in list(OTHERS)[:3]),
         ("/v1/messages", {"temperature": 1.01}, "temperature must be a number from 0 to 1, not 1.01."),
         *((path, {"temperature": -0.01}, ", not -0.01.") for path in OTHERS),
-        *((path, {"top_p": 0}, "top_p must be a number above 0 and at most 1, not 0.") for path in OTHERS),
+        *((path, {"top_p": -0.1}, "top_p must be a number from 0 to 1, not -0.1.") for path in OTHERS),
         ("/v1/messages", {"top_k": -2}, "top_k must be a whole number of at least 1, or 0 for no limit, not -2."),
         ("/v1/chat/completions", {"top_k": 1.5}, "Invalid value for 'top_k': Input should be a valid integer."),
         ("/v1/completions", {"min_p": 1.1}, "min_p must be a number from 0 to 1, not 1.1."),
@@ -134,11 +138,27 @@ def test_what_is_out_of_range_is_refused_under_its_own_name(
 
 @pytest.mark.parametrize("path", OTHERS)
 def test_the_ends_of_ranges_are_inside(server: Running, path: str) -> None:
-    ends = [{"temperature": 0}, {"temperature": 1 if path == "/v1/messages" else 2}, {"top_p": 1}]
+    ends = [{"temperature": 0}, {"temperature": 1 if path == "/v1/messages" else 2}, {"top_p": 0}, {"top_p": 1}]
     if path != "/v1/responses":
         ends += [{"top_k": top_k} for top_k in (-1, 0, 1)]
     answers = [server.post(path, {**OTHERS[path], **end}) for end in ends]
     assert [answer.status_code for answer in answers] == [200] * len(ends), [answer.text for answer in answers]
+
+
+def text_of(answer: dict[str, Any]) -> str:
+    if "choices" in answer:
+        choice = answer["choices"][0]
+        return str(choice["text"] if "text" in choice else choice["message"]["content"])
+    return str((answer["content"] if "content" in answer else answer["output"][0]["content"])[0]["text"])
+
+
+@pytest.mark.parametrize("path", OTHERS)
+def test_top_p_0_is_the_likeliest_text(server: Running, path: str) -> None:
+    body = {**OTHERS[path], "max_output_tokens" if path == "/v1/responses" else "max_tokens": 30}
+    asked = ({"temperature": 0}, {"temperature": 1, "top_p": 0}, {"top_p": 0, "speculation": "off"})
+    texts = [text_of(server.post(path, body | one).json()) for one in asked]
+    assert texts == [texts[0]] * 3
+    assert texts[0]
 
 
 TOOL: dict[str, Any] = {
@@ -295,3 +315,17 @@ def test_metrics_have_the_fields_names(server: Running) -> None:
     assert 0 < accepted <= server.metric("hasten:spec_decode_num_draft_tokens_total")
     assert accepted == server.metric("hasten:spec_decode_num_accepted_tokens_per_pos_total")
     assert server.metric("hasten:time_to_first_token_seconds_count") == server.metric("hasten:e2e_request_latency_seconds_count")
+
+
+def test_requests_are_counted_by_their_routes(tiny_model: Path) -> None:
+    async def scene() -> str:
+        async with serving_here(f"tiny={tiny_model}") as client:
+            for name in ("tiny", "none", "some/one", "{name:path}"):
+                await client.get(f"/v1/models/{name}")
+            for path in ("/v1/models", "/v1/model/tiny", "/elsewhere"):
+                await client.get(path)
+            return (await client.get("/metrics")).text
+
+    found = re.findall(r'hasten:http_requests_total\{path="([^"]*)",status="(\d+)"\} ([\d.]+)', asyncio.run(scene()))
+    counts = {(path, int(status)): float(count) for path, status, count in found}
+    assert counts == {("/v1/models", 200): 1, ("/v1/models/{name}", 200): 1, ("/v1/models/{name}", 404): 3, ("other", 404): 2}

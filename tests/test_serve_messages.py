@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from hasten.serve.messages_in import for_template
 from hasten.serve.openapi import BODIES
 from hasten.serve.responses_in import ResponsesRequest, as_chat
 from hasten.serve.wire import Speculation, ToolFunction, Wire
-from serving import Running
+from serving import Running, write_model
 from serving_here import serving_here
 
 CALL: dict[str, Any] = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
@@ -46,9 +47,48 @@ def test_a_message_may_be_sent_back_as_a_client_holds_it() -> None:
     assert for_template([{"role": "user", "content": [part]}])
 
 
+@pytest.mark.parametrize("kind", ["text", "message"])
+@pytest.mark.parametrize("role", ["system", "developer", "user", "assistant"])
+def test_what_a_client_calls_a_message_does_not_matter(role: str, kind: str) -> None:
+    """lm-evaluation-harness says of each that it is a text."""
+    plain = {"role": role, "content": "one"}
+    assert for_template([plain | {"type": kind}]) == for_template([plain])
+
+
+@pytest.mark.parametrize("content", [{"content": None}, {"content": ""}, {"content": []}, {}])
+def test_templates_are_given_words_beside_calls_even_if_there_are_none(tmp_path: Path, content: dict[str, Any]) -> None:
+    """Some put them together with others as text, SmolLM2's among them."""
+    turns = [{"role": "user", "content": "x"}, {"role": "assistant", "tool_calls": [CALL], **content}]
+    template = "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '\\n' }}{% endfor %}"
+    model = write_model(tmp_path / "joins.gguf", template=template)
+
+    async def scene() -> None:
+        async with serving_here(f"tiny={model}") as client:
+            answer = await client.post("/v1/chat/completions", json={"messages": turns, "max_tokens": 1})
+            assert answer.status_code == 200, answer.text
+
+    asyncio.run(scene())
+
+
+def test_messages_that_a_template_fails_on_are_refused_in_words_for_clients(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "fails.gguf", template="{{ messages[0]['content'] + messages[1]['content'] }}")
+
+    async def scene() -> None:
+        async with serving_here(f"tiny={model}") as client:
+            body = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 1}
+            answer = await client.post("/v1/chat/completions", json=body)
+            assert answer.status_code == 400
+            assert "fails on these messages" in answer.json()["error"]["message"]
+            assert "--" not in answer.json()["error"]["message"]
+
+    asyncio.run(scene())
+
+
 @pytest.mark.parametrize(
     ("message", "named"),
     [
+        ({"role": "user", "content": "x", "type": "image"}, "'type'"),
+        ({"role": "user", "content": "x", "type": ["text"]}, "'type'"),
         ({"role": "user", "content": [{"type": "text", "text": "x", "bold": True}]}, "'bold'"),
         ({"role": "user", "content": "x", "tool_calls": [CALL]}, "'tool_calls'"),
         ({"role": "user", "content": "x", "refusal": "no"}, "refusal"),
@@ -126,6 +166,48 @@ def test_null_leaves_a_field_out(kind: type[Wire]) -> None:
     for name in least:
         with pytest.raises(ApiError, match=name):
             validated(kind, least | {name: None})
+
+
+@pytest.mark.parametrize("level", ["low", "medium", "high"])
+def test_how_much_to_say_is_a_hint(server: Running, level: str) -> None:
+    chat: dict[str, Any] = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 4, "temperature": 0}
+    answers = [server.post("/v1/chat/completions", chat | more).json() for more in ({}, {"verbosity": level})]
+    assert answers[0]["choices"] == answers[1]["choices"]
+    answer = server.post("/v1/responses", {"input": "x", "max_output_tokens": 2, "text": {"verbosity": level}})
+    assert answer.json()["text"]["verbosity"] == level
+
+
+@pytest.mark.parametrize(
+    "reasoning",
+    [
+        {"effort": "low", "summary": "auto"},
+        {"effort": "none", "context": "all_turns"},
+        {"context": "auto"},
+        {"context": "current_turn"},
+        {"context": None, "mode": None},
+        {},
+        None,
+    ],
+)
+def test_a_response_says_how_it_was_to_reason(server: Running, reasoning: dict[str, Any] | None) -> None:
+    told = {"effort": None, "summary": None} | {name: value for name, value in (reasoning or {}).items() if value is not None}
+    body = {"input": "x", "max_output_tokens": 2, "reasoning": reasoning}
+    assert server.post("/v1/responses", body).json()["reasoning"] == told
+    events = server.post("/v1/responses", body | {"stream": True}).text.splitlines()
+    assert all(f'"reasoning":{json.dumps(told, separators=(",", ":"))}' in event for event in events if '"response":{' in event)
+
+
+def test_thoughts_of_earlier_turns_are_shown_as_far_as_is_asked() -> None:
+    thought = {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "hm"}]}
+    said = {"role": "assistant", "content": "one"}
+    call = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
+    output = {"type": "function_call_output", "call_id": "c", "output": "two"}
+    items = [{"role": "user", "content": "x"}, thought, said, {"role": "user", "content": "y"}, thought, call, output]
+    for context, shown in (("all_turns", 2), ("auto", 2), (None, 2), ("current_turn", 1)):
+        turns = as_chat(ResponsesRequest(input=items, reasoning={"context": context})).messages
+        assert [turn["role"] for turn in turns] == ["user", "assistant", "user", "assistant", "tool"]
+        assert sum("reasoning_content" in turn for turn in turns) == shown
+        assert "reasoning_content" in turns[3]
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses"])

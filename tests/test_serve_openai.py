@@ -224,7 +224,7 @@ def test_logprobs_of_parts_of_characters_are_told_apart() -> None:
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"temperature": -1}, "temperature"),
     ({"temperature": 1e9}, "temperature"),
-    ({"top_p": 0}, "top_p"),
+    ({"top_p": 1.1}, "top_p"),
     ({"n": 0}, "n"),
     ({"n": 9}, "n"),
     ({"max_tokens": 0}, "max_tokens"),

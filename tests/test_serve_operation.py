@@ -389,7 +389,7 @@ def test_it_does_not_stand_open(tmp_path: Path, capsys: pytest.CaptureFixture[st
     for host in ("0.0.0.0", "::", "192.168.1.5", "10.0.0.1"):
         with pytest.raises(ConfigError, match="--api-key-file"):
             policy_of(settings(tmp_path, host=host))
-    assert command_line(["serve", "--host", "0.0.0.0", "-m", "none-such"]) == 1
+    assert command_line(["serve", "--host", "0.0.0.0", "-m", "none-such"]) == 2
     assert "--api-key-file" in capsys.readouterr().err
     assert [is_loopback(host) for host in ("127.0.0.1", "localhost", "::1", "127.9.9.9", "0.0.0.0", "example.org")] == [
         True
@@ -430,7 +430,7 @@ def test_the_command_line_makes_keys(tmp_path: Path, capsys: pytest.CaptureFixtu
     path = tmp_path / "keys"
     assert command_line(["serve", "--new-key", "anna", "--api-key-file", str(path)]) == 0
     assert Keys(path).tenant_of(capsys.readouterr().out.strip()) == "anna"
-    assert command_line(["serve", "--new-key", "anna"]) == 1
+    assert command_line(["serve", "--new-key", "anna"]) == 2
 
 
 @pytest.mark.parametrize("wrong", [{"max_n": 65}, {"max_body_bytes": 0}, {"request_timeout": float("nan")}, {"max_queue": True}])

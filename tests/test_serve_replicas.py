@@ -458,6 +458,7 @@ async def _operation(several: httpx.AsyncClient, fleet: Fleet) -> None:
     assert set(done) == {"0", "1"}
     assert all(float(count) > 0 for count in done.values())
     assert 'hasten:http_requests_total{path="/tokenize",status="200"} 1.0' in text
+    assert 'hasten:http_requests_total{path="/v1/models/{name}",status="200"} 1.0' in text
     assert text.count("# TYPE hasten:generation_tokens") == 1
     hits = dict(re.findall(r'hasten:prefix_cache_hits_total\{model_name="tiny",replica="(\d)"\} ([\d.]+)', text))
     assert sorted(float(count) > 0 for count in hits.values()) == [False, True], "the long prompt went to one replica each time"

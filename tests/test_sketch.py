@@ -21,6 +21,11 @@ def test_which_requests_are_decided_by_leaders() -> None:
         return leaders_needed(params, 9, rule, constrained)
 
     assert needed(SamplingParams()) == needed(SamplingParams(), "block") == (1, None)
+    assert (
+        needed(SamplingParams(temperature=0.7, top_p=0.0))
+        == needed(SamplingParams(temperature=0.7, top_k=9, top_p=0.0))
+        == (1, None)
+    )
     assert needed(SamplingParams(temperature=0.7, top_k=20, top_p=0.8, min_p=0.05)) == (20, None)
     assert needed(SamplingParams(temperature=0.7)) == (1, Draw(0.7, 9))
     assert needed(SamplingParams(temperature=0.7), "rejection") == needed(SamplingParams(temperature=0.7), "block") == (0, None)

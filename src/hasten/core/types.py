@@ -48,8 +48,8 @@ class SamplingParams:
 
     The defaults are greedy decoding. ``seed=None`` draws a fresh seed per request; a given seed makes the text repeatable,
     whatever the batch, the drafts or the load. ``n`` asks for that many answers; answer ``i`` uses a seed derived from
-    (seed, i). ``logprobs=k`` reports the chosen token's log-probability and the k most likely ones (0: chosen only).
-    ``max_tokens=None`` generates until the context is full.
+    (seed, i). ``top_p=0`` leaves the likeliest token only: the text of temperature 0. ``logprobs=k`` reports the chosen token's
+    log-probability and the k most likely ones (0: chosen only). ``max_tokens=None`` generates until the context is full.
 
     Raises InvalidRequest, one sentence, when a value is out of range.
     """
@@ -73,8 +73,7 @@ class SamplingParams:
     def __post_init__(self) -> None:
         _number("temperature", self.temperature, 0.0, 100.0, "a number from 0 to 100")
         _integer("top_k", self.top_k, 0, 2**31 - 1, "a whole number of at least 1, or 0 for no limit")
-        _number("top_p", self.top_p, 0.0, 1.0, "a number above 0 and at most 1")
-        _require(self.top_p > 0.0, "top_p must be a number above 0 and at most 1, not 0.")
+        _number("top_p", self.top_p, 0.0, 1.0, "a number from 0 to 1")
         _number("min_p", self.min_p, 0.0, 1.0, "a number from 0 to 1")
         _number("repetition_penalty", self.repetition_penalty, 1e-2, 100.0, "a number from 0.01 to 100")
         _number("presence_penalty", self.presence_penalty, -2.0, 2.0, "a number from -2 to 2")
@@ -111,7 +110,8 @@ class SamplingParams:
 
     @property
     def greedy(self) -> bool:
-        return self.temperature == 0.0
+        """Whether the likeliest token is taken, without chance: at temperature 0, and where ``top_p`` is 0 and leaves no other."""
+        return self.temperature == 0.0 or self.top_p == 0.0
 
     @property
     def needs_history(self) -> bool:

@@ -33,10 +33,12 @@ WHITESPACE = r"( |\n {0,8})"
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """What an answer has to look like. ``text``: a JSON schema, a regular expression, or a Lark grammar in llguidance's dialect."""
+    """What an answer has to look like. ``text``: a JSON schema, a regular expression, or a Lark grammar in llguidance's dialect.
+    ``lenient``: what of a schema llguidance does not know is left out."""
 
     kind: Kind
     text: str
+    lenient: bool = False
 
 
 class GrammarState:
@@ -150,7 +152,7 @@ class Grammars:
         build = self._library.LLMatcher
         try:
             if form.kind == "json":
-                overrides: Any = {"whitespace_pattern": WHITESPACE, "lenient": False}
+                overrides: Any = {"whitespace_pattern": WHITESPACE, "lenient": form.lenient}
                 grammar = build.grammar_from_json_schema(form.text, overrides=overrides)
             elif form.kind == "regex":
                 grammar = build.grammar_from_regex(form.text)

@@ -55,7 +55,7 @@ class ChatTemplate:
         if len(source) > MAXIMUM_SOURCE:
             raise UnsupportedModel(
                 f"The model's chat template has {len(source)} characters where {MAXIMUM_SOURCE} are allowed; "
-                "give plain text with --prompt."
+                "give plain text instead of a chat."
             )
         self.source = source
         self._tokens = {"bos_token": bos, "eos_token": eos}
@@ -197,7 +197,7 @@ class _Worker:
 
 def _no_worker() -> UnsupportedModel:
     return UnsupportedModel(
-        f"The process that renders chat templates does not start ({sys.executable}); give plain text with --prompt."
+        f"The process that renders chat templates does not start ({sys.executable}); give plain text instead of a chat."
     )
 
 
@@ -218,7 +218,7 @@ def _fail(kind: str, message: str) -> NoReturn:
     if kind == "refused":
         raise InvalidRequest(f"The model's chat template refuses these messages: {said}")
     if kind == "messages":
-        raise InvalidRequest(f"The model's chat template fails on these messages ({said}); change them, or use --prompt.")
+        raise InvalidRequest(f"The model's chat template fails on these messages ({said}); send other ones.")
     if kind == "size":
         raise InvalidRequest("The chat is longer than 4 MiB once rendered; send shorter messages.")
     reasons = {
@@ -228,7 +228,7 @@ def _fail(kind: str, message: str) -> NoReturn:
         "template": f"cannot be used ({said})",
     }
     failure = BrokenTemplate if kind == "template" else UnsupportedModel
-    raise failure(f"The model's chat template {reasons[kind]}; give plain text with --prompt instead.")
+    raise failure(f"The model's chat template {reasons[kind]}; give plain text instead of a chat.")
 
 
 def checked_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

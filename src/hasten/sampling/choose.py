@@ -30,8 +30,8 @@ def choose_row(
 ) -> int:
     """The token that follows, where ``position`` is the absolute position the chosen token will have.
 
-    ``logits``: [V], any float dtype. Temperature 0: the largest logit after penalties, bias and mask. Otherwise these, then
-    temperature, top-k, top-p, min-p, and the largest log-probability plus Gumbel noise. The lowest id wins a tie. See
+    ``logits``: [V], any float dtype. Temperature 0 or top-p 0: the largest logit after penalties, bias and mask. Otherwise these,
+    then temperature, top-k, top-p, min-p, and the largest log-probability plus Gumbel noise. The lowest id wins a tie. See
     ``filters.adjusted`` for ``history``, ``allowed`` and ``vocabulary_size``, and for the errors.
     """
     return choose_adjusted(adjusted(logits, params, position, history, allowed, vocabulary_size), params, seed, position)

@@ -172,7 +172,7 @@ def kept(values: Logits, params: SamplingParams) -> IntArray | None:
     top-k keeps exactly k tokens (all, if fewer are possible), the lowest ids of those that tie at the border. top-p ranks
     what is left by logit, then id, and keeps the shortest beginning whose mass is at least p of the mass of *what is left*:
     the token that crosses p is in. min-p keeps tokens at least ``min_p`` times as likely as the most likely one. Likelihoods
-    are at ``params.temperature``. The most likely token always stays.
+    are at ``params.temperature``. The most likely token always stays; top-p 0 leaves it alone, the lowest id of those that tie.
     """
     ids: IntArray | None = None
     if 0 < params.top_k < len(values):

@@ -62,7 +62,7 @@ class Law:
 
 def warped_law(values: Logits, params: SamplingParams) -> Law:
     """The law that ``choose`` draws from, of a row that ``filters.adjusted`` has returned: the same temperature, top-k, top-p
-    and min-p. At temperature 0 all mass is on the largest value, the lowest id on ties."""
+    and min-p. At temperature 0, as at top-p 0, all mass is on the largest value, the lowest id on ties."""
     if params.greedy:
         return Law(np.array([values.argmax()], np.int64), np.ones(1))
     ids = kept(values, params)

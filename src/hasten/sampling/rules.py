@@ -22,7 +22,7 @@ BY_REJECTION: dict[str, Rule] = {"rejection": "tokenwise", "block": "traversal"}
 
 
 def rule_for(rule: str, params: SamplingParams) -> str:
-    """The rule that decides about a request: at temperature 0 there is nothing to reject by chance, and all are "coupled"."""
+    """The rule that decides about a request: where it is greedy there is nothing to reject by chance, and all are "coupled"."""
     return "coupled" if params.greedy else rule
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from hasten.serve.body import validated
-from hasten.serve.errors import invalid
+from hasten.serve.errors import ApiError, invalid
 from hasten.serve.fields import refuse_unknown
 from hasten.serve.wire import AnthropicTemperature, ChatRequest, Effort, FunctionName, Length, Name, Priority, Speculation, Wire
 
@@ -47,7 +47,7 @@ class Thinking(Wire):
     """Whether the answer has blocks of thinking. Only a template can keep a model from thinking, and nothing here counts a
     budget."""
 
-    type: Literal["enabled", "adaptive", "disabled"]
+    type: Literal["enabled", "adaptive", "between_tools", "disabled"]
     budget_tokens: Length | None = None
     display: Literal["summarized", "omitted"] | None = None
 
@@ -80,9 +80,11 @@ class Conversation(Wire):
     elsewhere = frozenset(
         {
             "betas",
+            "billing_policy",
             "compaction",
             "container",
             "diagnostics",
+            "fallback_credit_token",
             "fallbacks",
             "inference_geo",
             "mcp_servers",
@@ -102,6 +104,7 @@ class Conversation(Wire):
     context_management: ContextManagement | None = None
     output_config: OutputConfig | None = None
     cache_control: dict[str, Any] | None = None  # taken; the cache is always on
+    thread: dict[str, Any] | None = None  # refused, in the words by which a client goes on without
 
 
 class CountTokensRequest(Conversation):
@@ -127,6 +130,14 @@ class MessagesRequest(Conversation):
 
 def as_chat(wire: Conversation) -> ChatRequest:
     """The same request in the other interface's words. Not for the event loop: it may be long. Raises ApiError (400)."""
+    if wire.thread is not None:
+        raise ApiError(
+            400,
+            "'thread' is not supported here: nothing is stored; send the whole conversation without thread.",
+            param="thread",
+            code="unsupported_parameter",
+            details={"error_code": "thread_unsupported_request", "unsupported": ["thread"]},
+        )
     if wire.thinking is not None and wire.thinking.type != "enabled" and wire.thinking.budget_tokens is not None:
         raise invalid(f"thinking of type {wire.thinking.type} takes no budget_tokens.", "thinking.budget_tokens")
     system = "" if wire.system is None else _text(wire.system, "system")

@@ -111,10 +111,13 @@ def guarded(
     app.router.redirect_slashes = False
     app.state.server = server
 
-    known = frozenset(route.path for route in routes)
+    patterns = [route for route in routes if route.param_convertors]
+    known = frozenset(route.path for route in routes if route not in patterns)
 
     def ended(scope: Scope, status: int, began: float) -> None:
-        path = scope["path"] if scope["path"] in known else "other"
+        path = scope["path"]
+        if path not in known:  # clients choose paths: what is counted by itself has to be a route's
+            path = next((route.path_format for route in patterns if route.path_regex.match(path)), "other")
         requests[path, status] = requests.get((path, status), 0) + 1
         if tracing is not None and scope["method"] == "POST":
             tracing.record("POST", path, Headers(scope=scope), status, began, scope["state"])

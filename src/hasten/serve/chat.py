@@ -38,10 +38,15 @@ async def chat_completions(request: Request) -> Response:
 
 
 async def begin(
-    server: Server, request: Request, wire: ChatRequest, unfinished: bool = False, length: str | None = None
+    server: Server,
+    request: Request,
+    wire: ChatRequest,
+    unfinished: bool = False,
+    length: str | None = None,
+    format: str = "response_format",
 ) -> tuple[Generation, Toolset | None]:
-    """Check the request and queue it. ``unfinished``: the answer goes on with the last message. ``length``: what the client calls
-    ``max_tokens``, where it asks over another interface. Raises ApiError."""
+    """Check the request and queue it. ``unfinished``: the answer goes on with the last message. ``length`` and ``format``: what the
+    client calls ``max_tokens`` and ``response_format``, where it asks over another interface. Raises ApiError."""
     top = _top_logprobs(wire, server.limits.max_logprobs)
     messages = await asyncio.to_thread(checked, wire, server.limits)
     tools: list[Toolset | None] = [None]
@@ -59,7 +64,7 @@ async def begin(
         params,
         prompts,
         prediction=wire.prediction.text if wire.prediction is not None else None,
-        constraint=lambda llm: constraint_of(llm, wire.response_format, wire.structured_outputs, tools[0]),
+        constraint=lambda llm: constraint_of(llm, wire.response_format, wire.structured_outputs, tools[0], format),
         stop=lambda: tools[0].stop if tools[0] is not None else (),
         thinking=lambda llm: None if wire.reasoning_format == "none" else llm.thinking,
     )
@@ -84,7 +89,7 @@ def prompt_of(
     take their time. Raises ApiError or InvalidRequest (400)."""
     if not llm.has_chat_template:
         raise invalid("This model has no chat template and cannot chat; use /v1/completions.", "model")
-    tools = toolset_of(wire, llm.chat_template)
+    tools = toolset_of(wire.with_allowed_tools(), llm.chat_template)
     shown = tools.shown if tools is not None else None
     return llm.render_chat(messages, tools=shown, extra=_template_values(llm, wire), unfinished=unfinished), tools
 
@@ -122,6 +127,7 @@ class _Stream:
     reader: ToolReader | None
     begun: bool = False
     calls: int = 0
+    broken: bool = False  # off, inside a call
 
 
 @dataclass(slots=True)
@@ -158,15 +164,15 @@ class Answer:
         }
 
     def _choice(self, answer: Collected) -> dict[str, Any]:
-        message: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None}
+        message: dict[str, Any] = {"role": "assistant", "content": None, "refusal": None}
         finish: str = answer.finish_reason or "stop"
         if answer.thought:
             message["reasoning_content"] = answer.thought
         words, calls = told_apart(read_whole(answer.text, self.tools))
+        message["content"] = words if words.strip() or not calls else None
         if calls:
-            message["content"] = words if words.strip() else None
             message["tool_calls"] = [call.to_json() for call in calls]
-            finish = "tool_calls" if finish == "stop" else finish
+            finish = "tool_calls" if finish == "stop" and all(call.whole for call in calls) else finish
         return {
             "index": answer.index,
             "message": message,
@@ -211,8 +217,10 @@ class Answer:
         for call in calls:
             out.append(self._delta(event.index, {"tool_calls": [{"index": stream.calls, **call.to_json()}]}))
             stream.calls += 1
+            stream.broken = not call.whole
         if event.finish_reason is not None:
-            finish = "tool_calls" if stream.calls and event.finish_reason == "stop" else event.finish_reason
+            called = stream.calls and not stream.broken and event.finish_reason == "stop"
+            finish = "tool_calls" if called else event.finish_reason
             chunk = self._delta(event.index, {}, finish)
             if event.completion is not None:
                 chunk["hasten"] = account(self.generation.whole, self.wire.provenance)

@@ -39,7 +39,8 @@ INTERNAL = "Something broke inside the server; the request was not served. The o
 
 class ApiError(Exception):
     """What a request is refused with. ``message`` is one sentence, in which line breaks and marks that turn the way of reading
-    are escaped: parts of it are a client's words. ``param`` names the field that is to blame."""
+    are escaped: parts of it are a client's words. ``param`` names the field that is to blame. ``details`` are for Anthropic's
+    clients, which decide by them what to do next."""
 
     def __init__(
         self,
@@ -50,12 +51,14 @@ class ApiError(Exception):
         code: str | None = None,
         retry_after: float | None = None,
         headers: Mapping[str, str] | None = None,
+        details: Mapping[str, Any] | None = None,
     ) -> None:
         self.message = _printable(message)
         super().__init__(self.message)
         self.status = status
         self.param = param
         self.code = code
+        self.details = details
         self.headers = dict(headers or {})
         if retry_after is not None:
             self.headers["Retry-After"] = str(max(1, round(retry_after)))
@@ -108,7 +111,8 @@ def openai_body(error: ApiError) -> dict[str, Any]:
 
 def anthropic_body(error: ApiError) -> dict[str, Any]:
     kind = ANTHROPIC_TYPES.get(error.status, "api_error" if error.status >= 500 else "invalid_request_error")
-    return {"type": "error", "error": {"type": kind, "message": error.message}}
+    details = {} if error.details is None else {"details": dict(error.details)}
+    return {"type": "error", "error": {"type": kind, "message": error.message, **details}}
 
 
 def is_anthropics(path: str) -> bool:

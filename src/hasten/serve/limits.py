@@ -61,4 +61,4 @@ class Limits:
             most = _CEILINGS.get(field.name, 2**31 - 1)
             if not kind_fits or not math.isfinite(value) or not least <= value <= most:
                 kind = "whole number" if whole else "number"
-                raise ConfigError(f"{field.name} must be a {kind} from {least:g} to {most:g}, not {value!r}.")
+                raise ConfigError(f"{field.name} must be a {kind} from {least} to {most}, not {value!r}.")

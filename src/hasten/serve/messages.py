@@ -30,7 +30,7 @@ async def messages(request: Request) -> Response:
     server = server_of(request)
     wire = await server.read(request, MessagesRequest)
     chat = await asyncio.to_thread(as_chat, wire)
-    generation, tools = await begin(server, request, chat, unfinished(chat))
+    generation, tools = await begin(server, request, chat, unfinished(chat), format="output_config.format")
     return await reply(request, generation, Answer(generation, wire, tools), wire.stream)
 
 
@@ -52,6 +52,7 @@ class Answer:
         self._open: str | None = None  # the kind of the content block being sent
         self._block = -1
         self._called = False
+        self._broken = False  # off inside a call, which has no input as this interface wants it and is left out
         self._held: dict[str, Any] = {}  # who guessed tokens that are told of with the next piece
         asked = wire.thinking
         self._tells = asked is not None and asked.type != "disabled" and asked.display != "omitted"
@@ -60,7 +61,9 @@ class Answer:
         """The unstreamed answer."""
         one = answers[0]
         thought = [_thinking(one.thought)] if one.thought and self._tells else []
-        parts = read_whole(one.text, self._tools) or ([] if thought else [""])
+        read = read_whole(one.text, self._tools)
+        self._broken = any(isinstance(part, ToolCall) and not part.whole for part in read)
+        parts = [part for part in read if isinstance(part, str) or part.whole] or ([] if thought else [""])
         content = thought + [_text(part) if isinstance(part, str) else _use(part, json.loads(part.arguments)) for part in parts]
         own = account(self._generation.whole, self._wire.provenance)
         if self._wire.provenance:
@@ -109,7 +112,9 @@ class Answer:
         for part, own in parts_of(event, reader, self._generation.host.legend if self._wire.provenance else None):
             own, self._held = joined(self._held, own), {}
             kind = "thinking" if thinks else "text"
-            if isinstance(part, ToolCall):
+            if isinstance(part, ToolCall) and not part.whole:
+                self._broken, self._held = True, own
+            elif isinstance(part, ToolCall):
                 self._called = True
                 out += [*self._close(), self._begin("tool_use", _use(part, {}))]
                 out.append(self._delta({"type": "input_json_delta", "partial_json": part.arguments}, own))
@@ -143,10 +148,11 @@ class Answer:
         return {"id": self._id, "type": "message", "role": "assistant", "model": self._generation.host.name, "content": content}
 
     def _ending(self, finish: str, called: bool) -> dict[str, Any]:
-        if called and finish == "stop":
-            return {"stop_reason": "tool_use", "stop_sequence": None}
         found = self._generation.stopped_at
-        if found in (self._wire.stop_sequences or ()):
+        stopped = found in (self._wire.stop_sequences or ())
+        if called and finish == "stop" and not (stopped and self._broken):
+            return {"stop_reason": "tool_use", "stop_sequence": None}
+        if stopped:
             return {"stop_reason": "stop_sequence", "stop_sequence": found}
         return {"stop_reason": STOP_REASONS.get(finish, "end_turn"), "stop_sequence": None}
 

@@ -18,6 +18,8 @@ KNOWN = {
     "tool": frozenset({"role", "content", "name", "tool_call_id"}),
 }
 ONLY_EMPTY = frozenset({"refusal", "audio", "function_call"})  # clients send back what they were given
+# What some clients call a message, though its role says all: lm-evaluation-harness, and those of the newer interface.
+NAMED = ("text", "message")
 # What a model once thought, under the names that servers and clients have for it. Templates read a text of the first name, or none.
 THOUGHT = frozenset({"reasoning", "reasoning_content", "reasoning_details", "thinking_blocks"})
 
@@ -38,7 +40,8 @@ def _message(at: int, message: Mapping[str, Any]) -> dict[str, Any]:
     for name in sorted(ONLY_EMPTY):
         if message.get(name):
             raise invalid(f"{where}.{name} is not supported; leave it out.", f"{param}.{name}", "unsupported_parameter")
-    refuse_unknown(message, KNOWN[role] | ONLY_EMPTY | (THOUGHT if role == "assistant" else frozenset()), where, param)
+    known = KNOWN[role] | ONLY_EMPTY | (THOUGHT if role == "assistant" else frozenset())
+    refuse_unknown(message, known | ({"type"} if message.get("type") in NAMED else frozenset()), where, param)
     if not isinstance(message.get("name"), str | None):
         raise invalid(f"{where}.name must be text.", f"{param}.name")
     if role == "tool" and not isinstance(message.get("tool_call_id"), str):
@@ -56,6 +59,8 @@ def _message(at: int, message: Mapping[str, Any]) -> dict[str, Any]:
         out.pop("tool_calls", None)
     else:
         out["tool_calls"] = _tool_calls(at, out["tool_calls"])
+        if out.get("content") is None:
+            out["content"] = ""  # some templates put contents together as text, and fail on what is none
     return out
 
 

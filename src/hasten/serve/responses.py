@@ -28,7 +28,8 @@ async def responses(request: Request) -> Response:
     """Answer an input, whole or streamed."""
     server = server_of(request)
     wire = await server.read(request, ResponsesRequest)
-    generation, tools = await begin(server, request, await asyncio.to_thread(as_chat, wire), length="max_output_tokens")
+    chat = await asyncio.to_thread(as_chat, wire)
+    generation, tools = await begin(server, request, chat, length="max_output_tokens", format="text.format")
     return await reply(request, generation, Answer(generation, wire, tools), wire.stream)
 
 
@@ -164,7 +165,7 @@ class Answer:
             "name": name,
             **({"namespace": space} if space is not None else {}),
             "arguments": call.arguments,
-            "status": "completed",
+            "status": "completed" if call.whole else "incomplete",
         }
 
     def _finished(self, one: Collected, items: list[dict[str, Any]]) -> dict[str, Any]:
@@ -198,10 +199,11 @@ class Answer:
             "temperature": 1.0 if wire.temperature is None else wire.temperature,
             "top_p": 1.0 if wire.top_p is None else wire.top_p,
             "parallel_tool_calls": wire.parallel_tool_calls is not False,
-            "tool_choice": choice if isinstance(choice, str) else choice.model_dump(),
+            "tool_choice": choice if isinstance(choice, str) else choice.model_dump(exclude_none=True),
             "tools": [tool.model_dump(exclude_none=True) for tool in given],
             "text": {"format": {"type": "text"}} | (wire.text.model_dump(by_alias=True, exclude_none=True) if wire.text else {}),
-            "reasoning": {"effort": None, "summary": None},
+            "reasoning": {"effort": None, "summary": None}
+            | (wire.reasoning.model_dump(exclude_none=True) if wire.reasoning is not None else {}),
             "truncation": "disabled",
             "store": False,
             "previous_response_id": None,

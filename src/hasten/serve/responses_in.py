@@ -21,6 +21,7 @@ from hasten.serve.wire import (
     Speculation,
     Temperature,
     ToolFunction,
+    Verbosity,
     Wire,
 )
 
@@ -38,7 +39,7 @@ class TextFormat(Wire):
 
 class TextOptions(Wire):
     format: TextFormat | None = None
-    verbosity: Literal["medium"] | None = None
+    verbosity: Verbosity | None = None
 
 
 class ResponseStreamOptions(Wire):
@@ -46,8 +47,11 @@ class ResponseStreamOptions(Wire):
 
 
 class Reasoning(Wire):
-    """How much to reason and what to tell of it. What a model reasons is told as it is, without a summary."""
+    """How much to reason, what of it to show again, what to tell of it. What a model reasons is told as it is, not summed up."""
 
+    elsewhere = frozenset({"mode"})
+
+    context: Literal["auto", "current_turn", "all_turns"] | None = None
     effort: Effort | None = None
     summary: Literal["auto", "concise", "detailed"] | None = None
     generate_summary: Literal["auto", "concise", "detailed"] | None = None
@@ -87,6 +91,14 @@ class ChosenFunction(Wire):
     name: str
 
 
+class AllowedResponseTools(Wire):
+    """Functions of namespaces go by the names that the model knows."""
+
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[Annotated[ResponseFunction | WebSearch, Field(discriminator="type")]], Field(min_length=1)]
+
+
 class ResponseInput(Wire):
     """What the model is shown."""
 
@@ -96,7 +108,7 @@ class ResponseInput(Wire):
     input: str | Annotated[list[dict[str, Any]], Field(min_length=1, max_length=4096)]
     instructions: str | None = None
     tools: list[ResponseTool] | None = None
-    tool_choice: Literal["none", "auto", "required"] | ChosenFunction | None = None
+    tool_choice: Literal["none", "auto", "required"] | ChosenFunction | AllowedResponseTools | None = None
     parallel_tool_calls: bool | None = None
     text: TextOptions | None = None
     reasoning: Reasoning | None = None
@@ -155,12 +167,14 @@ def as_chat(wire: ResponseInput) -> ChatRequest:
     turns = [turn for turn in turns if turn["content"] or turn.keys() != {"role", "content", "reasoning_content"}]
     if not turns:
         raise invalid("input holds no message and no call.", "input")
-    chosen = wire.tool_choice
+    if wire.reasoning is not None and wire.reasoning.context == "current_turn":
+        asked = max((at for at, turn in enumerate(turns) if turn["role"] == "user"), default=0)
+        turns = [{name: turn[name] for name in turn if name != "reasoning_content"} for turn in turns[:asked]] + turns[asked:]
     fields: dict[str, Any] = {
         "model": wire.model,
         "messages": turns,
         "tools": [{"type": "function", "function": function} for function in _functions(wire)] or None,
-        "tool_choice": {"type": "function", "function": {"name": chosen.name}} if isinstance(chosen, ChosenFunction) else chosen,
+        "tool_choice": _choice(wire.tool_choice),
         "parallel_tool_calls": wire.parallel_tool_calls,
         "reasoning_effort": wire.reasoning.effort if wire.reasoning is not None else None,
         "response_format": _format(wire.text.format) if wire.text is not None and wire.text.format is not None else None,
@@ -169,6 +183,19 @@ def as_chat(wire: ResponseInput) -> ChatRequest:
         same = ("temperature", "top_p", "seed", "provenance", "priority", "deadline", "speculation")
         fields |= {"max_tokens": wire.max_output_tokens, **{name: getattr(wire, name) for name in same}}
     return validated(ChatRequest, fields)
+
+
+def _choice(chosen: str | ChosenFunction | AllowedResponseTools | None) -> Any:
+    """What to call, as the older interface says it; a search that is allowed is none of its tools."""
+    if isinstance(chosen, ChosenFunction):
+        return {"type": "function", "function": {"name": chosen.name}}
+    if not isinstance(chosen, AllowedResponseTools):
+        return chosen
+    names = [tool.name for tool in chosen.tools if isinstance(tool, ResponseFunction)]
+    if not names:
+        raise invalid("tool_choice allows no function; allow one, or send it as none.", "tool_choice")
+    tools = [{"type": "function", "function": {"name": name}} for name in names]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": chosen.mode, "tools": tools}}
 
 
 def in_namespaces(wire: ResponseInput) -> dict[str, tuple[str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import math
 import re
@@ -16,11 +17,12 @@ from pathlib import Path
 import uvicorn
 
 from hasten.core.config import EngineConfig
-from hasten.core.errors import ConfigError
+from hasten.core.errors import ConfigError, HastenError
 from hasten.engine.footprint import footprint
 from hasten.engine.llm import LLM
 from hasten.serve.app import make_app
 from hasten.serve.connection import AT_ONCE, BACKLOG, allow_files, connection_of
+from hasten.serve.errors import ApiError
 from hasten.serve.fleet import Fleet
 from hasten.serve.front import Front, make_front
 from hasten.serve.guard import LOOPBACK_NAMES, Guard, Policy, is_loopback
@@ -33,6 +35,8 @@ from hasten.serve.server import Server
 from hasten.serve.tracing import tracing_of
 
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/?#@*,]+")
+UNTRACED = "Traces are taken where one process serves; leave --replicas out, or the trace endpoint."
+PORT_FAULTS = (errno.EADDRINUSE, errno.EACCES)  # of a socket that cannot be bound; the others are of its address
 log = logging.getLogger(__name__)
 LAST_WORDS_SECONDS = 2  # from the end of the drain to uvicorn's own: for errors to reach those who wait
 
@@ -57,11 +61,9 @@ class Settings:
     trace_endpoint: str | None = None
 
 
-def policy_of(settings: Settings) -> Policy:
-    """Who may come in. Raises ConfigError where that would be anybody on the network."""
-    keys = Keys(settings.api_key_file) if settings.api_key_file is not None else None
-    loopback = is_loopback(settings.host)
-    if not loopback and keys is None:
+def check_access(settings: Settings) -> None:
+    """Raises ConfigError where anybody on the network could come in, and for an origin that is none. Reads no file."""
+    if not is_loopback(settings.host) and settings.api_key_file is None:
         raise ConfigError(
             f"Listening on {settings.host} would let anybody on the network in; give --api-key-file FILE "
             "(make keys with `hasten serve --new-key TENANT --api-key-file FILE`), or stay on 127.0.0.1."
@@ -69,9 +71,15 @@ def policy_of(settings: Settings) -> Policy:
     for origin in settings.allow_origins:
         if not ORIGIN.fullmatch(origin):
             raise ConfigError(f"An origin is written https://name, https://name:port or, of an app, scheme://name, not {origin!r}.")
+
+
+def policy_of(settings: Settings) -> Policy:
+    """Who may come in. Raises ConfigError as ``check_access`` does, and for a key file that is none."""
+    check_access(settings)
+    keys = Keys(settings.api_key_file) if settings.api_key_file is not None else None
     named = frozenset(name.lower() for name in settings.allow_hosts)
     # With keys a page that rebinds its name still has no key, so any name will do unless the operator says otherwise.
-    hosts = named | LOOPBACK_NAMES | {settings.host.lower()} if loopback or named else None
+    hosts = named | LOOPBACK_NAMES | {settings.host.lower()} if is_loopback(settings.host) or named else None
     return Policy(keys, hosts, frozenset(settings.allow_origins), max_connections=settings.limits.max_connections)
 
 
@@ -114,7 +122,7 @@ def _several(settings: Settings, policy: Policy) -> Iterator[Service]:
     from hasten.serve.ray_replicas import ray_links
 
     if tracing_of(settings.trace_endpoint) is not None:
-        raise ConfigError("Traces are taken where one process serves; leave --replicas out, or the trace endpoint.")
+        raise ConfigError(UNTRACED)
     hosts = hosts_of(settings.models, settings.engine)
     footprint(hosts[0].config)  # fetched once, before several replicas want it, and a wrong name is told here
     contents = Contents(settings.models, settings.engine, settings.limits, settings.memory_budget)
@@ -151,14 +159,26 @@ async def _serve(service: Service, policy: Policy, settings: Settings, listener:
     serving = asyncio.ensure_future(web.serve(sockets=[listener]))
     await asyncio.wait({serving, loading}, return_when=asyncio.FIRST_COMPLETED)
     if loading.done() and not loading.cancelled():
-        if loading.exception() is not None:
+        if _failed(loading):
             web.should_exit = True
             await serving
-            loading.result()
+            _tell_operator(loading)
         shown = f"[{host}]" if ":" in host else host
         log.info("Serving %s at http://%s:%d (interface at /v1).", ", ".join(service.names), shown, port)
     await serving
     return 0
+
+
+def _failed(loading: asyncio.Future[None]) -> bool:
+    return loading.done() and not loading.cancelled() and loading.exception() is not None
+
+
+def _tell_operator(loading: asyncio.Future[None]) -> None:
+    """Raises what loading failed of; what would have been a client's answer is the operator's error here."""
+    try:
+        loading.result()
+    except ApiError as problem:
+        raise HastenError(problem.message) from problem
 
 
 class _Web(uvicorn.Server):
@@ -189,7 +209,8 @@ class _Web(uvicorn.Server):
             listener.listen(BACKLOG)  # asyncio has one number for this and for what it accepts in a turn
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        log.info("Stopping: finishing what runs, taking nothing new.")
+        if not _failed(self._loading):
+            log.info("Stopping: finishing what runs, taking nothing new.")
         self._loading.cancel()
         timer = asyncio.get_running_loop().call_later(self._seconds, self._app.break_off)
         try:
@@ -218,5 +239,6 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.bind((host.strip("[]"), port))
     except OSError as problem:
         listener.close()
-        raise ConfigError(f"Cannot listen on {host}:{port} ({problem.strerror or problem}); choose another --port.") from problem
+        mend = "choose another --port" if problem.errno in PORT_FAULTS else "give an address of this machine as --host"
+        raise ConfigError(f"Cannot listen on {host}:{port} ({problem.strerror or problem}); {mend}.") from problem
     return listener

@@ -8,6 +8,7 @@ begins with the call: Qwen2.5-Coder answers so. A model whose template knows no 
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -25,16 +26,20 @@ Format = Literal["hermes", "llama3"]
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 PYTHON_TAG = "<|python_tag|>"
 FENCE = "```"
+NAMED = re.compile(r'\s*\{\s*"name"\s*:\s*"([^"\\]*)"')
+GIVEN = re.compile(r'\s*,\s*"(?:arguments|parameters)"\s*:\s*')
 UNTAGGED = ('{"name":"', FENCE + 'json{"name":"', FENCE + '{"name":"')  # how a call without its tags begins, blanks left out
 
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """One call as the client gets it; ``arguments`` is JSON text."""
+    """One call as the client gets it; ``arguments`` is JSON text. Where the answer ended inside the call it is not ``whole``, and
+    they are what there is of them, as the model wrote it."""
 
     id: str
     name: str
     arguments: str
+    whole: bool = True
 
     def to_json(self) -> dict[str, Any]:
         return {"id": self.id, "type": "function", "function": {"name": self.name, "arguments": self.arguments}}
@@ -159,16 +164,35 @@ class ToolReader:
         return parts if event.finish_reason is None else _told([*parts, *self.finish()])
 
     def finish(self) -> list[Part]:
-        """The rest, when no more text comes. A call that never closed is read if it is whole, else it is words."""
-        if self._tools.format == "llama3":
-            held = self._taken()
-            found = self._call(held.strip().removeprefix(PYTHON_TAG)) if self._begins else None
-            return _told([held if found is None else found])
-        calls = self._untagged(whole=True)
+        """The rest, when no more text comes. A call that never closed is told as far as it came, and not at all where its function
+        is not known: as words it would show the model, in its next turn, a call without an end."""
+        llama3 = self._tools.format == "llama3"
+        calls = [] if llama3 else self._untagged(whole=True)
         held = self._taken()
-        looks = not calls and held.startswith(OPEN) and (self._tools.several or not self._calls)
-        found = self._call(held.removeprefix(OPEN)) if looks else None
-        return _told([*calls, self._between(held) if found is None else found])
+        text, tag = (held.strip(), PYTHON_TAG) if llama3 else (held, OPEN)
+        tagged = text.startswith(tag)
+        if not tagged and not (self._begins and text.strip()):
+            return _told([*calls, self._between(held)])
+        inner = text.removeprefix(tag) if tagged or llama3 else text[max(text.find("{"), 0) :]
+        found = self._last(inner, tagged)
+        if found is not None:
+            return _told([*calls, *([found] if self._tools.several or not self._calls else [])])
+        if tagged and (not inner.strip() or _is_open(inner)):
+            return _told(calls)
+        return _told([*calls, self._between(inner.replace(OPEN, "") if tagged and not llama3 else held)])
+
+    def _last(self, text: str, tagged: bool) -> ToolCall | None:
+        """The call that the end of an answer is, or breaks off in; None where it names none of the functions. What has no tag may
+        be another object with a name: only arguments make it a call."""
+        found = self._call(text[: len(text) - overlap(text, CLOSE)] if tagged else text)
+        named = NAMED.match(text)
+        if found is not None or named is None or not self._is_callable(named[1]) or not _is_open(text):
+            return found
+        given = GIVEN.match(text, named.end())
+        arguments = text[given.end() :] if given is not None else ""
+        if (given is None and not tagged) or not "{".startswith(arguments[:1]):
+            return None
+        return ToolCall(_call_id(), named[1], arguments[: _ObjectEnd().find(arguments, 0)], whole=False)
 
     def _taken(self) -> str:
         """What was held, which is not any more."""
@@ -207,10 +231,12 @@ class ToolReader:
             return None
         name = value.get("name")
         arguments = value.get("arguments", value.get("parameters", {}))
-        known = {function.name for function in self._tools.callable}
-        if not isinstance(name, str) or name not in known or not isinstance(arguments, dict):
+        if not isinstance(name, str) or not self._is_callable(name) or not isinstance(arguments, dict):
             return None
-        return ToolCall("call_" + secrets.token_hex(12), name, json.dumps(arguments, ensure_ascii=False))
+        return ToolCall(_call_id(), name, json.dumps(arguments, ensure_ascii=False))
+
+    def _is_callable(self, name: str) -> bool:
+        return any(function.name == name for function in self._tools.callable)
 
     def _counted(self, call: ToolCall) -> ToolCall:
         self._calls += 1
@@ -254,6 +280,16 @@ class _ObjectEnd:
             self._quoted = True
         else:
             self._depth += (character == "{") - (character == "}")
+
+
+def _is_open(text: str) -> bool:
+    """Whether ``text`` begins a JSON object and ends inside it."""
+    begin = len(text) - len(text.lstrip())
+    return text.startswith("{", begin) and _ObjectEnd().find(text, begin) is None
+
+
+def _call_id() -> str:
+    return "call_" + secrets.token_hex(12)
 
 
 def read_whole(text: str, tools: Toolset | None) -> list[Part]:

@@ -38,6 +38,7 @@ def _between(low: float, high: float, number: str) -> Any:
 TemplateValue = str | int | float | bool
 Priority = Literal["interactive", "batch"]
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+Verbosity = Literal["low", "medium", "high"]  # taken and without effect: no model here has levels between which to choose
 Name = Annotated[str, Field(min_length=1, max_length=256)]
 Identifier = Annotated[str, Field(max_length=512)]
 FunctionName = Annotated[str, Field(pattern=rf"^[A-Za-z0-9_.-]{{1,{MOST_NAME}}}$")]
@@ -187,6 +188,16 @@ class NamedTool(Wire):
     function: NamedFunction
 
 
+class AllowedFunctions(Wire):
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[Tool], Field(min_length=1)]
+
+
+class AllowedTools(Wire):
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedFunctions
+
+
 class ChatRequest(Sampled):
     """``/v1/chat/completions``."""
 
@@ -198,7 +209,6 @@ class ChatRequest(Sampled):
             "moderation",
             "prompt_cache_options",
             "prompt_cache_retention",
-            "verbosity",
             "web_search_options",
         }
     )
@@ -210,10 +220,11 @@ class ChatRequest(Sampled):
     top_logprobs: int | None = None
     response_format: ResponseFormat | None = None
     tools: list[Tool] | None = None
-    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | AllowedTools | None = None
     parallel_tool_calls: bool | None = None
     prediction: Prediction | None = None
     reasoning_effort: Effort | None = None  # "none" is honoured; no model here has levels between which to choose
+    verbosity: Verbosity | None = None
     reasoning_format: Literal["auto", "deepseek", "none"] | None = None  # llama.cpp's names; "none" leaves thoughts in the content
     chat_template_kwargs: Annotated[dict[str, TemplateValue], Field(max_length=16)] | None = None
     store: bool | None = None
@@ -226,6 +237,19 @@ class ChatRequest(Sampled):
     def length(self) -> str:
         """The field that says how long an answer may be."""
         return "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
+
+    def with_allowed_tools(self) -> ChatRequest:
+        """The same request with only those tools that its choice allows, so that no other is shown, called or read. Raises ApiError
+        (400) where one is allowed that there is not."""
+        if not isinstance(self.tool_choice, AllowedTools):
+            return self
+        choice = self.tool_choice.allowed_tools
+        allowed = {tool.function.name for tool in choice.tools}
+        kept = [tool for tool in self.tools or [] if tool.function.name in allowed]
+        missing = allowed - {tool.function.name for tool in kept}
+        if missing:
+            raise invalid(f"tool_choice allows the function {min(missing)!r}, which is not among the tools.", "tool_choice")
+        return self.model_copy(update={"tools": kept, "tool_choice": choice.mode})
 
     def check_supported(self) -> None:
         """Raise ApiError for values that OpenAI's service knows and this server does not."""

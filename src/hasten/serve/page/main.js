@@ -73,7 +73,6 @@ class Page {
 
   #wire() {
     byId("new").addEventListener("click", () => this.begin());
-    byId("speed-strip").addEventListener("click", () => this.panels.drafts.toggle());
     byId("open-shortcuts").addEventListener("click", () => byId("shortcuts").showModal());
     installCodeCopy(this.toast, byId("turns"));
     // Without this the way there would take the conversation out of the address.

@@ -10,19 +10,20 @@ export function sidePanels() {
     byId("scrim").hidden = !over;
     for (const selector of [".bar", ".main"]) document.querySelector(selector).inert = over;
   };
-  panels.side = new Panel("conversations", "toggle-conversations", "(min-width: 56rem)", changed);
-  panels.drafts = new Panel("drafts", "toggle-drafts", "(min-width: 78rem)", changed);
+  panels.side = new Panel("conversations", ["toggle-conversations"], "(min-width: 56rem)", changed);
+  panels.drafts = new Panel("drafts", ["toggle-drafts", "speed-strip"], "(min-width: 78rem)", changed);
   return panels;
 }
 
 class Panel {
-  /** @param {string} id of the panel @param {string} button id of its button @param {string} roomy media query for "beside" */
-  constructor(id, button, roomy, onchange) {
+  /** @param {string} id of the panel @param {string[]} buttons ids of those that open it @param {string} roomy media query for "beside" */
+  constructor(id, buttons, roomy, onchange) {
     this.element = byId(id);
-    this.button = byId(button);
+    this.buttons = buttons.map(byId);
+    this.opener = this.buttons[0]; // which gets the focus back
     this.roomy = window.matchMedia(roomy);
     this.onchange = onchange;
-    this.button.addEventListener("click", () => this.toggle());
+    for (const button of this.buttons) button.addEventListener("click", () => this.toggle(button));
     this.element.querySelector("[data-close]").addEventListener("click", () => this.set(false));
     byId("scrim").addEventListener("click", () => !this.roomy.matches && this.set(false));
     this.roomy.addEventListener("change", () => this.set(this.roomy.matches));
@@ -33,9 +34,11 @@ class Panel {
     return this.opened && !this.roomy.matches;
   }
 
-  toggle() {
+  toggle(opener = this.buttons[0]) {
+    if (!this.opened) this.opener = opener;
     this.set(!this.opened);
     if (this.over) this.element.querySelector("button, a, [tabindex]")?.focus();
+    else if (!opener.checkVisibility()) this.element.focus(); // beside the panel the speed is told once
   }
 
   set(opened) {
@@ -44,8 +47,8 @@ class Panel {
     this.element.inert = !opened;
     this.element.dataset.open = String(opened);
     document.documentElement.toggleAttribute(`data-${this.element.id}`, opened);
-    this.button.setAttribute("aria-expanded", String(opened));
+    for (const button of this.buttons) button.setAttribute("aria-expanded", String(opened));
     this.onchange();
-    if (!opened && within) this.button.focus();
+    if (!opened && within) this.opener.focus();
   }
 }
