@@ -18,7 +18,7 @@ import hasten
 from hasten.cli.main import run
 from hasten.core.config import EngineConfig, SpeculationParams
 from hasten.core.errors import InvalidRequest, PromptTooLong
-from hasten.core.results import Answer, Completion, DraftCount, Speculation, Speed, StreamEvent, Timing, Usage
+from hasten.core.results import Answer, Completion, CutBy, DraftCount, Speculation, Speed, StreamEvent, Timing, Usage
 from hasten.core.types import FinishReason, SamplingParams
 
 SOURCES = ("model", "suffix", "suffix", "lm")
@@ -49,6 +49,7 @@ class FakeLLM:
     reply = "The sky is blue because short waves scatter more than long ones do, as Rayleigh found."
     thought = ""
     template = True
+    cut_by: CutBy = "max_tokens"
     delay_s = 0.0
     fail: BaseException | None = None
     prompt_steps = 1
@@ -160,6 +161,7 @@ class FakeLLM:
             timing=Timing(0.5, 0.05, 0.4),
             speed=Speed(40.0, 25.0),
             speculation=Speculation(9, by_drafter=counts),
+            cut_by=self.cut_by if reason == "length" else None,
         )
 
     def _encode(self, text: str) -> list[int]:

@@ -21,7 +21,7 @@ from hasten.bench.session import ContestantFailed, ResultFile, Session, read_row
 from hasten.bench.statistics import geometric_mean, median
 from hasten.bench.tables import ALL, Comparison
 from hasten.bench.words import DIFFERS, SLOWER, all_tables, judge, mode_by_load_table, never_slower_table, notes, speed_table
-from hasten.bench.workloads import Load, Question, from_prompts, loads, usual_workloads
+from hasten.bench.workloads import Load, Question, check_workload, from_prompts, loads, usual_workloads
 from hasten.core.errors import ConfigError
 from hasten.core.types import SamplingParams
 
@@ -334,9 +334,13 @@ def test_workloads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert [load.batch for load in hard] == [1, 1, 1, 16]
     assert [load.params.temperature for load in hard] == [1.2, 1.0, 0.0, 0.0]
     assert len(from_prompts(Letters(), "own", ["abc", [1, 2]], PARAMS, 1)[0].tasks()) == 2
+    for known in ("examples", "hostile", "synthetic:20x7", "spec-bench"):
+        check_workload(known)
     refused: tuple[tuple[Callable[[], Any], str], ...] = (
+        (lambda: check_workload("spec-bend"), "did you mean 'spec-bench'"),
+        (lambda: check_workload("synthetic:0x7"), "at least 1 token"),
         (lambda: loads(Letters(), "spec-bend", PARAMS, None, 1, 50), "did you mean 'spec-bench'"),
-        (lambda: loads(Letters(), "humaneval", PARAMS, None, 1, 50), "set HASTEN_SHARED_DATA"),
+        (lambda: loads(Letters(), "humaneval", PARAMS, None, 1, 50), "set HASTEN_SHARED_DATA .* or take --workload examples"),
         (lambda: loads(Letters(), "synthetic:0x7", PARAMS, None, 1, 50), "at least 1 token"),
         (lambda: loads(Letters(), "synthetic:16x1", PARAMS, None, 1, 50), "and at least 2"),
         (lambda: loads(Letters(), "spec-bench", PARAMS, 1, 9, 50), "too few for a batch of 9"),

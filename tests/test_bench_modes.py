@@ -268,10 +268,10 @@ def test_other_precisions_stand_beside_and_each_is_compared_with_itself(
     (tmp_path / "wikitext2_test_part.txt").write_text("the quick brown fox jumps over the lazy dog. " * 60)
     monkeypatch.setenv("HASTEN_SHARED_DATA", str(tmp_path))
     shapes = ["--workload", "synthetic:8x6", "--compare", "plain,auto", "--draft", "suffix", "--no-plots"]
-    asked = [*shapes, "-m", str(tiny_model), "--precision", "fp32", "--also", "int8,fp64", "--out", str(tmp_path)]
+    asked = [*shapes, "-m", str(tiny_model), "--precision", "fp32", "--also", "int8,fp64", "--out", str(tmp_path / "out")]
     done = CliRunner().invoke(bench, asked, catch_exceptions=False)
     assert done.exit_code == 0, done.output
-    found = Comparison(read_rows(tmp_path / "results.jsonl"))
+    found = Comparison(read_rows(tmp_path / "out" / "results.jsonl"))
     assert found.modes == ["plain", "auto", "int8 plain", "int8 auto", "fp64 plain", "fp64 auto"]
     load = found.loads[0]
     assert [found.differing(load, mode) for mode in found.modes] == [None, 0, None, 0, None, 0]

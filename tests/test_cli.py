@@ -16,6 +16,7 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
+import hasten
 from cli_fakes import CommandLine, driver
 from hasten import __version__
 from hasten.cli.main import VERBS, cli
@@ -85,6 +86,35 @@ def test_a_closed_standard_input_is_an_empty_one(verb: str, status: int, sentenc
     assert (done.returncode, done.stdout) == (status, "")
     assert sentence in done.stderr
     assert "our mistake" not in done.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
+@pytest.mark.parametrize(
+    ("words", "closed", "out", "err"),
+    [
+        (["ls"], ">&-", False, False),
+        (["--help"], ">&-", False, False),
+        (["generate", "hi"], ">&-", False, True),
+        (["generate", "hi"], "2>&-", True, False),
+        (["generate", "hi"], "<&- >&- 2>&-", False, False),
+    ],
+)
+def test_a_closed_output_is_one_that_nobody_reads(words: list[str], closed: str, out: bool, err: bool, tmp_path: Path) -> None:
+    environment = {**os.environ, "HASTEN_HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path)}
+    command = ["sh", "-c", f'exec "$@" {closed}', "sh", *driver(), *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)
+    assert (done.returncode, bool(done.stdout), bool(done.stderr)) == (0, out, err)
+    assert "our mistake" not in done.stderr
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
+def test_no_file_takes_the_place_of_a_closed_stream() -> None:
+    program = (
+        "import os, sys; from hasten.cli.main import open_what_is_closed; open_what_is_closed(); "
+        "sys.exit({os.readlink(f'/proc/self/fd/{number}') for number in range(3)} != {os.devnull})"
+    )
+    command = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, "-c", program]
+    assert subprocess.run(command, timeout=60, check=False).returncode == 0
 
 
 def test_names_with_brackets_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
@@ -158,7 +188,7 @@ def test_wrong_usage_is_one_sentence_and_status_2(command_line: CommandLine, arg
         (["--max-tokens", "0"], "max_tokens"),
         (["--temperature", "nan"], "temperature"),
         (["--temperature", "-1"], "temperature"),
-        (["--top-p", "0"], "top_p"),
+        (["--top-p", "1.1"], "top_p"),
         (["--seed", "-1"], "seed"),
         (["--logprobs", "99"], "logprobs"),
         (["--stop", ""], "stop"),
@@ -169,11 +199,18 @@ def test_wrong_usage_is_one_sentence_and_status_2(command_line: CommandLine, arg
         (["--logprobs", "3"], "add --json"),
         (["--raw", "--system", "y"], "--system"),
         (["--draft", "none", "--draft-model", "m"], "leave one of the two out"),
+        (["--draft", "sufix"], "did you mean 'suffix'?"),
+        (["--draft", "suffix("], "not a drafter spec"),
+        (["--draft", "suffix(depht=2)"], "no argument 'depht'"),
+        (["--speculation", "sometimes"], "auto, off, on"),
+        (["--draft-nodes", "-1"], "from 0 to 512"),
+        (["TEXT"], "Give the prompt once"),
+        (["--prompts", "x"], "not both"),
     ],
 )
 def test_values_out_of_range_are_told_before_a_model_is_loaded(command_line: CommandLine, arguments: list[str], part: str) -> None:
     done = command_line("generate", "-p", "x", *arguments)
-    assert done.status == 1
+    assert done.status == 2
     assert one_sentence(done.err)
     assert part in done.err
     assert command_line.llm.made == []
@@ -245,6 +282,14 @@ def test_ctrl_c_during_the_imports_is_a_clean_line(module: str) -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 130
     assert done.stderr == "hasten: stopped.\n"
+
+
+def test_nothing_is_imported_before_ctrl_c_is_answered() -> None:
+    """The console script imports ``hasten.__main__``; an interrupt until that is done is a trace."""
+    program = "import sys; before = set(sys.modules); from hasten.__main__ import main; print(*sorted(set(sys.modules) - before))"
+    source = {"PYTHONPATH": str(Path(hasten.__file__).parents[1])}  # without site, which brings modules of its own
+    done = subprocess.run([sys.executable, "-S", "-c", program], capture_output=True, text=True, timeout=60, check=True, env=source)
+    assert done.stdout.split() == ["hasten", "hasten.__main__"]
 
 
 def test_a_reader_that_leaves_is_no_error() -> None:

@@ -50,6 +50,16 @@ def test_a_script_is_one_message_a_line(command_line: CommandLine) -> None:
     assert "\x1b" not in done.out + done.err
 
 
+def test_lines_between_quotes_are_one_message_of_a_script(command_line: CommandLine) -> None:
+    command_line.llm.reply = "Yes."
+    script = '"""\n/quit\n\nline two\n"""\n"""in one line"""\nplain\n"""never\nended\n'
+    done = command_line("chat", stdin=script)
+    assert done.status == 0
+    asked = command_line.made.asked[-1].replace("<assistant>Yes.", "").split("<user>")[1:]
+    assert asked == ["/quit\n\nline two", "in one line", "plain", "never\nended"]
+    assert done.out == "Yes.\n" * 4
+
+
 def test_a_script_is_utf_8_whatever_the_locale(command_line: CommandLine) -> None:
     done = command_line("chat", stdin="grün\n".encode() + b"h\xff\n")
     assert command_line.made.asked == ["<user>grün"]
@@ -108,7 +118,7 @@ def test_help_names_every_command(command_line: CommandLine) -> None:
         ("/seed 1.5", "a whole number"),
         ("/seed -1", "seed"),
         ("/save", "name of a file"),
-        ("/save /nonexistent/x", "cannot be written"),
+        ("/save /dev/null/x", "cannot be written"),
     ],
 )
 def test_a_wrong_command_is_one_sentence(command_line: CommandLine, line: str, part: str) -> None:
@@ -118,6 +128,15 @@ def test_a_wrong_command_is_one_sentence(command_line: CommandLine, line: str, p
     assert done.err.startswith("hasten: ")
     assert done.err.count("\n") == 1
     assert command_line.made.asked == []
+
+
+def test_a_seed_says_what_it_needs_to_matter() -> None:
+    for params, told in (
+        (SamplingParams(), "/temperature is above 0"),
+        (SamplingParams(temperature=1.0, top_p=0.0), "--top-p is above 0"),
+        (SamplingParams(temperature=1.0), "The seed is 7."),
+    ):
+        assert told in list(obey(Conversation(params), "/seed 7"))[-1]
 
 
 def test_save_never_overwrites(tmp_path: Path) -> None:
@@ -146,6 +165,23 @@ def test_a_full_context_offers_reset(command_line: CommandLine) -> None:
     assert done.status == 1
     assert "/reset" in done.err
     assert done.out == REPLY + "\n"
+
+
+@pytest.mark.parametrize(
+    ("bound", "said", "reset"),
+    [
+        ("max_tokens", "cut at the length limit", False),
+        ("cache_tokens", "cut: the cache is full (raise --cache-tokens)", True),
+        ("context_length", "cut: the context is full (raise --context-length)", True),
+        ("model", "cut: the model's context is full", True),
+    ],
+)
+def test_what_cut_an_answer_is_named(command_line: CommandLine, bound: str, said: str, reset: bool) -> None:
+    command_line.llm.cut_by = bound
+    done = command_line("chat", "--max-tokens", "4", stdin="short\n")
+    assert said in done.err
+    assert ("The conversation fills all 64 positions; /reset" in done.err) is reset
+    assert said in command_line("generate", "short", "--max-tokens", "4").err
 
 
 def test_a_model_without_template_cannot_chat(command_line: CommandLine) -> None:

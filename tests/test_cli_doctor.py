@@ -150,6 +150,35 @@ def test_advice_on_memory_disk_and_drafts(monkeypatch: pytest.MonkeyPatch) -> No
     assert len(report.advice) == 3
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the folder is Linux's")
+@pytest.mark.parametrize("here", [False, True])
+def test_a_folder_that_cannot_be_written_is_told(here: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not that its disk is full. Without a model nothing can run, for none can be fetched."""
+    monkeypatch.setenv("HASTEN_HOME", "/proc/hasten")
+    monkeypatch.setattr("hasten.model.catalogue.on_disk", lambda entry: here)
+    report = doctor.Report()
+    doctor._disk(report)
+    assert report.sections["disk"]["writable"] is False
+    said = report.advice if here else report.problems
+    assert len(report.advice + report.problems) == len(said) == 1
+    assert said[0].startswith("/proc/hasten cannot be written (")
+    assert "set HASTEN_HOME" in said[0]
+
+
+def test_a_part_of_the_folder_that_cannot_be_written_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HASTEN_HOME", str(tmp_path))
+    (tmp_path / "gguf").write_text("a file where a folder belongs")
+    report = doctor.Report()
+    doctor._disk(report)
+    assert any(said.startswith(f"{tmp_path / 'gguf'} cannot be written (") for said in report.problems)
+    (tmp_path / "gguf").unlink()
+    report = doctor.Report()
+    doctor._disk(report)
+    assert report.sections["disk"]["writable"] is True
+    assert not any("written" in said for said in report.problems + report.advice)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_advice_on_three_bits(monkeypatch: pytest.MonkeyPatch, tiny_model: Path) -> None:
     """Where the draft model is here and would run in four bits; not where it has three, or its file is damaged."""
     entry = CATALOGUE["qwen2.5-coder-1.5b"]

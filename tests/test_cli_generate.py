@@ -49,7 +49,7 @@ def test_the_prompt_needs_no_name(command_line: CommandLine) -> None:
     assert command_line.made.asked == ["<user>Why?"]
     for other in (["-p", "x"], ["--prompts", "x.jsonl"]):
         done = command_line("generate", "Why?", *other)
-        assert done.status == 1
+        assert done.status == 2
         assert done.err.startswith("hasten: Give")
 
 
@@ -92,7 +92,7 @@ def test_standard_input_is_utf_8_whatever_the_locale(command_line: CommandLine) 
 @pytest.mark.parametrize("arguments", [[], ["-p", ""], ["-p", "  \n"], ["--raw"]])
 def test_an_empty_prompt_is_refused(command_line: CommandLine, arguments: list[str]) -> None:
     done = command_line("generate", *arguments, stdin="")
-    assert done.status == 1
+    assert done.status == (2 if "-p" in arguments else 1)
     assert "empty" in done.err
     assert command_line.llm.made == []
 
@@ -191,7 +191,7 @@ def test_every_verb_tells_of_too_many_threads(
 def test_a_draft_model_that_nobody_takes_is_refused(verb: str, draft: str, command_line: CommandLine) -> None:
     given = ("-p", "x") if verb == "generate" else ()
     done = command_line(verb, *given, "--draft", draft, "--draft-model", "/does/not/exist")
-    assert done.status == 1
+    assert done.status == 2
     assert f"--draft {draft} makes no use of --draft-model" in done.err
     assert command_line.llm.made == []
 
@@ -315,7 +315,7 @@ def test_a_line_that_the_model_cannot_serve_is_named(command_line: CommandLine, 
 
 def test_one_source_of_prompts_only(command_line: CommandLine, tmp_path: Path) -> None:
     done = command_line("generate", "-p", "x", "--prompts", lines(tmp_path / "p", {"prompt": "y"}))
-    assert done.status == 1
+    assert done.status == 2
     assert "not both" in done.err
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import subprocess
@@ -192,8 +193,10 @@ def test_rm_never_touches_models_that_lie_elsewhere(tmp_path: Path) -> None:
 
 def test_forget_removes_what_was_learnt_and_no_model() -> None:
     model = have("smollm2-135m")
-    with pytest.raises(ModelNotFound, match="nothing to forget"):
-        invoke(forget, "--yes")
+    for words in ([], ["--yes"]):
+        result = invoke(forget, *words)
+        assert (result.exit_code, result.stderr) == (0, "")
+        assert result.stdout.endswith("; there is nothing to forget.\n")
     kept = [
         memory_path(),
         storage.trim_path("abc", "def"),
@@ -216,6 +219,37 @@ def test_rm_refuses_while_a_pull_runs() -> None:
     with storage.exclusive("smollm2-135m", None), pytest.raises(ModelError, match="another process"):
         invoke(models.rm, "smollm2-135m", "--yes")
     assert path.exists()
+
+
+@pytest.mark.parametrize("verb", ["pull", "rm"])
+def test_a_home_that_cannot_be_written_is_told_with_the_fix(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), "x.lock")
+
+    have("smollm2-135m")
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+    said = rf"{storage.gguf_directory()} cannot be written \(Read-only file system\); check .* set HASTEN_HOME to"
+    with pytest.raises(ModelError, match=said):
+        invoke(getattr(models, verb), "smollm2-135m", *(["--yes"] if verb == "rm" else []))
+
+
+def test_rm_of_nothing_makes_nothing(home: Path) -> None:
+    with pytest.raises(ModelNotFound, match="Nothing of smollm2"):
+        invoke(models.rm, "smollm2-135m", "--yes")
+    assert not home.exists()
+
+
+def test_what_may_not_be_looked_at_is_not_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    have("smollm2-135m")
+    stat = os.stat
+
+    def refuse(path: object, *rest: object, **named: object) -> object:
+        if str(path).endswith(".gguf"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return stat(path, *rest, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "stat", refuse)
+    assert not catalogue.on_disk(CATALOGUE["smollm2-135m"])
 
 
 @pytest.mark.parametrize(("count", "text"), [(0, "0 bytes"), (98_362_432, "98 MB"), (1_117_320_768, "1.1 GB")])

@@ -329,6 +329,22 @@ def test_a_prompt_that_is_too_long_names_the_bound_that_holds(pool: int, context
 
 
 @pytest.mark.parametrize(
+    ("pool", "context", "model", "bound"),
+    [(128, 1000, 1000, "cache_tokens"), (1024, 100, 1000, "context_length"), (1024, 1000, 1000, "model")],
+)
+def test_an_answer_that_is_cut_names_the_bound_that_held(pool: int, context: int, model: int, bound: str) -> None:
+    engine = tiny_engine(KIND, num_blocks=pool // 64)
+    engine.scheduler = Scheduler(engine.scheduler.blocks, context, 64, 8, model)
+    room = engine.scheduler.capacity - len(PROMPT)
+    for most, expected in ((4, "max_tokens"), (room, "max_tokens"), (room + 1, bound), (None, bound)):
+        request = engine.submit(list(PROMPT), replace(GREEDY, max_tokens=most, ignore_eos=True))
+        run_all(engine, [request])
+        completion = request.inbox[-1].completion
+        assert completion is not None
+        assert completion.cut_by == expected
+
+
+@pytest.mark.parametrize(
     "wrong",
     [
         {"temperature": -1.0}, {"temperature": float("nan")}, {"temperature": float("inf")}, {"temperature": "hot"},

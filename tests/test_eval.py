@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 from pathlib import Path
 from typing import Any
@@ -162,8 +163,6 @@ class TinyLLM:
 @locked
 @pytest.mark.parametrize("spoilt", [False, True])
 def test_the_verb(spoilt: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    import json
-
     (tmp_path / "humaneval_dev.jsonl").write_text(json.dumps(PROBLEM))
     (tmp_path / "wikitext2_test_part.txt").write_text("the quick brown fox " * 60)
     monkeypatch.setenv("HASTEN_SHARED_DATA", str(tmp_path))
@@ -177,15 +176,16 @@ def test_the_verb(spoilt: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
 
 
 def test_unknown_tasks_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["eval", "--tasks", "mmlu"]) == 1
+    assert run(["eval", "--tasks", "mmlu"]) == 2
     assert "There is no task called 'mmlu'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("tasks", "option"), [("humaneval", "--chunks"), ("perplexity", "--problems"), ("perplexity", "--max-tokens")]
+    ("tasks", "option"),
+    [("humaneval", "--chunks"), ("perplexity", "--problems"), ("perplexity", "--max-tokens"), ("humaneval", "--text")],
 )
 def test_options_of_other_tasks_are_refused(tasks: str, option: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["eval", "--tasks", tasks, option, "3"]) == 1
+    assert run(["eval", "--tasks", tasks, option, "3"]) == 2
     assert f"{option} is for the task" in capsys.readouterr().err
 
 
@@ -199,7 +199,51 @@ def test_numbers_of_nothing_are_refused_before_any_file_is_read(
     assert f"'{option}'" in capsys.readouterr().err
 
 
-def test_missing_data_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("tasks", "file", "fix"),
+    [
+        ("perplexity", "wikitext2_test_part.txt", "or give --text FILE."),
+        ("humaneval,perplexity", "humaneval_dev.jsonl", "or give --tasks perplexity --text FILE."),
+    ],
+)
+@pytest.mark.parametrize("folder", [False, True])
+def test_missing_data_is_named_with_what_this_verb_has_instead(
+    tasks: str, file: str, fix: str, folder: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr("hasten.bench.sandbox.check_sandbox", lambda: None)
     monkeypatch.setenv("HASTEN_SHARED_DATA", str(tmp_path))
-    assert run(["eval", "--tasks", "perplexity"]) == 1
-    assert f"wikitext2_test_part.txt is not in '{tmp_path}'; set HASTEN_SHARED_DATA" in capsys.readouterr().err
+    if not folder:
+        monkeypatch.delenv("HASTEN_SHARED_DATA")
+    assert run(["eval", "--tasks", tasks]) == 1
+    said = capsys.readouterr().err
+    where = f"in '{tmp_path}'" if folder else "part of Hasten"
+    assert f"{file} is not {where}; set HASTEN_SHARED_DATA" in said
+    assert "docs/bench.md" in said
+    assert fix in said
+    assert "--workload" not in said
+
+
+def test_a_text_of_the_user_needs_no_data(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("HASTEN_SHARED_DATA", raising=False)
+    monkeypatch.setattr(verb, "load", TinyLLM)
+    monkeypatch.setattr(verb, "CHUNK", 64)
+    mine = tmp_path / "mine.txt"
+    mine.write_text("the quick brown fox " * 60, encoding="utf-8")
+    given = ["eval", "-m", "tiny", "--tasks", "perplexity", "--chunks", "1", "--text", str(mine)]
+    assert run(given) == 0
+    assert f"perplexity of {mine} | " in capsys.readouterr().out
+    assert run([*given, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["text"] == str(mine)
+    mine.write_bytes(b"\xff")
+    assert run(given) == 1
+    assert "is not UTF-8 text" in capsys.readouterr().err
+    mine.write_text("short", encoding="utf-8")
+    assert run(given) == 1
+    assert f"The text of '{mine}' has fewer than 64 tokens" in capsys.readouterr().err
+    mine.write_text("the quick brown fox " * 9999, encoding="utf-8")
+    monkeypatch.setattr(verb, "CHUNK", 9999)
+    assert run(given) == 1
+    assert "give --cache-tokens 9999 or more" in capsys.readouterr().err

@@ -366,7 +366,7 @@ def test_answers_too_short_for_a_database_want_more_prompts(command_line: Comman
 
 def test_build_needs_something_to_build_from(command_line: CommandLine) -> None:
     done = command_line("draft", "build", "--questions", "0")
-    assert done.status == 1
+    assert done.status == 2
     assert "--prompts" in done.err
     assert not command_line.llm.made
 

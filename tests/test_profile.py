@@ -63,7 +63,7 @@ def test_the_picture(asked: list[Any], suffix: str, tmp_path: Path) -> None:
 def test_what_cannot_be_is_told_before_loading(
     arguments: list[str], sentence: str, asked: list[Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(["profile", "-m", "tiny", *arguments]) == 1
+    assert run(["profile", "-m", "tiny", *arguments]) == (1 if sentence == "no folder" else 2)
     assert sentence in capsys.readouterr().err
     assert not asked
 

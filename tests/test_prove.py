@@ -44,7 +44,10 @@ def test_a_sound_engine_is_shown_to_be_sound() -> None:
         "chunks change nothing",
         "cache hits change nothing",
     }
-    assert all(shown.tokens == 8 * len(PROMPTS) for shown in found)
+    # Of prompts of 70, 20, 130 and 5 tokens: three come in chunks of 16, two in chunks of 61, and two fill a block of the cache.
+    of_prompts = {"chunks of at most 16": 3, "chunks of at most 61": 2, "the prefix cache": 2, "at once": 4, "every round": 4}
+    for way, prompts in of_prompts.items():
+        assert [shown.tokens for shown in found if shown.way.endswith(way)] == [8 * prompts] * 2
     # 64 + 64 + 0 + 0 cached tokens, the last token of a prompt being always computed
     assert [shown.evidence for shown in found if shown.unit == "tokens cached"] == [64 + 128, 64 + 128]
 
@@ -79,6 +82,40 @@ def test_a_verifier_that_believes_a_drafter_is_found(monkeypatch: pytest.MonkeyP
     assert found.logits[0] is not None
     assert found.logits[1] is not None
     assert found.logits[0] > found.logits[1]
+
+
+def test_what_was_not_done_is_not_what_broke_a_text() -> None:
+    """The fault: logits of a pass with guesses belong to other tokens. With one short prompt nothing but guesses is different."""
+    engine = sound()
+    forward = engine.executor.forward
+    engine.executor.forward = lambda batch: (  # type: ignore[method-assign]
+        forward(batch).roll(1, -1) if any(len(segment.tree) for segment in batch.segments) else forward(batch)
+    )
+    found = shown_by(engine, [PROMPTS[3]], 24)
+    assert {shown.promise for shown in found if shown.result == "broken"} == {"drafts change nothing"}
+    assert all(shown.evidence and shown.unit == "guesses verified" for shown in found if shown.result == "broken")
+    assert any("prefix cache" in shown.way or "chunks" in shown.way for shown in found if shown.result == "broken")
+    nothing = [shown for shown in found if shown.unit in ("prompts beside", "chunks", "tokens cached")]
+    assert len(nothing) == 8
+    assert all((shown.result, shown.evidence, shown.tokens) == ("not shown", 0, 0) for shown in nothing)
+    assert any("1 prompt at once" in shown.way for shown in nothing)
+
+
+def test_a_text_that_differs_where_nothing_was_done_differently_is_told_as_such() -> None:
+    """The fault: from some pass on, all logits belong to other tokens."""
+    engine = tiny_engine(drafters=[SuffixDrafter()])
+    proof = Proof(engine, [PROMPTS[3]], 8)
+    forward, passes = engine.executor.forward, []
+
+    def drifts(batch: Batch) -> torch.Tensor:
+        passes.append(1)
+        return forward(batch).roll(1, -1) if len(passes) > 8 * len(proof.cases) else forward(batch)
+
+    engine.executor.forward = drifts  # type: ignore[method-assign]
+    engine.drafting.drafters[0].propose = lambda sequences, budgets: [DraftTree() for _ in sequences]  # type: ignore[method-assign]
+    broken = [shown for shown in proof.run() if shown.result == "broken"]
+    assert broken
+    assert {shown.promise for shown in broken} == {"a seed repeats its text"}
 
 
 def leak(engine: Engine) -> None:
@@ -151,7 +188,7 @@ def test_a_prompt_that_cannot_be_taken_is_named(
 
 
 def test_rules_that_keep_no_tokens_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert command_line(["prove", "-m", "tiny", "--verify", "block"]) == 1
+    assert command_line(["prove", "-m", "tiny", "--verify", "block"]) == 2
     assert "--verify coupled" in capsys.readouterr().err
 
 
@@ -208,3 +245,4 @@ def test_the_verb_ends_with_what_was_shown_and_its_status(
     assert "chunks change nothing: shown by" in out
     assert ("a batch changes nothing: BROKEN" in out) is fault
     assert ("(logit " in out) is fault
+    assert ("fp64 is exact up to rounding here" in out) is fault

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import time
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hasten.core.replacement import ABANDONED_AFTER_S, Replacement
+from hasten.core.replacement import ABANDONED_AFTER_S, Replacement, refusal
 
 
 def names(folder: Path) -> list[str]:
@@ -41,6 +42,15 @@ def test_what_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         replacement.file.write(b"new")
     assert path.read_bytes() == b"old"
     assert names(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("number", "fix"),
+    [(errno.ENOSPC, "free some space"), (errno.EDQUOT, "free some space"), (errno.EROFS, "check its permissions")],
+)
+def test_a_refusal_says_what_to_do(number: int, fix: str) -> None:
+    said = refusal(Path("/a/b"), OSError(number, os.strerror(number)))
+    assert said == f"/a/b cannot be written ({os.strerror(number)}); {fix}, or set HASTEN_HOME to a folder that can be written."
 
 
 def test_writers_at_once_do_not_mix(tmp_path: Path) -> None:

@@ -207,9 +207,9 @@ def test_the_verb(without_files: None, capsys: pytest.CaptureFixture[str], tmp_p
     assert request["free_gain"] > request["draft_gain"] > 1
     assert run(["roofline", "-m", "x", "--on", "h200", "--json", "--rows", "1", "--contexts", "0", "--acceptance", "0"]) == 0
     assert json.loads(capsys.readouterr().out)["requests"][0]["free_gain"] == 1
-    assert run(["roofline", "-m", "x", "--dark"]) == 1
+    assert run(["roofline", "-m", "x", "--dark"]) == 2
     assert "give --picture FILE" in capsys.readouterr().err
-    assert run(["roofline", "-m", "x", "--on", "moon"]) == 1
+    assert run(["roofline", "-m", "x", "--on", "moon"]) == 2
     assert "There is no machine called 'moon'" in capsys.readouterr().err
     pytest.importorskip("matplotlib", reason="matplotlib is an optional extra")
     for dark in ([], ["--dark"]):

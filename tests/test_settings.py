@@ -14,7 +14,7 @@ import hasten
 from cli_fakes import CommandLine
 from hasten.cli.main import VERBS, cli
 from hasten.cli.options import ENGINE_HELP, SAMPLING_HELP
-from hasten.cli.settings import VARIABLES, all_verbs, file_values, key, variable
+from hasten.cli.settings import VARIABLES, all_verbs, file_values, key, of_kubernetes, variable
 from hasten.core.config import EngineConfig, SpeculationParams
 from hasten.core.types import SamplingParams
 
@@ -241,14 +241,56 @@ def test_files_that_cannot_be_read(command_line: CommandLine, settings: Path) ->
         ("HASTEN_MODLE", "did you mean 'HASTEN_MODEL'?"),
         ("HASTEN_MAXTOKENS", "did you mean 'HASTEN_MAX_TOKENS'?"),
         ("HASTEN_TEMP", "did you mean 'HASTEN_TEMPERATURE'?"),
-        ("HASTEN_QQQQQ", "unset it"),
+        ("HASTEN_SED", "did you mean 'HASTEN_SEED'?"),
+        ("HASTEN_HOSTS", "did you mean 'HASTEN_HOST'?"),
+        ("HASTEN_API_KEY", "did you mean 'HASTEN_API_KEY_FILE'?"),
+        ("HASTEN_KEY_FILE", "did you mean 'HASTEN_API_KEY_FILE'?"),
+        ("HASTEN_APIKEYFILE", "did you mean 'HASTEN_API_KEY_FILE'?"),
     ],
 )
-def test_unknown_variables(command_line: CommandLine, name: str, part: str) -> None:
-    done = command_line("generate", "-p", "x", **{name: "1"})
+def test_variables_that_are_nearly_one_of_ours_are_refused(command_line: CommandLine, name: str, part: str) -> None:
+    """A setting that is not read may be one that keeps others out."""
+    done = command_line("generate", "-p", "x", **{"HASTEN_QQQQQ": "1", name: "1"})
     assert done.status == 1
     assert f"'{name}'" in done.err
     assert part in done.err
+    assert command_line.llm.made == []
+
+
+@pytest.mark.parametrize("names", [["HASTEN_QQQQQ"], ["HASTEN_VERSION", "HASTEN_TOKEN", "HASTEN_NAME", "HASTEN_LOG_LEVEL"]])
+def test_other_variables_stop_nothing(command_line: CommandLine, caplog: pytest.LogCaptureFixture, names: list[str]) -> None:
+    done = command_line("generate", "-p", "x", **dict.fromkeys(names, "1"))
+    assert done.status == 0, done.err
+    (sentence,) = caplog.messages
+    assert sentence.startswith("No setting is read from the environment variable")
+    assert all(f"'{name}'" in sentence for name in names)
+
+
+KUBERNETES = {
+    "HASTEN_SERVICE_HOST": "10.0.0.1",
+    "HASTEN_SERVICE_PORT": "8000",
+    "HASTEN_SERVICE_PORT_HTTP_METRICS": "8000",
+    "HASTEN_PORT": "tcp://10.0.0.1:8000",
+    "HASTEN_PORT_8000_TCP": "tcp://10.0.0.1:8000",
+    "HASTEN_PORT_8000_TCP_PROTO": "tcp",
+    "HASTEN_PORT_8000_TCP_PORT": "8000",
+    "HASTEN_PORT_8000_TCP_ADDR": "10.0.0.1",
+    "HASTEN_PORT_53_UDP": "udp://10.0.0.1:53",
+    "HASTEN_API_SERVICE_HOST": "10.0.0.2",  # of a service hasten-api
+    "HASTEN_API_PORT": "tcp://10.0.0.2:80",
+}
+
+
+def test_what_kubernetes_sets_beside_a_service_of_our_name_is_passed_over(
+    command_line: CommandLine, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    assert command_line("generate", "-p", "x", **KUBERNETES).status == 0
+    assert caplog.messages == []
+    for words in (("ls",), ("draft", "forget"), ("serve", "--new-key", "t", "--api-key-file", str(tmp_path / "keys"))):
+        done = command_line(*words, **KUBERNETES, HASTEN_HOME=str(tmp_path))
+        assert done.status == 0, done.err
+    assert "'80x' is not a whole number" in command_line("serve", **KUBERNETES | {"HASTEN_PORT": "80x"}).err
+    assert not any(of_kubernetes(variable(option), "8000") for _, command in verbs() for option in options_of(command))
 
 
 def test_variables_of_other_verbs_and_of_the_project_are_known(command_line: CommandLine) -> None:

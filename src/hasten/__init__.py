@@ -8,12 +8,12 @@
 Importing this package is light: each name brings its module, and ``LLM`` torch, when it is first asked for.
 """
 
-from __future__ import annotations
-
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+# Nothing is imported before the command line can take a Ctrl-C, not even typing: that alone takes longer than Python's own start.
+TYPE_CHECKING = False
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from hasten.core.config import EngineConfig, SpeculationParams
     from hasten.core.errors import HastenError
     from hasten.core.results import Completion, StreamEvent
@@ -34,7 +34,9 @@ _MODULES = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     if name in _MODULES:
+        from importlib import import_module
+
         return getattr(import_module(_MODULES[name]), name)
     raise AttributeError(f"module 'hasten' has no attribute {name!r}")

@@ -1,9 +1,8 @@
 """``hasten``, which is ``python -m hasten``: the command line behind the one thing that has to come before its imports.
 
-Imports nothing at the top: a Ctrl-C during the imports must end in a line as any other does, and not in a trace.
+Imports nothing at the top, as ``hasten`` itself does not: a Ctrl-C during the imports must end in a line as any other does, and not
+in a trace. Only the interpreter's own start is left.
 """
-
-from __future__ import annotations
 
 
 def main() -> None:
@@ -15,7 +14,8 @@ def main() -> None:
     except KeyboardInterrupt:
         import sys
 
-        print("hasten: stopped.", file=sys.stderr)
+        if sys.stderr is not None:  # print would take standard output for one that was closed
+            print("hasten: stopped.", file=sys.stderr)
         sys.exit(130)
 
 

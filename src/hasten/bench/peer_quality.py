@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from hasten.bench.peers.process import Peer
 from hasten.bench.perplexity import chunks_of, perplexity
 from hasten.bench.session import ContestantFailed, ResultFile
-from hasten.bench.workloads import data_file
+from hasten.bench.workloads import TEXT_FILE, data_file
 from hasten.engine.engine import Engine
 
 CHUNK = 512
@@ -24,7 +24,7 @@ def add_perplexities(own: Mapping[str, Engine], peers: Sequence[Peer], results: 
     known = {mode for row in results.rows if row["kind"] == "perplexity" for mode in row["modes"]}
     failed = {row["mode"] for row in results.rows if row["kind"] == "failed"}
     tokenizer = next(iter(own.values())).tokenizer
-    pieces = chunks_of(tokenizer, data_file("wikitext2_test_part.txt").read_text(encoding="utf-8"), CHUNK, chunks)
+    pieces = chunks_of(tokenizer, data_file(TEXT_FILE).read_text(encoding="utf-8"), CHUNK, chunks)
     tokens = sum(len(piece) for piece in pieces)
     for engine in {id(engine): engine for engine in own.values()}.values():
         modes = [name for name, other in own.items() if other is engine]

@@ -2,7 +2,9 @@
 
 Everything is compared with the plainest way of decoding: no drafts, one prompt at a time, prompts in one piece, no prefix cache.
 A promise is shown by tokens: those that were compared and equal. What the other way did differently (guesses that were verified,
-prompt tokens that came out of the cache) is counted too, for a way that did nothing different shows nothing.
+prompt tokens that came out of the cache) is counted too, for a way that did nothing different shows nothing. Of its prompts only
+those count in which it did something: a token that differs in another one is held against the promise that it does break, for
+drafts are made in all ways.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from hasten.core.types import BLOCK_SIZE, Batch, SamplingParams, Segment
 from hasten.engine.engine import Engine
 
 TEMPERATURE = 0.8
+DRAFTS, SEED = ("drafts change nothing", "guesses verified"), ("a seed repeats its text", "tokens drawn")
 CHUNKS = (16, 61)  # rows of a step: less than a prompt, and no divisor of a block
 AUTO_MODE, DRAFTED = Mode("auto"), Mode("drafted in every round", None, "auto", ALWAYS)
 
@@ -96,63 +99,76 @@ class Proof:
         for case in self.cases:
             for shown, compare in self._comparisons(case):
                 each(f"{shown.promise}: {shown.way}")
-                compare(shown)
+                other = compare(shown)
                 yield shown
+                if other is not None:
+                    yield other
 
-    def _comparisons(self, case: _Case) -> Iterator[tuple[Shown, Callable[[Shown], None]]]:
+    def _comparisons(self, case: _Case) -> Iterator[tuple[Shown, Callable[[Shown], Shown | None]]]:
         def shown(promise: str, way: str, unit: str) -> Shown:
             return Shown(promise, f"{case.name}, {way}", unit)
 
         for mode in (AUTO_MODE, DRAFTED):
-            yield shown("drafts change nothing", mode.name, "guesses verified"), partial(self._drafts, case, mode)
+            yield shown(DRAFTS[0], mode.name, DRAFTS[1]), partial(self._drafts, case, mode)
         if not case.params.greedy:
-            yield shown("a seed repeats its text", "plain again", "tokens drawn"), partial(self._again, case)
-        yield shown("a batch changes nothing", f"{len(self.prompts)} prompts at once", "prompts beside"), partial(self._batch, case)
+            yield shown(SEED[0], "plain again", SEED[1]), partial(self._again, case)
+        count = len(self.prompts)
+        way = f"{count} prompt{'' if count == 1 else 's'} at once"
+        yield shown("a batch changes nothing", way, "prompts beside"), partial(self._batch, case)
         for rows in CHUNKS:
             way = f"prompts in chunks of at most {rows}"
             yield shown("chunks change nothing", way, "chunks"), partial(self._chunks, case, rows)
         way = "prompts found in the prefix cache"
         yield shown("cache hits change nothing", way, "tokens cached"), partial(self._cache, case)
 
-    def _drafts(self, case: _Case, mode: Mode, out: Shown) -> None:
+    def _drafts(self, case: _Case, mode: Mode, out: Shown) -> Shown | None:
         samples = self._alone(self.subject.variant(mode), case.params, mode)
-        out.evidence = sum(sum(sample.drafted.values()) for sample in samples)
-        self._compare(case, samples, out)
+        return self._compare(case, samples, list(map(_guesses, samples)), out)
 
-    def _again(self, case: _Case, out: Shown) -> None:
+    def _again(self, case: _Case, out: Shown) -> Shown | None:
         samples = self._alone(self.subject.variant(PLAIN), case.params, PLAIN)
-        out.evidence = sum(len(sample.tokens) for sample in samples)
-        self._compare(case, samples, out)
+        return self._compare(case, samples, [len(sample.tokens) for sample in samples], out)
 
-    def _batch(self, case: _Case, out: Shown) -> None:
-        params = [case.params] * len(self.prompts)
+    def _batch(self, case: _Case, out: Shown) -> Shown | None:
+        params, beside = [case.params] * len(self.prompts), len(self.prompts) - 1
         samples = run(self.subject.variant(DRAFTED), self.prompts, params, "batch", ALWAYS)
-        out.evidence = len(self.prompts) - 1
-        self._compare(case, samples, out)
+        other = self._compare(case, samples, [beside] * len(samples), out)
+        out.evidence = beside
+        return other
 
-    def _chunks(self, case: _Case, rows: int, out: Shown) -> None:
+    def _chunks(self, case: _Case, rows: int, out: Shown) -> Shown | None:
         samples = self._alone(self.subject.variant(DRAFTED, max_rows=rows), case.params, DRAFTED)
-        out.evidence = sum(-(-len(prompt) // rows) for prompt in self.prompts if len(prompt) > rows)
-        self._compare(case, samples, out)
+        chunks = [-(-len(prompt) // rows) if len(prompt) > rows else 0 for prompt in self.prompts]
+        return self._compare(case, samples, chunks, out)
 
-    def _cache(self, case: _Case, out: Shown) -> None:
+    def _cache(self, case: _Case, out: Shown) -> Shown | None:
         """All prompts twice: the second time the beginnings of those that fill a block are found."""
         engine = self.subject.variant(AUTO_MODE, prefix_cache=True)
         for _ in range(2):
             samples = self._alone(engine, case.params, AUTO_MODE, "cache")
-        out.evidence = sum(sample.cached for sample in samples)
-        self._compare(case, samples, out)
+        return self._compare(case, samples, [sample.cached for sample in samples], out)
 
     def _alone(self, engine: Engine, params: SamplingParams, mode: Mode, tenant: str = "") -> list[Sample]:
         return [run(engine, [prompt], [params], f"{mode.name} {tenant}", mode.wish)[0] for prompt in self.prompts]
 
-    def _compare(self, case: _Case, samples: list[Sample], out: Shown) -> None:
-        """Count the equal tokens of each prompt and note the first difference."""
-        for at, (plain, other) in enumerate(zip(case.plain, samples, strict=True)):
+    def _compare(self, case: _Case, samples: list[Sample], done: list[int], out: Shown) -> Shown | None:
+        """Count the equal tokens of each prompt in which something was ``done`` differently, and note the first difference. That of
+        another prompt breaks another promise: returned is the first such."""
+        out.evidence, elsewhere = sum(done), None
+        for at, (plain, other, count) in enumerate(zip(case.plain, samples, done, strict=True)):
             where = first_difference(plain.tokens, other.tokens)
-            out.tokens += len(plain.tokens) if where is None else where
-            if where is not None and out.difference is None:
-                out.difference = self._difference(at, where, plain.tokens, other.tokens)
+            if count:
+                out.tokens += len(plain.tokens) if where is None else where
+            if where is None or (out.difference if count else elsewhere) is not None:
+                continue
+            found = self._difference(at, where, plain.tokens, other.tokens)
+            if count:
+                out.difference = found
+            else:
+                guesses = _guesses(other)
+                promise, unit = DRAFTS if guesses else SEED
+                elsewhere = Shown(promise, out.way, unit, where, guesses or len(other.tokens), found)
+        return elsewhere
 
     def _difference(self, prompt: int, where: int, plain: list[int], other: list[int]) -> Difference:
         expected = plain[where] if where < len(plain) else None
@@ -160,6 +176,10 @@ class Proof:
         logits = fresh_logits(self.subject.engine, [*self.prompts[prompt], *plain[:where]])
         both = tuple(None if token is None else logits[token] for token in (expected, found))
         return Difference(prompt, where, expected, found, (both[0], both[1]))
+
+
+def _guesses(sample: Sample) -> int:
+    return sum(sample.drafted.values())
 
 
 def fresh_logits(engine: Engine, tokens: list[int]) -> list[float]:

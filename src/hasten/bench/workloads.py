@@ -19,6 +19,9 @@ from hasten.core.types import SamplingParams
 
 ANSWER_ROOM = 512  # positions that are kept free for the answer when a prompt is cut
 WORKLOADS = ("examples", "spec-bench", "humaneval", "hostile")
+FILES = {"spec-bench": "spec_bench_dev.jsonl", "humaneval": "humaneval_dev.jsonl"}
+TEXT_FILE = "wikitext2_test_part.txt"  # whose perplexity is measured
+OWN_QUESTIONS = "take --workload examples or --prompts FILE"
 GROUPS = {
     **dict.fromkeys(
         ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities"), "multi-turn conversation"
@@ -70,17 +73,35 @@ class Load:
         return [self.questions[at : at + self.batch] for at in range(0, whole, self.batch)]
 
 
-def data_file(name: str) -> Path:
-    """A file of the measuring data. Raises ConfigError when HASTEN_SHARED_DATA does not lead to it."""
+def data_file(name: str, instead: str = "") -> Path:
+    """A file of the measuring data. Raises ConfigError when HASTEN_SHARED_DATA does not lead to it; ``instead`` is what else its
+    user can do, as "give --text FILE"."""
     folder = os.environ.get("HASTEN_SHARED_DATA")
     path = Path(folder or ".") / name
     if not folder or not path.is_file():
         where = f"not in '{folder}'" if folder else "not part of Hasten"
         raise ConfigError(
-            f"{name} is {where}; set HASTEN_SHARED_DATA to a folder that holds it, "
-            "or take --workload examples or --prompts FILE where those will do."
+            f"{name} is {where}; set HASTEN_SHARED_DATA to a folder that holds it "
+            f"(docs/bench.md, 'Questions and texts', says what it is){', or ' if instead else ''}{instead}."
         )
     return path
+
+
+def check_workload(name: str) -> None:
+    """Raise ConfigError for a workload that there is not."""
+    if name not in WORKLOADS and _shape(name) is None:
+        raise ConfigError(f"There is no workload called '{name}'{nearest(name, [*WORKLOADS, 'synthetic:128x64'])}")
+
+
+def _shape(workload: str) -> tuple[int, int] | None:
+    """Lengths of prompt and answer of a synthetic workload, None of another. Raises ConfigError."""
+    written = re.fullmatch(r"synthetic:(\d{1,6})x(\d{1,6})", workload)
+    if written is None:
+        return None
+    prompt, answer = int(written[1]), int(written[2])
+    if prompt < 1 or answer < 2:  # one token alone has no speed
+        raise ConfigError("A synthetic workload is written synthetic:PROMPTxANSWER, at least 1 token and at least 2.")
+    return prompt, answer
 
 
 def usual_workloads(never_slower: bool) -> tuple[str, ...]:
@@ -95,16 +116,16 @@ def spec_bench(per_category: int | None = None) -> list[dict[str, Any]]:
     """The dev questions, optionally the first few of each category."""
     taken: dict[str, int] = {}
     out = []
-    for question in _rows(data_file("spec_bench_dev.jsonl")):
+    for question in _rows(data_file(FILES["spec-bench"], OWN_QUESTIONS)):
         taken[question["category"]] = taken.get(question["category"], 0) + 1
         if per_category is None or taken[question["category"]] <= per_category:
             out.append(question)
     return out
 
 
-def humaneval(count: int | None = None) -> list[dict[str, Any]]:
-    """The dev problems: task_id, prompt, entry_point, test."""
-    return _rows(data_file("humaneval_dev.jsonl"))[:count]
+def humaneval(count: int | None = None, instead: str = OWN_QUESTIONS) -> list[dict[str, Any]]:
+    """The dev problems: task_id, prompt, entry_point, test. ``instead`` as in ``data_file``."""
+    return _rows(data_file(FILES["humaneval"], instead))[:count]
 
 
 def chat_tokens(llm: ChatModel, text: str) -> list[int]:
@@ -119,7 +140,8 @@ def loads(llm: ChatModel, workload: str, params: SamplingParams, per_group: int 
     In batches all groups of a workload make one load, shuffled, so that what runs together is unrelated. Raises ConfigError for an
     unknown workload and where there are fewer questions than a batch holds.
     """
-    shape = re.fullmatch(r"synthetic:(\d{1,6})x(\d{1,6})", workload)
+    check_workload(workload)
+    shape = _shape(workload)
     if workload == "hostile":
         return hostile(llm, params, per_group, vocabulary)
     if workload == "spec-bench":
@@ -130,11 +152,9 @@ def loads(llm: ChatModel, workload: str, params: SamplingParams, per_group: int 
         found = [
             Load("humaneval", [Question(row["task_id"], code_tokens(llm, row["prompt"])) for row in humaneval(per_group)], params)
         ]
-    elif shape:
-        found = [_synthetic(int(shape[1]), int(shape[2]), params, max(per_group or 4, batch), vocabulary)]
     else:
-        known = nearest(workload, [*WORKLOADS, "synthetic:128x64"])
-        raise ConfigError(f"There is no workload called '{workload}'{known}")
+        assert shape is not None, "workloads are checked before"
+        found = [_synthetic(*shape, params, max(per_group or 4, batch), vocabulary)]
     return [_batched(workload, found, batch)] if batch > 1 else found
 
 
@@ -189,9 +209,7 @@ def _spec_bench_loads(llm: ChatModel, params: SamplingParams, per_group: int | N
 
 
 def _synthetic(prompt: int, answer: int, params: SamplingParams, count: int, vocabulary: int) -> Load:
-    """``count`` prompts of random tokens: shapes whose cost is to be measured, not texts. Raises ConfigError."""
-    if prompt < 1 or answer < 2:  # one token alone has no speed
-        raise ConfigError("A synthetic workload is written synthetic:PROMPTxANSWER, at least 1 token and at least 2.")
+    """``count`` prompts of random tokens: shapes whose cost is to be measured, not texts."""
     draw = random.Random(prompt)
     questions = [Question(f"{at + 1}", [draw.randrange(vocabulary) for _ in range(prompt)]) for at in range(count)]
     return Load(f"{prompt} + {answer} random tokens", questions, replace(params, max_tokens=answer, ignore_eos=True))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hasten.cli.bench_loads import all_loads, settings
+from hasten.cli.bench_loads import all_loads, check_data, settings
 from hasten.cli.bench_options import (
     automatic,
     check,
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from hasten.bench.workloads import Load
 
 SAMPLED_BY = "leave that out and give --temperatures, --seed and --max-tokens"
+CHUNKS_HELP = "Pieces of text whose perplexity stands beside --against and --also; 0 for none."
 LEAST_ROOM, GUESS_ROOM = 1024, 64  # positions that other engines are given
 
 
@@ -72,7 +73,7 @@ LEAST_ROOM, GUESS_ROOM = 1024, 64  # positions that other engines are given
 @click.option(
     "--server", is_flag=True, default=False, help="Through servers: --batches chats in parallel, each a client of its own."
 )
-@click.option("--perplexity-chunks", type=click.INT, metavar="N", default=4, show_default=True, help="Text beside --against.")
+@click.option("--perplexity-chunks", type=click.INT, metavar="N", default=4, show_default=True, help=CHUNKS_HELP)
 @click.option(
     "--out",
     metavar="FOLDER",
@@ -102,6 +103,7 @@ def bench(ctx: click.Context, /, out: str, plots: bool, **options: Any) -> None:
     if plots:
         check_matplotlib()
     items = None if options["prompts"] is None else alike(options["prompts"], SAMPLED_BY)
+    check_data(options)
     check_folder(folder)
     with ExitStack() as stack:
         llms = {each.precision: stack.enter_context(closing(load(each))) for each in in_precisions(config, options["also"])}
@@ -173,7 +175,7 @@ def measure(llms: dict[str, LLM], config: EngineConfig, folder: Path, items: lis
         session = Session(loads, contestants, results, read_bandwidth, energy.take, options["repeats"], seconds, together=in_step)
         with progress_on(notes(), "Measuring") as progress:
             try:
-                if session.run(progress) and (peers or also):
+                if session.run(progress) and (peers or also) and options["perplexity_chunks"]:
                     progress("perplexity", 0, 1)
                     engines = {one.name: one.subject.engine for one in ours}
                     add_perplexities(engines, peers, results, options["perplexity_chunks"])
@@ -220,7 +222,7 @@ def other_engines(llm: LLM, config: EngineConfig, options: dict[str, Any], loads
 
 def show(table: Table) -> None:
     """A table on standard output: drawn for a terminal, Markdown for a file or a pipe."""
-    from hasten.cli.screen import answers
+    from hasten.cli.screen import answers, print_table
 
     out = answers()
     if not out.is_terminal:
@@ -229,12 +231,13 @@ def show(table: Table) -> None:
     from rich.table import Table as Drawn
     from rich.text import Text
 
-    drawn = Drawn(box=None, pad_edge=False, header_style="bold", title=table.title, title_justify="left")
+    drawn = Drawn(box=None, pad_edge=False, header_style="bold")
     for at, title in enumerate(table.header):
         drawn.add_column(title.upper(), justify="left" if at < table.words else "right")
     for row in table.rows:
         drawn.add_row(*(Text(cell, style="bold red") if cell in table.marked else cell for cell in row))
-    out.print(drawn)
+    out.print(table.title, style="italic")
+    print_table(out, drawn)
     out.print(table.note, style="dim")
     out.print()
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hasten.cli.bench_options import numbers
+from hasten.cli.options import blaming
 from hasten.cli.prompts import Prompt, for_batch
 from hasten.core.config import EngineConfig
 from hasten.core.errors import ConfigError
@@ -30,14 +31,35 @@ ASKED = (
 )  # options, as they are given
 
 
+def workloads_asked(options: dict[str, Any]) -> tuple[str, ...]:
+    """Those that are named, else the usual ones; none beside --prompts where nobody names one."""
+    from hasten.bench.workloads import usual_workloads
+
+    never_slower = options["never_slower"]
+    own = options["prompts"] is not None and not never_slower
+    return options["workloads"] or (() if own else usual_workloads(never_slower))
+
+
+def check_data(options: dict[str, Any]) -> None:
+    """Raise ConfigError where a workload is not known, or a file that will be read is missing."""
+    from hasten.bench.workloads import FILES, OWN_QUESTIONS, TEXT_FILE, check_workload, data_file
+
+    for name in workloads_asked(options):
+        with blaming("workloads"):
+            check_workload(name)
+        if name in FILES:
+            data_file(FILES[name], OWN_QUESTIONS)
+    if options["perplexity_chunks"] and (options["also"] or (options["against"] and not options["server"])):
+        data_file(TEXT_FILE, "leave perplexities out by --perplexity-chunks 0")
+
+
 def all_loads(llm: LLM, items: list[Prompt] | None, options: dict[str, Any]) -> list[Load]:
     """Every workload in every batch size at every temperature, under names that tell them apart. Raises ConfigError where two that
     are not the same have one name, InvalidRequest with the line of a prompt that the model cannot be given."""
-    from hasten.bench.workloads import from_prompts, loads, usual_workloads
+    from hasten.bench.workloads import from_prompts, loads
 
     vocabulary, per_group = llm.engine.vocabulary, options["per_group"]
-    never_slower = options["never_slower"]
-    workloads = options["workloads"] or (() if items and not never_slower else usual_workloads(never_slower))
+    workloads = workloads_asked(options)
     out: dict[str, Load] = {}
     whole = options["ignore_eos"] or bool(options["against"]) or options["server"]  # other texts end elsewhere
     for temperature in numbers(options["temperatures"], float, 0.0, 100.0, "temperatures"):

@@ -8,44 +8,59 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from hasten.cli.options import blaming, misuse
 from hasten.core.config import EngineConfig
 from hasten.core.errors import ConfigError
+from hasten.core.types import SamplingParams
 
 
 def check(options: dict[str, Any]) -> None:
     """Raise ConfigError for what does not go together, before a model is loaded."""
-    for name, low in (("max_tokens", 2), ("repeats", 1), ("per_group", 1), ("seed", 0), ("perplexity_chunks", 1)):
+    for name, low in (("max_tokens", 2), ("repeats", 1), ("per_group", 1), ("seed", 0), ("perplexity_chunks", 0)):
         value = options[name]
         if value is not None and value < low:
-            raise ConfigError(f"--{name.replace('_', '-')} must be at least {low}, not {value}.")
+            raise misuse(f"--{name.replace('_', '-')} must be at least {low}, not {value}.", name)
+    with blaming("max_tokens", "seed"):
+        SamplingParams(max_tokens=options["max_tokens"], seed=options["seed"])
     if options["seconds"] is not None and not options["seconds"] > 0:
-        raise ConfigError(f"--seconds must be more than 0, not {options['seconds']:g}; leave it out to measure to the end.")
-    if options["ablation"] and options["never_slower"]:
-        raise ConfigError("Give --ablation or --never-slower, not both; each is a comparison of its own.")
-    if (options["ablation"] or options["never_slower"]) and options["modes"]:
-        raise ConfigError("--ablation and --never-slower choose the modes; leave --compare out.")
-    if options["server"] and (options["ablation"] or options["never_slower"]):
-        raise ConfigError("--server compares plain, auto and other engines; leave --ablation and --never-slower out.")
-    if options["also"] and (options["server"] or options["ablation"] or options["never_slower"]):
-        raise ConfigError("--also stands beside --compare and --against; leave --server, --ablation and --never-slower out.")
+        raise misuse(f"--seconds must be more than 0, not {options['seconds']:g}; leave it out to measure to the end.", "seconds")
+    _check_combination(options)
+    if options["also"] is not None:
+        with blaming("also"):
+            for name in options["also"].split(","):
+                EngineConfig(precision=name.strip())
     if options["draft"] == "none":
-        raise ConfigError("A comparison needs drafters; for plain decoding alone give --compare plain.")
+        raise misuse("A comparison needs drafters; for plain decoding alone give --compare plain.", "draft")
     if options["against"]:
         from hasten.bench.peers import check_names
 
-        check_names(options["against"])
+        with blaming("against"):
+            check_names(options["against"])
     numbers(options["batches"], int, 1, 1024, "batches")
     numbers(options["temperatures"], float, 0.0, 100.0, "temperatures")
 
 
+def _check_combination(options: dict[str, Any]) -> None:
+    kinds = ("ablation", "never_slower")
+    if options["ablation"] and options["never_slower"]:
+        raise misuse("Give --ablation or --never-slower, not both; each is a comparison of its own.", *kinds)
+    if (options["ablation"] or options["never_slower"]) and options["modes"]:
+        raise misuse("--ablation and --never-slower choose the modes; leave --compare out.", "modes", *kinds)
+    if options["server"] and (options["ablation"] or options["never_slower"]):
+        raise misuse("--server compares plain, auto and other engines; leave --ablation and --never-slower out.", "server", *kinds)
+    if options["also"] and (options["server"] or options["ablation"] or options["never_slower"]):
+        sentence = "--also stands beside --compare and --against; leave --server, --ablation and --never-slower out."
+        raise misuse(sentence, "also", "server", *kinds)
+
+
 def numbers(text: str, kind: type, low: float, high: float, name: str) -> list[Any]:
-    """A list such as "1,8". Raises ConfigError."""
+    """A list such as "1,8", of the parameter ``name``. Raises ConfigError."""
     try:
         values = [kind(part) for part in text.split(",")]
     except ValueError as problem:
-        raise ConfigError(f"--{name} must be numbers with commas between them, not '{text}'.") from problem
+        raise misuse(f"--{name} must be numbers with commas between them, not '{text}'.", name) from problem
     if not all(low <= value <= high for value in values):
-        raise ConfigError(f"--{name} must lie between {low:g} and {high:g}, not '{text}'.")
+        raise misuse(f"--{name} must lie between {low:.15g} and {high:.15g}, not '{text}'.", name)
     return values
 
 
@@ -69,8 +84,11 @@ def automatic(config: EngineConfig, loaded: list[str], free: Sequence[str]) -> t
 
 
 def check_folder(folder: Path) -> None:
-    """Make the folder of the results. Raises ConfigError where it cannot be written, before a model is loaded."""
+    """Make the folder of the results. Raises ConfigError where it cannot be written or is used for other things, before a model is
+    loaded."""
     try:
+        if folder.is_dir() and not (folder / "results.jsonl").exists() and any(folder.iterdir()):
+            raise ConfigError(f"--out '{folder}' holds other files and no results of a comparison; give a new or an empty folder.")
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
@@ -93,7 +111,7 @@ def in_precisions(config: EngineConfig, also: str | None) -> list[EngineConfig]:
         if precision in known:
             same = f"'{each.precision}', which is {precision} here," if each.precision != precision else f"'{precision}'"
             where = f"and --precision {config.precision} is the same" if precision == known[0] else "twice"
-            raise ConfigError(f"--also names {same} {where}; name every precision once.")
+            raise misuse(f"--also names {same} {where}; name every precision once.", "also")
         known.append(precision)
     return [config, *others]
 

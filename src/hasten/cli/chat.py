@@ -52,7 +52,7 @@ def chat(system: str, provenance: bool, **options: Any) -> None:
     """Talk with a model. /help lists the commands; Ctrl-C stops an answer, Ctrl-D ends the chat.
 
     What a model thinks before it answers is dimmed on a terminal, and left out elsewhere. When standard input is not a terminal,
-    each of its lines is one message.
+    each of its lines is one message. Lines between \"\"\" and \"\"\" are one message everywhere.
     """
     config = engine_config(options)
     speculation = speculation_params(options)
@@ -173,9 +173,8 @@ class Chat:
         self._note(account(completion))
         if self.painter is not None:
             self.notes.print(self.painter.legend())
-        used = completion.usage.prompt_tokens + completion.usage.completion_tokens
-        if completion.finish_reason == "length" and used >= self.llm.context_length:
-            self._note(f"The model's context of {self.llm.context_length} positions is full; /reset starts a new conversation.")
+        if completion.cut_by not in (None, "max_tokens"):
+            self._note(f"The conversation fills all {self.llm.context_length} positions; /reset starts a new one.")
 
     def _note(self, text: str) -> None:
         self.notes.print(text, style="dim")
@@ -183,12 +182,13 @@ class Chat:
     def _lines(self) -> Iterator[Typed]:
         """Messages and commands as they are typed. Ctrl-C at the prompt clears the line."""
         if not self.interactive:
-            yield from map(Typed, input_lines())
+            lines = input_lines()
+            yield from (_message(line, lines) for line in lines)
             return
         _edit_lines()
         while True:
             try:
-                yield _typed_message()
+                yield _message(input("> "), _more_lines())
             except KeyboardInterrupt:
                 self.notes.print()
                 self._note("Ctrl-D or /quit ends the chat.")
@@ -197,20 +197,24 @@ class Chat:
                 return
 
 
-def _typed_message() -> Typed:
-    """One line, or the lines between two triple quotes; Ctrl-D ends such a message as the quotes do."""
-    line = input("> ")
+def _message(line: str, more: Iterator[str]) -> Typed:
+    """One line, or the lines between two triple quotes, for which ``more`` are read; their end ends it as the quotes do."""
     if not line.startswith(QUOTES):
         return Typed(line)
     lines = [line.removeprefix(QUOTES)]
-    while not lines[-1].endswith(QUOTES):
-        try:
-            lines.append(input(". "))
-        except EOFError:
-            print()
-            break
+    while not lines[-1].endswith(QUOTES) and (following := next(more, None)) is not None:
+        lines.append(following)
     lines[-1] = lines[-1].removesuffix(QUOTES)
     return Typed("\n".join(lines).strip("\n"), quoted=True)
+
+
+def _more_lines() -> Iterator[str]:
+    """What is typed behind the first line of a message; Ctrl-D ends it."""
+    try:
+        while True:
+            yield input(". ")
+    except EOFError:
+        print()
 
 
 def _edit_lines() -> None:

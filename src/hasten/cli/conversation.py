@@ -115,7 +115,7 @@ def _seed(conversation: Conversation, argument: str) -> Iterator[str]:
     conversation.params = replace(conversation.params, seed=_number("/seed", argument, int, "a whole number"))
     yield f"The seed is {conversation.params.seed}."
     if conversation.params.greedy:
-        yield "It matters once /temperature is above 0."
+        yield f"It matters once {'--top-p' if conversation.params.temperature else '/temperature'} is above 0."
 
 
 def _temperature(conversation: Conversation, argument: str) -> Iterator[str]:

@@ -13,6 +13,8 @@ from hasten import __version__
 from hasten.cli.options import Verb
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from hasten.model.catalogue import Entry
 
 GB = 1e9
@@ -128,9 +130,22 @@ def _disk(report: Report) -> None:
 
     home = storage.home()
     free = machine.disk_free_bytes(home)
-    report.sections["disk"] = {"models_folder": str(home), "free_bytes": free}
-    if free < 2 * GB:
+    refused = [(folder, why) for folder in (home, *storage.directories()) if (why := machine.why_not_writable(folder))]
+    report.sections["disk"] = {"models_folder": str(home), "writable": not refused, "free_bytes": free}
+    if refused:
+        _unwritable(report, *refused[0])
+    elif free < 2 * GB:
         report.advice.append(f"Only {free / GB:.1f} GB is free on the disk of {home}; 'hasten rm' removes models.")
+
+
+def _unwritable(report: Report, folder: Path, why: str) -> None:
+    """What is there runs all the same; where there is nothing, nothing can be fetched."""
+    from hasten.model.catalogue import CATALOGUE, on_disk
+
+    lost = "no model can be fetched there, and nothing that is converted or measured is kept"
+    fix = "check its permissions, or set HASTEN_HOME to a folder that can be written"
+    sentences = report.advice if any(map(on_disk, CATALOGUE.values())) else report.problems
+    sentences.append(f"{folder} cannot be written ({why}): {lost}; {fix}.")
 
 
 def _models(report: Report) -> None:
@@ -215,20 +230,20 @@ def _reads(entry: Entry, rate: float) -> dict[str, Any]:
 def _show(report: Report) -> None:
     from rich.table import Table
 
-    from hasten.cli.screen import answers
+    from hasten.cli.screen import answers, print_table
 
     out = answers()
     for section, findings in report.sections.items():
         table = Table.grid(padding=(0, 2))
-        table.add_column(style="dim", min_width=18)
-        table.add_column(overflow="fold")
+        table.add_column(style="dim", min_width=18, no_wrap=True)
+        table.add_column()
         for name, value in findings.items():
             label, text = _said(section, name, value)
             table.add_row(f"  {label}", text)
         if not findings:
             table.add_row("  none", "")
         out.print(section.replace("_", " ").capitalize(), style="bold")
-        out.print(table)
+        print_table(out, table)
     for title, style, sentences in (("Cannot run", "bold red", report.problems), ("To be faster", "bold green", report.advice)):
         if sentences:
             out.print(title, style=style)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hasten.cli.options import Verb, engine_config, engine_options, sampling_options, sampling_params, text_option
+from hasten.cli.options import Verb, engine_config, engine_options, misuse, sampling_options, sampling_params, text_option
 from hasten.cli.prompts import Prompt, collect, for_batch, read_text
 from hasten.core.config import EngineConfig
 from hasten.core.errors import HastenError, InvalidRequest
@@ -49,7 +49,7 @@ def build(prompts: str | None, questions: int | None, texts: tuple[str, ...], **
     if questions is None:
         questions = 0 if files else QUESTIONS
     if not files and not questions:
-        raise InvalidRequest("There is nothing to build from; give --questions N, --prompts FILE or --text FILE.")
+        raise misuse("There is nothing to build from; give --questions N, --prompts FILE or --text FILE.", "questions")
     items = [] if prompts is None else collect(None, prompts, params, False)
     contents = [read_text(name) for name in texts]
     _build(config, Asked(items, questions, params), contents)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import click
 
 from hasten.cli.models import confirm_removal
-from hasten.core.errors import ModelNotFound
 from hasten.model import storage
 
 
@@ -19,5 +18,6 @@ def forget(yes: bool) -> None:
     """
     what = storage.learnings()
     if not what.paths:
-        raise ModelNotFound(f"Nothing is kept in {storage.home()}; there is nothing to forget.")
+        click.echo(f"Nothing is kept in {storage.home()}; there is nothing to forget.")
+        return
     confirm_removal(what, yes)

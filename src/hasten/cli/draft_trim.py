@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hasten.cli.options import Verb, engine_config, engine_options, text_option
+from hasten.cli.options import Verb, blaming, engine_config, engine_options, text_option
 from hasten.cli.prompts import Prompt, alike, read_text
 from hasten.core.errors import InvalidRequest
 from hasten.core.types import SamplingParams
@@ -45,7 +45,8 @@ def trim(prompts: str | None, texts: tuple[str, ...], sizes: str, **options: Any
     config = engine_config(options, others_draft=True)
     own = [Prompt(SamplingParams(), text=question) for question in QUESTIONS]
     items = own if prompts is None else alike(prompts, "leave that out")
-    wanted = _sizes(sizes)
+    with blaming("sizes"):
+        wanted = _sizes(sizes)
     contents = [read_text(name) for name in texts]
     from hasten.cli.screen import notes, progress_on
     from hasten.train.trim import find_trim
@@ -69,7 +70,7 @@ def _sizes(text: str) -> list[int]:
 def _show(outcome: Outcome) -> None:
     from rich.table import Table
 
-    from hasten.cli.screen import answers
+    from hasten.cli.screen import answers, print_table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("IDS", "TOKENS/S", "TOKENS A ROUND", "MS A LEVEL", ""):
@@ -79,5 +80,5 @@ def _show(outcome: Outcome) -> None:
         table.add_row(
             f"{row.ids:,}", f"{row.tokens_per_second:.2f}", f"{row.tokens_per_round:.2f}", f"{1e3 * row.level_seconds:.1f}", mark
         )
-    answers().print(table)
+    print_table(answers(), table)
     click.echo(f"{outcome.counted:,} tokens were counted; the choice is in {outcome.path}")

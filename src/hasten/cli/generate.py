@@ -12,16 +12,19 @@ import click
 
 from hasten.cli.options import (
     Verb,
+    blaming,
     engine_config,
     engine_options,
+    misuse,
     sampling_options,
     sampling_params,
     speculation_options,
     speculation_params,
     typed,
 )
-from hasten.cli.prompts import Prompt, collect, for_batch
-from hasten.core.config import EngineConfig, SpeculationParams
+from hasten.cli.prompts import PROMPT, Prompt, collect, for_batch
+from hasten.cli.standard_input import typed_text
+from hasten.core.config import EngineConfig, SpeculationParams, draft_specs
 from hasten.core.errors import InvalidRequest
 from hasten.core.progress import counted
 from hasten.core.results import Completion
@@ -49,12 +52,14 @@ def generate(
     The answer goes to standard output; a line on speed and guesses goes to standard error.
     """
     if text is not None and prompt is not None:
-        raise InvalidRequest("Give the prompt once: as TEXT or by --prompt.")
+        raise misuse("Give the prompt once: as TEXT or by --prompt.", *PROMPT)
     if raw and typed("system"):
-        raise InvalidRequest("--raw applies no chat template, which --system needs; leave one of the two out.")
+        raise misuse("--raw applies no chat template, which --system needs; leave one of the two out.", "system")
     if typed("logprobs") and not as_json:
-        raise InvalidRequest("--logprobs appear in the JSON form only; add --json.")
+        raise misuse("--logprobs appear in the JSON form only; add --json.", "logprobs")
     options["logprobs"] = options["logprobs"] if as_json else None  # a setting for other calls
+    with blaming("system"):
+        system = typed_text(system, "--system")
     config = engine_config(options)
     speculation = speculation_params(options)
     items = collect(text if prompt is None else prompt, prompts, sampling_params(options), raw)
@@ -69,12 +74,16 @@ def generate(
 
 
 def load(config: EngineConfig) -> LLM:
-    """The model of ``config``, with progress on standard error while it is fetched and loaded."""
+    """The model of ``config``, with progress on standard error while it is fetched and loaded. Raises Misuse where --draft is
+    wrong."""
     from hasten.cli.screen import notes, progress_on
 
     with progress_on(notes(), f"Loading {config.model}") as progress:
         from hasten import LLM
+        from hasten.draft.specs import check_specs
 
+        with blaming("draft"):
+            check_specs(draft_specs(config.draft))
         return LLM(config, progress=progress)
 
 

@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 X86_SETS = ("avx2", "fma", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
@@ -69,9 +70,22 @@ def memory_bytes() -> tuple[int | None, int | None]:
 
 def disk_free_bytes(folder: Path) -> int:
     """Free space of the disk that holds ``folder``, which need not exist yet."""
-    while not folder.exists():
+    return shutil.disk_usage(_existing(folder)).free
+
+
+def why_not_writable(folder: Path) -> str | None:
+    """Why no file can be made in ``folder``, which need not exist yet, in the system's words; None where it can. Leaves nothing."""
+    try:
+        with tempfile.TemporaryFile(dir=_existing(folder)):
+            return None
+    except OSError as problem:
+        return problem.strerror or str(problem)
+
+
+def _existing(folder: Path) -> Path:
+    while not os.path.exists(folder):  # of a folder that may not be looked into Path.exists raises
         folder = folder.parent
-    return shutil.disk_usage(folder).free
+    return folder
 
 
 def _cpuinfo() -> list[str]:

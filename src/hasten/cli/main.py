@@ -115,10 +115,20 @@ def run(arguments: Sequence[str] | None = None) -> int:
     return shown(lambda: cli.main(words, prog_name="hasten", standalone_mode=False, obj=shell), shell)
 
 
+def open_what_is_closed() -> None:
+    """A standard stream that was closed, as a daemon's may be, is an empty file, or goes nowhere.
+
+    In the order of their numbers, for the system gives each the lowest free one. A file of ours that got it would get all that
+    libraries write to the standard stream of that number.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 (for the whole process)
+
+
 def main() -> None:
     """The console script. A character that the terminal cannot show becomes '?', never an error."""
-    if sys.stdin is None:  # closed, as a daemon's may be: nothing comes, as from an empty file
-        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115 (for the whole process)
+    open_what_is_closed()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")

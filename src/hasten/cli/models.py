@@ -12,7 +12,7 @@ from typing import Any
 import click
 from rich.table import Table
 
-from hasten.cli.screen import answers, notes, printable, progress_on
+from hasten.cli.screen import answers, notes, print_table, printable, progress_on
 from hasten.core.errors import InvalidRequest, ModelNotFound
 from hasten.core.progress import Progress
 from hasten.model import hub, storage
@@ -76,11 +76,11 @@ def ls(as_json: bool) -> None:
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("NAME", "SIZE", "LICENCE", "ON DISK", "DRAFT"):
-        table.add_column(title, no_wrap=True, justify="right" if title == "SIZE" else "left")
+        table.add_column(title, justify="right" if title == "SIZE" else "left")
     for entry in CATALOGUE.values():
         here = "yes" if on_disk(entry) else "-"
         table.add_row(entry.name, size(entry.bytes), entry.licence, here, entry.draft or "-")
-    answers().print(table)
+    print_table(answers(), table)
 
 
 @click.command()
@@ -114,17 +114,20 @@ def rm(name: str, yes: bool) -> None:
 
     Of a folder, a file or a hub repository only the converted weights are removed, never the model itself.
     """
-    if name in CATALOGUE:
-        with storage.exclusive(name, None):
-            _remove(name, storage.removal(name, storage.catalogue_path(name)), yes)
-    else:
-        _remove(name, storage.removal(None, resolve(name).path), yes)
+    what = _kept_of(name)  # where there is nothing, no lock is made
+    if name not in CATALOGUE:
+        confirm_removal(what, yes)
+        return
+    with storage.exclusive(name, None):
+        confirm_removal(_kept_of(name), yes)
 
 
-def _remove(name: str, what: storage.Removal, yes: bool) -> None:
+def _kept_of(name: str) -> storage.Removal:
+    known = name in CATALOGUE
+    what = storage.removal(name if known else None, storage.catalogue_path(name) if known else resolve(name).path)
     if not what.paths:
         raise ModelNotFound(f"Nothing of {name} is kept in {storage.home()}; a model that lies elsewhere is left alone.")
-    confirm_removal(what, yes)
+    return what
 
 
 def confirm_removal(what: storage.Removal, yes: bool) -> None:

@@ -8,13 +8,18 @@ from __future__ import annotations
 import logging
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import MISSING, Field, fields, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from hasten.cli import machine
+from hasten.cli.show_errors import Misuse
+from hasten.cli.standard_input import typed_text
 from hasten.core.config import (
     KV_CACHE_DTYPES,
     MOST_NODES,
@@ -23,14 +28,18 @@ from hasten.core.config import (
     VERIFY_RULES,
     EngineConfig,
     SpeculationParams,
+    draft_specs,
 )
-from hasten.core.errors import ConfigError
+from hasten.core.errors import ConfigError, InvalidRequest
 from hasten.core.registry import parse_specs
 from hasten.core.types import MAX_TOP_LOGPROBS, SamplingParams
+from hasten.draft import DRAFTERS
+from hasten.draft.specs import check_specs
 from hasten.serve.limits import Limits
 
 log = logging.getLogger(__name__)
 Function = TypeVar("Function", bound=Callable[..., Any])
+Made = TypeVar("Made")
 
 ENGINE_HELP = {
     "model": "A name of 'hasten ls', a folder, a .gguf file or a hub id.",
@@ -54,7 +63,7 @@ SAMPLING_HELP = {
     "max_tokens": "Most tokens of an answer.",
     "temperature": "0 takes the likeliest token; higher is freer.",
     "top_k": "Choose among the k likeliest tokens; 0 for all.",
-    "top_p": "Choose among the likeliest tokens that hold this share.",
+    "top_p": "Choose among the likeliest tokens that hold this share; 0 for the likeliest.",
     "min_p": "Leave out tokens below this share of the likeliest one.",
     "repetition_penalty": "Above 1: tokens seen in prompt or answer get less likely.",
     "presence_penalty": "Taken from the logits of tokens the answer has.",
@@ -176,14 +185,54 @@ def speculation_options(function: Function) -> Function:
 
 
 def speculation_params(options: Mapping[str, Any]) -> SpeculationParams:
-    """The SpeculationParams that a verb's options ask for. Raises InvalidRequest when a value is out of range."""
-    return SpeculationParams(options["speculation"], options["draft_nodes"])
+    """The SpeculationParams that a verb's options ask for. Raises InvalidRequest or Misuse when a value is out of range."""
+    with blaming("speculation"):
+        params = SpeculationParams(options["speculation"])
+    with blaming("draft_nodes"):
+        return replace(params, nodes=options["draft_nodes"])
 
 
 def typed(name: str) -> bool:
     """Whether the verb that runs got this parameter on its command line, and not from a variable, a file or its default."""
+    return _source(name) is ParameterSource.COMMANDLINE
+
+
+def given(name: str) -> bool:
+    """Whether the verb that runs got this parameter on its command line or by the variable that stands for it there."""
+    return _source(name) in (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
+
+
+def _source(name: str) -> ParameterSource | None:
     context = click.get_current_context(silent=True)
-    return context is not None and context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+    return None if context is None else context.get_parameter_source(name)
+
+
+@contextmanager
+def blaming(*names: str) -> Iterator[None]:
+    """For checks of these parameters alone: what they refuse is a misuse where one of them was given, and else the fault of a
+    settings file."""
+    try:
+        yield
+    except (ConfigError, InvalidRequest) as problem:
+        if isinstance(problem, Misuse) or not any(map(given, names)):
+            raise
+        raise Misuse(str(problem)) from problem
+
+
+def misuse(sentence: str, *names: str) -> ConfigError:
+    """The error of parameters that do not go together, or of one whose value is wrong: whose fault it is, as for ``blaming``."""
+    return Misuse(sentence) if any(map(given, names)) else ConfigError(sentence)
+
+
+def _made(kind: Callable[..., Made], values: Mapping[str, Any]) -> Made:
+    """``kind`` of the values. Where it refuses them it gets the given ones alone: what it refuses then is no file's fault."""
+    try:
+        return kind(**values)
+    except (ConfigError, InvalidRequest):
+        own = {name: value for name, value in values.items() if given(name)}
+        with blaming(*own):
+            kind(**own)
+        raise
 
 
 def without_past(config: EngineConfig) -> EngineConfig:
@@ -198,18 +247,21 @@ def without_past(config: EngineConfig) -> EngineConfig:
 def engine_config(options: Mapping[str, Any], others_draft: bool = False) -> EngineConfig:
     """The EngineConfig that a verb's options ask for. Raises ConfigError when a value is out of range, or a draft model is named
     on a command line whose drafters take none, unless ``others_draft``: somebody else takes it."""
-    return _checked(EngineConfig(**{name: options[name] for name in ENGINE_HELP}), others_draft)
+    return _checked(_made(EngineConfig, {name: options[name] for name in ENGINE_HELP}), others_draft)
 
 
 def server_engine_config(options: Mapping[str, Any], model: str) -> EngineConfig:
     """The EngineConfig of ``server_engine_options`` for one model. Raises ConfigError as ``engine_config`` does."""
-    return _checked(EngineConfig(model=model, explain=True, **{name: options[name] for name in _SERVER_HELP}))
+    return _checked(_made(partial(EngineConfig, model=model, explain=True), {name: options[name] for name in _SERVER_HELP}))
 
 
 def _checked(config: EngineConfig, others_draft: bool = False) -> EngineConfig:
+    with blaming("draft"):
+        specs = draft_specs(config.draft)
+        check_specs([spec for spec in specs if spec.name not in DRAFTERS.rows])  # to look into ours takes torch: left to who loads
     taken = others_draft or config.draft_model in [spec.arguments["model"] for spec in config.model_drafters()]
     if typed("draft_model") and not taken:
-        raise ConfigError(f"--draft {config.draft} makes no use of --draft-model; leave one of the two out.")
+        raise Misuse(f"--draft {config.draft} makes no use of --draft-model; leave one of the two out.")
     warn_of_threads(config)
     return config
 
@@ -223,12 +275,14 @@ def warn_of_threads(config: EngineConfig) -> None:
 
 def limits_of(options: Mapping[str, Any]) -> Limits:
     """The Limits of a verb's options. Raises ConfigError when a value is out of range."""
-    return Limits(**{name: options[name] for name in LIMIT_HELP})
+    return _made(Limits, {name: options[name] for name in LIMIT_HELP})
 
 
 def sampling_params(options: Mapping[str, Any]) -> SamplingParams:
-    """The SamplingParams that a verb's options ask for. Raises InvalidRequest when a value is out of range."""
-    return SamplingParams(**{name: options[name] for name in SAMPLING_HELP if name in options})
+    """The SamplingParams that a verb's options ask for. Raises InvalidRequest or Misuse when a value is out of range."""
+    with blaming("stop"):
+        stop = tuple(typed_text(text, "--stop") for text in options["stop"])
+    return _made(SamplingParams, {name: options[name] for name in SAMPLING_HELP if name in options} | {"stop": stop})
 
 
 def _add_options(function: Function, settings: type, helps: dict[str, str], defaults: Mapping[str, Any]) -> Function:

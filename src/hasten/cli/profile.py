@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hasten.cli.options import Verb, engine_config, engine_options
+from hasten.cli.options import Verb, engine_config, engine_options, misuse
 from hasten.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def profile(redo: bool, picture: str | None, as_json: bool, **options: Any) -> N
     """
     config = engine_config(options)
     if config.draft == "none":
-        raise ConfigError("Without drafters nothing is profiled; give --draft auto or another choice than none.")
+        raise misuse("Without drafters nothing is profiled; give --draft auto or another choice than none.", "draft")
     if picture is not None:
         check_picture(Path(picture))
     from hasten.cli.screen import notes, progress_on
@@ -75,7 +75,7 @@ def show(title: str, found: Profile) -> None:
     """A table of milliseconds, rows down and contexts across, with floor and knee below."""
     from rich.table import Table
 
-    from hasten.cli.screen import answers
+    from hasten.cli.screen import answers, print_table
     from hasten.control.profile import KNEE, floor_and_knee
 
     out, curve = answers(), found.curve
@@ -84,7 +84,7 @@ def show(title: str, found: Profile) -> None:
         return
     contexts = _contexts(curve)
     floor, knee = floor_and_knee(curve)
-    table = Table(box=None, pad_edge=False, header_style="bold", title=f"{title}: ms a pass", title_justify="left")
+    table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("ROWS", justify="right")
     for context in contexts:
         table.add_column(f"CONTEXT {context}", justify="right")
@@ -96,7 +96,8 @@ def show(title: str, found: Profile) -> None:
         table.add_row(
             str(rows), *cells, f"{seconds / floor:.2f}", f"{1e3 * seconds / rows:.2f}", style="green" if rows <= knee else None
         )
-    out.print(table)
+    out.print(f"{title}: ms a pass", style="italic")
+    print_table(out, table)
     out.print(f"floor {1e3 * floor:.2f} ms (one row, context {curve.reference}), about {1 / floor:.1f} plain tokens a second")
     out.print(f"knee  {knee} rows: up to there a pass costs at most {KNEE:g} one-row passes")
     now = "" if abs(curve.drift - 1) < 0.02 else f"; the machine now takes {curve.drift:.2f} times as long as then"
@@ -154,7 +155,7 @@ def _contexts(curve: CostCurve) -> list[int]:
 def check_picture(path: Path) -> None:
     """Told before the model is loaded."""
     if path.suffix.lower() not in PICTURES:
-        raise ConfigError(f"--picture must name a {' or '.join(PICTURES)} file, not '{path}'.")
+        raise misuse(f"--picture must name a {' or '.join(PICTURES)} file, not '{path}'.", "picture")
     if not path.absolute().parent.is_dir():
         raise ConfigError(f"There is no folder '{path.absolute().parent}' for the picture; create it first.")
     try:

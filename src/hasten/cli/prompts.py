@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
-from hasten.cli.standard_input import whole_input
+from hasten.cli.options import blaming, misuse
+from hasten.cli.standard_input import typed_text, whole_input
 from hasten.core.errors import ConfigError, InvalidRequest
 from hasten.core.registry import nearest
 from hasten.core.types import SamplingParams
@@ -23,6 +24,8 @@ IDS = ("id", "question_id", "task_id")
 CALLED_OTHERWISE = {"text": "prompt", "question": "prompt", "input": "prompt", "content": "prompt", "chat": "messages"}
 PASSED_OVER = ("category", "reference", "entry_point", "canonical_solution", "test")
 SAMPLING_FIELDS = tuple(field.name for field in fields(SamplingParams))
+
+PROMPT = ("text", "prompt")  # the parameters that give one on the command line
 
 Message = dict[str, Any]
 
@@ -79,14 +82,15 @@ def for_batch(items: list[Prompt], llm: ChatModel, raw: bool) -> list[str | list
 
 
 def collect(prompt: str | None, file: str | None, params: SamplingParams, raw: bool) -> list[Prompt]:
-    """The prompts that the options name; standard input as one prompt when they name none. Raises InvalidRequest."""
+    """The prompts that the options name; standard input as one prompt when they name none. Raises InvalidRequest or Misuse."""
     if prompt is not None and file is not None:
-        raise InvalidRequest("Give a prompt or --prompts, not both.")
+        raise misuse("Give a prompt or --prompts, not both.", *PROMPT, "prompts")
     if file is not None:
         return _from_file(file, params, raw)
-    text = _standard_input(raw) if prompt is None else prompt
-    if not text.strip():
-        raise InvalidRequest("The prompt is empty; give TEXT, --prompts FILE, or text on standard input.")
+    with blaming(*PROMPT):
+        text = _standard_input(raw) if prompt is None else typed_text(prompt, "The prompt on the command line")
+        if not text.strip():
+            raise InvalidRequest("The prompt is empty; give TEXT, --prompts FILE, or text on standard input.")
     return [Prompt(params, text=text)]
 
 

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hasten.cli.generate import load
-from hasten.cli.options import Verb, engine_config, engine_options, typed, without_past
+from hasten.cli.options import Verb, blaming, engine_config, engine_options, misuse, typed, without_past
 from hasten.cli.prompts import alike, collect, for_batch
-from hasten.core.errors import ConfigError
 from hasten.core.types import SamplingParams
 
 if TYPE_CHECKING:
@@ -35,13 +34,13 @@ def prove(ctx: click.Context, /, prompts: str | None, max_tokens: int, seed: int
     """
     config = without_past(engine_config(options))
     if config.draft == "none":
-        raise ConfigError("Without drafters there is no promise to prove; give --draft auto or another choice than none.")
+        raise misuse("Without drafters there is no promise to prove; give --draft auto or another choice than none.", "draft")
     if config.verify != "coupled" and typed("verify"):
-        raise ConfigError(
-            f"--verify {config.verify} keeps the law of a text and not its tokens, which are compared here; give --verify coupled."
-        )
+        sentence = f"--verify {config.verify} keeps the law of a text and not its tokens, which are compared here"
+        raise misuse(f"{sentence}; give --verify coupled.", "verify")
     config = replace(config, verify="coupled")
-    params = SamplingParams(max_tokens=max_tokens, seed=seed)
+    with blaming("max_tokens", "seed"):
+        params = SamplingParams(max_tokens=max_tokens, seed=seed)
     items = None if prompts is None else alike(prompts, "leave that out and give --max-tokens and --seed")
     from hasten.bench.example_prompts import EXAMPLE_PROMPTS
     from hasten.bench.prove import Proof
@@ -69,7 +68,7 @@ def report(llm: LLM, found: list[Shown]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from hasten.cli.screen import answers
+    from hasten.cli.screen import answers, print_table
 
     out = answers()
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -82,13 +81,18 @@ def report(llm: LLM, found: list[Shown]) -> None:
     for shown in found:
         evidence = f"{shown.evidence} {shown.unit}"
         table.add_row(shown.promise, shown.way, str(shown.tokens), evidence, Text(shown.result, style=styles[shown.result]))
-    out.print(table)
+    print_table(out, table)
     out.print()
     for promise in dict.fromkeys(shown.promise for shown in found):
         out.print(summary(promise, [shown for shown in found if shown.promise == promise]))
     for shown in found:
         if shown.difference is not None:
             out.print(explain(llm, shown, shown.difference), style="red")
+    broken = any(shown.difference is not None for shown in found)
+    if broken and not llm.engine.executor.exact:
+        out.print(
+            f"{llm.precision} is exact up to rounding here: which of two nearly equal logits is larger may depend on the way."
+        )
     out.print(f"{llm.name} {llm.precision}, drafters {', '.join(d.name for d in llm.engine.drafting.drafters)}", style="dim")
 
 

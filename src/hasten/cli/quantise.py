@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hasten.cli.options import text_option, warn_of_threads
+from hasten.cli.options import blaming, text_option, warn_of_threads
 from hasten.cli.prompts import read_text
 from hasten.cli.screen import resumable
 from hasten.core.config import EngineConfig
@@ -28,7 +28,8 @@ def quantize(model: str, texts: tuple[str, ...], threads: int) -> None:
     unless --text gives others. That takes minutes for a small model and much longer for a large one. Ctrl-C keeps what is done, and
     the same command goes on from there; another text begins anew.
     """
-    config = EngineConfig(model=model, threads=threads)
+    with blaming("threads"):
+        config = EngineConfig(model=model, threads=threads)
     warn_of_threads(config)
     from hasten.train.quantise import quantise
 

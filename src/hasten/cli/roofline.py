@@ -12,10 +12,9 @@ import click
 
 from hasten.cli.bench import show
 from hasten.cli.bench_options import numbers, precision_of
-from hasten.cli.options import Verb, engine_config, engine_options, typed
+from hasten.cli.options import Verb, blaming, engine_config, engine_options, misuse, typed
 from hasten.cli.profile import check_picture
 from hasten.core.config import EngineConfig
-from hasten.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from hasten.bench.hardware import Machine
@@ -47,17 +46,18 @@ def roofline(check: bool, picture: str | None, dark: bool, as_json: bool, **opti
     config = engine_config(options)
     rows, contexts = numbers(options["rows"], int, 1, 4096, "rows"), numbers(options["contexts"], int, 0, 1 << 20, "contexts")
     if not 0.0 <= options["acceptance"] <= 1.0:
-        raise ConfigError(f"--acceptance must be a number from 0 to 1, not {options['acceptance']:g}.")
+        raise misuse(f"--acceptance must be a number from 0 to 1, not {options['acceptance']:g}.", "acceptance")
     if picture is not None:
         check_picture(Path(picture))
     elif typed("dark"):
-        raise ConfigError("--dark is for the picture; give --picture FILE too, or leave it out.")
+        raise misuse("--dark is for the picture; give --picture FILE too, or leave it out.", "dark")
     from hasten.bench.hardware import named
 
     names = [name.strip() for name in options["on"].split(",")]
     if check and "here" not in names:
         names.insert(0, "here")
-    machines = [named(name) for name in names if name != "here"]
+    with blaming("on"):
+        machines = [named(name) for name in names if name != "here"]
     (shape, form), draft = counted(config)
     checked: list[Checked] = []
     if "here" in names:

@@ -12,7 +12,8 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions
+from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -23,6 +24,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.progress import Progress as Bars
+from rich.table import Table
 from rich.text import Text
 
 from hasten.core.progress import Progress, silent
@@ -31,8 +33,17 @@ from hasten.core.types import MODEL_SOURCE
 
 PATIENCE_S = 5.0  # silence before a screen without bars is told that work goes on, and between two such lines
 
+WIDEST = 10_000  # of a line that no screen bounds
+BETWEEN_COLUMNS = 2
+
 # Okabe and Ito's colours, told apart with every kind of colour vision; each has its own line or weight too.
 DRAFTER_STYLES = ("#56b4e9 underline", "#e69f00 bold", "#009e73 italic", "#cc79a7 underline2", "#f0e442 bold underline")
+
+CUT = {
+    "cache_tokens": "cut: the cache is full (raise --cache-tokens)",
+    "context_length": "cut: the context is full (raise --context-length)",
+    "model": "cut: the model's context is full",
+}
 
 CONTROLS = {code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
 
@@ -45,6 +56,41 @@ def answers() -> Console:
 def notes() -> Console:
     """Standard error, for everything that is not the answer."""
     return Console(stderr=True, highlight=False, markup=False, soft_wrap=not sys.stderr.isatty())
+
+
+def print_table(out: Console, table: Table) -> None:
+    """A table in which nothing is shortened or left out, so that what is copied from it, or read by a program, is whole. Columns
+    are as wide as what they hold; on a terminal that is narrower, headings and sentences are broken at their spaces where that
+    makes it fit, and else lines go on in the next ones."""
+    wide = out.options.update(width=WIDEST)
+    fits = not out.is_terminal or Measurement.get(out, wide, table).maximum <= out.width
+    broken = not fits and _broken_at_spaces(table, out, wide)
+    for line in out.render_lines(table, out.options if broken else wide, pad=False):
+        text = Text.assemble(*((segment.text, segment.style or "") for segment in line))
+        text.rstrip()
+        out.print(text)
+
+
+def _broken_at_spaces(table: Table, out: Console, wide: ConsoleOptions) -> bool:
+    """Have the table take no more than the screen's width: numbers stay whole, words do everywhere. False, with nothing changed,
+    where that is too much for it."""
+    least, most = [], []
+    for column in table.columns:
+        sizes = [Measurement.get(out, wide, cell) for cell in column.cells]
+        title, own = Measurement.get(out, wide, column.header), column.min_width or 0
+        whole = column.no_wrap or column.justify == "right"
+        body = max((size.maximum for size in sizes), default=0)
+        least.append(max(body if whole else max((size.minimum for size in sizes), default=0), title.minimum, own))
+        most.append(max(least[-1], 0 if whole else body, 0 if column.justify == "right" else title.maximum))
+    room = out.width - sum(least) - BETWEEN_COLUMNS * (len(least) - 1)
+    if room < 0:
+        return False
+    for at in sorted(range(len(least)), key=lambda at: most[at] - least[at]):  # so that few columns are broken, the widest ones
+        column, more = table.columns[at], min(room, most[at] - least[at])
+        column.width, room = least[at] + more, room - more
+        if column.justify == "right":
+            column.header = str(column.header).replace(" ", "\n")
+    return True
 
 
 def printable(text: str) -> str:
@@ -134,10 +180,10 @@ def account(completion: Completion) -> str:
     parts = [f"{tokens} token{'' if tokens == 1 else 's'}", *_speed_parts(completion.speed)]
     speculation = completion.speculation
     parts.append(_guesses(speculation.drafted, speculation.accepted))
-    parts.append("exact" if completion.exact else "not exact")
+    parts.append("exact" if completion.exact else "exact up to rounding")
     parts.append(f"{completion.model} {completion.precision}")
     if completion.finish_reason == "length":
-        parts.append("cut at the length limit")
+        parts.append(CUT.get(completion.cut_by or "", "cut at the length limit"))
     return " · ".join(parts)
 
 
@@ -154,7 +200,7 @@ def batch_account(completions: Sequence[Completion], seconds: float) -> str:
         parts.append(f"{sum(gains) / len(gains):.2f}x plain on average")
     drafted = sum(completion.speculation.drafted for completion in completions)
     parts.append(_guesses(drafted, sum(completion.speculation.accepted for completion in completions)))
-    parts.append("exact" if all(completion.exact for completion in completions) else "not exact")
+    parts.append("exact" if all(completion.exact for completion in completions) else "exact up to rounding")
     return " · ".join(parts)
 
 

@@ -7,9 +7,17 @@ from typing import Any
 
 import click
 
-from hasten.cli.options import Verb, WholeText, limit_options, limits_of, server_engine_config, server_engine_options
-from hasten.core.config import EngineConfig
-from hasten.core.errors import ConfigError
+from hasten.cli.options import (
+    Verb,
+    WholeText,
+    blaming,
+    limit_options,
+    limits_of,
+    misuse,
+    server_engine_config,
+    server_engine_options,
+)
+from hasten.core.config import EngineConfig, draft_specs
 
 
 @click.command(cls=Verb)
@@ -81,16 +89,26 @@ def serve(
     if new_key is not None:
         return _print_new_key(path, new_key)
     if not 0.0 <= memory_budget <= 1e6:
-        raise ConfigError(f"memory_budget must be a number of gigabytes, at least 0, not {memory_budget!r}.")
+        raise misuse(f"memory_budget must be a number of gigabytes, at least 0, not {memory_budget!r}.", "memory_budget")
     if not models:
-        raise ConfigError("A server needs a model; name one with -m MODEL, or by 'model' in the settings file.")
+        raise misuse("A server needs a model; name one with -m MODEL, or by 'model' in the settings file.", "models")
     limits, config = limits_of(options), server_engine_config(options, models[0])
-    from hasten.serve.run import Settings, serve
+    from hasten.draft.specs import check_specs
+    from hasten.serve.models import hosts_of
+    from hasten.serve.run import UNTRACED, Settings, check_access, serve
 
     budget = int(memory_budget * 1e9)
     settings = Settings(
         models, config, limits, host, port, path, allow_hosts, allow_origins, budget, log_format, replicas, trace_endpoint
     )
+    with blaming("draft"):
+        check_specs(draft_specs(config.draft))
+    with blaming("models"):
+        hosts_of(models, config)
+    with blaming("host", "allow_origins"):
+        check_access(settings)
+    if replicas > 1 and trace_endpoint is not None:
+        raise misuse(UNTRACED, "replicas", "trace_endpoint")
     return serve(settings)
 
 
@@ -98,6 +116,6 @@ def _print_new_key(path: Path | None, tenant: str) -> int:
     from hasten.serve.keys import new_key
 
     if path is None:
-        raise ConfigError("A new key needs a file to go into; name it with --api-key-file FILE.")
+        raise misuse("A new key needs a file to go into; name it with --api-key-file FILE.", "new_key")
     click.echo(new_key(path, tenant))
     return 0

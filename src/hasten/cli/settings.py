@@ -11,15 +11,19 @@ The file has a table for each dataclass of settings, which serves all verbs, and
     [draft.trim]                 # any option of `hasten draft trim`
     sizes = "16384"
 
-A key is the option's long name with '_' for '-'. Unknown tables, keys and HASTEN_* variables, and values of another type than
-the option's, are errors before anything runs. Click holds the precedence; this module only fills ``default_map``.
+A key is the option's long name with '_' for '-'. Unknown tables and keys, HASTEN_* variables that are nearly one of ours, and
+values of another type than the option's, are errors before anything runs; of other HASTEN_* variables a line is said. Click holds
+the precedence; this module only fills ``default_map``.
 """
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -43,6 +47,11 @@ VARIABLES = {
 }
 SHARED_TABLES: Mapping[str, Mapping[str, str]] = {"engine": ENGINE_HELP, "sampling": SAMPLING_HELP}
 COMMON = ("config", "debug", "help", "version")
+LIKELY = 0.75  # share of equal letters of a misspelt name; below it are strangers too, as VERSION is to VERIFY (0.62)
+# What Kubernetes gives every container beside a Service that is called hasten, or hasten-NAME.
+SERVICE = re.compile(r"HASTEN_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
+SERVICE_PORT, SERVICE_ADDRESS = re.compile(r"HASTEN_(\w+_)?PORT"), re.compile(r"(tcp|udp|sctp)://")
+log = logging.getLogger(__name__)
 
 Command = TypeVar("Command", bound=Callable[..., Any] | click.Command)
 
@@ -59,7 +68,8 @@ def with_settings(verb: click.Command) -> click.Command:
     if not any(option.name == "config" for option in _options(verb, common=True)):
         common_options(verb)
     for option in _options(verb):
-        option.envvar = variable(option)
+        name = variable(option)
+        option.envvar = None if of_kubernetes(name, os.environ.get(name, "")) else name
     return verb
 
 
@@ -80,20 +90,41 @@ def default_path(environment: Mapping[str, str]) -> Path:
     return Path(home) / "hasten" / "config.toml"
 
 
+def of_kubernetes(name: str, value: str) -> bool:
+    """Whether a HASTEN_* variable is one that Kubernetes makes for a Service, which is no setting: not HASTEN_PORT=8000, but
+    HASTEN_PORT=tcp://10.0.0.1:8000."""
+    return bool(SERVICE.fullmatch(name) or (SERVICE_PORT.fullmatch(name) and SERVICE_ADDRESS.match(value)))
+
+
 def check_environment(environment: Mapping[str, str], verb: click.Command, others: Callable[[], list[click.Command]]) -> None:
-    """Raise ConfigError for a HASTEN_* variable that no verb reads. ``others`` is called only when ``verb`` lacks one."""
-    names = [name for name in environment if name.startswith(PREFIX)]
+    """Raise ConfigError for a HASTEN_* variable that no verb reads and that is nearly one of those; warn of the others, which may
+    be somebody else's. ``others`` is called only when ``verb`` lacks one."""
+    names = [name for name, value in environment.items() if name.startswith(PREFIX) and not of_kubernetes(name, value)]
     known = {*VARIABLES, *(PREFIX + name.upper() for table in SHARED_TABLES.values() for name in table)}
     known |= {variable(option) for option in _options(verb)}
     if all(name in known for name in names):
         return
     known |= {variable(option) for other in others() for option in _options(other)}
-    for name in names:
-        if name not in known:
-            # Compared without the prefix they share, which would make any two names look alike.
-            close = closest(name.removeprefix(PREFIX), sorted(other.removeprefix(PREFIX) for other in known))
-            hint = f"did you mean '{PREFIX}{close}'?" if close else "unset it, or look for the option in --help."
-            raise ConfigError(f"No setting is read from the environment variable '{name}'; {hint}")
+    strange = [name for name in names if name not in known]
+    for name in strange:
+        meant = _meant(name, known)
+        if meant is not None:
+            raise ConfigError(f"No setting is read from the environment variable '{name}'; did you mean '{meant}'?")
+    if strange:
+        which, them = ("variable", "it") if len(strange) == 1 else ("variables", "them")
+        quoted = ", ".join(map(repr, strange))
+        sentence = "No setting is read from the environment %s %s; unset %s, or look for the option in --help."
+        log.warning(sentence, which, quoted, them)
+
+
+def _meant(name: str, known: set[str]) -> str | None:
+    """The variable that ``name`` is a misspelling or a beginning of, if any."""
+    # Compared without the prefix they share, which would make any two names look alike.
+    word = name.removeprefix(PREFIX)
+    close = closest(word, sorted(other.removeprefix(PREFIX) for other in known))
+    if close is None or not (close.startswith(word) or SequenceMatcher(None, word, close).ratio() >= LIKELY):
+        return None
+    return PREFIX + close
 
 
 def file_values(path: Path, verb: click.Command, ctx: click.Context) -> dict[str, Any]:

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import click
+from click.core import ParameterSource
 
-from hasten.core.errors import HastenError
+from hasten.core.errors import ConfigError, HastenError
 from hasten.core.registry import closest
 
-FAILED = 1
+FAILED, MISUSED = 1, 2
 INTERRUPTED = 128 + int(signal.SIGINT)
+NO_NUMBER = re.compile(r"is not (a valid (integer|float)( range)?|in the range \S+)\.$")  # click's words for it
+
+
+class Misuse(ConfigError):
+    """A wrong value on the command line, or options there that do not go together: status 2, as for what click itself refuses."""
 
 
 @dataclass(slots=True)
@@ -35,7 +43,9 @@ def shown(command: Callable[[], object], shell: Shell) -> int:
     except (KeyboardInterrupt, click.Abort):
         return _tell("stopped.", INTERRUPTED, shell, trace=False)
     except click.ClickException as problem:
-        return _tell(_usage_sentence(problem), problem.exit_code, shell)
+        return _tell(_usage_sentence(problem), FAILED if _from_file(problem) else problem.exit_code, shell)
+    except Misuse as problem:
+        return _tell(str(problem), MISUSED, shell)
     except HastenError as problem:
         return _tell(str(problem), FAILED, shell)
     except BrokenPipeError:
@@ -55,7 +65,7 @@ def _usage_sentence(problem: click.ClickException) -> str:
     """Click's message, with where to read more when the mistake is one of usage."""
     sentence = " ".join(_message(problem).split())
     sentence = sentence if sentence.endswith((".", "?", "!", ")")) else f"{sentence}."
-    if isinstance(problem, click.BadParameter) and problem.param is not None and _from_environment(problem):
+    if isinstance(problem, click.BadParameter) and problem.param is not None and _source(problem) is ParameterSource.ENVIRONMENT:
         sentence += f" It came from the environment variable {problem.param.envvar}."
     if isinstance(problem, click.UsageError) and problem.ctx is not None:
         return f"{sentence} See '{problem.ctx.command_path} --help'."
@@ -63,7 +73,10 @@ def _usage_sentence(problem: click.ClickException) -> str:
 
 
 def _message(problem: click.ClickException) -> str:
-    """Click's own words, but for an unknown option, where it offers whatever is a little like it."""
+    """Click's own words, but for a number, where it speaks of integer ranges, and an unknown option, where it offers whatever is a
+    little like it."""
+    if isinstance(problem, click.BadParameter) and problem.param is not None:
+        return NO_NUMBER.sub(f"is not {_wanted(problem.param.type)}.", problem.format_message())
     if not isinstance(problem, click.NoSuchOption) or problem.ctx is None:
         return problem.format_message()
     known = [name for option in problem.ctx.command.get_params(problem.ctx) for name in option.opts if name.startswith("--")]
@@ -71,10 +84,22 @@ def _message(problem: click.ClickException) -> str:
     return f"No such option '{problem.option_name}'" + (f"; did you mean '{close}'?" if close else ".")
 
 
-def _from_environment(problem: click.BadParameter) -> bool:
+def _wanted(kind: click.ParamType[Any]) -> str:
+    """What a number has to be, in words."""
+    noun = "a whole number" if isinstance(kind, click.types.IntParamType) else "a number"
+    low, high = (kind.min, kind.max) if isinstance(kind, click.IntRange | click.FloatRange) else (None, None)
+    if low is None or high is None:
+        return noun + (f" of at least {low}" if low is not None else f" of at most {high}" if high is not None else "")
+    return f"{noun} from {low} to {high}"
+
+
+def _source(problem: click.BadParameter) -> ParameterSource | None:
     name = problem.param.name if problem.param is not None else None
-    source = problem.ctx.get_parameter_source(name) if problem.ctx is not None and name is not None else None
-    return source is click.core.ParameterSource.ENVIRONMENT
+    return problem.ctx.get_parameter_source(name) if problem.ctx is not None and name is not None else None
+
+
+def _from_file(problem: click.ClickException) -> bool:
+    return isinstance(problem, click.BadParameter) and _source(problem) is ParameterSource.DEFAULT_MAP
 
 
 def _bug_sentence(problem: Exception, shell: Shell) -> str:

@@ -1,7 +1,8 @@
-"""Standard input as text: UTF-8 whatever the locale says, and bytes that are none are refused in one sentence."""
+"""Text from outside: UTF-8 whatever the locale says, and bytes that are none are refused in one sentence."""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 
@@ -17,6 +18,15 @@ def input_lines() -> Iterator[str]:
     """The lines of standard input as they come, without their ends. Raises InvalidRequest at the first that is not UTF-8."""
     for number, line in enumerate(sys.stdin.buffer, start=1):
         yield _text(line, f"Line {number} of standard input").removesuffix("\n")
+
+
+def typed_text(text: str, what: str) -> str:
+    """An argument of the command line, whose bytes that are no text Python keeps as surrogates. Raises InvalidRequest for those."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return _text(os.fsencode(text), what)
+    return text
 
 
 def _text(data: bytes, what: str) -> str:

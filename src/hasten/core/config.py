@@ -9,6 +9,7 @@ from typing import Any
 
 from hasten.core.errors import ConfigError, InvalidRequest
 from hasten.core.registry import Spec, nearest, parse_specs
+from hasten.core.types import BLOCK_SIZE
 
 PRECISIONS = ("auto", "int8", "int4", "int3", "file", "q4_0", "bf16", "fp32", "fp64")
 KV_CACHE_DTYPES = ("auto", "fp32", "fp16", "bf16", "int8")
@@ -25,10 +26,10 @@ class EngineConfig:
     """How an engine runs. Every default works; nothing here has to be touched.
 
     ``draft``: "auto", "none" or a spec such as "suffix+lm". ``draft_model`` names the model the lm drafter uses where the
-    catalogue names none. ``cache_tokens`` is the size of the key-value pool in positions (0: chosen from the model's context,
-    at least one full context up to 8192), ``kv_cache_dtype`` the type of its elements ("auto": what the precision says; int8 is
-    smaller and rounds). ``max_rows`` bounds the rows of one step (prefill chunks and trees together);
-    ``max_sequences`` bounds how many sequences run at once. ``threads=0`` uses every physical core.
+    catalogue names none. ``cache_tokens`` is the size of the key-value pool in positions, rounded up to whole blocks of 64
+    (0: chosen from the model's context, at least one full context up to 8192), ``kv_cache_dtype`` the type of its elements ("auto":
+    what the precision says; int8 is smaller and rounds). ``max_rows`` bounds the rows of one step (prefill chunks and trees
+    together); ``max_sequences`` bounds how many sequences run at once. ``threads=0`` uses every physical core.
     ``context_length=0`` takes the model's own. ``verify`` is the rule by which drafts are checked: "coupled" gives the text of
     plain decoding, "rejection" and "block" accept more and give a text of the same law (see ``sampling.rules``). ``control`` says
     how much is drafted: "auto", or "fixed(k)", "goodput", "threshold" or "entropy" for comparison (see ``control.rules``).
@@ -77,11 +78,13 @@ class EngineConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
                 raise ConfigError(f"{name} must be a whole number from {low} to {high}, not {value!r}.")
+        if 0 < self.cache_tokens < BLOCK_SIZE:
+            raise ConfigError(f"cache_tokens must be at least {BLOCK_SIZE}, or 0 to have it chosen, not {self.cache_tokens}.")
 
     def model_drafters(self, natural: str | None = None) -> list[Spec]:
         """The drafters with a model of their own, each with the ``model`` that it takes (``model_of``); ``natural`` is the one that
         the catalogue names. Those that find none are left out. Raises ConfigError where ``draft`` is no spec."""
-        specs = parse_specs(self.draft)
+        specs = draft_specs(self.draft)
         names = [spec.name for spec in specs]
         automatic = [Spec("lm")] if "auto" in names and "lm" not in names else []
         found = [*automatic, *(spec for spec in specs if spec.name in MODEL_DRAFTERS)]
@@ -119,6 +122,20 @@ class SpeculationParams:
             raise InvalidRequest(f"speculation must be one of {', '.join(SPECULATION_MODES)}, not {self.mode!r}.")
         if not isinstance(self.nodes, int) or isinstance(self.nodes, bool) or not 0 <= self.nodes <= MOST_NODES:
             raise InvalidRequest(f"the nodes of a round must be a whole number from 0 to {MOST_NODES}, not {self.nodes!r}.")
+
+
+def draft_specs(text: str) -> list[Spec]:
+    """The drafters that the setting ``draft`` names; "auto" and "none" are such names. Raises ConfigError where it is no spec, or
+    names do not go together."""
+    specs = parse_specs(text)
+    names = [spec.name for spec in specs]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"The drafter '{name}' is named twice; name each drafter once.")
+    if "none" in names and len(names) > 1:
+        others = "+".join(str(spec) for spec in specs if spec.name != "none")
+        raise ConfigError(f"none stands for plain decoding and goes with no other drafter; give none, or {others}.")
+    return specs
 
 
 def parse_control(text: object) -> tuple[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 import secrets
@@ -10,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 ABANDONED_AFTER_S = 3600.0  # whoever writes a file for long writes to it more often
 
 
@@ -62,8 +64,9 @@ class Replacement:
 
 
 def refusal(path: Path, problem: OSError) -> str:
-    """What a user is told when the disk refuses."""
-    return f"{path} cannot be written ({problem.strerror}); free some space or check its permissions."
+    """What a user is told when the disk refuses to have ``path``, which lies in Hasten's own folder, written."""
+    fix = "free some space" if problem.errno in FULL else "check its permissions"
+    return f"{path} cannot be written ({problem.strerror or problem}); {fix}, or set HASTEN_HOME to a folder that can be written."
 
 
 def sync_folder(folder: Path) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from hasten.core.types import FinishReason, TokenLogprob
+
+CutBy = Literal["max_tokens", "cache_tokens", "context_length", "model"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +95,9 @@ class Answer:
 class Completion:
     """The finished request: its answers and its account. ``verify`` is the rule by which drafts were checked; under "coupled" the
     text is that of plain decoding, under the others one of the same law. ``exact``: to the last bit; else (a GPU, or no native
-    kernels) up to rounding, which may depend on what is computed together. ``text``, ``thought``, ``tokens`` and ``finish_reason``
-    are the first answer's."""
+    kernels) up to rounding, which may depend on what is computed together. ``text``, ``thought``, ``tokens``, ``finish_reason``
+    and ``cut_by`` are the first answer's: the last one names the setting that ended it where its finish_reason is "length"
+    (max_tokens, cache_tokens or context_length), or "model", whose own context was full."""
 
     id: str
     model: str
@@ -106,6 +109,7 @@ class Completion:
     speed: Speed
     speculation: Speculation
     verify: str = "coupled"
+    cut_by: CutBy | None = None
 
     @property
     def text(self) -> str:

@@ -292,8 +292,9 @@ class Engine:
         self.drafting.end(sequence)
 
     def _completion(self, request: Request) -> Completion:
-        executor = self.executor
-        return request.completion(self.model, executor.precision, executor.exact, self.load_seconds, bool(self.drafting.drafters))
+        executor, bound = self.executor, self.scheduler.bound
+        drafting = bool(self.drafting.drafters)
+        return request.completion(self.model, executor.precision, executor.exact, self.load_seconds, drafting, bound)
 
     def _plain_shares(self, items: list[Scheduled]) -> dict[int, float]:
         """By sequence id: seconds that a plain step of what is decoding now would take, over the answers of its request that get

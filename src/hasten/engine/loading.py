@@ -16,18 +16,18 @@ import torch
 
 from hasten.cache.blocks import BlockManager
 from hasten.cache.pool import bytes_per_block
-from hasten.core.config import MODEL_DRAFTERS, EngineConfig
+from hasten.core.config import MODEL_DRAFTERS, EngineConfig, draft_specs
 from hasten.core.errors import ConfigError, HastenError, VocabularyMismatch
 from hasten.core.progress import Progress, silent
-from hasten.core.registry import Spec, parse_specs
+from hasten.core.registry import Spec
 from hasten.core.types import BLOCK_SIZE
 from hasten.draft import DRAFTERS
 from hasten.draft.base import Drafter
 from hasten.draft.foreign import ForeignDrafter
-from hasten.draft.growth import Shape
 from hasten.draft.kept import arguments_of, free_drafters
 from hasten.draft.lm import LanguageModelDrafter
 from hasten.draft.recycling import RecyclingDrafter
+from hasten.draft.specs import check_specs
 from hasten.draft.speculator import SpeculatorDrafter
 from hasten.draft.trim import trim_head
 from hasten.draft.vocabularies import overlap
@@ -50,8 +50,6 @@ from hasten.model.weights import load_decoder
 
 log = logging.getLogger(__name__)
 DEFAULT_CACHE_TOKENS = 8192
-SHAPE_ARGUMENTS = ("tree", "width", "branching")
-GROWN = (*MODEL_DRAFTERS, "speculator")  # whose trees have a shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +75,10 @@ def load_engine(config: EngineConfig, progress: Progress = silent, redo_profile:
     device = choose_device(config.device)
     if device.type == "cpu" and (reason := missing_kernels()):
         log.warning("No native kernels (%s): every model is many times slower; see 'hasten doctor'.", reason)
-    specs = parse_specs(config.draft)
-    _check_specs(specs)  # what is wrong is said before anything is loaded
+    specs = draft_specs(config.draft)
+    check_specs(specs)  # what is wrong is said before anything is loaded
     resolved = catalogue.resolve(config.model, fetch=True, progress=progress)
+    _check_draft_models(specs, config, resolved)
     target = load_model(resolved.name, resolved.path, config, device, progress)
     vocabulary = target.tokenizer.vocabulary_size
     drafters = _drafters(specs, config, resolved.draft, target, device, progress)
@@ -247,22 +246,14 @@ def _seed(drafters: list[Drafter], target: LoadedModel, progress: Progress) -> N
             drafter.seed(successors(target.executor, target.tokenizer.vocabulary_size, lead, tokens, progress))
 
 
-def _check_specs(specs: list[Spec]) -> None:
-    """Raises ConfigError for a name or a shape of trees that there is not, and for a drafter that is named twice."""
-    for place, spec in enumerate(specs):
-        if any(spec.name == other.name for other in specs[:place]):
-            raise ConfigError(f"The drafter '{spec.name}' is named twice; name each drafter once.")
-        _check_spec(spec)
-
-
-def _check_spec(spec: Spec) -> None:
-    if spec.name == "auto":
-        if spec.arguments:
-            raise ConfigError("auto takes no arguments; name the drafter that should have them beside it, as in auto+lm(width=2).")
-        return
-    DRAFTERS.resolve(spec.name)
-    if spec.name in GROWN:
-        Shape(**{name: value for name, value in spec.arguments.items() if name in SHAPE_ARGUMENTS})
+def _check_draft_models(specs: list[Spec], config: EngineConfig, target: catalogue.ResolvedModel) -> None:
+    """Raises ConfigError where a drafter needs a model of its own, and neither user nor catalogue names one."""
+    for spec in specs:
+        if spec.name in MODEL_DRAFTERS and config.model_of(spec, target.draft) is None:
+            raise ConfigError(
+                f"The {spec.name} drafter needs a draft model and none is known for '{target.name}'; "
+                f"name one by --draft-model, or as {spec.name}(model=NAME)."
+            )
 
 
 def _make_drafter(
@@ -270,10 +261,7 @@ def _make_drafter(
 ) -> Drafter:
     if spec.name in MODEL_DRAFTERS:
         model = config.model_of(spec, natural)
-        if model is None:
-            raise ConfigError(
-                f"The {spec.name} drafter needs a draft model and none is known for '{target.name}'; name one by draft_model."
-            )
+        assert model is not None, "draft models are checked before"
         return _model_drafter(Spec(spec.name, {**spec.arguments, "model": model}), config, target, device, progress)
     try:
         if spec.name == "speculator":
@@ -305,6 +293,8 @@ def _model_drafter(
     tokenizer = load_tokenizer(resolved.path)
     try:
         if spec.name == "lm" and tokenizer.vocabulary_fingerprint == target.tokenizer.vocabulary_fingerprint:
+            if "match" in arguments:
+                raise ConfigError(f"match is for draft models of another vocabulary than that of '{target.name}'; leave it out.")
             trim = bool(spec.arguments.get("trim", True))
             return _lm_drafter(resolved, source, tokenizer, arguments, trim, config, target, device, of_draft)
         return _foreign_drafter(resolved, source, tokenizer, arguments, config, target, device, of_draft)

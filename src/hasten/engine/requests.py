@@ -7,7 +7,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from hasten.core.config import SpeculationParams
-from hasten.core.results import Answer, Completion, DraftCount, Speculation, Speed, StreamEvent, Timing, Usage
+from hasten.core.results import Answer, Completion, CutBy, DraftCount, Speculation, Speed, StreamEvent, Timing, Usage
 from hasten.core.types import MODEL_SOURCE, DraftTree, Sequence
 from hasten.engine.text import TextStream
 from hasten.sampling.constraint import Constraint
@@ -104,8 +104,11 @@ class Request:
         answer.delivered = sequence.output_length
         answer.fresh, answer.fresh_thought = [], []
 
-    def completion(self, model: str, precision: str, exact: bool, load_seconds: float, drafting: bool) -> Completion:
-        """The finished account. Without drafting the request's own speed is the plain speed."""
+    def completion(
+        self, model: str, precision: str, exact: bool, load_seconds: float, drafting: bool, bound: CutBy = "model"
+    ) -> Completion:
+        """The finished account. Without drafting the request's own speed is the plain speed. ``bound`` is what cuts an answer that
+        may have more tokens."""
         produced = sum(answer.sequence.output_length for answer in self.answers)
         thought = sum(answer.stream.thought_tokens for answer in self.answers)
         begun = self.started or 0.0
@@ -127,12 +130,19 @@ class Request:
             speed=Speed(rate, plain),
             speculation=self.speculation,
             verify=self.verify,
+            cut_by=_cut_by(sequences[0], bound),
         )
 
 
 def provenance_of(tree: DraftTree, path: list[int], emitted: int) -> list[str]:
     """Who guessed each of the ``emitted`` tokens: the accepted nodes' drafters, then the model itself."""
     return ([tree.drafters[node] for node in path] + [MODEL_SOURCE])[:emitted]
+
+
+def _cut_by(sequence: Sequence, bound: CutBy) -> CutBy | None:
+    if sequence.finish_reason != "length":
+        return None
+    return "max_tokens" if sequence.output_length == sequence.params.max_tokens else bound
 
 
 def _answer(state: AnswerState) -> Answer:

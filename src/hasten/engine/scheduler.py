@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from hasten.cache.blocks import BlockManager
 from hasten.core.errors import OutOfBlocks, PromptTooLong
+from hasten.core.results import CutBy
 from hasten.core.types import BLOCK_SIZE, DraftTree, Segment, Sequence
 
 # Where somebody decodes, prompts get one part in so many of a step's rows. Of 512 rows that leaves 128, which take no longer a row
@@ -101,11 +102,18 @@ class Scheduler:
 
     def _room(self) -> str:
         """What makes room for a longer prompt: whichever bound holds now, with how far it can be raised."""
-        if self.capacity < self._context_length:
+        if self.bound == "cache_tokens":
             return f", or raise --cache-tokens, up to the context of {self._context_length}"
-        if self._context_length < self._model_context:
+        if self.bound == "context_length":
             return f", or raise --context-length, up to the model's {self._model_context}"
         return f": the model's context has {self._context_length} positions"
+
+    @property
+    def bound(self) -> CutBy:
+        """The setting that ``capacity`` comes from, or "model"."""
+        if self.capacity < self._context_length:
+            return "cache_tokens"
+        return "context_length" if self._context_length < self._model_context else "model"
 
     def plan(self) -> list[Scheduled]:
         """Sequences of the next step and how many known tokens each computes; admits waiting ones while there is room."""

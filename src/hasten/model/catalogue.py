@@ -6,6 +6,7 @@ order they are tried.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,9 +128,9 @@ def entry_of(name: str) -> Entry:
 
 
 def on_disk(entry: Entry) -> bool:
-    """Whether the whole file is here, by its size; ``hasten pull`` also checks its hash."""
+    """Whether the whole file is here, by its size; ``hasten pull`` also checks its hash. What may not be looked at is not here."""
     path = storage.catalogue_path(entry.name)
-    return path.is_file() and path.stat().st_size == entry.bytes
+    return os.path.isfile(path) and path.stat().st_size == entry.bytes
 
 
 def draft_name(target: ResolvedModel, named: str | None) -> str:

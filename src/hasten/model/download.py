@@ -54,8 +54,8 @@ def pull(entry: Entry, progress: Progress = silent, say: Say = log.warning) -> P
     Sources are tried in order; ``say`` is told in one sentence why one was passed over, and what has to
     be read first of a licence that is not an open one. Safe to call from several processes at
     once: one downloads, the others wait. Raises DownloadError (network, index or disk; what was fetched is kept and the next
-    call resumes) or CorruptModel (the bytes are not the catalogue's; they are removed). KeyboardInterrupt passes through and
-    costs nothing that was fetched.
+    call resumes), ModelError (the disk refuses the lock) or CorruptModel (the bytes are not the catalogue's; they are removed).
+    KeyboardInterrupt passes through and costs nothing that was fetched.
     """
     target = storage.catalogue_path(entry.name)
     with disk(target.parent):

@@ -30,7 +30,7 @@ import platformdirs
 from filelock import FileLock, Timeout
 
 from hasten.core.errors import ConfigError, ModelError
-from hasten.core.replacement import Replacement
+from hasten.core.replacement import Replacement, refusal
 
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}")
 
@@ -68,7 +68,8 @@ def partial_directory(name: str) -> Path:
 def exclusive(name: str, on_wait: Callable[[], None] | None) -> Iterator[None]:
     """Hold the lock of a catalogue model, so that two processes never write it at once; a process that dies lets go of it.
 
-    When another process holds it: calls ``on_wait`` and waits, or raises ModelError when that is None.
+    When another process holds it: calls ``on_wait`` and waits, or raises ModelError when that is None. ModelError also where the
+    disk refuses the lock.
     """
     lock = FileLock(gguf_directory() / f"{_safe(name)}.lock")
     try:
@@ -78,6 +79,8 @@ def exclusive(name: str, on_wait: Callable[[], None] | None) -> Iterator[None]:
             raise ModelError(f"{name} is being downloaded by another process; wait for it or stop it first.") from None
         on_wait()
         lock.acquire(poll_interval=0.2)
+    except OSError as problem:
+        raise ModelError(refusal(gguf_directory(), problem)) from problem
     try:
         yield
     finally:
@@ -109,6 +112,11 @@ def drafts_directory() -> Path:
 
 def trimmed_directory() -> Path:
     return home() / "trimmed"
+
+
+def directories() -> tuple[Path, ...]:
+    """All those above."""
+    return (gguf_directory(), converted_directory(), drafts_directory(), trimmed_directory(), learnt_directory())
 
 
 def trim_path(draft: str, vocabulary: str) -> Path:
@@ -148,7 +156,7 @@ def removal(name: str | None, source: Path) -> Removal:
     Never holds ``source`` itself unless it is the catalogue's own file.
     """
     candidates = [] if name is None else [catalogue_path(name), partial_directory(name)]
-    paths = [path for path in candidates if path.is_symlink() or path.exists()]
+    paths = [path for path in candidates if os.path.lexists(path)]
     paths += conversions_of(source)
     return Removal(tuple(paths), sum(_size(path) for path in paths))
 
@@ -163,8 +171,7 @@ def learnings() -> Removal:
 def remove(what: Removal) -> None:
     """Delete it. Raises ModelError when a path is not directly in Hasten's own directories or cannot be deleted; links are
     deleted, never what they point at."""
-    folders = (gguf_directory(), converted_directory(), drafts_directory(), trimmed_directory(), learnt_directory())
-    own = {folder.resolve() for folder in folders}
+    own = {folder.resolve() for folder in directories()}
     for path in what.paths:
         if path.parent.resolve() not in own or path.name in ("", ".", ".."):
             raise ModelError(f"{path} is outside {home()} and is left alone; remove it yourself if you want it gone.")
