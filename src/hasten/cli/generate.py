@@ -79,8 +79,11 @@ def load(config: EngineConfig) -> LLM:
     from hasten.cli.screen import notes, progress_on
 
     with progress_on(notes(), f"Loading {config.model}") as progress:
-        from hasten import LLM
-        from hasten.draft.specs import check_specs
+        from hasten.engine.interrupts import interrupts_held_back
+
+        with interrupts_held_back():  # packages that are being imported may swallow it
+            from hasten import LLM
+            from hasten.draft.specs import check_specs
 
         with blaming("draft"):
             check_specs(draft_specs(config.draft))
