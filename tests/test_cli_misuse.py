@@ -123,17 +123,18 @@ def test_a_number_that_is_none_is_told_which_ones_are(command_line: CommandLine,
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["caf\udce9"], "The prompt on the command line is not UTF-8 text (byte 4 is 0xe9)"),
-        (["-p", "é\udcff"], "The prompt on the command line is not UTF-8 text (byte 3 is 0xff)"),
-        (["-p", "x", "--system", "\udce9"], "--system is not UTF-8 text (byte 1 is 0xe9)"),
-        (["-p", "x", "--stop", "a", "--stop", "\udce9"], "--stop is not UTF-8 text (byte 1 is 0xe9)"),
+        (["generate", "caf\udce9"], "The prompt on the command line is not UTF-8 text (byte 4 is 0xe9)"),
+        (["generate", "-p", "é\udcff"], "The prompt on the command line is not UTF-8 text (byte 3 is 0xff)"),
+        (["generate", "-p", "x", "--system", "\udce9"], "--system is not UTF-8 text (byte 1 is 0xe9)"),
+        (["chat", "--system", "\udce9"], "--system is not UTF-8 text (byte 1 is 0xe9)"),
+        (["generate", "-p", "x", "--stop", "a", "--stop", "\udce9"], "--stop is not UTF-8 text (byte 1 is 0xe9)"),
     ],
 )
 def test_an_argument_that_is_no_text_is_told_as_standard_input_is(
     command_line: CommandLine, arguments: list[str], sentence: str
 ) -> None:
     """Python hands on bytes that are no UTF-8 as halves of surrogate pairs."""
-    done = command_line("generate", *arguments)
+    done = command_line(*arguments)
     assert done.err == f"hasten: {sentence}; convert it, for example with iconv.\n"
     assert done.status == 2
     assert command_line.llm.made == []

@@ -15,6 +15,7 @@ from hasten.cli.conversation import Conversation, obey
 from hasten.cli.generate import load
 from hasten.cli.options import (
     Verb,
+    blaming,
     engine_config,
     engine_options,
     sampling_options,
@@ -22,7 +23,7 @@ from hasten.cli.options import (
     speculation_options,
     speculation_params,
 )
-from hasten.cli.standard_input import input_lines
+from hasten.cli.standard_input import input_lines, typed_text
 from hasten.core.config import SpeculationParams
 from hasten.core.errors import HastenError, InvalidRequest, PromptTooLong
 from hasten.core.results import Completion, StreamEvent
@@ -56,7 +57,8 @@ def chat(system: str, provenance: bool, **options: Any) -> None:
     """
     config = engine_config(options)
     speculation = speculation_params(options)
-    conversation = Conversation(sampling_params(options), system)
+    with blaming("system"):
+        conversation = Conversation(sampling_params(options), typed_text(system, "--system"))
     with closing(load(config)) as llm:
         if not llm.has_chat_template:
             raise InvalidRequest(f"'{llm.name}' has no chat template and cannot chat; 'hasten generate --raw' continues a text.")

@@ -50,7 +50,7 @@ ENGINE_HELP = {
     "device": "auto, cpu, cuda or cuda:N.",
     "threads": "CPU threads; 0 takes every physical core.",
     "context_length": "Positions of context; 0 takes the model's own.",
-    "cache_tokens": "Size of the key-value pool in positions; 0 chooses.",
+    "cache_tokens": "Size of the key-value pool in positions, rounded up to blocks of 64; 0 chooses.",
     "max_rows": "Most rows in one step of the model.",
     "max_sequences": "Most sequences that run at once.",
     "prefix_cache": "Reuse the keys and values of equal prompt beginnings.",
