@@ -273,6 +273,15 @@ def test_gguf_files_by_name_and_by_tag(server: FakeServer) -> None:
         resolve(REPOSITORY, fetch=True)
 
 
+@pytest.mark.parametrize("name", ["m-Q4_K_M-00001-of-00003.gguf", "Q4_K_M"])
+def test_files_in_parts_are_refused_before_they_are_fetched(server: FakeServer, name: str) -> None:
+    parts = {f"m-Q4_K_M-0000{part}-of-00003.gguf": b"x" for part in (1, 2, 3)}
+    server.add_repository(REPOSITORY, {**parts, "m-Q8_0.gguf": b"8"})
+    with pytest.raises(UnsupportedModel, match="in several parts, which Hasten does not join"):
+        resolve(f"{REPOSITORY}:{name}", fetch=True)
+    assert resolve(f"{REPOSITORY}:Q8_0", fetch=True).path.read_bytes() == b"8"
+
+
 def test_ambiguous_tag(server: FakeServer) -> None:
     server.add_repository(REPOSITORY, {"a-Q4_0.gguf": b"4", "b-Q4_0.gguf": b"8"})
     with pytest.raises(ModelNotFound, match="more than one GGUF file"):

@@ -244,6 +244,7 @@ UNSUPPORTED = {
     "architecture": {"named": "mamba"},
     "experts": {"values": {"llama.expert_count": 8}},
     "both ways": {"values": {"llama.attention.causal": False}},
+    "a part": {"values": {"split.count": 3, "split.no": 0}},
     "longrope": {"values": {"llama.rope.scaling.type": "longrope"}},
     "partial": {"values": {"llama.rope.dimension_count": HEAD_DIM // 2}},
     "values": {"values": {"llama.attention.value_length": 8}},

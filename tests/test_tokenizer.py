@@ -339,10 +339,11 @@ def test_corrupt_scores(scores: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [gguf(model="t5"), gguf(pre="poro-chat"), gguf(model="llama", remove_extra_whitespaces=True, scores=[])]
+    "change",
+    [gguf(model="t5"), gguf(pre="poro-chat"), gguf(pre=None), gguf(model="llama", remove_extra_whitespaces=True, scores=[])],
 )
 def test_unsupported_metadata(change: Metadata) -> None:
-    with pytest.raises(UnsupportedModel, match=r"^toy.gguf has|^toy.gguf cuts"):
+    with pytest.raises(UnsupportedModel, match=r"^toy.gguf has|^toy.gguf cuts|^toy.gguf is an old conversion"):
         build(byte_level() | change)
 
 

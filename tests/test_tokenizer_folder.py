@@ -91,6 +91,10 @@ def test_folder_configuration(tmp_path: Path) -> None:
     byte_level_folder(tmp_path, chat_template=[{"name": "tool_use", "template": "a"}, {"name": "default", "template": "b"}])
     (folder / "chat_template.jinja").unlink()
     assert load_tokenizer(folder).chat_template == "b"
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": "of a processor"}))
+    assert load_tokenizer(folder).chat_template == "b"
+    byte_level_folder(tmp_path)
+    assert load_tokenizer(folder).chat_template == "of a processor"
 
 
 def test_broken_folders(tmp_path: Path) -> None:

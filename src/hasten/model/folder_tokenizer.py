@@ -142,11 +142,14 @@ def _surroundings(backend: Backend) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
-    """``chat_template.jinja`` before the configuration's; of several named ones, the one called default."""
+    """``chat_template.jinja`` before the configuration's, and that before ``chat_template.json``, in which processors of pictures
+    and text keep theirs; of several named ones, the one called default."""
     path = folder / "chat_template.jinja"
     if path.is_file():
         return _read(path)
     value = config.get("chat_template")
+    if value is None:
+        value = _optional(folder / "chat_template.json").get("chat_template")
     if isinstance(value, list):
         named = {entry.get("name"): entry.get("template") for entry in value if isinstance(entry, dict)}
         value = named.get("default")

@@ -264,7 +264,11 @@ class _Reader:
         return _Pieces(spelled, types)
 
     def word_rule(self) -> WordRule:
-        name = self.text("pre")
+        name = self.value("tokenizer.ggml.pre", str)
+        if name is None:
+            raise UnsupportedModel(
+                f"{self.name} is an old conversion that does not say how text is cut into words; choose a newer one of the model."
+            )
         if name not in WORD_RULES:
             raise UnsupportedModel(
                 f"{self.name} cuts text into words by a rule called {name!r:.60}; Hasten knows {', '.join(WORD_RULES)}."

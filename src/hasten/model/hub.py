@@ -45,6 +45,7 @@ _COMPANIONS = {
     "chat_template.json",
 }
 _INDEX_LIMIT = 64 << 20
+_PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,8 +153,13 @@ def _choose(name: HubName, sizes: dict[str, int]) -> list[str]:
     ggufs = sorted(file for file in sizes if file.lower().endswith(".gguf"))
     if name.file is not None:
         chosen = _matching(name.file, ggufs)
-        if len(chosen) == 1:
+        if len(chosen) == 1 and not _PART.search(chosen[0]):
             return chosen
+        if any(_PART.search(file) for file in (*chosen, *(file for file in ggufs if name.file.lower() in file.lower()))):
+            raise UnsupportedModel(
+                f"{name.repository} has '{name.file}' in several parts, which Hasten does not join; "
+                "choose another of its files, or join them with llama.cpp's llama-gguf-split --merge and give the file."
+            )
         has = f"it has {', '.join(ggufs[:12])}" if ggufs else "it has no GGUF files"
         trouble = "more than one GGUF file" if chosen else "no GGUF file"
         raise ModelNotFound(f"{name.repository} has {trouble} that matches '{name.file}'; {has}.")

@@ -13,6 +13,7 @@ from hasten.model.precision import Precision
 from hasten.native.loader import load, status
 
 READ_KINDS = 4  # as in native/read.h
+TORCH_THREADS = torch.get_num_threads()  # its own choice, or the environment's
 
 
 def set_threads(count: int, precision: Precision) -> None:
@@ -26,8 +27,8 @@ def set_threads(count: int, precision: Precision) -> None:
         library.set_threads(count)
     if library is not None and precision.quantised:
         torch.set_num_threads(1)
-    elif count:
-        torch.set_num_threads(count)
+    else:  # also after a model that let PyTorch have one
+        torch.set_num_threads(count or TORCH_THREADS)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from hasten.core.errors import ConfigError
 from hasten.native.build import LIBRARY, SOURCES, cache_folder
+from hasten.native.processors import usable_cores
 
 INTERFACE_VERSION = 9
 LEVELS = ("generic", "avx2", "vnni", "amx")
@@ -146,6 +147,7 @@ def _load_once() -> tuple[NativeLibrary | None, str]:
         except OSError as problem:
             reason = str(problem)
             continue
+        library.set_threads(usable_cores())
         level = os.environ.get("HASTEN_NATIVE_ISA")
         if level:
             library.set_isa(level)

@@ -5,6 +5,7 @@
 #include <condition_variable>
 #include <cstdlib>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -48,8 +49,14 @@ struct alignas(64) Share {
 
 class Pool {
    public:
-    explicit Pool(int count) : count_(count) {
-        for (int index = 1; index < count; ++index) std::thread([this, index] { serve(index); }).detach();
+    explicit Pool(int count) {
+        for (; count_ < count; ++count_) {
+            try {
+                std::thread([this, index = count_] { serve(index); }).detach();
+            } catch (const std::system_error&) {
+                break;  // the system gives no more: those that are there do the work
+            }
+        }
     }
 
     int count() const { return count_; }
@@ -123,7 +130,7 @@ class Pool {
         return state_.load(std::memory_order_acquire);
     }
 
-    const int count_;
+    int count_ = 1;  // the caller, and the workers; settled before the first work
     RangeFunction function_ = nullptr;
     void* context_ = nullptr;
     std::uint64_t grain_ = 1;
@@ -137,9 +144,9 @@ class Pool {
     std::condition_variable wake_;
 };
 
-int physical_cores() {
+int hardware_threads() {
     const unsigned found = std::thread::hardware_concurrency();
-    return found == 0 ? 1 : static_cast<int>(found);
+    return found == 0 ? 1 : found > static_cast<unsigned>(MAX_THREADS) ? MAX_THREADS : static_cast<int>(found);
 }
 
 std::atomic<int> wanted{0};  // changed under `entry`
@@ -166,7 +173,7 @@ void parallel_for(std::int64_t units, std::int64_t grain, RangeFunction function
     if (units > grain && units < (std::int64_t(1) << 31)) {
         std::unique_lock<std::mutex> lock(*entry, std::try_to_lock);
         if (lock.owns_lock()) {
-            if (wanted == 0) wanted = physical_cores();
+            if (wanted == 0) wanted = hardware_threads();
             if (wanted > 1) {
                 if (pool == nullptr) {
 #if defined(__unix__) || defined(__APPLE__)
@@ -194,7 +201,7 @@ void set_threads(int count) {
 
 int threads() {
     const int count = wanted.load(std::memory_order_relaxed);  // without the lock, which whoever computes holds
-    return count == 0 ? physical_cores() : count;
+    return count == 0 ? hardware_threads() : count;
 }
 
 void* scratch(ScratchSlot slot, std::size_t bytes) {

@@ -47,6 +47,8 @@ GEMMA_27B_LAYERS = {"gemma2": 46, "gemma3": 62}
 def describe_gguf(file: GGUFFile) -> ModelDescription:
     """Raises UnsupportedModel for another architecture or a feature without a place, CorruptModel for senseless values."""
     top = Fields(file.path, file.metadata)
+    if top.has("split.count") and top.get("split.count") not in (0, 1):
+        top.unsupported("it is one part of several; join them with llama.cpp's llama-gguf-split --merge")
     architecture = top.text("general.architecture")
     if architecture not in ARCHITECTURES:
         allowed = ", ".join(ARCHITECTURES)
