@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -431,6 +432,75 @@ def test_a_setting_out_of_range_keeps_the_last_valid_one(chat: FakeChat, visited
     page.click("#open-settings")
     assert page.input_value("#temperature") == "0.7"
     assert page.locator("#range-error").is_hidden()
+
+
+def test_on_paper_nothing_is_cut_and_the_colours_are_light(chat: FakeChat, visited: Visit) -> None:
+    page = visited.page
+    page.emulate_media(color_scheme="dark")
+    question = "Long?\n" * 60
+    chat.replies[question.strip()] = Reply(words("Here:\n\n```\n" + "code " * 200 + "\n" * 120 + "```\n"), at_a_time=500)
+    visited.ask(question.strip())
+    page.wait_for_selector(".foot .actions")
+    page.emulate_media(media="print", color_scheme="dark")
+    for box in (".said", ".code pre"):
+        assert page.eval_on_selector(box, "e => e.scrollHeight <= e.clientHeight + 1 && e.scrollWidth <= e.clientWidth + 1"), box
+    for button in (".actions", ".tools", ".dock"):
+        assert page.locator(button).first.is_hidden(), button
+    paper = page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
+    assert min(map(int, re.findall(r"\d+", paper)[:3])) > 200, paper
+
+
+def test_words_whose_connection_broke_are_kept_and_go_on_with_the_conversation(chat: FakeChat, visited: Visit) -> None:
+    page = visited.page
+    visited.expected_errors.append("429")
+    chat.replies["Tell"] = Reply(words("Once upon a time"), error_after="The engine failed.")
+    visited.ask("Tell")
+    page.wait_for_selector(".status.failed")
+    chat.replies["Tell"] = Reply([], status=429, refusal="Too many requests are waiting.")
+    page.click(".actions >> text=Answer again")
+    visited.until("document.body.innerText.includes('Too many requests')")
+    visited.until("document.querySelector('.answer').innerText.includes('Once upon a time')")
+    chat.replies["Go on"] = Reply(words("So it went."))
+    visited.ask("Go on")
+    chat.wait_until(lambda: chat.requests[-1]["messages"][-1]["content"] == "Go on")
+    assert [message["content"] for message in chat.requests[-1]["messages"]] == ["Tell", "Once upon a time", "Go on"]
+
+
+def test_an_answer_without_words_has_nothing_to_copy(chat: FakeChat, visited: Visit) -> None:
+    visited.expected_errors.append("429")
+    chat.replies["Busy?"] = Reply([], status=429, refusal="Too many requests are waiting.")
+    visited.ask("Busy?")
+    visited.page.wait_for_selector(".actions")
+    assert visited.page.locator(".actions >> text=Copy").count() == 0
+
+
+def test_a_page_without_a_clipboard_copies_all_the_same(chat: FakeChat, visited: Visit) -> None:
+    """Over plain HTTP browsers have none."""
+    page = visited.page
+    chat.replies["What?"] = Reply(words("This and that."))
+    visited.ask("What?")
+    page.wait_for_selector(".actions")
+    page.evaluate(
+        "() => { Object.defineProperty(navigator, 'clipboard', {value: undefined}); "
+        "document.addEventListener('copy', () => { window.copied = document.activeElement.value; }); }"
+    )
+    page.click(".actions >> text=Copy")
+    visited.until("window.copied === 'This and that.'")
+    visited.until("document.body.innerText.includes('Answer copied')")
+    assert page.evaluate("document.activeElement.closest('.actions') !== null"), "the focus is where it was"
+
+
+@pytest.mark.parametrize(
+    ("bound", "said"), [("max_tokens", "Most tokens"), ("cache_tokens", "begin a new one"), (None, "the limit")]
+)
+def test_what_cut_an_answer_is_named(chat: FakeChat, visited: Visit, bound: str | None, said: str) -> None:
+    last = {
+        "id": "x", "object": "chat.completion.chunk", "model": "smollm2-135m", "hasten": {"exact": True, "cut_by": bound},
+        "choices": [{"index": 0, "delta": {"content": "Some"}, "finish_reason": "length"}],
+    }  # fmt: skip
+    chat.replies["Long?"] = Reply([], raw=[f"data: {json.dumps(last)}\n\ndata: [DONE]\n\n".encode()])
+    visited.ask("Long?")
+    visited.until(f"document.querySelector('.status').textContent.includes({said!r})")
 
 
 def test_a_conversation_prints_whole(chat: FakeChat, visited: Visit) -> None:

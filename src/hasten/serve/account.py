@@ -19,6 +19,7 @@ def account(completions: list[Completion], explain: bool = False) -> dict[str, A
             entry = by_drafter.setdefault(name, {"drafted": 0, "accepted": 0})
             entry["drafted"] += count.drafted
             entry["accepted"] += count.accepted
+    cuts = [completion.cut_by for completion in completions if completion.cut_by is not None]
     decisions = {name: text for completion in completions for name, text in completion.speculation.decisions.items()}
     return {
         "exact": all(completion.exact for completion in completions),
@@ -32,6 +33,7 @@ def account(completions: list[Completion], explain: bool = False) -> dict[str, A
         "by_drafter": by_drafter,
         "prefill_s": round(max(completion.timing.prefill_s for completion in completions), 4),
         "decode_s": round(max(completion.timing.decode_s for completion in completions), 4),
+        **({"cut_by": cuts[0]} if cuts else {}),
         **({"decisions": decisions} if decisions and explain else {}),
     }
 

@@ -6,8 +6,24 @@ export async function copyText(toast, text, done) {
     await navigator.clipboard.writeText(text);
     toast.say(done);
   } catch {
-    toast.say("This browser does not let the page copy (it wants HTTPS or localhost); select the text instead.");
+    const said = copiedBySelection(text) ? done : "This browser does not let the page copy (it wants HTTPS or localhost); select the text instead.";
+    toast.say(said);
   }
+}
+
+/** Browsers have no clipboard for pages without HTTPS, on a network of one's own; a selection can be copied everywhere. Whether it was. */
+function copiedBySelection(text) {
+  const focused = document.activeElement;
+  const field = document.createElement("textarea");
+  field.value = text;
+  field.className = "off-screen";
+  field.setAttribute("aria-hidden", "true");
+  (focused?.closest("dialog") ?? document.body).append(field);
+  field.select();
+  const done = document.execCommand("copy");
+  field.remove();
+  focused?.focus?.();
+  return done;
 }
 
 /** The buttons of code blocks, within `box`. */

@@ -32,9 +32,9 @@ function plainOf(model, conversations) {
 }
 
 function promiseOf(exact, precision) {
-  const bits = precision ? `Precision ${precision}. ` : "";
-  if (exact === true) return `${bits}Exact: token by token what plain decoding would have given.`;
-  if (exact === false) return `${bits}Not exact: approximate speculation was asked for.`;
+  const bits = precision ? ` The weights are in the precision ${precision}.` : "";
+  if (exact === true) return `Exact: token by token what plain decoding would have given.${bits}`;
+  if (exact === false) return `Exact up to rounding: the server has no native kernels, or a GPU, whose rounding depends on what is computed together.${bits}`;
   return "";
 }
 

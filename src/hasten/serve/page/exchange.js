@@ -80,7 +80,7 @@ function requestOf(conversation, turn, settings) {
   return { model: settings.model, messages: sound, ...sampling(settings) };
 }
 
-/** The earlier turns that go along with that one. A question that failed would fail again with every one that follows. */
+/** The earlier turns that go along with that one. A question that was refused would be refused again with every one that follows. */
 function sentWith({ turns, since }, turn) {
   return turns.slice(since, turns.indexOf(turn)).filter(({ answer }) => worth(answer));
 }

@@ -114,7 +114,7 @@ class Page {
   }
 
   unlisted(problem) {
-    if (REFUSED.has(problem.status)) this.form.askForKey(problem.message);
+    if (REFUSED.has(problem.status)) this.form.askForKey(problem);
     else this.toast.offer(problem.message, "Try again", () => this.models.load(), { subject: this.models });
   }
 
@@ -336,7 +336,7 @@ class Page {
     }
     if (problem && REFUSED.has(problem.status)) {
       this.refused = { conversation, turn };
-      this.form.askForKey(problem.message);
+      this.form.askForKey(problem);
     }
     if (problem && CHANGED_SERVER.has(problem.status)) this.models.load(true);
   }

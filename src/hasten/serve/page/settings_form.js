@@ -60,10 +60,11 @@ export class SettingsForm {
     this.error.hidden = true;
   }
 
-  /** The server wants another key. */
-  askForKey(message) {
+  /** The server wants another key, or (with another status) does not want this page. */
+  askForKey({ code, message }) {
     if (!this.dialog.open) this.open();
-    this.error.textContent = message;
+    const asked = this.key.value ? "The server does not know this API key; enter another one." : "This server asks for an API key; enter it here.";
+    this.error.textContent = code === "invalid_api_key" ? asked : message;
     this.error.hidden = false;
     this.key.focus();
   }

@@ -78,9 +78,9 @@ export function newAnswer(model, before) {
   return { tokens, thought, model, state: "running", ...told, before };
 }
 
-/** Whether an answer has something that would be missed. */
+/** Whether an answer has something that would be missed, however it ended. */
 export function worth(answer) {
-  return Boolean(answer?.tokens.text) && answer.state !== "failed";
+  return Boolean(answer?.tokens.text);
 }
 
 /** The name it was given, else its first question. */

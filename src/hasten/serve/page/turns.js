@@ -4,6 +4,7 @@ import { about } from "./drafters.js";
 import { element, iconButton } from "./dom.js";
 import { Rendering } from "./rendering.js";
 import { decimal, rateOf, whole } from "./speed.js";
+import { worth } from "./storage.js";
 import { ThoughtView, countOf, thinks } from "./thought.js";
 
 const LONG_WAIT_MS = 3000; // without a token
@@ -97,8 +98,8 @@ export class TurnView {
     this.forLast = [iconButton("again", "Answer again", () => this.act("again", this.turn), { text: true })];
     if (answer.code === TOO_LONG) this.forLast.push(this.#button("Ask without the oldest turns", "shorten"), this.#button("New conversation", "new"));
     this.setLast(this.last);
-    const copy = iconButton("copy", "Copy", () => this.act("copy-answer", this.turn), { text: true });
-    const actions = element("div", { class: "actions" }, copy, ...this.forLast);
+    const copy = worth(answer) ? [iconButton("copy", "Copy", () => this.act("copy-answer", this.turn), { text: true })] : [];
+    const actions = element("div", { class: "actions" }, ...copy, ...this.forLast);
     this.foot.append(element("p", { class: "account" }, accountLine(answer)), actions);
     const signed = [answer.thought, answer.tokens].filter(({ codes }) => codes.some((code) => code !== ""));
     if (signed.length > 0) this.foot.append(this.#runs(signed));
@@ -121,12 +122,20 @@ export class TurnView {
   }
 }
 
+/** Which bound ended an answer, and what can be done about it. */
+const CUTS = {
+  max_tokens: "the most tokens of an answer were reached; ask to go on, or raise “Most tokens” in the settings",
+  cache_tokens: "the conversation is as long as this server has room for; begin a new one",
+  context_length: "the conversation is as long as this server allows; begin a new one",
+  model: "the conversation is as long as the model can follow; begin a new one",
+};
+
 const STATES = {
   stopped: () => "Stopped here.",
   elsewhere: () => "This answer is coming in another tab.",
   silent: () => "This answer was coming in another tab; no more of it has come for a while.",
   failed: (answer) => answer.error,
-  done: (answer) => (answer.finish === "length" ? "Cut here: the limit of tokens was reached." : ""),
+  done: (answer) => (answer.finish === "length" ? `Cut here: ${CUTS[answer.account?.cut_by] ?? "the limit of tokens was reached"}.` : ""),
 };
 
 /** The account in one line, as the command line tells it. */
