@@ -324,8 +324,8 @@ class Controller:
     def settle(self, rounds: Sequence[Round], rows: int, forward: float, whole: float, drafters: Sequence[str], pure: bool) -> None:
         """A step is over: it took ``whole`` seconds, ``forward`` of them in the pass over ``rows`` rows. Teach the cost curve and
         book gains and losses. ``pure``: nothing but the rounds' sequences was computed."""
-        plainly = whole - sum(sum(round.seconds.values()) for round in rounds)
-        asked = self._usual.counted(rounds, self.costs)
+        asked = sum(sum(round.seconds.values()) for round in rounds)
+        plainly, asked = whole - asked, self._usual.counted(asked, rounds, self.costs)
         shapes = [(1 + len(round.verified), round.context) for round in rounds]
         if pure and shapes:
             self.costs.learn(shapes, rows, forward, plainly)

@@ -17,16 +17,20 @@ class UsualTime:
 
     _usual: Average = field(default_factory=lambda: Average(0.1))
 
-    def counted(self, rounds: Sequence[Round], costs: StepCosts) -> float:
-        """Seconds that drafting took in a step of these ``rounds``. Where that can only be an interruption it is nothing, and on
-        nobody's account: one such step would keep a drafter off for hours."""
-        asked = sum(sum(round.seconds.values()) for round in rounds)
-        reading = sum(seconds for round in rounds for seconds in round.catching_up.values())
+    def counted(self, asked: float, rounds: Sequence[Round], costs: StepCosts) -> float:
+        """What counts of the ``asked`` seconds of drafting in a step of these ``rounds``. Where they can only be an interruption it
+        is nothing, and on nobody's account: one such step would keep a drafter off for hours."""
+        if self._held_up(asked, rounds, costs):
+            for round in rounds:
+                round.seconds = dict.fromkeys(round.seconds, 0.0)
+                round.catching_up.clear()
+            return 0.0
+        self._usual.observe(asked - sum(sum(round.catching_up.values()) for round in rounds))
+        return asked
+
+    def _held_up(self, asked: float, rounds: Sequence[Round], costs: StepCosts) -> bool:
+        usual = self._usual.value
+        if usual is None or not interrupted(asked, usual):
+            return False
         due = sum(costs.reading(drafter, round.to_read(drafter)) for round in rounds for drafter in round.catching_up)
-        if self._usual.value is None or not interrupted(asked, self._usual.value + due):
-            self._usual.observe(asked - reading)
-            return asked
-        for round in rounds:
-            round.seconds = dict.fromkeys(round.seconds, 0.0)
-            round.catching_up.clear()
-        return 0.0
+        return interrupted(asked, usual + due)

@@ -167,8 +167,7 @@ class StepCosts:
                 self._pass.setdefault(drafter, Average(0.2)).observe(one_pass / (scale * self.pace))
         if foreseen is not None:
             self._missed.setdefault(drafter, Average(0.1, 1.0)).observe(1.0 - foreseen)
-        expected = self.reading(drafter, tokens)
-        if tokens > BLOCK_SIZE and not (expected and interrupted(reading, expected)):
+        if tokens > BLOCK_SIZE and not ((due := self.reading(drafter, tokens)) and interrupted(reading, due)):
             self._reading.setdefault(drafter, Average(0.3)).observe(reading / self._text(drafter, tokens))
 
     def learn(self, shapes: list[Shape], rows: int, forward: float, whole: float) -> None:
