@@ -199,6 +199,7 @@ def test_who_guessed_what_is_there_as_a_list_and_under_the_pointer(chat: FakeCha
     rows = page.locator(".runs li").evaluate_all("(rows) => rows.map((row) => [...row.children].map((cell) => cell.textContent))")
     assert rows == [["model", "One"], ["suffix", " two three"], ["lm", " four"]]
     page.hover(".body .token[data-by='l']")
+    page.wait_for_selector("#tip:not([hidden])")
     assert page.locator("#tip").inner_text() == "lm · Guessed by a smaller model."
 
 
@@ -473,14 +474,17 @@ def test_hostile_text_is_shown_as_text_and_does_no_harm(kind: str, formatted: bo
     if not formatted:
         assert answer_text(page) == text
     assert page.evaluate("window.pwned") is None
-    allowed = "p, span, strong, em, code, pre, ul, ol, li, blockquote, h3, hr, table, tbody, tr, th, td, div, button, svg, use"
+    allowed = "p, span, a, strong, em, code, pre, ul, ol, li, blockquote, h3, hr, table, tbody, tr, th, td, div, button, svg, use"
     assert (
         page.locator(".body").evaluate(
             "(body, allowed) => [...body.querySelectorAll(`:not(${allowed})`)].length", f":is({allowed})"
         )
         == 0
     )
-    assert page.locator(".body :is(a, img, script, iframe, object, form, style, link)").count() == 0
+    assert page.locator(".body :is(img, script, iframe, object, form, style, link)").count() == 0
+    led = page.locator(".body a").evaluate_all("(links) => links.map((each) => [each.getAttribute('href'), each.textContent])")
+    addresses = ["https://evil.example/x.png", "https://evil.example/i.png"] if kind == "links" and formatted else []
+    assert led == [[address, address] for address in addresses]
     handlers = "(body) => [...body.querySelectorAll('*')].flatMap((each) => each.getAttributeNames())"
     handlers += ".filter((name) => /^on|^style|^src/.test(name))"
     assert page.locator(".body").evaluate(handlers) == []

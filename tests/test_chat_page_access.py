@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 RICH = (
     "Here is **all** of it:\n\n```py\nprint(1)\n```\n\n"
-    "- one\n- two\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n> said\n\n### End\nand `code`."
+    "- one\n- two\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n> said at https://docs.example/ too\n\n### End\nand `code`."
 )
 STATES = ("empty", "answered", "thought", "settings", "shortcuts", "failed")
 FOCUSED = (
@@ -134,6 +134,7 @@ def test_tab_reaches_every_control_and_shows_where_it_is(browser: Browser, chat:
             "Delete All?",
             "Edit this question",
             "Copy code",
+            "https://docs.example/",
             "Copy",
             "Answer again",
             "Who guessed what",

@@ -144,7 +144,7 @@ def test_notices_are_in_reach_while_a_dialog_is_open(visited: Visit) -> None:
     assert page.locator("#toast").is_hidden()
     page.keyboard.press("Escape")
     page.keyboard.press("Alt+Shift+K")
-    page.click("#offer-action")
+    page.click(".offer .link")
     assert page.locator("#shortcuts").is_hidden()
     assert page.locator(".said").all_inner_texts() == ["One?"]
 
@@ -163,6 +163,7 @@ def test_a_letter_that_another_drafter_gets_later_leaves_earlier_answers_as_they
         for nth, name, mark in ((1, "suffix", "mark-1"), (2, "sketch", "mark-8")):
             token = page.locator(f".turn:nth-child({nth}) .token[data-by=s]").first
             token.hover()
+            page.wait_for_selector("#tip:not([hidden])")
             assert page.inner_text("#tip").startswith(f"{name} · ")
             assert mark in str(token.get_attribute("class"))
             page.click(f".turn:nth-child({nth}) summary")

@@ -64,7 +64,7 @@ def test_a_conversation_deleted_in_one_tab_does_not_come_back_from_the_other(vis
     other.until("document.querySelectorAll('.conversation').length === 0")
     assert other.page.locator("#empty").is_visible()
     assert stored(other) == []
-    assert "deleted in another tab" in other.page.inner_text("#offer")
+    assert "deleted in another tab" in other.page.inner_text(".offer")
     other.page.click("text=Keep it")
     visited.until("document.querySelectorAll('.conversation').length === 1")
     assert said(other) == ["One?"]
@@ -127,16 +127,16 @@ def test_a_way_back_goes_once_another_tab_has_said_more(way_back: str, visited: 
     else:
         page.click("text=Answer again")
         page.wait_for_selector("#send:not([hidden])")
-    assert page.inner_text("#offer-action:visible") == way_back
+    assert page.inner_text(".offer .link") == way_back
     other = second_tab(visited)
     other.rename("")
     other.page.keyboard.type("Better")
     other.page.keyboard.press("Enter")
     visited.until("document.querySelector('.conversation bdi').textContent === 'Better'")
-    assert page.inner_text("#offer-action:visible") == way_back  # a name takes nothing away
+    assert page.inner_text(".offer .link") == way_back  # a name takes nothing away
     page.click("#new")
     other.ask("From the other tab?")
-    page.wait_for_selector("#offer", state="hidden")
+    page.wait_for_selector(".offer", state="detached")
     page.click(".conversation")
     assert said(visited)[-1] == "From the other tab?"
 

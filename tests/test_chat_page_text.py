@@ -95,7 +95,7 @@ EXAMPLES = {
         "<div><table><tbody><tr><th>a</th><th>b</th></tr><tr><td>1</td><td><strong>2</strong></td></tr></tbody></table></div>"
     ),
     "|x| < 3 holds": "<p>|x| < 3 holds</p>",
-    "[link](http://x) ![i](y) <b>html</b> &amp;": "<p>[link](http://x) ![i](y) <b>html</b> &amp;</p>",
+    "[link](http://x) ![i](y) <b>html</b> &amp;": "<p>[link](<a>http://x</a>) ![i](y) <b>html</b> &amp;</p>",
     r"so \(a_1 * b_2 * \frac{x}{y}\) is" + "\n": "<p>so <span>\\(a_1 * b_2 * \\frac{x}{y}\\)</span> is\n</p>",
     "\\[\n x_1 = 2\n- y_1 \\\\\n\\]\nso": "<p><span>\\[\n x_1 = 2\n- y_1 \\\\\n\\]</span>\nso</p>",
     "$$a*b*c$$ and 5$ and $x": "<p><span>$$a*b*c$$</span> and 5$ and $x</p>",
@@ -112,6 +112,21 @@ EXAMPLES = {
     "| a |\n\n| b |": (
         "<div><table><tbody><tr><th>a</th></tr></tbody></table></div><div><table><tbody><tr><th>b</th></tr></tbody></table></div>"
     ),
+    "at https://a.example/b_c_d*e*f?g=(h)&i#j, yes": "<p>at <a>https://a.example/b_c_d*e*f?g=(h)&i#j</a>, yes</p>",
+    "(http://a.example/b_(c)). **https://a.example**": "<p>(<a>http://a.example/b_(c)</a>). <strong><a>https://a.example</a></strong></p>",
+    "`https://a.example` xhttps://a.example ftp://a.example": "<p><code>https://a.example</code> xhttps://a.example ftp://a.example</p>",
+    "https://bank.example@evil.example https://user:word@a.example": (
+        "<p>https://bank.example@evil.example https://user:word@a.example</p>"
+    ),
+    "http://localhost:8000/ https://a.example: https:// http://99.99.99.999": (
+        "<p><a>http://localhost:8000/</a> <a>https://a.example</a>: https:// http://99.99.99.999</p>"
+    ),
+    "看https://a.example。https://a.exampleを見て https://a.example/東京 https://münchen.example": (
+        "<p>看<a>https://a.example</a>。<a>https://a.example</a>を見て <a>https://a.example/東京</a> https://münchen.example</p>"
+    ),
+    "| https://a.example |\n|---|\n| x |": (
+        "<div><table><tbody><tr><th><a>https://a.example</a></th></tr><tr><td>x</td></tr></tbody></table></div>"
+    ),
     "": "",
     "\n\n \n": "",
 }
@@ -120,6 +135,7 @@ EXAMPLES = {
 @pytest.mark.parametrize("text", EXAMPLES)
 def test_markdown(text: str, page_visit: Visit) -> None:
     assert outline(draw(page_visit, list(text))) == EXAMPLES[text]
+    assert outline(draw(page_visit, list(text), [*range(1, len(text) + 1)])) == EXAMPLES[text], "letter by letter"
 
 
 BITS = (
@@ -127,6 +143,7 @@ BITS = (
     "***", "_", "__", "`", "``", "```", "```py\n", "\n```\n", "~~~", "\\", "- ", "\n- ", "\n  - ",
     "1. ", "\n2) ", "# ", "\n### ", "> ", "\n> ", "|", "| a | b |\n",
     "|---|\n", "---", "\n***\n", "é", "😀", "\u202e", "\t", "    ", "a_b", "x*y",
+    "https://", "http", "s://", "://a.example", "a.example/b", "(", ")", ".", "@",
     "~~", "$$", "\\(", "\\)", "\\[", "\\]", "- [ ] ", "\na | b\n", "--- | :-:\n", "שלום",
 )  # fmt: skip
 
@@ -188,6 +205,8 @@ LONG = {
     "open maths": "\\(a " * 12_000,
     "dollars": "$" * 40_000,
     "bare bars": "a | " * 10_000 + "\n" + "--- | " * 10_000,
+    "addresses": "https://" * 5_000,
+    "one long address": "https://a.example/" + "." * 40_000 + "x",
     "brackets": "[" * 20_000 + "](" * 10_000,
 }
 

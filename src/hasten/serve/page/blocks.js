@@ -1,6 +1,6 @@
 /**
  * Cuts a text into blocks of a small Markdown: code fences, headings, list items, quotes, table rows, rules, paragraphs.
- * No HTML, no links, no images: those stay the characters they are.
+ * No HTML, no images: those stay the characters they are.
  *
  * A block is {kind, start, end, segments, closed, indent, …}. `segments` are the [start, end) pieces of the text that are its
  * content, without its markers; `closed` says that more text cannot change it, which is so once a complete line after it

@@ -1,11 +1,14 @@
 /**
  * Marks inside a paragraph: `code`, **strong**, *emphasis*, ~~struck~~, and characters behind a backslash; maths as LaTeX writes it stays
- * as it came. Linear in the text's length.
+ * as it came, and so do addresses, which are links. Linear in the text's length.
  *
- * Nodes are {kind: "text" | "code" | "maths" | "strong" | "emphasis" | "struck", start, end, children?}; what lies between them is markers.
+ * Nodes are {kind: "text" | "code" | "maths" | "link" | "strong" | "emphasis" | "struck", start, end, children?}; what lies between them is
+ * markers. A link that reaches the text's end is `growing`: more text may make it longer.
  */
 
-const SPECIAL = /[\\`*_~$]/g;
+import { addressAt, begunScheme } from "./address_in_text.js";
+
+const SPECIAL = /[\\`*_~$]|https?:\/\//g;
 const MATHS = new Map([["\\(", "\\)"], ["\\[", "\\]"], ["$$", "$$"]]);
 const KINDS = { "*": "emphasis", _: "emphasis", "**": "strong", __: "strong", "~~": "struck" };
 const ESCAPABLE = /[!-/:-@[-`{-~]/;
@@ -32,12 +35,13 @@ export function inlineNodes(text, start = 0) {
   return { nodes, stable: Math.max(stable, start) };
 }
 
-/** Where markers begin that stand at the very end: they may grow, and what they do depends on what follows. */
+/** Where markers, or the first letters of a link, begin that stand at the very end: they may grow, and what they do depends on what follows. */
 function lastRun(text, start) {
   const marker = text.at(-1) ?? "x";
   let from = text.length;
   if (marker === "\\") from -= 1;
   else if ("`*_~$".includes(marker)) while (from > start && text[from - 1] === marker) from -= 1;
+  else from -= begunScheme(text);
   return Math.max(from, start);
 }
 
@@ -47,7 +51,7 @@ function scanned(scan, start, end, depth) {
   let at = nextSpecial(scan.text, start);
   const flush = (to) => to > from && nodes.push({ kind: "text", start: from, end: to, before: from, after: to });
   while (at < end) {
-    const found = maths(scan, at, end) ?? (scan.text[at] === "\\" ? escaped(scan.text, at, end) : spanned(scan, at, end, depth));
+    const found = scan.text[at] === "h" ? link(scan, at, end) : (maths(scan, at, end) ?? marked(scan, at, end, depth));
     if (found.node) {
       flush(at);
       nodes.push(found.node);
@@ -64,6 +68,17 @@ function nextSpecial(text, start) {
   return SPECIAL.exec(text)?.index ?? text.length;
 }
 
+/** An address: its characters are no marks. */
+function link(scan, at, end) {
+  const { text } = scan;
+  if (/\w/.test(text[at - 1] ?? " ")) return { next: at + 1 }; // "xhttp://" is another scheme; words of other scripts need no space
+  const address = addressAt(text, at, end);
+  const growing = address.runEnd === text.length;
+  if (growing) leftOpen(scan, at, end);
+  if (address.end === at) return { next: at + 1 };
+  return { node: { kind: "link", start: at, end: address.end, before: at, after: address.end, growing }, next: address.end };
+}
+
 /** From an opening mark of maths to its closing one, all of it as it came: a backslash there is no escape. */
 function maths(scan, at, end) {
   const close = MATHS.get(scan.text.slice(at, at + 2));
@@ -74,6 +89,10 @@ function maths(scan, at, end) {
     return null;
   }
   return { node: { kind: "maths", start: at, end: found + 2, before: at, after: found + 2 }, next: found + 2 };
+}
+
+function marked(scan, at, end, depth) {
+  return scan.text[at] === "\\" ? escaped(scan.text, at, end) : spanned(scan, at, end, depth);
 }
 
 /** A backslash vanishes before punctuation: the character behind it is text. */

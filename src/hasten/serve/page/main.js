@@ -24,6 +24,7 @@ import { Toast } from "./toast.js";
 import { installTokenTip } from "./token_tip.js";
 import { Transcript } from "./transcript.js";
 import { accountLine } from "./turns.js";
+import { WaysBack } from "./way_back.js";
 
 const SAVE_EVERY_MS = 1000;
 const REFUSED = new Set([401, 403]);
@@ -54,7 +55,16 @@ class Page {
       leave: () => this.question.edit(null),
       typed: () => this.question.keep(),
     });
-    this.question = new Question(this.composer);
+    this.question = new Question(this.composer, (turn, text) => this.waysBack.left(this.current, turn, text));
+    this.waysBack = new WaysBack(this.toast, this.conversations, {
+      stop: (each) => this.exchanges.get(each)?.stop(),
+      save: (each) => this.save(each),
+      open: (each) => this.open(each),
+      edit: (each, turn, text) => {
+        if (each !== this.current) this.open(each);
+        this.question.edit(turn, text);
+      },
+    });
     this.models = new Models(this.settings, { failed: (problem) => this.unlisted(problem), listed: () => this.listed(), chosen: () => this.showSpeed() });
     this.form = new SettingsForm(this.settings, (name) => this.changed(name), (text) => this.setSystem(text));
     this.panels = sidePanels();
@@ -176,19 +186,16 @@ class Page {
 
   remove(conversation) {
     this.conversations.remove(conversation);
-    this.#left(conversation, `Deleted “${storage.titleOf(conversation)}”.`, "Undo");
+    this.#left(conversation, false);
   }
 
   /** It is off the list: its answer ends, another one is shown, and it can be brought back. */
-  #left(conversation, told, back) {
+  #left(conversation, elsewhere) {
     this.exchanges.get(conversation)?.stop();
     if (conversation === this.current) this.open(this.conversations.list[0] ?? storage.newConversation(this.settings.system), false);
     this.showList();
     holdFocus(this.composer);
-    this.toast.offer(told, back, () => {
-      this.save(conversation);
-      this.open(conversation);
-    });
+    this.waysBack.deleted(conversation, elsewhere);
   }
 
   save(conversation) {
@@ -205,14 +212,14 @@ class Page {
 
   /** Another tab deleted it. What this tab does not show goes without a word. */
   #deleted(conversation) {
-    if (conversation === this.current) this.#left(conversation, `“${storage.titleOf(conversation)}” was deleted in another tab.`, "Keep it");
+    if (conversation === this.current) this.#left(conversation, true);
     else this.exchanges.get(conversation)?.stop();
   }
 
   /** Another tab went on with the conversation that is shown. */
   #replaced() {
     const { current } = this;
-    if (!current.turns.includes(this.question.editing)) this.question.edit(null);
+    this.question.review();
     if (document.activeElement !== this.form.system) this.form.system.value = current.system;
     this.showTurns();
     this.showSpeed();
@@ -252,7 +259,7 @@ class Page {
     current.since = Math.min(current.since, from);
     this.ask(question);
     if (editing === null) return;
-    this.#offerBack(current, "The changed question replaced the old one and what followed it.", "Undo", before);
+    this.waysBack.replaced(current, "The changed question replaced the old one and what followed it.", "Undo", before);
   }
 
   ask(question) {
@@ -262,20 +269,6 @@ class Page {
     this.current.turns.push(turn);
     this.question.keep();
     this.answer(turn);
-  }
-
-  /** Offers what stood there before, until something else is said there: another tab's words would go with the new ones. */
-  #offerBack(conversation, told, name, before) {
-    const made = [...conversation.turns];
-    const stands = () => made.length === conversation.turns.length && made.every((turn, index) => turn === conversation.turns[index]);
-    this.toast.offer(told, name, () => this.#putBack(conversation, before), { subject: conversation, stands });
-  }
-
-  #putBack(conversation, before) {
-    this.exchanges.get(conversation)?.stop();
-    Object.assign(conversation, before);
-    this.save(conversation);
-    this.open(conversation);
   }
 
   /** Asks for the answer of that turn, the conversation's last. */
@@ -288,7 +281,7 @@ class Page {
     this.toast.withdraw(conversation);
     if (exchange.replaced !== null) {
       const old = { turns: [...conversation.turns.slice(0, -1), { ...turn, answer: exchange.replaced }] };
-      this.#offerBack(conversation, "Answering again.", "Keep the old answer", old);
+      this.waysBack.replaced(conversation, "Answering again.", "Keep the old answer", old);
     }
     this.showTurns();
     this.transcript.follow();
@@ -344,7 +337,10 @@ class Page {
   act(action, turn) {
     if (action === "copy-answer") copyText(this.toast, turn.answer.tokens.text, "Answer copied.");
     else if (action === "copy-question") copyText(this.toast, turn.question, "Question copied.");
-    else if (action === "new") this.begin();
+    else if (action === "new") {
+      this.begin();
+      this.question.add(turn.question); // it was too long for the old conversation, and may fit a new one
+    }
     else if (this.exchange !== null) this.toast.say("An answer is coming here: wait for it, or stop it.");
     else if (action === "edit") this.question.edit(turn);
     else if (turn !== this.current.turns.at(-1)) return;

@@ -46,6 +46,7 @@ class Panel {
     this.opened = opened;
     this.element.inert = !opened;
     this.element.dataset.open = String(opened);
+    this.element.toggleAttribute("data-over", this.over);
     document.documentElement.toggleAttribute(`data-${this.element.id}`, opened);
     for (const button of this.buttons) button.setAttribute("aria-expanded", String(opened));
     this.onchange();

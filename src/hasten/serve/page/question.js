@@ -4,9 +4,13 @@ import { holdFocus } from "./dom.js";
 import { loadUnsent, saveUnsent } from "./storage.js";
 
 export class Question {
-  /** @param {import("./composer.js").Composer} composer */
-  constructor(composer) {
+  /**
+   * @param {import("./composer.js").Composer} composer
+   * @param {(turn: object, text: string) => void} left hears of a question that was being changed, and of the words that are not sent
+   */
+  constructor(composer, left) {
     this.composer = composer;
+    this.left = left;
     this.conversation = null;
     this.editing = null; // the turn whose question is being changed
     this.putAside = ""; // what stood in the field before that
@@ -20,14 +24,37 @@ export class Question {
     this.#show(conversation.turns[edit?.turn] ?? null, edit?.text);
   }
 
-  /** Begins to change an earlier question, or with null leaves that. */
-  edit(turn) {
-    if (turn === this.editing) return;
-    if (this.editing === null) this.putAside = this.composer.text;
-    this.#show(turn, turn?.question);
+  /** Begins to change an earlier question, or with null leaves that. `text`: what stands in the field then. */
+  edit(turn, text = turn?.question) {
+    const { editing, composer } = this;
+    if (turn === editing && text === turn?.question) return;
+    if (editing === null) this.putAside = composer.text;
+    else if (![editing.question, text, ""].includes(composer.text)) this.left(editing, composer.text);
+    this.#show(turn, text);
     this.keep();
     if (turn === null) holdFocus(this.composer);
     else this.composer.focus();
+  }
+
+  /** Puts a question into the field, below what stands there already. */
+  add(text) {
+    const there = this.composer.text;
+    if (!there.includes(text)) this.composer.text = there === "" ? text : `${there}\n\n${text}`;
+    this.keep();
+  }
+
+  /** Another tab may have replaced the turns. Words for a question that is gone stand as the next one's. */
+  review() {
+    const { editing, composer } = this;
+    const { turns } = this.conversation;
+    if (editing === null || turns.includes(editing)) return;
+    this.editing = turns.find(({ question }) => question === editing.question) ?? null;
+    if (this.editing === null) {
+      const { text } = composer;
+      this.#show(null);
+      if (text !== editing.question) this.add(text);
+    }
+    this.keep();
   }
 
   /** It was sent: the field is empty, or has again what was put aside. */

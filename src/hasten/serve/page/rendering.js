@@ -119,7 +119,7 @@ export class Rendering {
     block.segments.forEach(([start, end], index) => {
       const cell = element(first ? "th" : "td", { scope: first ? "col" : null, class: alignClass(this.table.aligned[index]) });
       outer.append(cell);
-      this.#inline(cell, new Content([[start, end]], text), 0);
+      this.#inline(cell, new Content([[start, end]], text), 0, block.closed);
     });
     if (block.closed) setDirection(this.table.frame, outer.textContent);
   }
@@ -142,15 +142,16 @@ export class Rendering {
       return;
     }
     while (target.childNodes.length > state.kept) target.lastChild.remove();
-    state.drawn = this.#inline(target, content, state.drawn, (count) => (state.kept = count));
+    state.drawn = this.#inline(target, content, state.drawn, block.closed, (count) => (state.kept = count));
   }
 
   /** Draws from content offset `from`; returns the offset that is final, after telling how many children lie before it. */
-  #inline(target, content, from, keep = () => {}) {
+  #inline(target, content, from, closed, keep = () => {}) {
     const { nodes, stable } = inlineNodes(content.text, from);
     this.#nodes(target, content, nodes, from, stable);
     keep(target.childNodes.length);
-    this.#nodes(target, content, nodes, stable, content.text.length);
+    const shown = closed ? nodes : nodes.map((node) => (node.growing ? { ...node, kind: "text" } : node)); // half an address leads astray
+    this.#nodes(target, content, shown, stable, content.text.length);
     return stable;
   }
 
@@ -159,7 +160,7 @@ export class Rendering {
       if (node.kind === "text") {
         content.paint(this.tokens, target, Math.max(node.start, from), Math.min(node.end, to));
       } else if (node.before >= from && node.before < to) {
-        const inner = element(...TAGS[node.kind]);
+        const inner = node.kind === "link" ? linkTo(content.text.slice(node.start, node.end)) : element(...TAGS[node.kind]);
         if (node.children) this.#nodes(inner, content, node.children, node.start, node.end);
         else content.paint(this.tokens, inner, node.start, node.end);
         target.append(inner);
@@ -169,6 +170,11 @@ export class Rendering {
 }
 
 const TAGS = { code: ["code"], maths: ["span", { class: "maths" }], strong: ["strong"], emphasis: ["em"], struck: ["s"] };
+
+/** The address is also what is read, so a link cannot lead elsewhere than it says; inline.js finds none but http and https. */
+function linkTo(address) {
+  return element("a", { href: address, target: "_blank", rel: "noopener noreferrer nofollow" });
+}
 
 const SHAPES = {
   paragraph: () => whole(element("p")),

@@ -89,9 +89,9 @@ export function wholeTitleOf(conversation) {
 }
 
 /** The same, short enough for a list. */
-export function titleOf(conversation) {
+export function titleOf(conversation, most = TITLE_LENGTH) {
   const title = wholeTitleOf(conversation);
-  return title.length > TITLE_LENGTH ? `${title.slice(0, TITLE_LENGTH).toWellFormed()}…` : title;
+  return title.length > most ? `${title.slice(0, most).toWellFormed()}…` : title;
 }
 
 /** The saved text of each conversation, by its identifier. */

@@ -142,7 +142,8 @@ const STATES = {
 export function accountLine(answer) {
   const { usage, account } = answer;
   const count = usage?.completion_tokens ?? countOf(answer);
-  const parts = [`${whole(count)} token${count === 1 ? "" : "s"}`];
+  const parts = [];
+  if (count > 0 || answer.state === "done") parts.push(`${whole(count)} token${count === 1 ? "" : "s"}`); // else something else was told
   const rate = rateOf(answer);
   if (rate) parts.push(`${decimal(rate)} a second`);
   if (account?.speedup) parts.push(`${decimal(account.speedup, 2)}× plain`);
