@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import random
 from dataclasses import replace
 from itertools import pairwise, product
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from hasten.control import accounts, rules, store
@@ -24,6 +26,8 @@ from hasten.control.step_costs import DOUBT, StepCosts
 from hasten.core.config import EngineConfig, SpeculationParams, parse_control
 from hasten.core.errors import ConfigError, InvalidRequest
 from hasten.core.types import ROOT, DraftTree
+from hasten.draft.growth import chances_of_draws
+from hasten.sampling.laws import Law
 
 SETTING = Setting("ab" * 32, "int8", "A Processor (tm) / 2", 2, "amx")
 
@@ -505,6 +509,12 @@ def test_the_entropy_threshold_moves_as_in_the_paper() -> None:
         seen.append((round(threshold.accepted, 6), round(threshold.threshold, 3)))
     assert seen == [(0.925, 0.5), (0.5875, 0.501), (0.79375, 0.502), (0.896875, 0.501)]
     assert rules.entropy_limit(0.5) == pytest.approx(1.25)
+
+
+@pytest.mark.parametrize("tokens", [2, 5, 40])
+def test_the_entropy_limit_is_where_drafters_see_the_threshold_too(tokens: int) -> None:
+    (bound,) = chances_of_draws(Law(np.arange(tokens), np.full(tokens, 1 / tokens)), 1)
+    assert rules.entropy_limit(bound) == pytest.approx(math.log(tokens))
 
 
 def test_chain_of() -> None:

@@ -20,6 +20,8 @@ from hasten.draft.base import DraftBudget, Drafter
 from hasten.draft.suffix import SuffixDrafter
 from hasten.engine.engine import Engine
 from hasten.engine.loading import load_engine
+from hasten.model.tokenizer import load_tokenizer
+from test_tokenizer_folder import byte_level_folder
 from tiny import run_all
 
 pytest.importorskip("llguidance")
@@ -219,9 +221,42 @@ def test_a_form_is_not_used_up_by_the_answers_that_had_it(engine: Engine) -> Non
         state.accept(engine.tokenizer.encode("a" * 400, add_bos=False))
 
 
+def test_compiled_forms_are_a_tenants_own(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = Grammars(engine.tokenizer, engine.vocabulary)
+    made: list[str] = []
+    compile_form = own._made
+    monkeypatch.setattr(own, "_made", lambda form: made.append(form.text) or compile_form(form))  # type: ignore[func-returns-value]
+    monkeypatch.setattr("hasten.engine.grammar.MOST_COMPILED", 4)
+    form = Form("regex", "a{1,9}")
+    for tenant in ("anna", "anna", "bob", "bob"):
+        own.compile(form, tenant)
+    assert len(made) == 2, "what one has asked for takes another as long as if nobody had"
+    made.clear()
+    for number in range(9):
+        own.compile(Form("regex", f"b{{1,{number + 1}}}"), "anna")
+    assert len(made) == 9
+    own.compile(form, "bob")
+    assert len(made) == 9, "many forms of one tenant push out none of another's"
+    own.compile(form, "anna")
+    assert len(made) == 10
+
+
 def test_ends_and_forms_exclude_each_other(engine: Engine, grammars: Grammars) -> None:
     with pytest.raises(InvalidRequest, match="ignore_eos"):
         answer(engine, grammars, choice(["a"]), replace(PARAMS, ignore_eos=True))
+
+
+def test_a_form_needs_an_end_that_the_vocabulary_has(tmp_path: Path) -> None:
+    folder = byte_level_folder(tmp_path)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [9999]}))
+    stray = load_tokenizer(folder)
+    state = Grammars(stray, stray.vocabulary_size).compile(choice(["ab"]))()
+    said = state.allowed_after(stray.encode("ab", add_bos=False))
+    assert said is None or said[stray.eos_token_ids[0]]
+    without = load_tokenizer(byte_level_folder(tmp_path, eos_token=None))
+    assert without.eos_token_ids == ()
+    with pytest.raises(InvalidRequest, match="no token that ends an answer"):
+        Grammars(without, without.vocabulary_size)
 
 
 def test_a_grammar_that_leaves_nothing_ends_its_request_only(engine: Engine) -> None:

@@ -139,7 +139,6 @@ def check_description(made: ModelDescription, config: Any, family: str) -> None:
     assert made.head_dim == head_dim
     assert made.norm_eps == config.rms_norm_eps
     assert made.tied_head == config.tie_word_embeddings
-    assert (made.bos_token_id, made.eos_token_ids) == (1, (2, 3))
     assert made.activation == ("gelu_tanh" if family.startswith("gemma") else "silu")
     assert made.context_length == (1024 if made.rope_scaling.kind == "yarn" else 256)
     rope = config.rope_parameters
@@ -194,7 +193,6 @@ def test_multimodal_gemma(tmp_path: Path) -> None:
         "model_type": "gemma3",
         "text_config": text,
         "vision_config": {"model_type": "siglip"},
-        "eos_token_id": [2, 3, 50],
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
     state = load_file(tmp_path / "model.safetensors")
@@ -203,15 +201,6 @@ def test_multimodal_gemma(tmp_path: Path) -> None:
         save_file(renamed | {f"{tower}x": torch.ones(2, dtype=torch.int64)}, tmp_path / "model.safetensors")
         source = open_source(tmp_path)
         check_tensors(source, expected)
-        assert source.description.eos_token_ids == (2, 3, 50)
-
-
-def test_end_tokens_are_merged(tmp_path: Path) -> None:
-    make("llama").save_pretrained(tmp_path)
-    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [9, 2, 9999]}))
-    assert open_source(tmp_path).description.eos_token_ids == (2, 3, 9)
-    (tmp_path / "generation_config.json").unlink()
-    assert open_source(tmp_path).description.eos_token_ids == (2, 3)
 
 
 def test_fingerprint_follows_content_not_place(tmp_path: Path) -> None:
@@ -244,7 +233,7 @@ def test_single_file_before_index_and_no_stray_shards(tmp_path: Path) -> None:
 
 def describe(**config: Any) -> ModelDescription:
     path = Path("config.json")
-    return describe_folder(Fields(path, config), Fields(path, {}))
+    return describe_folder(Fields(path, config))
 
 
 LLAMA_3_2 = {
@@ -285,12 +274,12 @@ def test_published_llama() -> None:
 
 
 def test_published_multimodal_gemma_leans_on_defaults() -> None:
-    made = describe(model_type="gemma3", text_config=GEMMA_4B_TEXT, eos_token_id=[1, 106])
+    made = describe(model_type="gemma3", text_config=GEMMA_4B_TEXT)
     assert (made.vocabulary_size, made.heads, made.kv_heads, made.head_dim) == (262208, 8, 4, 256)
     assert (made.context_length, made.rope_theta, made.local_rope_theta) == (131072, 1e6, 1e4)
     assert made.rope_scaling == RopeScaling("linear", 8.0)
     assert [layer for layer in range(34) if not made.sliding[layer]] == [5, 11, 17, 23, 29]
-    assert (made.tied_head, made.eos_token_ids, made.query_scale) == (True, (1, 106), 0.0625)
+    assert (made.tied_head, made.query_scale) == (True, 0.0625)
 
 
 def test_published_mistral_and_qwen_defaults() -> None:

@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hasten.core.damaged import free_name, set_aside
 from hasten.draft.memory import MemoryDrafter
-from hasten.draft.output_store import MOST_WAITING, OutputStore, set_aside
+from hasten.draft.output_store import COMPANIONS, MOST_WAITING, OutputStore
 from test_memory import PROMPT, answer, live, tree_for
 
 CHILD = """
@@ -147,15 +148,6 @@ def test_a_damaged_file_is_set_aside(tmp_path: Path, caplog: pytest.LogCaptureFi
             one._store._connection.close()
 
 
-def test_a_database_is_set_aside_with_its_companions(tmp_path: Path) -> None:
-    for name in ("m", "m-wal", "m-shm", "m.damaged-1"):
-        (tmp_path / name).write_text(name)
-    assert set_aside(tmp_path / "m").name == "m.damaged-2"
-    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {
-        "m.damaged-1": "m.damaged-1", "m.damaged-2": "m", "m.damaged-2-wal": "m-wal", "m.damaged-2-shm": "m-shm",
-    }  # fmt: skip
-
-
 def test_another_programs_database_is_set_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "m"
     with sqlite3.connect(path) as connection:
@@ -253,7 +245,7 @@ def test_a_new_file_of_another_process_is_not_set_aside(tmp_path: Path, caplog: 
     path = tmp_path / "m"
     store = small_store(path)
     store.save("A", "v", some(9), 1)
-    set_aside(path)
+    assert set_aside(path, "m is damaged", free_name(path), companions=COMPANIONS)
     small_store(path).save("A", "v", some(5), 1)
     store._trouble(ValueError("damage"))
     assert [len(tokens) for tokens, _ in store.load("A", "v")] == [5]
@@ -368,6 +360,25 @@ def test_a_lock_is_waited_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
     store.save("A", "v", some(4, 100), 1)
     assert [int(tokens[0]) for tokens, _ in store.load("A", "v")] == [*range(6, MOST_WAITING + 5), 100]
     assert len(caplog.records) == 1
+
+
+def test_a_full_disk_is_outlasted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store = OutputStore(tmp_path / "m", tenant_tokens=100_000, all_tokens=300_000)
+    store.save("A", "v", some(4, 0), 1)
+    connection = store._connection
+    assert connection is not None
+    pages = connection.execute("PRAGMA page_count").fetchone()[0]
+    connection.execute(f"PRAGMA max_page_count = {pages}")
+    for number in range(1, 4):
+        store.save("A", "v", some(3000, number), 1)
+    (record,) = caplog.records
+    assert record.getMessage().endswith("is full; the latest outputs wait in memory until there is room.")
+    assert [int(tokens[0]) for tokens, _ in store.load("A", "v")] == [0], "what is there can still be read"
+    connection.execute("PRAGMA max_page_count = 100000")
+    store.save("A", "v", some(4, 4), 1)
+    assert [int(tokens[0]) for tokens, _ in store.load("A", "v")] == [0, 1, 2, 3, 4]
+    assert len(caplog.records) == 1
+    assert store.usable
 
 
 def test_two_drafters_share_a_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

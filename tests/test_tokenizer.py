@@ -235,6 +235,7 @@ def test_what_is_put_around_a_prompt() -> None:
 def test_turn_ends_end_an_answer() -> None:
     ours = build(byte_level(eos_token_id=0))
     assert ours.eos_token_ids == (0, ours.vocabulary_size - 3)
+    assert build(byte_level(eos_token_id=0, eot_token_id=3, eom_token_id=4)).eos_token_ids == (0, 3, 4, ours.vocabulary_size - 3)
     assert 0 in ours.special_ids
 
 

@@ -116,6 +116,7 @@ def test_broken_folders(tmp_path: Path) -> None:
     for name, value in (
         ("generation_config.json", {"eos_token_id": "x"}),
         ("generation_config.json", {"eos_token_id": [-1]}),
+        ("config.json", {"text_config": {"eos_token_id": [1.5]}}),
         ("tokenizer_config.json", {"chat_template": 3}),
         ("tokenizer_config.json", []),
     ):
@@ -123,6 +124,21 @@ def test_broken_folders(tmp_path: Path) -> None:
         with pytest.raises(CorruptModel):
             load_tokenizer(tmp_path)
         (tmp_path / name).unlink()
+
+
+@pytest.mark.parametrize("text_config", [None, [], {}, {"eos_token_id": 9}, {"eos_token_id": [9, 7]}])
+def test_ends_are_those_of_all_files_that_are_in_the_vocabulary(text_config: Any, tmp_path: Path) -> None:
+    """Any of them ends an answer; what nobody can choose would break whoever is told that it ends one."""
+    folder = byte_level_folder(tmp_path)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 9999]}))
+    (folder / "config.json").write_text(json.dumps({"eos_token_id": [8, 7, 519], "text_config": text_config}))
+    ours = load_tokenizer(folder)
+    assert ours.vocabulary_size == 519
+    assert ours.eos_token_ids[1:] == ((7, 8, 9) if text_config else (7, 8))
+    assert ours.special_ids >= set(ours.eos_token_ids)
+    assert max(ours.special_ids) < 519
+    if text_config:
+        assert 9 in ours.special_ids
 
 
 @pytest.mark.parametrize("decoder", [decoders.WordPiece(), decoders.CTC(), decoders.BPEDecoder(), decoders.Strip("x", 1, 0)])

@@ -58,6 +58,33 @@ def test_it_goes_on_to_the_very_same_end(tmp_path: Path, steps: int, monkeypatch
         assert torch.equal(found.tensors[name], tensor), name
 
 
+@pytest.mark.parametrize("first", [torch.bfloat16, torch.float32])
+def test_it_goes_on_in_what_it_was_begun_in(tmp_path: Path, first: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which of two types is faster may be a matter of chance, and is asked where nothing has been chosen only."""
+    (second,) = {torch.bfloat16, torch.float32} - {first}
+    asked: list[torch.dtype] = []
+
+    def timed(fastest: torch.dtype) -> None:
+        monkeypatch.setattr(Training, "_fastest", lambda self: (asked.append(fastest), fastest)[1])
+
+    timed(first)
+    whole, right = begun().run()
+    training = begun()
+    interrupted(Checkpoint(tmp_path / "kept", training.key), training, 5)
+    timed(second)
+    other, _ = begun().run()
+    again = begun()
+    assert again.key == training.key
+    found, right_again = again.run(silent, Checkpoint(tmp_path / "kept", again.key))
+    assert asked == [first, first, second]
+    assert right_again == right
+    for name, tensor in whole.tensors.items():
+        assert torch.equal(found.tensors[name], tensor), name
+    assert not torch.equal(found.tensors["state"], other.tensors["state"])
+    assert begun().run(silent, Checkpoint(tmp_path / "nothing", again.key))[1]
+    assert asked == [first, first, second, second]
+
+
 def test_it_is_kept_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint_module, "SECONDS", 1e9)
     training = begun()
@@ -71,19 +98,23 @@ def test_another_training_is_not_gone_on_from(tmp_path: Path, monkeypatch: pytes
     other = Training(follow_a_circle(source, answers=41), source, CPU)
     assert other.key != training.key
     optimiser = torch.optim.AdamW(other.weights.values())
-    assert Checkpoint(tmp_path / "kept", other.key).resume(other.weights, optimiser) == 0
+    assert Checkpoint(tmp_path / "kept", other.key).resume(other.weights, optimiser) == (0, None)
     assert not optimiser.state
     key = training.key
     monkeypatch.setattr(training_module, "PASSES", 2)
     assert begun().key != key
 
 
-@pytest.mark.parametrize("damage", [b"", b"damaged", None])
-def test_a_damaged_one_is_said_and_begun_anew(tmp_path: Path, damage: bytes | None, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("damage", [b"", b"damaged", None, "products"])
+def test_a_damaged_one_is_said_and_begun_anew(tmp_path: Path, damage: bytes | str | None, caplog: pytest.LogCaptureFixture) -> None:
     whole, _ = begun().run()
     path, training = tmp_path / "kept", begun()
     interrupted(Checkpoint(path, training.key), training, 5)
-    path.write_bytes(path.read_bytes()[:-100] if damage is None else damage)
+    whole_file = path.read_bytes()
+    if isinstance(damage, str):  # multiplied in what no training is
+        assert whole_file.count(b"torch.") == 1
+        damage = whole_file.replace(b"torch.", b"torsh.")
+    path.write_bytes(whole_file[:-100] if damage is None else damage)
     again = begun()
     with caplog.at_level(logging.WARNING):
         found, _ = again.run(silent, Checkpoint(path, again.key))

@@ -14,7 +14,9 @@ LEAST_TASKS = 5  # a bootstrap interval of fewer is too narrow to judge by
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """``words`` leading columns are names, the rest numbers; cells that equal one of ``marked`` deserve a second look."""
+    """``words`` leading columns are words, the rest numbers; cells that equal one of ``marked`` deserve a second look. ``keys``
+    leading columns say what a row is of (0: all ``words``), and ``joined`` columns mean nothing without the one before them: where
+    a table is shown in parts, the first stand in each of them, and the second stay where they are."""
 
     title: str
     header: list[str]
@@ -22,6 +24,8 @@ class Table:
     note: str = ""
     words: int = 1
     marked: tuple[str, ...] = ()
+    keys: int = 0
+    joined: tuple[int, ...] = ()
 
     def markdown(self) -> str:
         lines = [" | ".join(self.header), " | ".join("---" for _ in self.header), *(" | ".join(row) for row in self.rows)]
@@ -106,7 +110,7 @@ def speed_table(found: Comparison) -> Table:
         note += f" With fewer than {LEAST_TASKS} tasks the intervals are too narrow to judge by; of one task there is none."
     if found.peak_bytes:
         note += f" Peak memory of this process: {found.peak_bytes / 1e9:.2f} GB."
-    return Table("Speed", header, rows, note, 3, (DIFFERS, FAILED))
+    return Table("Speed", header, rows, note, 3, (DIFFERS, FAILED), keys=2)
 
 
 def text_of(cell: Cell, found: Comparison) -> str:
@@ -133,7 +137,7 @@ def never_slower_table(found: Comparison) -> Table:
         f"that. 'off' is drafters that are loaded and switched off by the request. {SLOWER}: one of the two intervals lies wholly "
         "below 1; 'faster': both lie wholly above; else 'undecided'."
     )
-    return Table("Never slower", header, rows, note, 3, (SLOWER,))
+    return Table("Never slower", header, rows, note, 3, (SLOWER,), keys=2, joined=(4, 5, 7, 8))
 
 
 def _ends(ratio: Estimate) -> list[str]:

@@ -22,6 +22,7 @@ from hasten.cli.bench_options import (
 from hasten.cli.generate import load
 from hasten.cli.options import Verb, WholeText, engine_config, engine_options, without_past
 from hasten.cli.prompts import Prompt, alike
+from hasten.cli.tables import show
 from hasten.core.config import EngineConfig
 from hasten.core.errors import ConfigError, HastenError
 
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from hasten.bench.peers.process import Peer
     from hasten.bench.session import Contestant
     from hasten.bench.tables import Comparison
-    from hasten.bench.words import Table
     from hasten.bench.workloads import Load
 
 SAMPLED_BY = "leave that out and give --temperatures, --seed and --max-tokens"
@@ -218,28 +218,6 @@ def other_engines(llm: LLM, config: EngineConfig, options: dict[str, Any], loads
     )
     room = min(llm.context_length, max(LEAST_ROOM, longest + GUESS_ROOM))
     return make_peers(check_names(options["against"]), target.path, path, threads, room, notes().print, stack)
-
-
-def show(table: Table) -> None:
-    """A table on standard output: drawn for a terminal, Markdown for a file or a pipe."""
-    from hasten.cli.screen import answers, print_table
-
-    out = answers()
-    if not out.is_terminal:
-        click.echo(f"{table.title}\n\n{table.markdown()}\n\n{table.note}\n")
-        return
-    from rich.table import Table as Drawn
-    from rich.text import Text
-
-    drawn = Drawn(box=None, pad_edge=False, header_style="bold")
-    for at, title in enumerate(table.header):
-        drawn.add_column(title.upper(), justify="left" if at < table.words else "right")
-    for row in table.rows:
-        drawn.add_row(*(Text(cell, style="bold red") if cell in table.marked else cell for cell in row))
-    out.print(table.title, style="italic")
-    print_table(out, drawn)
-    out.print(table.note, style="dim")
-    out.print()
 
 
 def say_notes(lines: list[str]) -> None:

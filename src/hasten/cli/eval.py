@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hasten.cli.bench import say_notes, show
+from hasten.cli.bench import say_notes
 from hasten.cli.generate import load
 from hasten.cli.options import Verb, engine_config, engine_options, misuse, typed, without_past
 from hasten.cli.prompts import read_text
+from hasten.cli.tables import show
 from hasten.core.errors import InvalidRequest
 from hasten.core.types import BLOCK_SIZE, SamplingParams
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hasten.cli.bench import show
 from hasten.cli.bench_options import numbers, precision_of
 from hasten.cli.options import Verb, blaming, engine_config, engine_options, misuse, typed
 from hasten.cli.profile import check_picture
+from hasten.cli.tables import show
 from hasten.core.config import EngineConfig
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ def report(
     if form.precision == "file":
         note += f" A weight takes {form.weight_bytes:.3f} bytes in this file."
     header = ["machine", "context", "rows", "GB", "10^9 operations", "operations/byte", "floor ms", "step ms"]
-    show(Table(f"Steps in {form.precision}", header, steps, note))
+    show(Table(f"Steps in {form.precision}", header, steps, note, keys=3))
     kinds = {"free": "gain, free guesses (depth)", "draft": "gain, draft model (depth)"}
     known = [kind for kind in kinds if f"{kind}_gain" in requests[0]]
     header = ["machine", f"{PROMPT_TOKENS} prompt tokens s", f"{ANSWER_TOKENS} answer tokens s", *(kinds[kind] for kind in known)]
@@ -208,7 +208,7 @@ def report_check(checked: list[Checked]) -> None:
     note = (
         f"Median error {100 * statistics.median(c.error for c in checked):.1f} %; what the machine was calibrated with is left out."
     )
-    show(Table("Predicted and measured here", ["context", "rows", "predicted ms", "measured ms", "error"], body, note, 0))
+    show(Table("Predicted and measured here", ["context", "rows", "predicted ms", "measured ms", "error"], body, note, 0, keys=2))
 
 
 def draw(shape: ModelDescription, form: Form, machines: list[Machine], path: Path, dark: bool) -> None:

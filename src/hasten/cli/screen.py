@@ -11,6 +11,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from textwrap import fill
 
 from rich.console import Console, ConsoleOptions
 from rich.measure import Measurement
@@ -71,9 +72,15 @@ def print_table(out: Console, table: Table) -> None:
         out.print(text)
 
 
-def _broken_at_spaces(table: Table, out: Console, wide: ConsoleOptions) -> bool:
-    """Have the table take no more than the screen's width: numbers stay whole, words do everywhere. False, with nothing changed,
-    where that is too much for it."""
+def least_width(table: Table, out: Console) -> int:
+    """What ``print_table`` can make do with, headings and sentences broken at their spaces, before it lets lines go on in the next
+    ones."""
+    least, _ = _widths(table, out, out.options.update(width=WIDEST))
+    return sum(least) + BETWEEN_COLUMNS * (len(least) - 1)
+
+
+def _widths(table: Table, out: Console, wide: ConsoleOptions) -> tuple[list[int], list[int]]:
+    """Of each column the least width and the most that it has any use for: numbers stay whole, words do everywhere."""
     least, most = [], []
     for column in table.columns:
         sizes = [Measurement.get(out, wide, cell) for cell in column.cells]
@@ -82,6 +89,12 @@ def _broken_at_spaces(table: Table, out: Console, wide: ConsoleOptions) -> bool:
         body = max((size.maximum for size in sizes), default=0)
         least.append(max(body if whole else max((size.minimum for size in sizes), default=0), title.minimum, own))
         most.append(max(least[-1], 0 if whole else body, 0 if column.justify == "right" else title.maximum))
+    return least, most
+
+
+def _broken_at_spaces(table: Table, out: Console, wide: ConsoleOptions) -> bool:
+    """Have the table take no more than the screen's width. False, with nothing changed, where that is too much for it."""
+    least, most = _widths(table, out, wide)
     room = out.width - sum(least) - BETWEEN_COLUMNS * (len(least) - 1)
     if room < 0:
         return False
@@ -89,7 +102,7 @@ def _broken_at_spaces(table: Table, out: Console, wide: ConsoleOptions) -> bool:
         column, more = table.columns[at], min(room, most[at] - least[at])
         column.width, room = least[at] + more, room - more
         if column.justify == "right":
-            column.header = str(column.header).replace(" ", "\n")
+            column.header = fill(str(column.header), column.width, break_long_words=False, break_on_hyphens=False)
     return True
 
 

@@ -39,7 +39,7 @@ class Memory:
             standings = _standings(content.get("standings"))
             lengths = Lengths.from_json(content.get("lengths"))
         except ValueError as problem:
-            store.set_aside(self.path, str(problem))
+            store.discard(self.path, str(problem))
             return False
         controller.calibrator, controller.lengths = calibrator, lengths
         controller.standings.update(standings)

@@ -199,6 +199,6 @@ def load(path: Path, setting: Setting) -> CostCurve | None:
         if not rows or rows != sorted(set(rows)) or len(seconds) != len(rows) or len(slopes) not in (0, len(rows)):
             raise ValueError("its lists do not fit together")
     except ValueError as problem:
-        store.set_aside(path, str(problem))
+        store.discard(path, str(problem))
         return None
     return CostCurve(rows, seconds, slopes=slopes, reference=reference)

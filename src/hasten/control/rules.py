@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from functools import cache
 
 from hasten.control.selection import Offer
-from hasten.core.config import DEEPEST_CHAIN
+from hasten.core.config import DEEPEST_CHAIN, GAMMA
 from hasten.core.types import ROOT, DraftTree
 
 DEEPEST = DEEPEST_CHAIN  # levels of any draft
 MOST_REJECTED = 0.7  # SpecDec++'s h: stop when P(at least one rejected so far) passes it
-GAMMA = 0.2  # AdaEDL's: the share of the draft's entropy that stands for its divergence from the target
 
 
 def expected_tokens(depth: int, acceptance: float) -> float:

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from hasten.core.damaged import set_aside
 from hasten.core.replacement import Replacement
 from hasten.model import storage
 
@@ -40,7 +41,7 @@ def read(path: Path) -> dict[str, Any] | None:
         if not isinstance(content, dict):
             raise ValueError("it is not an object")
     except (ValueError, RecursionError) as problem:
-        set_aside(path, str(problem))
+        discard(path, str(problem))
         return None
     return content
 
@@ -59,13 +60,9 @@ def write(path: Path, content: dict[str, Any]) -> None:
             )  # fmt: skip
 
 
-def set_aside(path: Path, why: str) -> None:
-    """Rename a damaged file, so that it can be looked at and is not read again."""
-    try:
-        path.replace(path.with_name(path.name + ".damaged"))
-    except OSError:
-        return
-    log.warning("%s is damaged (%s); it is set aside as %s.damaged and learnt anew.", path, why, path.name)
+def discard(path: Path, why: str) -> None:
+    """Have a damaged file set aside: what it held is learnt anew."""
+    set_aside(path, f"{path} is damaged ({why})", path.with_name(path.name + ".damaged"), " and learnt anew")
 
 
 def number(value: object, low: float, high: float) -> float:

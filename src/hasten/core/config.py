@@ -19,6 +19,7 @@ MODEL_DRAFTERS = ("lm", "foreign")  # those that need a model of their own
 SPECULATION_MODES = ("auto", "off", "on")
 DEEPEST_CHAIN = 24
 MOST_NODES = 512
+GAMMA = 0.2  # AdaEDL's (2410.18351): a draw from a law of entropy H (nats) is accepted with at least 1 - sqrt(GAMMA * H)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from math import sqrt
 
 import numpy as np
 
+from hasten.core.config import GAMMA
 from hasten.core.errors import ConfigError
 from hasten.core.types import ROOT, DraftTree, Sequence
 from hasten.draft.base import DraftBudget
@@ -31,7 +32,6 @@ from hasten.sampling.laws import DraftLaws, Law
 
 TREES = ("chain", "rsd-c", "rsd-s", "top-k")
 MOST_CHILDREN = 64
-GAMMA = 0.2  # AdaEDL's (2410.18351): 1 - sqrt(gamma x entropy) bounds the acceptance of a draw from below
 LEAST_BOUND = 0.05
 
 

@@ -23,13 +23,13 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from hasten.core.damaged import free_name, set_aside
 from hasten.core.errors import ConfigError, CorruptModel, VocabularyMismatch
 from hasten.core.types import DraftTree, Sequence
 from hasten.draft.base import DraftBudget, Drafter
 from hasten.draft.best_first import best_first
 from hasten.draft.matches import LONGEST_MATCH, Match, vote, weights
 from hasten.draft.ngrams import MOST_PLACES, NgramDatabase
-from hasten.draft.output_store import set_aside
 from hasten.draft.suffix import DOUBT, ESCAPE, GRAM_LENGTHS, MOST_MATCHES, SuffixMemory
 
 log = logging.getLogger(__name__)
@@ -94,16 +94,8 @@ def _opened(path: Path | str | None, vocabulary: str) -> NgramDatabase | None:
         raise ConfigError(f"There is no draft database at {path}; `hasten draft build` makes one.") from problem
     except VocabularyMismatch as problem:
         raise ConfigError(str(problem)) from problem
-    except (CorruptModel, OSError) as problem:
-        _leave_out(path, problem)
-        return None
-
-
-def _leave_out(path: Path, problem: Exception) -> None:
-    if isinstance(problem, CorruptModel):
-        try:
-            log.warning("%s It was set aside as %s.", problem, set_aside(path).name)
-            return
-        except OSError:
-            pass
-    log.warning("The draft database %s cannot be used and is left out (%s).", path, problem)
+    except CorruptModel as problem:
+        set_aside(path, str(problem).removesuffix("."), free_name(path), " and left out")
+    except OSError as problem:
+        log.warning("The draft database %s cannot be used and is left out (%s).", path, problem)
+    return None

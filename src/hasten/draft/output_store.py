@@ -2,6 +2,7 @@
 
 Losing it costs guesses, never an answer, so no trouble with it reaches the caller: a damaged or foreign file is set aside as
 ``NAME.damaged-N`` and a new one begun; what cannot be read or written (disk full, read-only, locked) is left out, with one warning.
+A lock and a full disk are outlasted: the latest outputs wait in memory, and are written once there is room.
 Each output is one row, written in one transaction to a write-ahead log, so that a process may be killed at any moment.
 The file can be read by its owner only.
 """
@@ -18,16 +19,19 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from hasten.core.damaged import free_name, set_aside
+
 log = logging.getLogger(__name__)
 APPLICATION = 0x48415354  # "HAST", in the file's header
 VERSION = 1
 MOST_VERSIONS = 99  # a higher number is damage
 PATIENCE_MS = 20  # for another process's lock, while a sequence ends
 OPENING_PATIENCE_S = 1.0
-MOST_WAITING = 64  # outputs kept for the next transaction while the file is locked
+MOST_WAITING = 64  # outputs kept for the next transaction while the file is locked, or the disk full
 MOST_SIZE = 1 << 31  # of an output
 MOST_OUTPUTS = 1 << 62  # ever written: SQLite calls a file full whose last number is the largest that it has
 DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)  # the last: what is asked fits every sound file
+COMPANIONS = ("-wal", "-shm")  # endings of SQLite's files beside a database
 KEPT_AFTER_PRUNING = 0.9  # so that not every write has to remove something
 
 # SQLite keeps these texts as they are. A format of another number has other texts, so that a damaged number can be told from it.
@@ -156,10 +160,13 @@ class OutputStore:
         weakref.finalize(self, connection.close)
 
     def _trouble(self, problem: Exception) -> None:
-        """A statement failed: a lock is waited out, damage is set aside, anything else ends the keeping."""
+        """A statement failed: a lock and a full disk are waited out, damage is set aside, anything else ends the keeping."""
         code = getattr(problem, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             self._warn(f"The draft memory {self.path} is locked by another process; outputs wait in memory until it lets go.")
+            return
+        if code == sqlite3.SQLITE_FULL:
+            self._warn(f"The disk of the draft memory {self.path} is full; the latest outputs wait in memory until there is room.")
             return
         if self._connection is not None:
             self._connection.close()
@@ -171,33 +178,18 @@ class OutputStore:
 
     def _set_aside(self, problem: Exception) -> None:
         try:
-            if _identity(self.path) != self._file:  # another process was first
-                self._open(again=True)
-                return
-            target = set_aside(self.path)
+            ours = _identity(self.path) == self._file  # else another process was first
         except OSError as refusal:
-            self._warn(f"The draft memory {self.path} is damaged and cannot be set aside ({refusal}); nothing is kept on disk.")
+            self._warn(f"The draft memory {self.path} is damaged and cannot be read ({refusal}); nothing is kept on disk.")
             return
-        log.warning("The draft memory %s is damaged (%s); it is now %s and a new one was begun.", self.path, problem, target.name)
-        self._open(again=True)
+        why, then = f"The draft memory {self.path} is damaged ({problem})", " and a new one is begun"
+        if not ours or set_aside(self.path, why, free_name(self.path), then, COMPANIONS):
+            self._open(again=True)
 
     def _warn(self, sentence: str) -> None:
         if not self._warned:
             self._warned = True
             log.warning("%s", sentence)
-
-
-def set_aside(path: Path) -> Path:
-    """Rename a damaged file to the first free ``NAME.damaged-N``, and a database's companions with it. Raises OSError."""
-    number = 1
-    while (target := path.with_name(f"{path.name}.damaged-{number}")).exists():
-        number += 1
-    path.rename(target)
-    for suffix in ("-wal", "-shm"):
-        companion = path.with_name(path.name + suffix)
-        if companion.exists():
-            companion.rename(target.with_name(target.name + suffix))
-    return target
 
 
 def _identity(path: Path) -> tuple[int, int]:

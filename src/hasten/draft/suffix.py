@@ -109,7 +109,8 @@ class SuffixMemory:
 def vote(tokens: list[int], matches: list[Match]) -> list[tuple[int, float, list[Match]]]:
     """The tokens that followed ``matches``: (token, score, the matches that agree, moved on by one token).
 
-    ``matches`` stand latest first and point into ``tokens``. The scores sum to less than one.
+    ``matches`` stand latest first and point into ``tokens``. The scores sum to less than one. Unlike in ``matches.vote``, whose
+    matches keep the weight of their first rank, those that still agree are ranked anew at every level.
     """
     weights: dict[int, float] = {}
     agreeing: dict[int, list[Match]] = {}

@@ -21,9 +21,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from hasten.core.damaged import set_aside
 from hasten.core.replacement import Replacement
 from hasten.model import storage
-from hasten.model.conversion import set_aside
 from hasten.model.decoder import Decoder
 from hasten.model.head import IntArray, TrimmedHead, head_rows
 from hasten.model.weights import Weights

@@ -12,6 +12,7 @@ import torch
 
 from hasten.core.types import BLOCK_SIZE, Batch, Segment
 from hasten.engine.engine import Engine
+from hasten.engine.scheduler import MIXED_SHARE
 
 Pooling = Literal["last", "mean"]
 
@@ -28,14 +29,21 @@ def embed(engine: Engine, tokens: list[int], pooling: Pooling) -> Generator[torc
     blocks = pool.allocate(needed)
     try:
         total = torch.zeros(engine.executor.decoder.description.hidden_size, dtype=torch.float64)
-        for start in range(0, len(tokens), engine.max_rows):
-            chunk = tokens[start : start + engine.max_rows]
+        start = 0
+        while start < len(tokens):
+            chunk = tokens[start : start + _rows(engine)]
             rows = engine.executor.hidden(Batch([Segment(blocks, start, chunk, first_logit=0)])).double().cpu()
             if pooling == "mean":
                 total += rows.sum(dim=0)
             else:
                 total = rows[-1]
+            start += len(chunk)
             yield None
         yield torch.nn.functional.normalize(total, dim=0)
     finally:
         pool.free(blocks)
+
+
+def _rows(engine: Engine) -> int:
+    """Rows of the next chunk: as many as of a prompt, of which beside others only a part is read at once."""
+    return engine.max_rows if engine.idle else max(1, engine.max_rows // MIXED_SHARE)

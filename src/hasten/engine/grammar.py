@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -95,9 +95,10 @@ class GrammarState:
 
 
 class Grammars:
-    """Compiles forms for one model and remembers the latest. Safe from any thread.
+    """Compiles forms for one model and remembers the latest, of each tenant for itself: how soon a form is ready tells nobody what
+    others ask for. Safe from any thread.
 
-    Raises InvalidRequest when the package llguidance is not installed.
+    Raises InvalidRequest when the package llguidance is not installed, or no token of the model ends an answer.
     """
 
     def __init__(self, tokenizer: Tokenizer, vocabulary: int) -> None:
@@ -107,6 +108,8 @@ class Grammars:
             raise InvalidRequest(
                 "Answers of a given form need the package llguidance; install it with `pip install 'hasten[structured]'`."
             ) from problem
+        if not tokenizer.eos_token_ids:
+            raise InvalidRequest("This model names no token that ends an answer, so none can have a form; ask for plain text.")
         self._library = llguidance
         # Bounds on the work of a grammar, whatever it says: some hundredths of a second to build, some milliseconds a token.
         self._limits = llguidance.LLParserLimits(
@@ -124,25 +127,27 @@ class Grammars:
             eos_token=list(tokenizer.eos_token_ids),
         )
         self._lock = threading.Lock()
-        self._compiled: OrderedDict[Form, LLMatcher] = OrderedDict()
+        self._compiled: OrderedDict[tuple[str, Form], LLMatcher] = OrderedDict()
 
-    def compile(self, form: Form) -> Callable[[], GrammarState]:
-        """Makes states of that form. Raises InvalidRequest, one sentence, when it cannot be understood or is too large."""
+    def compile(self, form: Form, tenant: str = "") -> Callable[[], GrammarState]:
+        """Makes states of that form for ``tenant``. Raises InvalidRequest, one sentence, when it cannot be understood or is too
+        large."""
         with self._lock:
-            matcher = self._compiled.get(form)
+            matcher = self._compiled.get((tenant, form))
             if matcher is not None:
-                self._compiled.move_to_end(form)
+                self._compiled.move_to_end((tenant, form))
         if matcher is None:
-            matcher = self._kept(form)
-        return lambda: GrammarState(matcher.deep_copy(), self._vocabulary, lambda: self._kept(form).deep_copy())
+            matcher = self._kept(form, tenant)
+        return lambda: GrammarState(matcher.deep_copy(), self._vocabulary, lambda: self._kept(form, tenant).deep_copy())
 
-    def _kept(self, form: Form) -> LLMatcher:
-        """A matcher made now, which is the one of that form from now on."""
+    def _kept(self, form: Form, tenant: str) -> LLMatcher:
+        """A matcher made now, which is the one of that form from now on. Where there are too many, whoever has most loses one."""
         matcher = self._made(form)
         with self._lock:
-            self._compiled[form] = matcher
+            self._compiled[tenant, form] = matcher
             while len(self._compiled) > MOST_COMPILED:
-                self._compiled.popitem(last=False)
+                counts = Counter(owner for owner, _ in self._compiled)
+                del self._compiled[next(key for key in self._compiled if counts[key[0]] == max(counts.values()))]
         return matcher
 
     def _made(self, form: Form) -> LLMatcher:

@@ -11,7 +11,6 @@ import json
 import logging
 import struct
 import zlib
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -145,14 +144,6 @@ def is_converted(path: Path, plan: list[Planned], fingerprint: str) -> bool:
             return file.read(len(expected)) == expected
     except OSError:
         return False
-
-
-def set_aside(path: Path, why: str) -> None:
-    """Rename a converted file that is of no use and say ``why``; an earlier one that was set aside is replaced."""
-    aside = path.with_name(f"{path.stem}.damaged")
-    log.warning("%s; it is set aside as %s.", why, aside.name)
-    with suppress(OSError):
-        path.replace(aside)
 
 
 class ConvertedWriter:

@@ -65,8 +65,6 @@ class ModelDescription:
     query_scale: float = 0.0  # factor on q.k; 0 means head_dim ** -0.5
     embedding_scale: float = 1.0
     tied_head: bool = False
-    bos_token_id: int | None = None
-    eos_token_ids: tuple[int, ...] = ()
 
     @property
     def attention_scale(self) -> float:

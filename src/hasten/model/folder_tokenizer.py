@@ -37,7 +37,7 @@ def tokenizer_from_folder(folder: Path) -> Tokenizer:
     config = _optional(folder / "tokenizer_config.json")
     names = {**_optional(folder / "special_tokens_map.json"), **config}
     bos, eos = _named(backend, names.get("bos_token")), _named(backend, names.get("eos_token"))
-    ends = [eos, *_end_ids(folder / "generation_config.json"), *_end_ids(folder / "config.json")]
+    ends = [eos, *_end_ids(folder / "generation_config.json"), *_end_ids(folder / "config.json")]  # each may know ends of its own
     eos_ids = tuple(dict.fromkeys(token for token in ends if token is not None))
     prefix, suffix = _surroundings(backend)
     if isinstance(config.get("add_bos_token"), bool):
@@ -125,11 +125,15 @@ def _named(backend: Backend, name: Any) -> int | None:
 
 
 def _end_ids(path: Path) -> list[int]:
-    value = _optional(path).get("eos_token_id")
-    ids = value if isinstance(value, list) else [] if value is None else [value]
-    if any(type(token) is not int or token < 0 for token in ids):
-        raise CorruptModel(f"{path} says that eos_token_id is {value!r:.60} where a token id or a list of them is allowed.")
-    return ids
+    """The ends that a file names, those of a model of pictures and text by its text part too."""
+    top, found = _optional(path), []
+    for fields in (top, top.get("text_config")):
+        value = fields.get("eos_token_id") if isinstance(fields, dict) else None
+        ids = value if isinstance(value, list) else [] if value is None else [value]
+        if any(type(token) is not int or token < 0 for token in ids):
+            raise CorruptModel(f"{path} says that eos_token_id is {value!r:.60} where a token id or a list of them is allowed.")
+        found += ids
+    return found
 
 
 def _surroundings(backend: Backend) -> tuple[tuple[int, ...], tuple[int, ...]]:

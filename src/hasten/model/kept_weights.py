@@ -8,8 +8,9 @@ from pathlib import Path
 
 import torch
 
+from hasten.core.damaged import set_aside
 from hasten.model import storage
-from hasten.model.conversion import is_converted, set_aside
+from hasten.model.conversion import is_converted
 from hasten.model.linear_file import drafts_in_few_bits
 from hasten.model.precision import INT3, INT4, Q4_0, Precision
 from hasten.model.weights import Weights, conversion_plan

@@ -21,8 +21,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from hasten.core.damaged import set_aside
 from hasten.core.replacement import Replacement
-from hasten.model.conversion import checksum, set_aside
+from hasten.model.conversion import checksum
 from hasten.model.decoder import EmbeddingTable
 from hasten.model.head import IntArray
 from hasten.model.linear import DenseLinear, Linear, Mlp, int8_linear, make_mlp

@@ -43,7 +43,8 @@ class Tokenizer:
     ``byte_level`` says how tokens are spelled: GPT-2's byte alphabet, or SentencePiece's (``▁`` for a space, ``<0xNN>`` for
     a byte). ``strips_space`` is SentencePiece's rule that text gets a space in front before it is encoded, so that decoding
     drops one. ``special_ids`` are control tokens, which are no text. ``silent_ids`` fill up the vocabulary and have no
-    text at all. ``prefix_ids`` and ``suffix_ids`` are what this model's tokenizer puts around a plain prompt.
+    text at all. ``prefix_ids`` and ``suffix_ids`` are what this model's tokenizer puts around a plain prompt. ``eos_token_ids``
+    end an answer. Ids beyond the vocabulary, which files may name and nobody can choose, are left out.
     """
 
     def __init__(
@@ -68,11 +69,11 @@ class Tokenizer:
         self._particular: dict[str, str] = {}  # marks that are not tokens everywhere, and the spellings they stand for
         self.byte_level = byte_level
         self.strips_space = strips_space
-        self.special_ids = frozenset(special_ids)
+        self.special_ids = frozenset(token for token in special_ids if token < self.vocabulary_size)
         self.prefix_ids = prefix_ids
         self.suffix_ids = suffix_ids
         self.bos_token_id = bos_token_id
-        self.eos_token_ids = eos_token_ids
+        self.eos_token_ids = tuple(token for token in eos_token_ids if token < self.vocabulary_size)
         self.chat_template = chat_template
         self.control_ids: frozenset[int] = frozenset()  # of the added tokens
         self._never_text: frozenset[int] = frozenset()

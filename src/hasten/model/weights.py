@@ -15,8 +15,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from hasten.core.damaged import set_aside
 from hasten.core.progress import Progress, silent
-from hasten.model.conversion import ConvertedReader, ConvertedWriter, DamagedConversion, Planned, is_converted, set_aside
+from hasten.model.conversion import ConvertedReader, ConvertedWriter, DamagedConversion, Planned, is_converted
 from hasten.model.decoder import Decoder, DecoderWeights, EmbeddingTable, LayerWeights
 from hasten.model.description import ModelDescription
 from hasten.model.finite import finite
@@ -137,8 +138,7 @@ def load_decoder(
     """Build the decoder. ``converted`` is where our own integer weights are kept between loads (None: nowhere). Where what is kept
     turns out to be damaged it is set aside, and the source converted without being kept.
 
-    Raises ConfigError where the precision does not fit the source or this machine, CorruptModel where norms, biases or int8 scales
-    hold NaN or infinity.
+    Raises ConfigError where the precision does not fit source or machine, CorruptModel where norms, biases, scales are not finite.
     """
     try:
         return _load(source, precision, device, converted, progress)

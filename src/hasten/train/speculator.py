@@ -13,7 +13,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -34,7 +34,7 @@ from hasten.model.loaders import open_source
 from hasten.model.speculator import EPS, IDS, SpeculatorWeights, save, shapes
 from hasten.model.weights import Weights
 from hasten.train.alone import alone
-from hasten.train.checkpoint import Checkpoint
+from hasten.train.checkpoint import PRODUCTS, Checkpoint
 from hasten.train.recording import Recording, record
 
 WIDTH, NARROW_WIDTH, ENOUGH = 4 / 3, 4, 2048  # of the gated layer, over the hidden size; a narrow model has more, up to so many
@@ -113,22 +113,28 @@ class Training:
         self._head = head.to(device)
         self._trained, self._checked = self._split(recording)
         self.weights = self._begin(shape.hidden_size)
-        self._dtype = torch.bfloat16 if device.type == "cuda" else self._fastest()
+
+    @cached_property
+    def _dtype(self) -> torch.dtype:
+        """What is multiplied in, unless an interrupted training has chosen."""
+        return torch.bfloat16 if self._device.type == "cuda" else self._fastest()
 
     @property
     def key(self) -> str:
-        """Tells trainings apart whose results would differ."""
+        """Tells trainings apart that have not the same to learn, or learn it otherwise."""
         states, tokens, ids = (checksum(tensor.cpu().contiguous()) for tensor in (self._states, self._tokens, self.ids))
         shaped = [(name, *weight.shape) for name, weight in self.weights.items()]
-        settings = shaped, len(self._trained), BATCH, RATE, DECAY, str(self._dtype), self._plan()
+        settings = shaped, len(self._trained), BATCH, RATE, DECAY, self._plan()
         return f"{states:08x}{tokens:08x}{ids:08x}{zlib.crc32(repr(settings).encode()):08x}"
 
     def run(self, progress: Progress = silent, checkpoint: Checkpoint | None = None) -> tuple[SpeculatorWeights, list[float]]:
-        """The trained network, and how often it is right (see ``Outcome``). With a ``checkpoint`` it goes on from that."""
+        """The trained network, and how often it is right (see ``Outcome``). With a ``checkpoint`` it goes on from that, and in what
+        that was multiplied in."""
         levels_of = self._plan()
         steps, work, done = len(levels_of), sum(levels_of), 0
         optimiser = torch.optim.AdamW(self.weights.values(), lr=RATE, betas=(0.9, 0.95), weight_decay=0.01)
-        taken = 0 if checkpoint is None else checkpoint.resume(self.weights, optimiser)
+        taken, chosen = (0, None) if checkpoint is None else checkpoint.resume(self.weights, optimiser)
+        self._dtype = chosen or self._dtype
         for step, (levels, batch) in enumerate(zip(levels_of, self._batches(), strict=False)):
             progress("training", done, work)
             done += levels
@@ -142,7 +148,7 @@ class Training:
             torch.nn.utils.clip_grad_norm_(self.weights.values(), CLIPPED)
             optimiser.step()
             if checkpoint is not None:
-                checkpoint.keep(self.weights, optimiser, step + 1)
+                checkpoint.keep(self.weights, optimiser, step + 1, self._dtype)
         progress("training", work, work)
         tensors = {name: tensor.detach().float().cpu() for name, tensor in self.weights.items()}
         return SpeculatorWeights(tensors, self.ids.numpy()), self.check()
@@ -222,11 +228,8 @@ class Training:
     def _fastest(self) -> torch.dtype:
         """Processors without bfloat16 products are slower with it."""
         rows, weight = torch.ones(BATCH, self._head.shape[1]), self._head[:2048]
-        spent = {dtype: _seconds(partial(F.linear, rows.to(dtype), weight.to(dtype))) for dtype in DTYPES}
+        spent = {dtype: _seconds(partial(F.linear, rows.to(dtype), weight.to(dtype))) for dtype in PRODUCTS.values()}
         return min(spent, key=spent.__getitem__)
-
-
-DTYPES = (torch.bfloat16, torch.float32)
 
 
 def rate_at(step: int, steps: int) -> float:

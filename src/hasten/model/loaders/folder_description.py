@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from hasten.model.description import GEMMAS, Family, ModelDescription, RopeScaling
 from hasten.model.loaders.fields import MAXIMUM_LAYERS, MAXIMUM_LENGTH, Fields
@@ -57,8 +57,8 @@ ACTIVATIONS: dict[str, Literal["silu", "gelu_tanh"]] = {
 GEMMA_SHAPE = {"vocab_size": 262208, "num_attention_heads": 8}  # left out of the published multimodal configurations
 
 
-def describe_folder(top: Fields, generation: Fields) -> ModelDescription:
-    """``top``: config.json; ``generation``: generation_config.json, empty where there is none.
+def describe_folder(top: Fields) -> ModelDescription:
+    """``top``: config.json.
 
     Raises UnsupportedModel for another architecture or a feature without a place, CorruptModel for senseless values.
     """
@@ -106,8 +106,6 @@ def describe_folder(top: Fields, generation: Fields) -> ModelDescription:
         query_scale=fields.positive("query_pre_attn_scalar", 256) ** -0.5 if gemma else 0.0,
         embedding_scale=fields.length("hidden_size") ** 0.5 if gemma else 1.0,
         tied_head=fields.flag("tie_word_embeddings", top.flag("tie_word_embeddings", defaults.tied_head)),
-        bos_token_id=next(iter(_token_ids((fields, top), "bos_token_id", vocabulary)), None),
-        eos_token_ids=_token_ids((fields, top, generation), "eos_token_id", vocabulary),
     )
 
 
@@ -270,16 +268,3 @@ def _softcap(fields: Fields, key: str, default: float) -> float:
     if key not in fields.values:
         return default
     return fields.positive(key) if fields.has(key) and fields.get(key) != 0 else 0.0
-
-
-def _token_ids(sources: tuple[Fields, ...], key: str, vocabulary: int) -> tuple[int, ...]:
-    """One id or a list of them from each source, without those outside the vocabulary: they can be neither fed nor drawn."""
-    found: dict[int, None] = {}
-    for fields in sources:
-        value: Any = fields.get(key)
-        for token in value if isinstance(value, list) else [] if value is None else [value]:
-            if type(token) is not int:
-                fields.corrupt(f"{key!r} holds {token!r:.40} where token ids are allowed")
-            if 0 <= token < vocabulary:
-                found[token] = None
-    return tuple(found)

@@ -97,11 +97,8 @@ class FolderSource:
 def open_folder(path: Path) -> FolderSource:
     """Check the folder's files and name their tensors. Raises ModelNotFound, CorruptModel or UnsupportedModel."""
     config = _json(path / "config.json", required=True)
-    generation = _json(path / "generation_config.json", required=False)
-    description = describe_folder(
-        Fields(path / "config.json", parse_json(path / "config.json", config)),
-        Fields(path / "generation_config.json", parse_json(path / "generation_config.json", generation)),
-    )
+    generation = _json(path / "generation_config.json", required=False)  # for the fingerprint, by which conversions are kept
+    description = describe_folder(Fields(path / "config.json", parse_json(path / "config.json", config)))
     files, stored = _stored(path)
     tensors = _canonical(path, stored, description)
     for tensor in tensors.values():

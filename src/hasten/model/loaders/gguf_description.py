@@ -39,8 +39,6 @@ NEUTRAL: dict[str, Any] = {
     "embedding_scale": 1.0,
     "rope.scaling.yarn_log_multiplier": 0.0,
 }
-END_TOKENS = {"<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "<|eom_id|>"}
-CONTROL = 3  # tokenizer.ggml.token_type of a token that is no text
 GEMMA_27B_LAYERS = {"gemma2": 46, "gemma3": 62}
 
 
@@ -61,6 +59,9 @@ def describe_gguf(file: GGUFFile) -> ModelDescription:
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
         top.corrupt("there is no matrix 'token_embd.weight'")
+    tokens = top.get("tokenizer.ggml.tokens")
+    if isinstance(tokens, list) and len(tokens) > embedding.shape[0]:
+        top.corrupt(f"the tokenizer has {len(tokens)} tokens, the embedding {embedding.shape[0]}")
     heads, head_dim = _heads(fields)
     common = ModelDescription(
         family=ARCHITECTURES[architecture],
@@ -80,8 +81,6 @@ def describe_gguf(file: GGUFFile) -> ModelDescription:
         mlp_bias="blk.0.ffn_gate.bias" in tensors,
         qk_norm=architecture in ("qwen3", "gemma3"),
         tied_head="output.weight" not in tensors,
-        bos_token_id=_token_id(top, "bos_token_id", embedding.shape[0]),
-        eos_token_ids=_end_tokens(top, embedding.shape[0]),
     )
     common = replace(common, context_length=_stretched_context(common))
     if common.family in GEMMAS:
@@ -177,23 +176,3 @@ def _softcap(fields: Fields, key: str, default: float) -> float:
     if not fields.has(key):
         return default
     return fields.positive(key) if fields.get(key) != 0.0 else 0.0
-
-
-def _token_id(top: Fields, key: str, vocabulary: int) -> int | None:
-    """A special token's id; None where there is none, or one outside the vocabulary, which can be neither fed nor drawn."""
-    if not top.has(f"tokenizer.ggml.{key}"):
-        return None
-    token = top.integer(f"tokenizer.ggml.{key}", -1, (1 << 32) - 1)
-    return token if 0 <= token < vocabulary else None
-
-
-def _end_tokens(top: Fields, vocabulary: int) -> tuple[int, ...]:
-    """The declared end of text and end of turn, then control tokens whose name says that an answer ends."""
-    found = [_token_id(top, key, vocabulary) for key in ("eos_token_id", "eot_token_id")]
-    tokens, kinds = top.get("tokenizer.ggml.tokens"), top.get("tokenizer.ggml.token_type")
-    if isinstance(tokens, list) and isinstance(kinds, list):
-        if len(tokens) > vocabulary:
-            top.corrupt(f"the tokenizer has {len(tokens)} tokens, the embedding {vocabulary}")
-        pairs = enumerate(zip(tokens, kinds, strict=False))
-        found += [index for index, (text, kind) in pairs if kind == CONTROL and type(text) is str and text in END_TOKENS]
-    return tuple(dict.fromkeys(token for token in found if token is not None))
