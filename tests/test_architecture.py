@@ -186,6 +186,7 @@ def test_public_names() -> None:
         "LLM",
         "Completion",
         "EngineConfig",
+        "Form",
         "HastenError",
         "SamplingParams",
         "SpeculationParams",

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections import deque
 from collections.abc import Iterator
 from types import FrameType
 
 import pytest
 
+from hasten.core.results import StreamEvent
 from hasten.core.types import Batch, DraftTree, Sequence, Verdict
 from hasten.draft.suffix import SuffixDrafter
 from hasten.engine import interrupts
@@ -19,9 +21,8 @@ from tiny import tiny_engine
 
 
 @pytest.fixture(autouse=True)
-def usual_handler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def usual_handler() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    monkeypatch.setattr(interrupts._State, "watching", False)
     yield
     assert interrupts._State.depth == 0, "blocks have ended"
     if signal.getsignal(signal.SIGINT) is not before:
@@ -52,6 +53,16 @@ def test_held_back_until_the_end_of_the_outermost_block() -> None:
     assert done == ["inner", "outer"]
     with interrupts_held_back():
         done.append("a later block is not interrupted for it")
+
+
+def test_held_back_again_where_a_notebook_has_put_python_s_handler_back() -> None:
+    done = []
+    for cell in range(3):
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        with pytest.raises(KeyboardInterrupt), interrupts_held_back():  # noqa: PT012
+            press()
+            done.append(cell)
+    assert done == [0, 1, 2]
 
 
 def test_the_second_one_is_not_held_back() -> None:
@@ -188,4 +199,60 @@ def test_prompts_of_an_interrupted_call_do_not_stay(llm: LLM, monkeypatch: pytes
     monkeypatch.setattr(type(llm.engine.drafting), "begin", lambda self, *arguments: interrupted(*arguments))
     with pytest.raises(KeyboardInterrupt):
         llm.generate([[1, 2, 3], [1, 2, 3, 4, 5], [1]], GREEDY)
+    assert llm.engine.idle
+
+
+class Pressing(deque[StreamEvent]):
+    """Somebody presses Ctrl-C when the third event has just come in."""
+
+    heard = 0
+
+    def append(self, event: StreamEvent) -> None:
+        super().append(event)
+        self.heard += 1
+        if self.heard == 3:
+            press()
+
+
+def test_an_event_that_is_told_when_a_handler_of_the_program_s_own_raises_is_told_once(llm: LLM) -> None:
+    def own(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    prompt = list(prompt_of(40, 1))
+    plain = llm.generate(prompt, GREEDY)[0]
+    signal.signal(signal.SIGINT, own)
+    stream = llm.stream(prompt, GREEDY)
+    stream._request.inbox = Pressing()
+    events: list[StreamEvent] = []
+    with pytest.raises(KeyboardInterrupt):
+        events.extend(event for event in stream)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    events += stream
+    assert [token for event in events for token in event.tokens] == plain.tokens
+    assert "".join(event.text for event in events) == plain.text
+
+
+def test_who_waits_for_another_thread_can_be_interrupted(llm: LLM) -> None:
+    within, enough = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with llm.engine.turn:
+            within.set()
+            enough.wait(20)
+
+    def interrupt() -> None:
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    holder, clock = threading.Thread(target=hold), threading.Timer(0.2, interrupt)
+    holder.start()
+    assert within.wait(20)
+    clock.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            llm.generate([1, 2, 3], GREEDY)
+        assert holder.is_alive()
+    finally:
+        enough.set()
+        holder.join()
+        clock.join()
     assert llm.engine.idle

@@ -18,15 +18,27 @@ if TYPE_CHECKING:
     from hasten.core.errors import HastenError
     from hasten.core.results import Completion, StreamEvent
     from hasten.core.types import SamplingParams
+    from hasten.engine.grammar import Form
     from hasten.engine.llm import LLM
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "Completion", "EngineConfig", "HastenError", "SamplingParams", "SpeculationParams", "StreamEvent", "__version__"]
+__all__ = [
+    "LLM",
+    "Completion",
+    "EngineConfig",
+    "Form",
+    "HastenError",
+    "SamplingParams",
+    "SpeculationParams",
+    "StreamEvent",
+    "__version__",
+]
 
 _MODULES = {
     "LLM": "hasten.engine.llm",
     "Completion": "hasten.core.results",
     "EngineConfig": "hasten.core.config",
+    "Form": "hasten.engine.grammar",
     "HastenError": "hasten.core.errors",
     "SamplingParams": "hasten.core.types",
     "SpeculationParams": "hasten.core.config",

@@ -128,17 +128,18 @@ class Completion:
         return self.answers[0].finish_reason
 
     def to_json(self) -> dict[str, Any]:
-        """The object that ``hasten generate --json`` prints; further answers stand under "answers" when n > 1."""
+        """The object that ``hasten generate --json`` prints: the first answer, and all of them under "answers" when n > 1. Keys
+        "logprobs" and "decisions" are there where they were asked for."""
         first = self.answers[0]
         out: dict[str, Any] = {
             "id": self.id,
-            "text": first.text,
-            "tokens": first.tokens,
-            "finish_reason": first.finish_reason,
+            **_told(first),
+            "cut_by": self.cut_by,
             "usage": {
                 "prompt_tokens": self.usage.prompt_tokens,
                 "completion_tokens": self.usage.completion_tokens,
                 "cached_tokens": self.usage.cached_tokens,
+                "thought_tokens": self.usage.thought_tokens,
             },
             "timing": {
                 "load_s": round(self.timing.load_s, 4),
@@ -160,18 +161,13 @@ class Completion:
                 },
                 **({"decisions": self.speculation.decisions} if self.speculation.decisions else {}),
             },
-            "provenance": first.provenance,
             "exact": self.exact,
             "verify": self.verify,
             "precision": self.precision,
             "model": self.model,
         }
-        if first.logprobs is not None:
-            out["logprobs"] = [_logprob(entry) for entry in first.logprobs]
         if len(self.answers) > 1:
-            out["answers"] = [
-                {"index": a.index, "text": a.text, "tokens": a.tokens, "finish_reason": a.finish_reason} for a in self.answers
-            ]
+            out["answers"] = [{"index": answer.index, **_told(answer)} for answer in self.answers]
         return out
 
 
@@ -218,6 +214,21 @@ class StreamEvent:
 
 def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 3)
+
+
+def _told(answer: Answer) -> dict[str, Any]:
+    """One answer, as an object of JSON has it."""
+    out: dict[str, Any] = {
+        "text": answer.text,
+        "thought": answer.thought,
+        "tokens": answer.tokens,
+        "finish_reason": answer.finish_reason,
+        "stop_string": answer.stop_string,
+        "provenance": answer.provenance,
+    }
+    if answer.logprobs is not None:
+        out["logprobs"] = [_logprob(entry) for entry in answer.logprobs]
+    return out
 
 
 def _logprob(entry: TokenLogprob) -> dict[str, Any]:

@@ -8,10 +8,11 @@ accepted node. *Context* is the number of positions of a sequence whose keys and
 
 from __future__ import annotations
 
-import math
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from numbers import Real
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from hasten.core.errors import InvalidRequest
 
@@ -32,14 +33,54 @@ def _require(ok: bool, sentence: str) -> None:
         raise InvalidRequest(sentence)
 
 
-def _number(name: str, value: object, low: float, high: float, allowed: str) -> None:
-    ok = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and low <= value <= high
+def _number(name: str, value: Any, low: float, high: float, allowed: str) -> float:
+    """Python's own number of any real one, such as NumPy's."""
+    ok = isinstance(value, Real) and not isinstance(value, bool) and bool(low <= value <= high)  # type: ignore[operator]
     _require(ok, f"{name} must be {allowed}, not {repr(value)[:40]}.")
+    return value if type(value) is int else float(value)
 
 
-def _integer(name: str, value: object, low: int, high: int, allowed: str) -> None:
-    ok = isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
-    _require(ok, f"{name} must be {allowed}, not {repr(value)[:40]}.")
+def _integer(name: str, value: Any, low: int, high: int, allowed: str) -> int:
+    """Python's own number of any whole one, such as NumPy's."""
+    try:
+        whole = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        whole = None
+    if whole is None or not low <= whole <= high:
+        raise InvalidRequest(f"{name} must be {allowed}, not {repr(value)[:40]}.")
+    return whole
+
+
+class _Fixed(dict[int, float]):
+    """A mapping that stays as it is, and may be a key. Raises TypeError where somebody would change it."""
+
+    __slots__ = ()
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(frozenset(self.items()))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Fixed, (dict(self),)
+
+    def _refuse(self, *arguments: object, **named: object) -> NoReturn:
+        raise TypeError("SamplingParams cannot be changed; make others with dataclasses.replace.")
+
+    __setitem__ = __delitem__ = __ior__ = clear = pop = popitem = setdefault = update = _refuse
+
+
+if TYPE_CHECKING:
+    # What may be given and what is kept differ in type; of a dataclass only descriptors can say that.
+    class Texts:
+        def __get__(self, params: object, owner: type) -> tuple[str, ...]: ...
+        def __set__(self, params: object, given: str | list[str] | tuple[str, ...]) -> None: ...
+
+    class TokenIds:
+        def __get__(self, params: object, owner: type) -> tuple[int, ...]: ...
+        def __set__(self, params: object, given: list[int] | tuple[int, ...]) -> None: ...
+
+    NOTHING: Any = ()
+else:
+    Texts, TokenIds, NOTHING = tuple[str, ...], tuple[int, ...], ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +90,8 @@ class SamplingParams:
     The defaults are greedy decoding. ``seed=None`` draws a fresh seed per request; a given seed makes the text repeatable,
     whatever the batch, the drafts or the load. ``n`` asks for that many answers; answer ``i`` uses a seed derived from
     (seed, i). ``top_p=0`` leaves the likeliest token only: the text of temperature 0. ``logprobs=k`` reports the chosen token's
-    log-probability and the k most likely ones (0: chosen only). ``max_tokens=None`` generates until the context is full.
+    log-probability and the k most likely ones (0: chosen only). ``max_tokens=None`` generates until the context is full. ``stop``
+    is a text or several. Numbers of other libraries become Python's own; nothing that was given is kept to be changed later.
 
     Raises InvalidRequest, one sentence, when a value is out of range.
     """
@@ -62,8 +104,8 @@ class SamplingParams:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
-    stop: tuple[str, ...] = ()
-    stop_token_ids: tuple[int, ...] = ()
+    stop: Texts = NOTHING
+    stop_token_ids: TokenIds = NOTHING
     max_tokens: int | None = 256
     ignore_eos: bool = False
     seed: int | None = None
@@ -71,42 +113,51 @@ class SamplingParams:
     logprobs: int | None = None
 
     def __post_init__(self) -> None:
-        _number("temperature", self.temperature, 0.0, 100.0, "a number from 0 to 100")
-        _integer("top_k", self.top_k, 0, 2**31 - 1, "a whole number of at least 1, or 0 for no limit")
-        _number("top_p", self.top_p, 0.0, 1.0, "a number from 0 to 1")
-        _number("min_p", self.min_p, 0.0, 1.0, "a number from 0 to 1")
-        _number("repetition_penalty", self.repetition_penalty, 1e-2, 100.0, "a number from 0.01 to 100")
-        _number("presence_penalty", self.presence_penalty, -2.0, 2.0, "a number from -2 to 2")
-        _number("frequency_penalty", self.frequency_penalty, -2.0, 2.0, "a number from -2 to 2")
-        if self.max_tokens is not None:
-            _integer("max_tokens", self.max_tokens, 1, 2**31 - 1, "a whole number from 1 to 2147483647")
-        if self.seed is not None:
-            _integer("seed", self.seed, 0, 2**64 - 1, "a whole number from 0 to 2^64 - 1")
-        if self.logprobs is not None:
-            _integer("logprobs", self.logprobs, 0, MAX_TOP_LOGPROBS, f"a whole number from 0 to {MAX_TOP_LOGPROBS}")
-        _integer("n", self.n, 1, MAX_N, f"a whole number from 1 to {MAX_N}")
-        _require(isinstance(self.ignore_eos, bool), f"ignore_eos must be true or false, not {self.ignore_eos!r}.")
-        self._check_collections()
-
-    def _check_collections(self) -> None:
-        for name, value, kinds, allowed in (
-            ("stop", self.stop, (str, list, tuple), "a text or a list of texts"),
-            ("stop_token_ids", self.stop_token_ids, (list, tuple), "a list of token ids"),
-            ("logit_bias", self.logit_bias, (Mapping,), "a mapping of token ids to numbers"),
+        for name, low, high, allowed in (
+            ("temperature", 0.0, 100.0, "a number from 0 to 100"),
+            ("top_p", 0.0, 1.0, "a number from 0 to 1"),
+            ("min_p", 0.0, 1.0, "a number from 0 to 1"),
+            ("repetition_penalty", 1e-2, 100.0, "a number from 0.01 to 100"),
+            ("presence_penalty", -2.0, 2.0, "a number from -2 to 2"),
+            ("frequency_penalty", -2.0, 2.0, "a number from -2 to 2"),
         ):
+            object.__setattr__(self, name, _number(name, getattr(self, name), low, high, allowed))
+        for name, least, most, allowed in (
+            ("top_k", 0, 2**31 - 1, "a whole number of at least 1, or 0 for no limit"),
+            ("max_tokens", 1, 2**31 - 1, "a whole number from 1 to 2147483647"),
+            ("seed", 0, 2**64 - 1, "a whole number from 0 to 2^64 - 1"),
+            ("logprobs", 0, MAX_TOP_LOGPROBS, f"a whole number from 0 to {MAX_TOP_LOGPROBS}"),
+            ("n", 1, MAX_N, f"a whole number from 1 to {MAX_N}"),
+        ):
+            value = getattr(self, name)
+            if value is not None or name not in ("max_tokens", "seed", "logprobs"):
+                object.__setattr__(self, name, _integer(name, value, least, most, allowed))
+        _require(isinstance(self.ignore_eos, bool), f"ignore_eos must be true or false, not {self.ignore_eos!r}.")
+        self._take_collections()
+
+    def _take_collections(self) -> None:
+        """Check them and keep copies that nobody can change."""
+        for name, kinds, allowed in (
+            ("stop", (str, list, tuple), "a text or a list of texts"),
+            ("stop_token_ids", (list, tuple), "a list of token ids"),
+            ("logit_bias", (Mapping,), "a mapping of token ids to numbers"),
+        ):
+            value = getattr(self, name)
             _require(isinstance(value, kinds), f"{name} must be {allowed}, not {repr(value)[:40]}.")
         stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         _require(len(stops) <= MAX_STOP_STRINGS, f"stop takes at most {MAX_STOP_STRINGS} strings, not {len(stops)}.")
         for text in stops:
             _require(isinstance(text, str) and text != "", f"each stop string must have at least one character, not {text!r}.")
-        object.__setattr__(self, "stop", stops)
-        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
-        for token in self.stop_token_ids:
-            _integer("each stop_token_ids entry", token, 0, 2**31 - 1, "a token id")
+        ids = tuple(_integer("each stop_token_ids entry", token, 0, 2**31 - 1, "a token id") for token in self.stop_token_ids)
         _require(len(self.logit_bias) <= MAX_LOGIT_BIAS, f"logit_bias takes at most {MAX_LOGIT_BIAS} entries.")
-        for token, bias in self.logit_bias.items():
-            _integer("each logit_bias key", token, 0, 2**31 - 1, "a token id")
-            _number("each logit_bias value", bias, -100.0, 100.0, "a number from -100 to 100")
+        bias = {
+            _integer("each logit_bias key", token, 0, 2**31 - 1, "a token id"): _number(
+                "each logit_bias value", value, -100.0, 100.0, "a number from -100 to 100"
+            )
+            for token, value in self.logit_bias.items()
+        }
+        for name, kept in (("stop", stops), ("stop_token_ids", ids), ("logit_bias", _Fixed(bias))):
+            object.__setattr__(self, name, kept)
 
     @property
     def greedy(self) -> bool:

@@ -1,12 +1,13 @@
-"""The engine: requests in, tokens out, one ``step`` at a time. One thread; whoever needs more puts a queue in front of it."""
+"""The engine: requests in, tokens out, one ``step`` at a time. Threads take turns; a server puts a queue in front of it."""
 
 from __future__ import annotations
 
 import itertools
 import logging
+import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -37,7 +38,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Engine:
-    """``eos`` are the token ids that end an answer; ``vocabulary`` how many ids may be chosen (a model's table may be padded)."""
+    """``eos`` are the token ids that end an answer; ``vocabulary`` how many ids may be chosen (a model's table may be padded).
+
+    One thread at a time is within: the others wait. Who reads a request while others may step takes the ``turn``; ``steps`` tells
+    whether they did."""
 
     executor: Executor
     scheduler: Scheduler
@@ -51,6 +55,9 @@ class Engine:
     load_seconds: float = 0.0
     explain: bool = False
     profiles: dict[str, Profile] = field(default_factory=dict)  # cost curves by whose they are: "target", or a drafter's name
+    turn: threading.RLock = field(default_factory=threading.RLock)
+    steps: int = 0  # that have ended
+    _stepping: bool = False
     _ids: itertools.count[int] = field(default_factory=itertools.count)
     _requests: dict[int, Request] = field(default_factory=dict)  # by sequence id
     _let_go: deque[Request] = field(default_factory=deque)  # to be cancelled before anything else happens
@@ -72,39 +79,40 @@ class Engine:
 
         Raises InvalidRequest or PromptTooLong, one sentence, when the request can never be served, and what ``constraint`` raises.
         """
-        self._cancel_what_was_let_go()
-        self.check(prompt, params, prediction or [], constraint is not None)
-        seed = fresh_seed() if params.seed is None else params.seed
-        limit = self.scheduler.capacity
-        if params.max_tokens is not None:
-            limit = min(limit, len(prompt) + params.max_tokens)
-        first = next(self._ids)
-        name = request_id or f"request-{first}"
-        sequences = [
-            Sequence(
-                id=first if index == 0 else next(self._ids),
-                request_id=name,
-                params=params,
-                seed=derive_seed(seed, index),
-                tokens=list(prompt),
-                prompt_length=len(prompt),
-                length_limit=limit,
-                tenant=tenant,
-                index=index,
-                prediction=list(prediction or ()),
-            )
-            for index in range(params.n)
-        ]
-        rule = rule_for(self.drafting.rule_for(speculation), params)
-        place = place_of(thinking, prompt, constraint is not None) if thinking is not None else None
-        answers = [self._answer(sequence, constraint and constraint(), thinking, place) for sequence in sequences]
-        ends = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.eos)
-        request = Request(name, answers, rule, ends, speculation)
-        for sequence in sequences:
-            sequence.leaders, sequence.draw = leaders_needed(params, sequence.seed, rule, constraint is not None)
-            self._requests[sequence.id] = request
-        self.scheduler.add(sequences)
-        return request
+        with self.turn:
+            self._cancel_what_was_let_go()
+            self.check(prompt, params, prediction or [], constraint is not None)
+            seed = fresh_seed() if params.seed is None else params.seed
+            limit = self.scheduler.capacity
+            if params.max_tokens is not None:
+                limit = min(limit, len(prompt) + params.max_tokens)
+            first = next(self._ids)
+            name = request_id or f"request-{first}"
+            sequences = [
+                Sequence(
+                    id=first if index == 0 else next(self._ids),
+                    request_id=name,
+                    params=params,
+                    seed=derive_seed(seed, index),
+                    tokens=list(prompt),
+                    prompt_length=len(prompt),
+                    length_limit=limit,
+                    tenant=tenant,
+                    index=index,
+                    prediction=list(prediction or ()),
+                )
+                for index in range(params.n)
+            ]
+            rule = rule_for(self.drafting.rule_for(speculation), params)
+            place = place_of(thinking, prompt, constraint is not None) if thinking is not None else None
+            answers = [self._answer(sequence, constraint and constraint(), thinking, place) for sequence in sequences]
+            ends = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.eos)
+            request = Request(name, answers, rule, ends, speculation)
+            for sequence in sequences:
+                sequence.leaders, sequence.draw = leaders_needed(params, sequence.seed, rule, constraint is not None)
+                self._requests[sequence.id] = request
+            self.scheduler.add(sequences)
+            return request
 
     def check(self, prompt: list[int], params: SamplingParams, prediction: list[int], constrained: bool = False) -> None:
         """Raise InvalidRequest or PromptTooLong when the request can never be served. Changes nothing; safe from any thread."""
@@ -114,7 +122,6 @@ class Engine:
         if constrained and params.ignore_eos:
             raise InvalidRequest("ignore_eos cannot be combined with a constraint on the output, which has an end; leave one out.")
 
-    @interrupts_held_back()
     def step(self) -> list[Request]:
         """Run one forward pass over whatever is ready. What became final lies in the inboxes of the requests returned. An idle
         engine does nothing.
@@ -122,7 +129,16 @@ class Engine:
         A request whose own rows cannot be used (damaged logits, a constraint that leaves nothing) ends with ``problem``; the
         others go on. Raises what the forward pass raises; ``fail`` then ends whatever was running.
         """
-        self._cancel_what_was_let_go()
+        with self.turn, interrupts_held_back():
+            self._cancel_what_was_let_go()
+            self._stepping = True
+            try:
+                return self._step()
+            finally:
+                self._stepping = False
+                self.steps += 1
+
+    def _step(self) -> list[Request]:
         begun = time.perf_counter()
         items = self.scheduler.plan()
         self._start(items)
@@ -154,31 +170,39 @@ class Engine:
 
     @interrupts_held_back()
     def cancel(self, request: Request) -> None:
-        """End every unfinished answer of a request; its blocks are free at once. Not for use within a step."""
-        self._end(request, "cancelled")
+        """End every unfinished answer of a request; its blocks are free at once. Within a step, or while another thread is within,
+        that is left to whoever comes next, so that it waits for nobody: the garbage collector may ask for it at any time."""
+        if self._stepping or not self.turn.acquire(blocking=False):
+            self.let_go(request)
+            return
+        try:
+            self._end(request, "cancelled")
+        finally:
+            self.turn.release()
 
     def let_go(self, request: Request) -> None:
         """``cancel`` before anything else happens. For finalisers, which Python runs at any time, also within a step."""
         self._let_go.append(request)
 
-    @interrupts_held_back()
     def fail(self, problem: Exception) -> list[Request]:
         """After ``step`` has raised: end every request that runs; returns them. Those that wait have seen nothing of it."""
-        failed = list({id(request): request for s in self.scheduler.running if (request := self._requests.get(s.id))}.values())
-        for request in failed:
-            request.problem = problem
-            self._end(request, "error")
-        return failed
+        with self.turn, interrupts_held_back():
+            failed = _distinct(request for s in self.scheduler.running if (request := self._requests.get(s.id)))
+            for request in failed:
+                request.problem = problem
+                self._end(request, "error")
+            return failed
 
-    @interrupts_held_back()
     def cancel_all(self) -> None:
-        for request in list({id(request): request for request in self._requests.values()}.values()):
-            self.cancel(request)
+        with self.turn, interrupts_held_back():
+            for request in _distinct(self._requests.values()):
+                self._end(request, "cancelled")
 
     @property
     def idle(self) -> bool:
-        self._cancel_what_was_let_go()
-        return self.scheduler.idle
+        with self.turn:
+            self._cancel_what_was_let_go()
+            return self.scheduler.idle
 
     def _answer(
         self, sequence: Sequence, constraint: Constraint | None, thinking: Thinking | None, place: Place | None
@@ -193,7 +217,8 @@ class Engine:
 
     def _cancel_what_was_let_go(self) -> None:
         while self._let_go:
-            self.cancel(self._let_go.popleft())
+            with interrupts_held_back():
+                self._end(self._let_go.popleft(), "cancelled")
 
     def _end(self, request: Request, reason: FinishReason) -> None:
         for answer in request.answers:
@@ -336,3 +361,8 @@ class Engine:
         for token in (*params.logit_bias, *params.stop_token_ids):
             if token >= self.vocabulary:
                 raise InvalidRequest(f"Token id {token} is not in the vocabulary; this model's ids go up to {self.vocabulary - 1}.")
+
+
+def _distinct(requests: Iterable[Request]) -> list[Request]:
+    """Each of them once, in their order."""
+    return list({id(request): request for request in requests}.values())

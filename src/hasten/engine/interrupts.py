@@ -3,8 +3,9 @@
 Python raises KeyboardInterrupt at any line of the main thread. Held back, it is raised where the books agree again; the second one
 at once, for whoever cannot wait. Other threads, and programs with a handler of their own for SIGINT, are left alone.
 
-Holding back is entered twice a step, so it only counts: the handler that looks at the count takes the place of Python's own when
-the main thread first enters a block, and stays. Outside of such blocks it does what Python's own does.
+Holding back is entered twice a step, so it only counts: the handler that looks at the count takes the place of Python's own
+wherever the main thread enters a block and finds that one, as notebooks put it back before every cell. It stays; outside of such
+blocks it does what Python's own does.
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ import threading
 from contextlib import ContextDecorator
 from types import FrameType
 
+# ``signal.getsignal`` makes members of an enum of handlers, or fails to: fifty times as long, in every step.
+_handler_of = getattr(signal, "_signal", signal).getsignal
+
 
 class _State:
     """``depth`` of blocks that hold back, of the main thread; whether Ctrl-C was ``asked`` for within them."""
 
     depth = 0
     asked = False
-    watching = False
 
 
 class interrupts_held_back(ContextDecorator):
@@ -29,10 +32,8 @@ class interrupts_held_back(ContextDecorator):
     def __enter__(self) -> None:
         if not _in_main_thread():
             return
-        if not _State.watching:
-            _State.watching = True
-            if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-                signal.signal(signal.SIGINT, _hear)
+        if _State.depth == 0 and _handler_of(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, _hear)
         _State.depth += 1
 
     def __exit__(self, *problem: object) -> None:

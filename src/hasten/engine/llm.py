@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, cast
+from typing import Any, NoReturn
 
 from hasten.core.config import EngineConfig, SpeculationParams
 from hasten.core.errors import HastenError, InvalidRequest
 from hasten.core.progress import Progress, silent
 from hasten.core.results import Completion, StreamEvent
 from hasten.core.types import SamplingParams
+from hasten.engine.arguments import Prompt, TokenIds, check_wishes, form_of, ids_of, one_params, params_of, prompt_of, prompts_of
 from hasten.engine.drafting import AUTO
 from hasten.engine.engine import Engine
+from hasten.engine.grammar import Form, Grammars
 from hasten.engine.interrupts import interrupts_held_back
 from hasten.engine.loading import load_engine
 from hasten.engine.requests import Request
 from hasten.model.chat_prompt import ChatPrompts
 from hasten.model.thinking import Thinking, thinking_of
 
-Prompt = str | list[int]
 Message = Mapping[str, Any]
 OnDone = Callable[[int, Completion], None]
 
 
 class LLM:
-    """A model, ready to answer. Not for several threads at once.
+    """A model, ready to answer. Threads may share it: they take turns, a step of the engine at a time.
 
     ``LLM("smollm2-135m")``, or ``LLM(EngineConfig(...))``; keyword arguments are the fields of ``EngineConfig``. A catalogue name
     that is not on this machine is downloaded first. ``progress`` hears of downloads and loading. ``thinking`` is how the model
@@ -47,6 +48,13 @@ class LLM:
         tokenizer = self.engine.tokenizer
         self._chats = None if tokenizer.chat_template is None else ChatPrompts(tokenizer)
         self.thinking = None if self._chats is None else thinking_of(tokenizer)
+        self._grammars: Grammars | None = None  # made with the first form
+
+    def __repr__(self) -> str:
+        return f"LLM({self.name!r}, precision={self.precision!r}{', closed' if self._closed else ''})"
+
+    def __reduce__(self) -> NoReturn:
+        raise HastenError("A loaded model cannot be pickled or copied; send its config, and make another LLM of that.")
 
     @property
     def name(self) -> str:
@@ -72,44 +80,37 @@ class LLM:
 
     def generate(
         self,
-        prompts: Prompt | Sequence[Prompt],
-        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        prompts: Prompt | Iterable[Prompt],
+        params: SamplingParams | Iterable[SamplingParams] | None = None,
         *,
         tenant: str = "",
         on_done: OnDone | None = None,
         prediction: Prompt | None = None,
         speculation: SpeculationParams = AUTO,
         thinking: Thinking | None = None,
+        form: Form | Mapping[str, Any] | None = None,
     ) -> list[Completion]:
-        """Answer all prompts (texts, or lists of token ids) together; results stand in the order of the prompts.
+        """Answer all prompts (texts, or token ids as lists or arrays) together; results stand in the order of the prompts.
 
         ``params`` holds for all, or is one a prompt. ``prediction`` is a text that the answers are expected to be close to; the
         prediction drafter drafts along it. ``speculation`` says whether and how much to draft for them. ``thinking`` (the model's
-        own ``thinking``) tells its thoughts apart, as chats do; else they are text. ``on_done(place, completion)`` is called as
-        each finishes.
+        own ``thinking``) tells its thoughts apart, as chats do; else they are text. ``form`` is what answers have to look like: a
+        JSON schema as a dict, or a ``Form``; an answer that is cut short is the beginning of one.
+        ``on_done(place, completion)`` is called as each finishes.
         Raises InvalidRequest before anything runs when one of them can never be served. What ends one of them later on (logits
         that cannot be used) is raised too, and the others are cancelled.
         """
-        several = _several(prompts)
-        each = self._params(params, len(several))
-        requests = self._submit_all([self.encode(prompt) for prompt in several], each, tenant, prediction, speculation, thinking)
-        places = {request.id: place for place, request in enumerate(requests)}
+        several = prompts_of(prompts)
+        each = params_of(params, len(several))
+        requests = self._submit_all(several, each, tenant, prediction, speculation, thinking, form)
         done: dict[int, Completion] = {}
         try:
-            while len(done) < len(requests):
-                told = self.engine.step()
-                for request in told or requests:  # nobody is told of what was cancelled elsewhere
-                    place = places.get(request.id)
-                    if place is None:
-                        continue
-                    while request.inbox:
-                        completion = request.inbox.popleft().completion
-                        if completion is not None:
-                            done[place] = completion
-                            if on_done is not None:
-                                on_done(place, completion)
-                    if request.finished and place not in done:
-                        raise request.problem or HastenError("A prompt was cancelled; close the model when all are answered.")
+            for place, end in self._ends(requests):
+                if isinstance(end, Exception):
+                    raise end
+                done[place] = end
+                if on_done is not None:
+                    on_done(place, end)
         finally:
             self._cancel_all(requests)
         return [done[place] for place in range(len(requests))]
@@ -123,6 +124,7 @@ class LLM:
         prediction: Prompt | None = None,
         speculation: SpeculationParams = AUTO,
         thinking: Thinking | None = None,
+        form: Form | Mapping[str, Any] | None = None,
     ) -> EventStream:
         """Answer one prompt piece by piece; the last event carries the ``completion``.
 
@@ -130,7 +132,8 @@ class LLM:
         one, or letting go of it, cancels its request. What ends the request early (logits that cannot be used) is raised after
         the last event before it.
         """
-        requests = self._submit_all([self.encode(prompt)], [params or SamplingParams()], tenant, prediction, speculation, thinking)
+        own = one_params(params)
+        requests = self._submit_all([prompt_of(prompt)], [own], tenant, prediction, speculation, thinking, form)
         return EventStream(self.engine, requests[0])
 
     def chat(
@@ -141,12 +144,19 @@ class LLM:
         tenant: str = "",
         prediction: Prompt | None = None,
         speculation: SpeculationParams = AUTO,
+        form: Form | Mapping[str, Any] | None = None,
     ) -> Completion:
         """Answer a conversation: messages of ``role`` and ``content``, through the model's own template. What a model thinks first
-        is the completion's ``thought``."""
+        is the completion's ``thought``, and has no form."""
         prompt = self.render_chat(messages)
         return self.generate(
-            [prompt], params, tenant=tenant, prediction=prediction, speculation=speculation, thinking=self.thinking
+            [prompt],
+            one_params(params),
+            tenant=tenant,
+            prediction=prediction,
+            speculation=speculation,
+            thinking=self.thinking,
+            form=form,
         )[0]
 
     def stream_chat(
@@ -157,10 +167,13 @@ class LLM:
         tenant: str = "",
         prediction: Prompt | None = None,
         speculation: SpeculationParams = AUTO,
+        form: Form | Mapping[str, Any] | None = None,
     ) -> EventStream:
         """``chat``, piece by piece."""
         prompt = self.render_chat(messages)
-        return self.stream(prompt, params, tenant=tenant, prediction=prediction, speculation=speculation, thinking=self.thinking)
+        return self.stream(
+            prompt, params, tenant=tenant, prediction=prediction, speculation=speculation, thinking=self.thinking, form=form
+        )
 
     def render_chat(
         self,
@@ -180,27 +193,31 @@ class LLM:
             raise InvalidRequest(f"'{self.name}' has no chat template; give it a plain prompt (--raw on the command line).")
         return self._chats.tokens(messages, tools, extra, unfinished)
 
-    def check(self, prompt: Prompt, params: SamplingParams) -> None:
+    def check(self, prompt: Prompt, params: SamplingParams | None = None) -> None:
         """Raise what ``generate`` would raise for this prompt before anything runs: InvalidRequest or PromptTooLong."""
-        self.engine.check(self.encode(prompt), params, [])
+        self.engine.check(self.encode(prompt), one_params(params), [])
 
     def encode(self, prompt: Prompt) -> list[int]:
-        """Token ids of a plain prompt; a list of ids is taken as it is."""
-        if isinstance(prompt, str):
-            return self.engine.tokenizer.encode(prompt, add_bos=True)
-        return list(prompt)
+        """Token ids of a plain prompt; ids are taken as they are."""
+        given = prompt_of(prompt)
+        return self.engine.tokenizer.encode(given, add_bos=True) if isinstance(given, str) else given
 
-    def decode(self, tokens: list[int]) -> str:
-        """The text of tokens, without special ones."""
-        return self.engine.tokenizer.decode(tokens)
+    def decode(self, tokens: TokenIds) -> str:
+        """The text of tokens, without special ones. Raises InvalidRequest when the model has no such tokens."""
+        ids, last = ids_of(tokens, "tokens"), self.engine.vocabulary - 1
+        for token in ids:
+            if not 0 <= token <= last:
+                raise InvalidRequest(f"There is no token id {token}; this model's ids go from 0 to {last}.")
+        return self.engine.tokenizer.decode(ids)
 
     def close(self) -> None:
         """Cancel what runs, and let go of the memory of keys and values and of all that drafts. The weights go with the last
         reference to this object. A second time it does nothing."""
-        self._closed = True
-        self.engine.cancel_all()
-        self.engine.drafting.drafters.clear()
-        self.engine.executor.release()
+        with self.engine.turn:
+            self._closed = True
+            self.engine.cancel_all()
+            self.engine.drafting.drafters.clear()
+            self.engine.executor.release()
 
     def __enter__(self) -> LLM:
         return self
@@ -208,37 +225,63 @@ class LLM:
     def __exit__(self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    def _params(self, params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
-        if params is None or isinstance(params, SamplingParams):
-            return [params or SamplingParams()] * count
-        if len(params) != count:
-            raise InvalidRequest(f"There are {count} prompts but {len(params)} sampling parameters; give one for all, or one each.")
-        return list(params)
-
     def _submit_all(
         self,
-        prompts: list[list[int]],
+        prompts: list[str | list[int]],
         params: list[SamplingParams],
         tenant: str,
         prediction: Prompt | None,
         speculation: SpeculationParams,
         thinking: Thinking | None,
+        form: Form | Mapping[str, Any] | None,
     ) -> list[Request]:
-        if self._closed:
-            raise HastenError("This model is closed; make another LLM.")
+        """A request for each prompt, or none of them. Raises InvalidRequest, also for the wishes that hold for all."""
+        check_wishes(tenant, speculation, thinking)
+        expected = None if prediction is None else prompt_of(prediction, "prediction")
+        if isinstance(expected, str):
+            expected = self.engine.tokenizer.encode(expected, add_bos=False)
+        tokens = [self.encode(prompt) for prompt in prompts]
+        constraint = None if form is None else self._compiler().compile(form_of(form), tenant)
         requests: list[Request] = []
-        if isinstance(prediction, str):
-            prediction = self.engine.tokenizer.encode(prediction, add_bos=False)
         try:
-            with interrupts_held_back():
-                for prompt, own in zip(prompts, params, strict=True):
+            with self.engine.turn, interrupts_held_back():
+                if self._closed:
+                    raise HastenError("This model is closed; make another LLM.")
+                for prompt, own in zip(tokens, params, strict=True):
                     requests.append(
-                        self.engine.submit(prompt, own, tenant, speculation=speculation, prediction=prediction, thinking=thinking)
+                        self.engine.submit(
+                            prompt,
+                            own,
+                            tenant,
+                            speculation=speculation,
+                            prediction=expected,
+                            constraint=constraint,
+                            thinking=thinking,
+                        )
                     )
         except BaseException:
             self._cancel_all(requests)
             raise
         return requests
+
+    def _compiler(self) -> Grammars:
+        if self._grammars is None:
+            self._grammars = Grammars(self.engine.tokenizer, self.engine.vocabulary)
+        return self._grammars
+
+    def _ends(self, requests: list[Request]) -> Iterator[tuple[int, Completion | Exception]]:
+        """Step until all are over. Of each its place, and its completion or what ended it early, as soon as that is known."""
+        waiting = {request.id: (place, request) for place, request in enumerate(requests)}
+        steps = -1
+        while waiting:
+            with self.engine.turn:
+                told = self.engine.step()
+                steps += 1
+                # Nobody is told of what was cancelled elsewhere, or came in a step that another thread took, or the caller.
+                if not told or steps != self.engine.steps:
+                    told, steps = [request for _, request in waiting.values()], self.engine.steps
+                ends = _ended(told, waiting)
+            yield from ends
 
     def _cancel_all(self, requests: list[Request]) -> None:
         with interrupts_held_back():
@@ -247,37 +290,64 @@ class LLM:
 
 
 class EventStream(Iterator[StreamEvent]):
-    """The events of one request, stepping its engine as they are asked for."""
+    """The events of one request, stepping its engine as they are asked for. In ``with`` it is closed at the end."""
 
     def __init__(self, engine: Engine, request: Request) -> None:
         self._engine = engine
         self._request = request
 
+    def __repr__(self) -> str:
+        return f"EventStream({self._request.id!r}, {'finished' if self._request.finished else 'running'})"
+
+    def __reduce__(self) -> NoReturn:
+        raise HastenError("A stream cannot be pickled or copied; send its events.")
+
+    def __enter__(self) -> EventStream:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
     def step(self) -> bool:
         """Run one step of the engine where the next event, or the end, needs one; whether it is there now. For whoever wants to
         look up between the steps that read a long prompt."""
-        if not (self._request.inbox or self._request.finished):
-            self._engine.step()
-        return bool(self._request.inbox or self._request.finished)
+        if self._request.inbox:
+            return True
+        with self._engine.turn:
+            if not (self._request.inbox or self._request.finished):
+                self._engine.step()
+            return bool(self._request.inbox or self._request.finished)
 
     def __next__(self) -> StreamEvent:
-        while not self.step():
-            pass
-        if not self._request.inbox:
-            raise self._request.problem or StopIteration
-        return self._request.inbox.popleft()
+        inbox = self._request.inbox
+        while not inbox:
+            with self._engine.turn:
+                if self.step() and not inbox:
+                    raise self._request.problem or StopIteration
+        # Python hears of signals at calls only: whoever interrupts between these lines, of which none is one, loses no event.
+        event = inbox[0]
+        del inbox[0]
+        return event
 
     def close(self) -> None:
-        """Cancel what is left of the request; its blocks are free at once."""
+        """Cancel what is left of the request; its blocks are free before anything else happens."""
         self._engine.cancel(self._request)
 
     def __del__(self) -> None:
         self._engine.let_go(self._request)
 
 
-def _several(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    """One prompt, a text or a list of token ids, or several of them, as a list of prompts."""
-    listed = [prompts] if isinstance(prompts, str) else list(prompts)
-    if listed and all(isinstance(token, int) for token in listed):
-        return [cast("list[int]", listed)]
-    return cast("list[Prompt]", listed)
+def _ended(told: list[Request], waiting: dict[str, tuple[int, Request]]) -> list[tuple[int, Completion | Exception]]:
+    """Take the events of the ``waiting`` among these requests, and those that are over out of ``waiting``: places and ends."""
+    ends: list[tuple[int, Completion | Exception]] = []
+    for request in told:
+        if request.id not in waiting:
+            continue
+        end: Completion | Exception | None = None
+        while request.inbox:
+            end = request.inbox.popleft().completion
+        if end is None and request.finished:
+            end = request.problem or HastenError("A prompt was cancelled; close the model when all are answered.")
+        if end is not None:
+            ends.append((waiting.pop(request.id)[0], end))
+    return ends

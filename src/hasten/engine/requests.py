@@ -87,6 +87,7 @@ class Request:
     def tell(self, answer: AnswerState, completion: Completion | None) -> None:
         """Put what is new of that answer into the inbox."""
         sequence = answer.sequence
+        output, append = sequence.output_length, self.inbox.append
         start = sequence.prompt_length + answer.delivered
         event = StreamEvent(
             sequence.index,
@@ -100,9 +101,9 @@ class Request:
             "".join(answer.fresh_thought),
             max(0, answer.stream.thought_tokens - answer.delivered),
         )
-        self.inbox.append(event)
-        answer.delivered = sequence.output_length
-        answer.fresh, answer.fresh_thought = [], []
+        # Python hears of signals at calls only: whoever interrupts finds the event there and counted as told, or neither.
+        answer.delivered, answer.fresh, answer.fresh_thought = output, [], []
+        append(event)
 
     def completion(
         self, model: str, precision: str, exact: bool, load_seconds: float, drafting: bool, bound: CutBy = "model"
