@@ -162,7 +162,7 @@ def statuses() -> str:
 def metric_names() -> str:
     """Every family that ``/metrics`` has with no model loaded; their texts come from where they are counted."""
     rows: list[list[str]] = []
-    for family in metrics._Now(NOTHING_LOADED).collect():
+    for family in metrics.own_families(NOTHING_LOADED):
         labels = ", ".join(f"`{label}`" for label in family._labelnames)  # type: ignore[attr-defined]
         name = family.name + ("_total" if family.type == "counter" else "")
         rows.append([f"`{name}`", family.type, labels, family.documentation])

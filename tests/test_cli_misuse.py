@@ -15,6 +15,10 @@ MISUSES = [
     ("serve --allow-origin x", "An origin is written"),
     ("serve -m a -m a", "Two models are called 'a'"),
     ("serve --new-key t", "--api-key-file"),
+    ("serve --new-key a/b --api-key-file keys", "A tenant's name has 1 to 64 letters"),
+    ("serve --new-key a! --api-key-file keys", "A tenant's name has 1 to 64 letters"),
+    ("serve --trace-endpoint 127.0.0.1:4318", "A trace endpoint is written http://"),
+    ("serve --replicas 2 --trace-endpoint x", "A trace endpoint is written http://"),
     ("serve --max-n 65", "max_n must be a whole number from 1 to 64, not 65"),
     ("serve --max-queue 0", "max_queue must be a whole number from 1 to 2147483647, not 0"),
     ("serve --stream-interval -1", "stream_interval must be a number from 0 to 2147483647, not -1.0"),
@@ -64,6 +68,7 @@ def test_a_wrong_command_line_ends_with_status_2(command_line: CommandLine, word
     [
         ("roofline", "[roofline]\nrows = 'a'\n", "--rows must be numbers"),
         ("serve", "[serve]\nmemory_budget = -1\n", "memory_budget must be"),
+        ("serve", "[serve]\ntrace_endpoint = 'x'\n", "A trace endpoint is written http://"),
         ("serve", "[serve]\nport = 70000\n", "70000 is not a whole number from 0 to 65535."),
         ("serve", "[serve]\nhost = '10.0.0.1'\n", "would let anybody on the network in"),
         ("prove", "[prove]\nmax_tokens = 0\n", "max_tokens must be"),

@@ -36,6 +36,22 @@ def test_a_text_waits_for_the_blocks_that_others_have() -> None:
     assert engine.scheduler.blocks.available == 3
 
 
+def test_beside_others_a_text_is_read_in_quarters(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = tiny_engine(num_blocks=8)
+    rows: list[int] = []
+    hidden = engine.executor.hidden
+    monkeypatch.setattr(engine.executor, "hidden", lambda batch: rows.append(batch.segments[0].rows) or hidden(batch))
+    alone = [vector for vector in embed(engine, [1] * 150, "mean") if vector is not None]
+    assert rows == [64, 64, 22]
+    rows.clear()
+    request = engine.submit([1, 2, 3], SamplingParams(max_tokens=60, ignore_eos=True))
+    engine.step()
+    beside = [vector for vector in embed(engine, [1] * 150, "mean") if vector is not None]
+    assert rows == [16] * 9 + [6]
+    assert torch.allclose(beside[0], alone[0])
+    run_all(engine, [request])
+
+
 @pytest.fixture
 def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """Embeddings that are done once this is set."""

@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,71 @@ async def alone() -> list[int]:
         ticket = Ticket(job("alone"), asyncio.get_running_loop())
         worker.submit(ticket)
         return await tokens_of(ticket)
+
+
+def test_places_go_round_among_tenants(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene() -> None:
+        begun: list[str] = []
+        submit = Engine.submit
+        monkeypatch.setattr(Engine, "submit", lambda *arguments: begun.append(arguments[4]) or submit(*arguments))
+        with working(tiny_engine(), max_sequences=2) as worker:
+            names = [("anna", f"a{at}") for at in range(6)] + [("bob", f"b{at}") for at in range(3)] + [("carol", "c0")]
+            tickets = [Ticket(replace(job(name), tenant=tenant), asyncio.get_running_loop()) for tenant, name in names]
+            worker.call(lambda: [worker._waiting["interactive"].append(ticket) for ticket in tickets])
+            for ticket in tickets:
+                await tokens_of(ticket)
+        assert begun[:2] == ["a0", "b0"], "who holds no place goes before who holds one"
+        assert begun.index("c0") < 5
+        assert begun.index("b2") < begun.index("a4")
+        assert [name for name in begun if name[0] == "a"] == [f"a{at}" for at in range(6)], "each in order of arrival"
+
+    asyncio.run(scene())
+
+
+def test_what_a_newcomer_waits_for_is_a_round_not_the_whole_queue() -> None:
+    llm: Any = FakeLLM(EngineConfig())
+    llm.engine = tiny_engine()
+    worker = Worker(llm, 1)
+    worker._pace = 1.0
+
+    async def queue() -> None:
+        worker._waiting["interactive"].extend(
+            Ticket(replace(job(str(at)), tenant="anna"), asyncio.get_running_loop()) for at in range(50)
+        )
+
+    asyncio.run(queue())
+    assert worker.expected_wait("anna", "interactive") == 51.0
+    assert worker.expected_wait("bob", "interactive") == 2.0
+    assert worker.expected_wait("bob", "batch") == 51.0
+
+
+def test_texts_to_embed_take_turns_with_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many are asked for at once, one piece at most goes before a step."""
+
+    async def scene() -> None:
+        order: list[str] = []
+        step = Engine.step
+        monkeypatch.setattr(Engine, "step", lambda engine: order.append("step") or step(engine))
+        with working(tiny_engine()) as worker:
+            ticket = Ticket(job("stream"), asyncio.get_running_loop())
+            worker.submit(ticket)
+            await ticket.next()
+            left = dict.fromkeys("xyz", 3)
+
+            def piece(name: str) -> bool:
+                order.append(name)
+                left[name] -= 1
+                return left[name] == 0
+
+            worker.call(lambda: [worker.between_steps(lambda name=name: piece(name)) for name in left])  # type: ignore[misc]
+            await tokens_of(ticket)
+            while any(left.values()):
+                await asyncio.sleep(0.01)
+        pieces = [name for name in order if name != "step"]
+        assert pieces == [*"xxxyyyzzz"]
+        assert all("step" in (before, after) for before, after in itertools.pairwise(order)), order
+
+    asyncio.run(scene())
 
 
 def test_a_step_that_raises_ends_what_ran_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,7 +359,7 @@ def generating(jobs: list[Job], limits: Limits = PACED) -> Iterator[Generation]:
         generation = Generation(Models([host], load=lambda config: llm), host, jobs, limits)
         yield generation
         generation.end()
-        assert (host.users, host.tickets) == (0, 0)
+        assert (host.users, host.tickets.total()) == (0, 0)
 
 
 @pytest.mark.parametrize("prompts", [1, 2])

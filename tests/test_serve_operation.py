@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import os
+import re
 import signal
 import socket
 import threading
@@ -24,7 +25,7 @@ from hasten.core.config import EngineConfig
 from hasten.core.errors import ConfigError
 from hasten.serve.errors import ApiError
 from hasten.serve.guard import is_loopback
-from hasten.serve.keys import Keys, new_key
+from hasten.serve.keys import Holder, Keys, new_key
 from hasten.serve.limits import Limits
 from hasten.serve.run import Settings, policy_of
 from hasten.serve.wire import ChatRequest, sampling_params
@@ -41,7 +42,7 @@ def key_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def keys(key_file: Path) -> dict[str, str]:
-    return {tenant: new_key(key_file, tenant) for tenant in ("anna", "ben")}
+    return {tenant: new_key(key_file, tenant, metrics_only=tenant == "watch") for tenant in ("anna", "ben", "watch")}
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +120,7 @@ def test_the_log_is_json_and_names_tenants_not_keys(guarded: Running, keys: dict
     time.sleep(0.2)
     lines = [json.loads(line) for line in guarded.log if line.startswith("{")]
     assert [line for line in lines if line.get("tenant") == "anna" and line["path"] == "/v1/chat/completions"]
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", line["time"]) for line in lines)
     text = "\n".join(guarded.log)
     assert keys["anna"] not in text
     assert hashlib.sha256(keys["anna"].encode()).hexdigest() not in text
@@ -242,9 +244,10 @@ def test_a_connection_may_rest_between_two_requests(guarded: Running) -> None:
 class Turns:
     """Requests whose order is certain: what comes next is sent when the server counts what came before."""
 
-    def __init__(self, server: Running, key: str) -> None:
+    def __init__(self, server: Running, keys: dict[str, str]) -> None:
         self.server = server
-        self.headers = bearer(key)
+        self.headers = bearer(keys["anna"])
+        self.watching = bearer(keys["watch"])
         self.answers: dict[str, httpx.Response] = {}
         self.threads: list[threading.Thread] = []
 
@@ -274,7 +277,7 @@ class Turns:
             time.sleep(0.01)
 
     def waiting(self) -> float:
-        text = self.server.get("/metrics", headers=self.headers).text
+        text = self.server.get("/metrics", headers=self.watching).text
         return float(text.split("\nhasten:num_requests_waiting{")[1].split("} ")[1].split("\n")[0])
 
     def finish(self) -> list[str]:
@@ -287,7 +290,7 @@ class Turns:
 
 
 def test_a_full_queue_says_when_to_come_back(guarded: Running, keys: dict[str, str]) -> None:
-    turns = Turns(guarded, keys["anna"])
+    turns = Turns(guarded, keys)
     with turns.endless():
         for at in range(3):
             turns.ask_and_wait(f"queued-{at}")
@@ -300,7 +303,7 @@ def test_a_full_queue_says_when_to_come_back(guarded: Running, keys: dict[str, s
 
 
 def test_interactive_requests_pass_batch_ones_and_deadlines_are_kept(guarded: Running, keys: dict[str, str]) -> None:
-    turns = Turns(guarded, keys["anna"])
+    turns = Turns(guarded, keys)
     with turns.endless():
         turns.ask_and_wait("batch", priority="batch", n=2)  # n=2 needs both places, so that one goes after the other
         late = turns.ask("late", priority="batch", deadline=0.05)
@@ -408,9 +411,9 @@ def test_key_files(tmp_path: Path) -> None:
     key = new_key(path, "team.one")
     assert path.stat().st_mode & 0o777 == 0o600
     assert key not in path.read_text()
-    assert Keys(path).tenant_of(key) == "team.one"
-    assert Keys(path).tenant_of(key[:-1]) is None
-    assert Keys(path).tenant_of("") is None
+    assert Keys(path).holder_of(key) == Holder("team.one")
+    assert Keys(path).holder_of(key[:-1]) is None
+    assert Keys(path).holder_of("") is None
     for tenant in ("", "a b", "../x", "x" * 65, "a\nb sha256:" + "0" * 64):
         with pytest.raises(ConfigError):
             new_key(path, tenant)
@@ -429,8 +432,12 @@ def test_key_files(tmp_path: Path) -> None:
 def test_the_command_line_makes_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "keys"
     assert command_line(["serve", "--new-key", "anna", "--api-key-file", str(path)]) == 0
-    assert Keys(path).tenant_of(capsys.readouterr().out.strip()) == "anna"
+    assert Keys(path).holder_of(capsys.readouterr().out.strip()) == Holder("anna")
+    assert command_line(["serve", "--new-key", "prometheus", "--for", "metrics", "--api-key-file", str(path)]) == 0
+    assert Keys(path).holder_of(capsys.readouterr().out.strip()) == Holder("prometheus", metrics_only=True)
     assert command_line(["serve", "--new-key", "anna"]) == 2
+    assert command_line(["serve", "--for", "metrics"]) == 2
+    assert "--new-key NAME" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("wrong", [{"max_n": 65}, {"max_body_bytes": 0}, {"request_timeout": float("nan")}, {"max_queue": True}])

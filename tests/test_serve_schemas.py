@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 
+from hasten.engine.llm import LLM
 from hasten.serve.errors import ApiError
+from hasten.serve.tools import toolset_of
+from hasten.serve.wire import ChatRequest
 from serving import Running
 
 pytest.importorskip("llguidance")
 from hasten.engine.schemas import complaint, eased
-from hasten.serve.constraints import _eased
+from hasten.serve.constraints import _eased, constraint_of
 
 ASK: dict[str, Any] = {
     "messages": [{"role": "user", "content": "Oslo?"}],
@@ -147,16 +151,32 @@ def test_a_format_beside_tools_is_left_out_of_where_it_cannot_be_held(server: Ru
     jsonschema.validate(json.loads(answer.json()["choices"][0]["message"]["content"]), rest)
 
 
-def test_too_much_is_said_without_its_text(server: Running) -> None:
-    many = {f"p{at}": {"enum": [f"{at}_{of}" for of in range(40)]} for at in range(700)}
-    schema = {"type": "object", "properties": many, "description": "x" * 300_000}
-    for tool, name in ((True, "tools that may be called"), (False, "response_format")):
-        refused = chat(server, schema, None, tool)
-        said = refused.json()["error"]["message"]
-        assert refused.status_code == 400
-        assert name in said
-        assert "more than an answer can be held to" in said
-        assert len(said) < 200
+MUCH = {
+    "type": "object",
+    "properties": {f"p{at}": {"enum": [f"{at}_{of}" for of in range(40)]} for at in range(700)},
+    "description": "x" * 300_000,
+}
+
+
+@pytest.mark.parametrize(("tool", "said"), [(True, "Prompt is too long"), (False, "more than an answer can be held to")])
+def test_too_much_is_said_without_its_text(server: Running, tool: bool, said: str) -> None:
+    """Of a tool, which the model is shown, it is the prompt that is too long first."""
+    refused = chat(server, MUCH, None, tool)
+    message = refused.json()["error"]["message"]
+    assert refused.status_code == 400
+    assert said in message
+    assert tool or "response_format" in message
+    assert len(message) < 200
+
+
+def test_too_many_parameters_of_tools_are_called_so(tiny_model: Path) -> None:
+    function = {"name": "weather", "parameters": MUCH}
+    wire = ChatRequest.model_validate(ASK | {"tools": [{"type": "function", "function": function}], "tool_choice": "required"})
+    with LLM(str(tiny_model)) as llm:
+        tools = toolset_of(wire.with_allowed_tools(), llm.chat_template)
+        with pytest.raises(ApiError, match="tools that may be called are more than an answer can be held to") as caught:
+            constraint_of(llm, "", None, None, tools)
+    assert len(caught.value.message) < 200
 
 
 def test_only_what_cannot_be_held_is_left_out() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import signal
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,10 @@ from hasten.cli.main import run as command_line
 from hasten.core.config import EngineConfig
 from hasten.core.errors import ConfigError, HastenError, ModelNotFound
 from hasten.serve import run
+from hasten.serve.hangup import Hangups
+from hasten.serve.keys import new_key
 from hasten.serve.run import Settings, serve
+from serving import running
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +32,7 @@ def test_a_model_beyond_the_budget_is_the_operators_error(tiny_model: Path, caps
     sentence = capsys.readouterr().err
     assert status == 1
     assert sentence.startswith("hasten: The model 'tiny' takes about ")
-    assert sentence.endswith(" may take 0.0 GB; raise --memory-budget.\n")
+    assert sentence.endswith(" may take 1e-06 GB; raise --memory-budget.\n")
 
 
 def test_a_server_that_never_ran_does_not_say_that_it_finishes(tiny_model: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -48,3 +53,53 @@ def test_what_cannot_be_bound_names_the_option_that_is_at_fault() -> None:
         taken.listen()
         with pytest.raises(ConfigError, match="choose another --port"):
             run._listen("127.0.0.1", taken.getsockname()[1])
+
+
+# Becomes ``hasten serve`` with the rest of its arguments. It gets SIGHUP as soon as the verb has begun, and again when the keys
+# have just been read, with the last of them gone meanwhile.
+HUNG_UP = """
+import os, signal, sys
+import hasten.cli.serve as verb
+
+limits_of = verb.limits_of
+def hung_up_at_once(options):
+    os.kill(os.getpid(), signal.SIGHUP)
+    from hasten.serve import run
+    policy_of = run.policy_of
+    def hung_up(settings):
+        found = policy_of(settings)
+        settings.api_key_file.write_text("# none\\n")
+        os.kill(os.getpid(), signal.SIGHUP)
+        return found
+    run.policy_of = hung_up
+    return limits_of(options)
+verb.limits_of = hung_up_at_once
+
+from hasten.cli.main import run
+sys.exit(run(sys.argv[4:]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="this system has no such signal")
+def test_a_hangup_while_it_starts_does_not_end_it_and_is_made_up_for(tmp_path: Path, tiny_model: Path) -> None:
+    key = new_key(tmp_path / "keys", "anna")
+    arguments = ("--api-key-file", str(tmp_path / "keys"))
+    with running(*arguments, home=tmp_path, models=(f"tiny={tiny_model}",), before=(sys.executable, "-c", HUNG_UP)) as server:
+        assert server.get("/version", headers={"authorization": f"Bearer {key}"}).status_code == 401
+    assert [line for line in server.log if " WARNING " in line and "has no keys" in line]
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="this system has no such signal")
+def test_hangups_are_kept_until_somebody_acts_on_them() -> None:
+    told: list[str] = []
+    before = signal.getsignal(signal.SIGHUP)
+    with Hangups() as hangups:
+        for _ in range(2):
+            signal.raise_signal(signal.SIGHUP)
+        with hangups.told(lambda: told.append("x")):
+            assert told == ["x"]
+            signal.raise_signal(signal.SIGHUP)
+            assert told == ["x", "x"]
+        signal.raise_signal(signal.SIGHUP)
+        assert told == ["x", "x"]
+    assert signal.getsignal(signal.SIGHUP) == before

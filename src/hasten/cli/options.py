@@ -93,7 +93,7 @@ LIMIT_HELP = {
     "max_batch": "Most prompts of one completion request.",
     "max_embedding_inputs": "Most inputs of one request for embeddings.",
     "max_tools": "Most tools of one request.",
-    "max_queue": "Most requests that wait or run, a model.",
+    "max_queue": "Most requests that wait or run, a model and tenant.",
     "max_connections": "Most connections at once.",
     "request_timeout": "Seconds from a request to its last token.",
     "body_timeout": "Seconds that a head or a body may take to arrive.",

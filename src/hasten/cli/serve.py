@@ -18,6 +18,7 @@ from hasten.cli.options import (
     server_engine_options,
 )
 from hasten.core.config import EngineConfig, draft_specs
+from hasten.serve.hangup import Hangups
 
 
 @click.command(cls=Verb)
@@ -34,7 +35,19 @@ from hasten.core.config import EngineConfig, draft_specs
 @click.option("--api-key-file", metavar="FILE", help="Keys that clients need, hashed, each with its tenant.")
 @click.option("--new-key", metavar="TENANT", help="Make a key for a tenant, add its hash to the key file, print the key, and end.")
 @click.option(
-    "--allow-host", "allow_hosts", type=WholeText(), multiple=True, help="A further name that clients may call the server by."
+    "--for",
+    "purpose",
+    default="requests",
+    show_default=True,
+    type=click.Choice(["requests", "metrics"]),
+    help="What the new key is for: a tenant's requests, or reading /metrics and nothing else.",
+)
+@click.option(
+    "--allow-host",
+    "allow_hosts",
+    type=WholeText(),
+    multiple=True,
+    help="A further name that clients may call the server by, without port.",
 )
 @click.option(
     "--allow-origin", "allow_origins", type=WholeText(), multiple=True, help="A web origin whose pages may call the server."
@@ -73,6 +86,7 @@ def serve(
     port: int,
     api_key_file: str | None,
     new_key: str | None,
+    purpose: str,
     allow_hosts: tuple[str, ...],
     allow_origins: tuple[str, ...],
     memory_budget: float,
@@ -87,7 +101,11 @@ def serve(
     """
     path = Path(api_key_file).expanduser() if api_key_file else None
     if new_key is not None:
-        return _print_new_key(path, new_key)
+        return _print_new_key(path, new_key, metrics_only=purpose == "metrics")
+    if purpose != "requests":
+        raise misuse("--for says what a new key is for; name who gets one with --new-key NAME.", "purpose")
+    # From here on, as what is imported now takes seconds; the server hears by itself what comes once it has read its keys.
+    click.get_current_context().with_resource(Hangups())
     if not 0.0 <= memory_budget <= 1e6:
         raise misuse(f"memory_budget must be a number of gigabytes, at least 0, not {memory_budget!r}.", "memory_budget")
     if not models:
@@ -96,6 +114,7 @@ def serve(
     from hasten.draft.specs import check_specs
     from hasten.serve.models import hosts_of
     from hasten.serve.run import UNTRACED, Settings, check_access, serve
+    from hasten.serve.tracing import check_endpoint
 
     budget = int(memory_budget * 1e9)
     settings = Settings(
@@ -105,17 +124,21 @@ def serve(
         check_specs(draft_specs(config.draft))
     with blaming("models"):
         hosts_of(models, config)
-    with blaming("host", "allow_origins"):
+    with blaming("host", "allow_hosts", "allow_origins"):
         check_access(settings)
+    with blaming("trace_endpoint"):
+        check_endpoint(trace_endpoint)
     if replicas > 1 and trace_endpoint is not None:
         raise misuse(UNTRACED, "replicas", "trace_endpoint")
     return serve(settings)
 
 
-def _print_new_key(path: Path | None, tenant: str) -> int:
-    from hasten.serve.keys import new_key
+def _print_new_key(path: Path | None, tenant: str, metrics_only: bool) -> int:
+    from hasten.serve.keys import check_tenant, new_key
 
+    with blaming("new_key"):
+        check_tenant(tenant)
     if path is None:
         raise misuse("A new key needs a file to go into; name it with --api-key-file FILE.", "new_key")
-    click.echo(new_key(path, tenant))
+    click.echo(new_key(path, tenant, metrics_only))
     return 0

@@ -19,6 +19,7 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
 from hasten.core.errors import InvalidRequest, ModelNotFound
+from hasten.model.long_texts import read_within_bounds
 
 __all__ = ["BYTE_SPELLING", "Tokenizer", "load_tokenizer"]
 
@@ -105,22 +106,22 @@ class Tokenizer:
 
         ``add_bos`` puts around it what this model's tokenizer puts around a plain prompt (most often its first token, or
         nothing); leave it off for the output of a chat template, which writes those itself. ``allow_special=False`` reads
-        the text of control tokens as ordinary text. Raises InvalidRequest when the text is no valid Unicode.
+        the text of control tokens as ordinary text. Raises InvalidRequest when the text is no valid Unicode, and TooManyTokens
+        (``long_texts``) where a bound is set that it does not keep to.
         """
         _check_unicode(text)
-        ids = _ids(self._backend if allow_special else self._without_control, text)
+        backend = self._backend if allow_special else self._without_control
+        ids = read_within_bounds(text, lambda part: _ids(backend, part))
         return [*self.prefix_ids, *ids, *self.suffix_ids] if add_bos else ids
 
     def encode_marked(self, text: str) -> list[int]:
         """Token ids of a text in which marks (``add_marks``) stand for control tokens, and spellings of them are ordinary text.
 
         Text between two of them is read in one piece. Raises InvalidRequest when the text is no valid Unicode, or when this
-        vocabulary has no other way to write what spells a control token.
+        vocabulary has no other way to write what spells a control token; TooManyTokens as ``encode``.
         """
         _check_unicode(text)
-        if any(mark in text for mark in self._particular):
-            text = self._readable(text)
-        ids = _ids(self._marking, text)
+        ids = read_within_bounds(text, lambda part: _ids(self._marking, self._readable(part)))
         for token in ids:
             if token not in self._marked and token in self._never_text:
                 raise InvalidRequest(
@@ -131,6 +132,8 @@ class Tokenizer:
     def _readable(self, text: str) -> str:
         """``text`` with spellings for those marks that are not read as tokens where they stand: a token that is one between words
         only, or in normalised text only, is text elsewhere."""
+        if not any(mark in text for mark in self._particular):
+            return text
         found = self._marking.encode_batch([text], add_special_tokens=False)[0]
         spans = [span for token, span in zip(found.ids, found.offsets, strict=True) if token in self._marked]
         read = {at for begin, end in spans for at in range(begin, end)}

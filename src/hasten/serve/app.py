@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from hasten.serve.chat import chat_completions
 from hasten.serve.completions import completions
 from hasten.serve.embeddings import embeddings
 from hasten.serve.errors import ApiError, api_error, error_response, status_phrase
-from hasten.serve.guard import Guard, Policy
+from hasten.serve.guard import HEALTH, METRICS, Guard, Policy
 from hasten.serve.messages import count_tokens, messages
 from hasten.serve.metrics import metrics
 from hasten.serve.openapi import openapi
@@ -33,7 +33,7 @@ from hasten.serve.server import Server, note_problem
 from hasten.serve.tracing import Tracing
 
 PAGE = Path(__file__).with_name("page")
-OPEN_PATHS = frozenset({"/health", "/health/live", "/health/ready", "/"})
+OPEN_PATHS = HEALTH | {"/"}
 NO_PAGE = (
     "<!doctype html><html lang=en><meta charset=utf-8><title>Hasten</title><p>Hasten is serving. "
     "The chat page is not part of this installation; the interface is at /v1."
@@ -81,9 +81,25 @@ def make_app(server: Server, policy: Policy, page: Path = PAGE) -> Guard:
         *engine_routes(),
         Route("/health", basics.ready),
         Route("/health/ready", basics.ready),
-        Route("/metrics", metrics),
+        metrics_route(metrics),
     ]
     return guarded(routes, server, server.requests, policy, lifespan, page, server.tracing)
+
+
+def metrics_route(endpoint: Callable[[Request], Awaitable[Response]]) -> Route:
+    """For those only who may be told of all tenants. That is asked here and not by the path alone, which a router may read in more
+    ways than one."""
+
+    async def told(request: Request) -> Response:
+        if not request.state.sees_all:
+            raise ApiError(
+                403,
+                f"{METRICS} tells of all tenants and takes a key made for it; the operator makes one with "
+                "`hasten serve --new-key NAME --for metrics`.",
+            )
+        return await endpoint(request)
+
+    return Route(METRICS, told)
 
 
 def guarded(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import json
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -16,6 +19,8 @@ from hasten.serve.errors import ApiError, engine_dead, invalid
 from hasten.serve.models import Host
 from hasten.serve.server import server_of
 from hasten.serve.wire import ChatRequest, Name, Tool, Wire
+
+PART = 4096  # tokens that are written at once
 
 
 class TokenizeRequest(Wire):
@@ -116,13 +121,33 @@ async def tokenize(request: Request) -> Response:
             chat = ChatRequest(messages=wire.messages, tools=wire.tools)
             return prompt_of(llm, chat, checked(chat, server.limits))[0]
 
-        tokens = await asyncio.to_thread(encode)
-        out: dict[str, Any] = {"count": len(tokens), "max_model_len": llm.context_length, "tokens": tokens}
-        if wire.return_token_strs:
-            out["token_strs"] = [tokenizer.token_text(token) for token in tokens]
-        return JSONResponse(out)
+        def told() -> str:
+            tokens = encode()
+            strings = (tokenizer.token_text(token) for token in tokens) if wire.return_token_strs else None
+            return _body({"count": len(tokens), "max_model_len": llm.context_length}, tokens, strings)
+
+        return Response(await server.prepared(llm, told, refuse=False), media_type="application/json")
     finally:
         server.models.release(host)
+
+
+def _body(about: dict[str, int], tokens: list[int], strings: Iterator[str] | None) -> str:
+    """The answer, written a part at a time: there may be millions of tokens, and within one call of ``json.dumps`` no other thread
+    would run, the event loop's neither."""
+    lists = {"tokens": _listed(tokens)} | ({"token_strs": _listed(strings)} if strings is not None else {})
+    return ",".join([_compact(about)[:-1], *(f'"{name}":{text}' for name, text in lists.items())]) + "}"
+
+
+def _listed(values: Iterable[int] | Iterable[str]) -> str:
+    rest = iter(values)
+    parts: list[str] = []
+    while part := list(itertools.islice(rest, PART)):
+        parts.append(_compact(part)[1:-1])
+    return f"[{','.join(parts)}]"
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 async def detokenize(request: Request) -> Response:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import math
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -17,6 +18,7 @@ from hasten.serve.limits import Limits
 Wire = TypeVar("Wire", bound=BaseModel)
 Result = TypeVar("Result")
 LARGE_BODY = 64 << 10  # bytes; parsing more would hold up the event loop
+body_size: ContextVar[int] = ContextVar("body_size", default=0)  # bytes, of the request that this task serves
 
 
 async def read_body(request: Request, limits: Limits) -> bytes:
@@ -43,6 +45,7 @@ async def read_body(request: Request, limits: Limits) -> bytes:
         raise ApiError(408, f"The body did not arrive within {limits.body_timeout:g} seconds.") from None
     except ClientDisconnect:
         raise ApiError(400, "The client went away before its body was complete.") from None
+    body_size.set(size)
     return b"".join(parts)
 
 

@@ -64,7 +64,9 @@ async def begin(
         params,
         prompts,
         prediction=wire.prediction.text if wire.prediction is not None else None,
-        constraint=lambda llm: constraint_of(llm, wire.response_format, wire.structured_outputs, tools[0], format),
+        constraint=lambda llm: constraint_of(
+            llm, request.state.tenant, wire.response_format, wire.structured_outputs, tools[0], format
+        ),
         stop=lambda: tools[0].stop if tools[0] is not None else (),
         thinking=lambda llm: None if wire.reasoning_format == "none" else llm.thinking,
     )
@@ -105,7 +107,8 @@ async def counted(server: Server, wire: ChatRequest, unfinished: bool = False) -
     messages = await asyncio.to_thread(checked, wire, server.limits)
     host = await server.models.acquire(wire.model)
     try:
-        prompt, _ = await asyncio.to_thread(prompt_of, host.ready[0], wire, messages, unfinished)
+        llm, _ = host.ready
+        prompt, _ = await server.prepared(llm, lambda: prompt_of(llm, wire, messages, unfinished), refuse=False)
     finally:
         server.models.release(host)
     return len(prompt)

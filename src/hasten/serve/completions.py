@@ -39,7 +39,7 @@ async def completions(request: Request) -> Response:
         params,
         lambda llm: [llm.encode(prompt) for prompt in prompts],
         prediction=wire.prediction.text if wire.prediction is not None else None,
-        constraint=lambda llm: constraint_of(llm, None, wire.structured_outputs),
+        constraint=lambda llm: constraint_of(llm, request.state.tenant, None, wire.structured_outputs),
     )
     return await reply(request, generation, Answer(generation, wire, prompts, params.n), wire.stream)
 

@@ -74,6 +74,9 @@ class BoundedConnection(H11Protocol, asyncio.BufferedProtocol):
         else:  # part of a head, or the rest of a body that was refused before it was read
             self._await_head()
 
+    def _unsupported_upgrade_warning(self) -> None:
+        """Nothing: the request is answered as if it asked for no other protocol, and uvicorn's advice is for its own users."""
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop("_timer")
         self._stop("_stuck")

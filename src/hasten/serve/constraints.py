@@ -23,6 +23,7 @@ _lock = threading.Lock()
 
 def constraint_of(
     llm: LLM,
+    tenant: str,
     format: ResponseFormat | None,
     structured: StructuredOutputs | None,
     tools: Toolset | None = None,
@@ -45,7 +46,7 @@ def constraint_of(
     grammars = grammars_of(llm)
     forced = tools is not None and tools.forced
     try:
-        return grammars.compile(form)
+        return grammars.compile(form, tenant)
     except InvalidRequest:
         if own is not None:
             raise
@@ -53,7 +54,7 @@ def constraint_of(
         if len(form.text) <= MOST_CHARACTERS:
             form = _of_tools(_eased_tools(tools), None if forced else _eased_format(words, format_name))
             assert form is not None
-        return grammars.compile(form)
+        return grammars.compile(form, tenant)
     except InvalidRequest:
         whose = "The parameters of the tools that may be called are" if forced else f"The schema of {format_name} is"
         said = f"{whose} more than an answer can be held to; send a smaller schema{', or fewer tools' if forced else ''}."

@@ -18,7 +18,7 @@ from starlette.responses import Response
 from hasten.core.types import SamplingParams
 from hasten.engine.embedding import Pooling, embed
 from hasten.serve.errors import invalid
-from hasten.serve.generation import check_length, check_room
+from hasten.serve.generation import check_length, check_room, let_go
 from hasten.serve.limits import Limits
 from hasten.serve.models import Host
 from hasten.serve.server import server_of
@@ -54,14 +54,14 @@ async def embeddings(request: Request) -> Response:
         size = llm.engine.executor.decoder.description.hidden_size
         if wire.dimensions not in (None, size):
             raise invalid(f"dimensions has to be {size} here: this model's vectors cannot be shortened.", "dimensions")
-        prompts = await asyncio.to_thread(lambda: [llm.encode(one) for one in inputs])
+        prompts = await server.prepared(llm, lambda: [llm.encode(one) for one in inputs])
         for prompt in prompts:
             llm.engine.check(prompt, SamplingParams(max_tokens=1), [])
             check_length(prompt, server.limits)
         count = sum(map(len, prompts))
         request.state.log.update(model=host.name, prompt_tokens=count)
         left = server.limits.request_timeout - (time.monotonic() - began)
-        with _counted(host, server.limits):
+        with _counted(host, server.limits, request.state.tenant):
             vectors = await while_connected(request, _all_embedded(worker, prompts, wire.pooling, left))
     except TimeoutError:
         raise too_long(server.limits.request_timeout) from None
@@ -77,14 +77,14 @@ async def embeddings(request: Request) -> Response:
 
 
 @contextmanager
-def _counted(host: Host, limits: Limits) -> Iterator[None]:
+def _counted(host: Host, limits: Limits, tenant: str) -> Iterator[None]:
     """As one of the requests that wait or run. Raises ApiError (429) where there are enough of them."""
-    check_room(host, 1, limits, INTERACTIVE)
-    host.tickets += 1
+    check_room(host, 1, limits, tenant, INTERACTIVE)
+    host.tickets[tenant] += 1
     try:
         yield
     finally:
-        host.tickets -= 1
+        let_go(host, tenant, 1)
 
 
 async def _all_embedded(worker: Worker, prompts: list[list[int]], pooling: Pooling, seconds: float) -> list[torch.Tensor]:
@@ -126,24 +126,24 @@ async def _embedded(worker: Worker, prompt: list[int], pooling: Pooling) -> torc
         except RuntimeError:  # the loop is closed: nobody waits any more
             return
 
-    def work() -> None:
+    def piece() -> bool:
         if done.cancelled() or worker.over:
             chunks.close()
             tell(lambda: resolve(None, worker.ending))
-            return
+            return True
         try:
             vector = next(chunks)
         except Exception as problem:
             failed = problem
             tell(lambda: resolve(None, failed))
-            return
+            return True
         if vector is None:
-            worker.call(work)
-            return
+            return False
         chunks.close()
         tell(lambda: resolve(vector, None))
+        return True
 
-    worker.call(work)
+    worker.between_steps(piece)
     if worker.over:  # maybe before it was called
         resolve(None, worker.ending)
     return await done

@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from hasten.serve import messages, responses
 from hasten.serve.affinity import trail_of
-from hasten.serve.app import engine_routes, guarded
+from hasten.serve.app import engine_routes, guarded, metrics_route
 from hasten.serve.body import parsed, read_body
 from hasten.serve.errors import ApiError, api_error, stopping
 from hasten.serve.fleet import Call, Fleet, Message
@@ -24,7 +24,7 @@ from hasten.serve.fleet_metrics import fleet_metrics
 from hasten.serve.guard import Guard, Policy
 from hasten.serve.limits import Limits
 from hasten.serve.server import note_problem
-from hasten.serve.sse import openai_error, send_last, until_gone
+from hasten.serve.sse import GONE, openai_error, send_last, until_gone
 
 _PASSED_ON = frozenset({b"content-type", b"accept", b"anthropic-version", b"anthropic-beta"})  # no keys, no cookies
 
@@ -47,7 +47,7 @@ def make_front(front: Front, policy: Policy) -> Guard:
         await front.fleet.close()
 
     routes = [Route(route.path, _pass_on, methods=list(route.methods or [])) for route in engine_routes()]
-    routes += [Route("/health", _ready), Route("/health/ready", _ready), Route("/metrics", fleet_metrics)]
+    routes += [Route("/health", _ready), Route("/health/ready", _ready), metrics_route(fleet_metrics)]
     return guarded(routes, front, front.requests, policy, lifespan)
 
 
@@ -57,13 +57,12 @@ def front_of(request: Request) -> Front:
 
 
 async def _ready(request: Request) -> Response:
-    """``GET /health`` and ``/health/ready``: whether a replica can serve now, and which."""
+    """``GET /health`` and ``/health/ready``: whether a replica can serve now, and which. How much each has to do stands in the
+    metrics: this needs no key."""
     front = front_of(request)
     if not front.fleet.live:
         raise ApiError(503, "No replica lives now.", code="no_replica", retry_after=5)
-    replicas = [
-        {"replica": one.number, "live": one.live, "starts": one.starts, "requests": one.load} for one in front.fleet.replicas
-    ]
+    replicas = [{"replica": one.number, "live": one.live, "starts": one.starts} for one in front.fleet.replicas]
     return JSONResponse({"status": "ok", "replicas": replicas})
 
 
@@ -99,7 +98,8 @@ class _Answer:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await until_gone(self._send_all(send), receive)
+            if await until_gone(self._send_all(send), receive) is GONE:
+                self._note({"status": 499, "error": "client_left"})
         except asyncio.CancelledError:  # only the server's end cancels an answer
             if self._started:
                 await self._break_off(send, stopping())

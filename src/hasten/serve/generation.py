@@ -54,9 +54,9 @@ class Generation:
         for job in jobs:
             llm.engine.check(job.prompt, job.params, job.prediction or [], job.constraint is not None)
             check_length(job.prompt, limits)
-        check_room(host, len(jobs), limits, jobs[0].priority)
-        wait = worker.expected_wait(jobs[0].priority)
-        deadline = jobs[0].deadline
+        tenant, priority, deadline = jobs[0].tenant, jobs[0].priority, jobs[0].deadline
+        check_room(host, len(jobs), limits, tenant, priority)
+        wait = worker.expected_wait(tenant, priority)
         if deadline is not None and wait is not None and wait + jobs[0].waited > deadline:
             raise late(deadline, wait)
         self.host = host
@@ -67,7 +67,7 @@ class Generation:
         self.tickets = [Ticket(job, asyncio.get_running_loop()) for job in jobs]
         self._early: list[tuple[int, StreamEvent]] = []
         self._seen = [0] * len(jobs)  # tokens of each prompt's answers so far
-        host.tickets += len(jobs)
+        host.tickets[tenant] += len(jobs)
         for ticket in self.tickets:
             worker.submit(ticket)
         self._ended = False
@@ -79,7 +79,7 @@ class Generation:
         self._ended = True
         for ticket in self.tickets:
             self._worker.cancel(ticket)
-        self.host.tickets -= len(self.tickets)
+        let_go(self.host, self.tickets[0].job.tenant, len(self.tickets))
         self._models.release(self.host)
 
     async def begin(self, seconds: float) -> None:
@@ -183,15 +183,24 @@ def check_length(prompt: list[int], limits: Limits) -> None:
         )
 
 
-def check_room(host: Host, count: int, limits: Limits, priority: str) -> None:
-    """Raise ApiError (429) where ``count`` more requests are more than wait or run at once."""
-    if host.tickets + count > limits.max_queue:
+def check_room(host: Host, count: int, limits: Limits, tenant: str, priority: str) -> None:
+    """Raise ApiError (429) where ``count`` more requests of ``tenant`` are more than it may have waiting or running at once.
+    What others have there takes nothing from it."""
+    held = host.tickets[tenant]
+    if held + count > limits.max_queue:
         raise ApiError(
             429,
-            f"The server has {host.tickets} requests in work and takes at most {limits.max_queue}; try again soon.",
+            f"The server has {held} of your requests in work and takes at most {limits.max_queue}; try again soon.",
             code="queue_full",
-            retry_after=host.ready[1].expected_wait(priority) or 1.0,
+            retry_after=host.ready[1].expected_wait(tenant, priority) or 1.0,
         )
+
+
+def let_go(host: Host, tenant: str, count: int) -> None:
+    """So many requests of ``tenant`` are over."""
+    host.tickets[tenant] -= count
+    if not host.tickets[tenant]:
+        del host.tickets[tenant]
 
 
 def merged(events: list[tuple[int, StreamEvent]]) -> list[tuple[int, StreamEvent]]:

@@ -18,12 +18,14 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hasten.serve.errors import ApiError, api_error, error_response, is_anthropics, stopping
-from hasten.serve.keys import Keys
+from hasten.serve.keys import Holder, Keys
 
 log = logging.getLogger(__name__)
 access = logging.getLogger("hasten.access")
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+HEALTH = frozenset({"/health", "/health/live", "/health/ready"})
+METRICS = "/metrics"
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 ALLOWED_METHODS = "GET, POST, OPTIONS"
 HEADER_NAMES = re.compile(r"(?=.{1,2000}$)[!#$%&'*+.^_`|~0-9A-Za-z-]+(?: *, *[!#$%&'*+.^_`|~0-9A-Za-z-]+)*")
@@ -44,7 +46,8 @@ HEADERS = {
 @dataclass(frozen=True, slots=True)
 class Policy:
     """``hosts``: the names a client may call the server by, lower case, without port; None: any (a key is then required).
-    ``origins``: web origins besides the server's own that may call it from a browser. ``open_paths`` need no key."""
+    ``origins``: web origins besides the server's own that may call it from a browser. ``open_paths`` need no key. The health
+    routes may be asked by any name: who watches over servers asks by their addresses, and learns nothing that is secret."""
 
     keys: Keys | None
     hosts: frozenset[str] | None
@@ -64,7 +67,8 @@ def is_loopback(host: str) -> bool:
 @dataclass(slots=True, eq=False)
 class Guard:
     """ASGI middleware. Gives every request an id, a tenant and a line in the log; puts safe headers on every answer; turns what
-    routes raise into errors of the right shape. ``ended`` is told each request's status and when it began (monotonic seconds)."""
+    routes raise into errors of the right shape. ``ended`` is told each request's status and when it began (monotonic seconds).
+    A request's state has ``sees_all``, too: whether it may be told of all tenants."""
 
     app: ASGIApp
     policy: Policy
@@ -84,7 +88,7 @@ class Guard:
         given = headers.get("x-request-id", "")
         request_id = given if REQUEST_ID.fullmatch(given) else f"req-{secrets.token_hex(12)}"
         noted: dict[str, Any] = {}
-        scope.setdefault("state", {}).update(request_id=request_id, tenant="", log=noted)
+        scope.setdefault("state", {}).update(request_id=request_id, tenant="", sees_all=False, log=noted)
         began, status = time.monotonic(), 0
         origin = headers.get("origin")
 
@@ -105,7 +109,7 @@ class Guard:
             await self._serve(scope, receive, answer, headers, lambda: status)
         finally:
             self._tasks.discard(task)
-            self.ended(scope, status, began)
+            self.ended(scope, noted.get("status", status), began)  # what is noted was seen after the answer began
             self._record(scope, status, time.monotonic() - began, noted)
 
     def break_off(self) -> None:
@@ -143,44 +147,48 @@ class Guard:
         """Raise ApiError where the request may not come in; else note its tenant."""
         if len(self._tasks) > self.policy.max_connections:
             raise ApiError(503, "The server has as many connections as it takes; try again soon.", code="busy", retry_after=1)
-        host = headers.get("host", "")
+        if "content-length" in headers and "transfer-encoding" in headers:
+            # Where a proxy goes by the one and this server by the other, the rest of the body would be somebody's next request.
+            raise ApiError(
+                400,
+                "The request gives its length twice; send Content-Length or Transfer-Encoding.",
+                headers={"Connection": "close"},
+            )
+        host, origin = headers.get("host", ""), headers.get("origin")
         if (named := scope["state"].get("authority")) is not None and named.lower() != host.lower():
             raise ApiError(400, "The request names one server in its first line and another in its Host header.")
-        if self.policy.hosts is not None and not host:
-            raise ApiError(403, "The request does not say whom it is for; send the header Host with this server's address.")
-        if self.policy.hosts is not None and _name_of(host) not in self.policy.hosts:
-            raise ApiError(
-                403, f"This server is not called {host[:80]!r}; use its own address, or allow the name with --allow-host."
-            )
-        origin = headers.get("origin")
+        if self.policy.hosts is not None and not (_is_read(scope) and scope["path"] in HEALTH):
+            _check_name(host, self.policy.hosts)
         if origin is not None and origin not in self.policy.origins and not _is_own(origin, host):
             raise ApiError(
                 403, f"Pages of {origin[:80]!r} may not call this server; the operator can allow them with --allow-origin."
             )
         keys = self.policy.keys
-        if keys is None or (scope["method"] in ("GET", "HEAD") and scope["path"] in self.policy.open_paths):
+        if keys is None:
+            scope["state"]["sees_all"] = True
+            return
+        if _is_read(scope) and scope["path"] in self.policy.open_paths:
             return
         if scope["method"] == "OPTIONS" and origin in self.policy.origins:
             return  # a browser sends no key with a preflight
-        key = _key_of(headers)
-        tenant = keys.tenant_of(key) if key else None
-        if tenant is None:
-            what = "Incorrect API key provided" if key else "No API key provided; send one as Authorization: Bearer KEY"
-            raise ApiError(401, f"{what}.", code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
-        scope["state"]["tenant"] = tenant
+        holder = _holder(keys, _key_of(headers))
+        if holder.metrics_only and not (_is_read(scope) and scope["path"] == METRICS):
+            raise ApiError(403, f"This key is for reading {METRICS} only; send a tenant's key.")
+        scope["state"].update(tenant=holder.tenant, sees_all=holder.metrics_only or not keys.several_tenants)
 
     def _record(self, scope: Scope, status: int, seconds: float, noted: dict[str, Any]) -> None:
         state = scope["state"]
         line = {
             "request": state["request_id"],
             "tenant": state["tenant"],
+            "client": _client_of(scope),
             "method": scope["method"],
             "path": scope["path"][:200],
             "status": status,
             "seconds": round(seconds, 4),
             **noted,
         }
-        routine = scope["method"] in ("GET", "HEAD") and scope["path"] in self.policy.open_paths and status < 400
+        routine = _is_read(scope) and scope["path"] in self.policy.open_paths and status < 400
         access.log(logging.DEBUG if routine else logging.INFO, json.dumps(line))
 
 
@@ -224,6 +232,37 @@ def _is_own(origin: str, host: str) -> bool:
     except ValueError:
         return False
     return parts.scheme in ("http", "https") and parts.netloc.lower() == host.lower()
+
+
+def _is_read(scope: Scope) -> bool:
+    return scope["method"] in ("GET", "HEAD")
+
+
+def _client_of(scope: Scope) -> str:
+    """The address that the request came from, or where uvicorn trusts a proxy's word that of the proxy's client; "" where that is
+    no address: the log has no words of clients."""
+    host = (scope.get("client") or ("",))[0]
+    try:
+        return str(ipaddress.ip_address(host.partition("%")[0]))
+    except ValueError:
+        return ""
+
+
+def _check_name(host: str, known: frozenset[str]) -> None:
+    """Raise ApiError where a Host header names none of these."""
+    if not host:
+        raise ApiError(403, "The request does not say whom it is for; send the header Host with this server's address.")
+    if _name_of(host) not in known:
+        raise ApiError(403, f"This server is not called {host[:80]!r}; use its own address, or allow the name with --allow-host.")
+
+
+def _holder(keys: Keys, key: str) -> Holder:
+    """Raises ApiError where it is nobody's."""
+    found = keys.holder_of(key) if key else None
+    if found is None:
+        what = "Incorrect API key provided" if key else "No API key provided; send one as Authorization: Bearer KEY"
+        raise ApiError(401, f"{what}.", code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+    return found
 
 
 def _key_of(headers: Headers) -> str:

@@ -21,13 +21,13 @@ _MAY_BE_ZERO = ("max_prompt_tokens", "max_output_tokens", "max_logprobs", "max_s
 class Limits:
     """Bounds on one request and on all of them together. Times are in seconds.
 
-    ``max_prompt_tokens`` and ``max_output_tokens``: 0 leaves them to the model's context. ``max_queue`` counts requests that wait
-    or run, per model. ``max_batch`` bounds the prompts of a completion, ``max_embedding_inputs`` the texts of a request for
-    embeddings, which are read one after the other. ``request_timeout`` bounds a request from its arrival to its last token,
-    ``body_timeout`` how long its head, and then its body, may take to arrive. ``keep_alive`` is the pause after which a silent
-    stream gets a comment. ``stream_interval`` is the least time between two pieces of a stream: 0 sends what is there; more hides
-    from a listener on the wire how many tokens each step brought. ``drain_timeout`` bounds how long running requests may go on
-    after the server was told to stop.
+    ``max_prompt_tokens`` and ``max_output_tokens``: 0 leaves them to the model's context. ``max_queue`` counts requests of one
+    tenant that wait or run, per model. ``max_batch`` bounds the prompts of a completion, ``max_embedding_inputs`` the texts of a
+    request for embeddings, which are read one after the other. ``request_timeout`` bounds a request from its arrival to its last
+    token, ``body_timeout`` how long its head, and then its body, may take to arrive. ``keep_alive`` is the pause after which a
+    silent stream gets a comment. ``stream_interval`` is the least time between two pieces of a stream: 0 sends what is there; more
+    hides from a listener on the wire how many tokens each step brought. ``drain_timeout`` bounds how long running requests may go
+    on after the server was told to stop.
 
     Raises ConfigError when a value is out of range.
     """

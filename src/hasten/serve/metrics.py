@@ -6,9 +6,9 @@ mean acceptance length = 1 + accepted tokens / drafts; acceptance rate = accepte
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 from starlette.requests import Request
@@ -19,22 +19,39 @@ from hasten.serve.server import Server, server_of
 from hasten.serve.totals import Histogram
 
 LABEL = ["model_name"]
+PROCESS = ProcessCollector(registry=None)  # the standard names for memory, open files, processor time and start of this process
 
 
 async def metrics(request: Request) -> Response:
     """Everything a dashboard wants to know."""
     server = server_of(request)
     registry = CollectorRegistry()
-    registry.register(_Requests(server.requests))
-    registry.register(_Now(server))
+    registry.register(PROCESS)
+    registry.register(_Families(lambda: own_families(server)))
     return Response(generate_latest(registry), headers={"content-type": CONTENT_TYPE_LATEST})
 
 
 def metrics_text(server: Server) -> str:
-    """Of the models alone: what a replica tells the door, which counts the requests itself."""
+    """Of the process and its models alone: what a replica tells the door, which counts the requests itself."""
     registry = CollectorRegistry()
-    registry.register(_Now(server))
+    registry.register(PROCESS)
+    registry.register(_Families(lambda: _of_models(server)))
     return generate_latest(registry).decode()
+
+
+def own_families(server: Server) -> Iterator[Metric]:
+    """All that ``/metrics`` has at this moment, without the process's."""
+    yield requests_family(server.requests)
+    yield from _of_models(server)
+
+
+def _of_models(server: Server) -> Iterator[Metric]:
+    hosts = list(server.models.hosts.values())
+    loaded = [host for host in hosts if host.loaded]
+    yield from _gauges(loaded)
+    yield from _counters(hosts)
+    yield from _drafting(hosts)
+    yield from _histograms(hosts)
 
 
 def requests_family(counts: dict[tuple[str, int], int]) -> Metric:
@@ -45,28 +62,14 @@ def requests_family(counts: dict[tuple[str, int], int]) -> Metric:
     return requests
 
 
-class _Requests(Collector):
-    """What the door has answered."""
+class _Families(Collector):
+    """What ``families`` gives whenever somebody asks."""
 
-    def __init__(self, counts: dict[tuple[str, int], int]) -> None:
-        self._counts = counts
-
-    def collect(self) -> Iterator[Metric]:
-        yield requests_family(self._counts)
-
-
-class _Now(Collector):
-    """The state of all loaded models at this moment."""
-
-    def __init__(self, server: Server) -> None:
-        self._server = server
+    def __init__(self, families: Callable[[], Iterator[Metric]]) -> None:
+        self._families = families
 
     def collect(self) -> Iterator[Metric]:
-        hosts = [host for host in self._server.models.hosts.values() if host.loaded]
-        yield from _gauges(hosts)
-        yield from _counters(hosts)
-        yield from _drafting(hosts)
-        yield from _histograms(hosts)
+        yield from self._families()
 
 
 def _gauges(hosts: list[Host]) -> Iterator[Metric]:
@@ -80,8 +83,8 @@ def _gauges(hosts: list[Host]) -> Iterator[Metric]:
         running.add_metric([host.name], worker.running)
         waiting.add_metric([host.name], worker.waiting)
         cache.add_metric([host.name], blocks.used / blocks.num_blocks)
-        if worker.totals.speedup is not None:
-            speedup.add_metric([host.name], worker.totals.speedup)
+        if host.totals.speedup is not None:
+            speedup.add_metric([host.name], host.totals.speedup)
     yield from (running, waiting, cache, speedup)
 
 
@@ -93,14 +96,13 @@ def _counters(hosts: list[Host]) -> Iterator[Metric]:
     preempted = CounterMetricFamily("hasten:num_preemptions", "Sequences put off for want of blocks", labels=LABEL)
     ended = CounterMetricFamily("hasten:request_success", "Requests by how they ended", labels=[*LABEL, "finished_reason"])
     for host in hosts:
-        llm, worker = host.ready
-        blocks = llm.engine.scheduler.blocks
-        prompt.add_metric([host.name], worker.totals.prompt_tokens)
-        output.add_metric([host.name], worker.totals.generation_tokens)
-        queries.add_metric([host.name], blocks.statistics.queries * blocks.block_size)
-        hits.add_metric([host.name], blocks.statistics.hits * blocks.block_size)
-        preempted.add_metric([host.name], llm.engine.scheduler.preemptions)
-        for reason, count in sorted(dict(worker.totals.finished).items()):
+        totals, counts = host.totals, host.counts
+        prompt.add_metric([host.name], totals.prompt_tokens)
+        output.add_metric([host.name], totals.generation_tokens)
+        queries.add_metric([host.name], counts.queries)
+        hits.add_metric([host.name], counts.hits)
+        preempted.add_metric([host.name], counts.preemptions)
+        for reason, count in sorted(dict(totals.finished).items()):
             ended.add_metric([host.name, reason], count)
     yield from (prompt, output, queries, hits, preempted, ended)
 
@@ -117,10 +119,9 @@ def _drafting(hosts: list[Host]) -> Iterator[Metric]:
         "hasten:spec_decode_num_accepted_tokens_per_pos", "Accepted tokens by their depth in the draft", labels=[*LABEL, "position"]
     )
     for host in hosts:
-        totals = host.ready[1].totals
+        totals = host.totals
         rounds.add_metric([host.name], totals.rounds)
-        names = {drafter.name for drafter in host.ready[0].engine.drafting.drafters} | set(totals.drafted)
-        for name in sorted(names):
+        for name in sorted(totals.drafted):
             drafted.add_metric([host.name, name], totals.drafted.get(name, 0))
             accepted.add_metric([host.name, name], totals.accepted.get(name, 0))
         for position, count in enumerate(list(totals.accepted_at)):
@@ -137,7 +138,7 @@ def _histograms(hosts: list[Host]) -> Iterator[Metric]:
     ):
         family = HistogramMetricFamily(f"hasten:{name}", text, labels=LABEL)
         for host in hosts:
-            one: Histogram = getattr(host.ready[1].totals, attribute)
+            one: Histogram = getattr(host.totals, attribute)
             family.add_metric([host.name], buckets=_cumulative(one), sum_value=one.total)
         yield family
 

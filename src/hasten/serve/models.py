@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import math
 import re
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -16,7 +18,8 @@ from hasten.engine.llm import LLM
 from hasten.serve.errors import ApiError, stopping
 from hasten.serve.interruptible import interruptible
 from hasten.serve.provenance import Legend
-from hasten.serve.worker import Worker
+from hasten.serve.totals import EngineCounts, Totals
+from hasten.serve.worker import Worker, too_long
 
 log = logging.getLogger(__name__)
 _ALIAS = re.compile(r"(?P<alias>[A-Za-z0-9][\w.:/-]{0,127})=(?P<model>.+)")
@@ -24,8 +27,9 @@ _ALIAS = re.compile(r"(?P<alias>[A-Za-z0-9][\w.:/-]{0,127})=(?P<model>.+)")
 
 @dataclass(slots=True, eq=False)
 class Host:
-    """One model, loaded or not. ``users`` are HTTP requests that use it now, ``tickets`` the engine's requests behind them, one a
-    request for embeddings; ``bytes`` is what it is expected to take in memory."""
+    """One model, loaded or not. ``users`` are HTTP requests that use it now, ``tickets`` the engine's requests behind them by
+    tenant, one a request for embeddings; ``bytes`` is what it is expected to take in memory. ``totals`` and ``earlier``, the counts
+    of engines that were let go, last as long as the process: counters never go back."""
 
     name: str
     config: EngineConfig
@@ -36,8 +40,10 @@ class Host:
     legend: Legend = field(default_factory=Legend)
     failures: int = 0  # to load it
     users: int = 0
-    tickets: int = 0
+    tickets: Counter[str] = field(default_factory=Counter)
     last_used: float = 0.0
+    totals: Totals = field(default_factory=Totals)
+    earlier: EngineCounts = field(default_factory=EngineCounts)
 
     @property
     def loaded(self) -> bool:
@@ -53,12 +59,17 @@ class Host:
     def chats(self) -> bool:
         return self.llm is not None and self.llm.has_chat_template
 
+    @property
+    def counts(self) -> EngineCounts:
+        """Of all its engines so far."""
+        return self.earlier if self.llm is None else self.earlier + EngineCounts.of(self.llm.engine)
+
 
 class Models:
     """Finds hosts by name and brings them into memory. Belongs to the event loop; loading happens in a thread.
 
     ``budget``: bytes that all loaded models may take together by estimate, 0 for no bound. ``load`` makes an ``LLM`` of a
-    configuration, ``estimate`` the bytes that it will take.
+    configuration, ``estimate`` the bytes that it will take. ``patience``: seconds that a request waits for a model at most.
     """
 
     def __init__(
@@ -73,7 +84,9 @@ class Models:
         self._budget = budget
         self._load = load
         self._estimate = estimate
+        self.patience = math.inf
         self._lock = asyncio.Lock()
+        self._loading: set[asyncio.Task[None]] = set()
         self._preloaded = self._over = False
 
     def find(self, name: str | None) -> Host:
@@ -89,31 +102,49 @@ class Models:
         return host
 
     async def acquire(self, name: str | None) -> Host:
-        """A loaded host, which stays loaded until ``release``. Raises ApiError: 404, or 503 when there is no room for it now, it
-        cannot be loaded or the server ends."""
+        """A loaded host, which stays loaded until ``release``. Raises ApiError: 404, 408 after ``patience``, or 503 when there is
+        no room for it now, it cannot be loaded or the server ends."""
         host = self.find(name)
         host.users += 1
         try:
             if not host.loaded:
                 await self._wait_for(host)
-        except HastenError as problem:  # its sentence is the operator's: it names files of this machine
-            log.error("The model %s could not be loaded: %s", host.name, problem)
-            self.release(host)
-            raise _unavailable(host) from None
         except BaseException:
             self.release(host)
             raise
         return host
 
     async def _wait_for(self, host: Host) -> None:
+        """In a task of its own: where this request gives up, what it has begun goes on, for others were let go for it."""
+        loading = asyncio.ensure_future(self._loaded(host))
+        self._loading.add(loading)
+        loading.add_done_callback(self._ended)
+        done, _ = await asyncio.wait({loading}, timeout=None if math.isinf(self.patience) else self.patience)
+        if not done:
+            raise too_long(self.patience)
+        if loading.cancelled():
+            raise stopping()
+        loading.result()
+
+    def _ended(self, loading: asyncio.Task[None]) -> None:
+        self._loading.discard(loading)
+        if not loading.cancelled():
+            loading.exception()  # told to whoever still waits; asyncio would say that nobody asked
+
+    async def _loaded(self, host: Host) -> None:
         failures = host.failures
         async with self._lock:
             if self._over:
                 raise stopping()
             if host.failures > failures:  # while this request waited for its turn: it would fail again
                 raise _unavailable(host)
-            if not host.loaded:
+            if host.loaded or not host.users:  # there now, or nobody waits any more
+                return
+            try:
                 await self._bring_in(host)
+            except HastenError as problem:  # its sentence is the operator's: it names files of this machine
+                log.error("The model %s could not be loaded: %s", host.name, problem)
+                raise _unavailable(host) from None
 
     def release(self, host: Host) -> None:
         """One use of a host is over."""
@@ -127,16 +158,22 @@ class Models:
 
     async def preload(self) -> None:
         """Load the first model. Raises HastenError when it cannot be."""
-        async with self._lock:
-            try:
-                await self._bring_in(self.default)
-            except BaseException:  # the server ends; whoever waits for a model must not begin anew
-                self._over = True
-                raise
+        self.default.users += 1
+        try:
+            async with self._lock:
+                try:
+                    await self._bring_in(self.default)
+                except BaseException:  # the server ends; whoever waits for a model must not begin anew
+                    self._over = True
+                    raise
+        finally:
+            self.release(self.default)
         self._preloaded = True
 
     async def close(self) -> None:
         """Let all models go. Requests that still run are told so."""
+        for loading in self._loading:
+            loading.cancel()
         async with self._lock:
             for host in self.hosts.values():
                 await _let_go(host)
@@ -145,15 +182,21 @@ class Models:
         try:
             if self._estimate is not None and not host.bytes:
                 host.bytes = await interruptible(self._estimate, host.config)
+            if not host.users:  # nobody waits any more: no other model goes for that
+                return
             await self._make_room(host)
             log.info("Loading model %s.", host.name)
             llm = await interruptible(self._load, host.config)
         except HastenError:
             host.failures += 1
             raise
+        drafters = [drafter.name for drafter in llm.engine.drafting.drafters]
+        for name in drafters:
+            host.totals.drafted.setdefault(name, 0)
         host.llm = llm
-        host.legend = Legend([drafter.name for drafter in llm.engine.drafting.drafters])
+        host.legend = Legend(drafters)
         host.worker = Worker(llm, host.config.max_sequences)
+        host.worker.totals = host.totals
         host.worker.start()
 
     async def _make_room(self, wanted: Host) -> None:
@@ -163,8 +206,8 @@ class Models:
         if wanted.bytes > self._budget:
             raise ApiError(
                 503,
-                f"The model '{wanted.name}' takes about {wanted.bytes / 1e9:.1f} GB and all models together may take "
-                f"{self._budget / 1e9:.1f} GB; raise --memory-budget.",
+                f"The model '{wanted.name}' takes about {wanted.bytes / 1e9:.3g} GB and all models together may take "
+                f"{self._budget / 1e9:.3g} GB; raise --memory-budget.",
                 code="out_of_memory",
             )
         while sum(host.bytes for host in self.hosts.values() if host.loaded) + wanted.bytes > self._budget:
@@ -193,6 +236,7 @@ def _unavailable(host: Host) -> ApiError:
 
 
 async def _let_go(host: Host) -> None:
+    host.earlier = host.counts
     worker, host.worker, host.llm = host.worker, None, None
     if worker is not None:
         worker.close()

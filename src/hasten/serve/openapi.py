@@ -40,7 +40,7 @@ GETS = {
 STATUSES = {
     "400": "The request cannot be served as it is; the message says why",
     "401": "No key, or a wrong one",
-    "403": "A host or origin that is not allowed",
+    "403": "A host or origin that is not allowed, or a key that is for something else",
     "404": "No such model",
     "408": "It took too long",
     "413": "The body is too long",

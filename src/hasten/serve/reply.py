@@ -36,13 +36,19 @@ async def reply(request: Request, generation: Generation, form: Form, stream: bo
         generation.end()
         note(request, generation)
 
+    def end_stream() -> None:
+        end()
+        if len(generation.whole) < len(generation.completions) and "error" not in request.state.log:
+            # Neither the server's end nor an error: the client left, which counts as it does before a stream's first token.
+            request.state.log.update(status=499, error="client_left")
+
     try:
         if stream:
             await while_connected(request, generation.begin(server.limits.keep_alive))
             return EventStream(  # type: ignore[return-value]  # an ASGI application, as every response is
                 form.events(),
                 server.limits.keep_alive,
-                end,
+                end_stream,
                 form.error,
                 lambda problem: note_problem(request, problem),
             )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import ipaddress
 import logging
 import math
 import re
 import signal
 import socket
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from hasten.serve.errors import ApiError
 from hasten.serve.fleet import Fleet
 from hasten.serve.front import Front, make_front
 from hasten.serve.guard import LOOPBACK_NAMES, Guard, Policy, is_loopback
+from hasten.serve.hangup import Hangups
 from hasten.serve.keys import Keys
 from hasten.serve.limits import Limits
 from hasten.serve.logs import set_up_logging
@@ -34,6 +36,8 @@ from hasten.serve.replica import Contents
 from hasten.serve.server import Server
 from hasten.serve.tracing import tracing_of
 
+HOST = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*\.?")
+ADDRESS = re.compile(r"([a-z][a-z0-9+.-]*://)?(?P<host>[^/:@?#]*)(:\d*)?(/.*)?")
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/?#@*,]+")
 UNTRACED = "Traces are taken where one process serves; leave --replicas out, or the trace endpoint."
 PORT_FAULTS = (errno.EADDRINUSE, errno.EACCES)  # of a socket that cannot be bound; the others are of its address
@@ -62,24 +66,48 @@ class Settings:
 
 
 def check_access(settings: Settings) -> None:
-    """Raises ConfigError where anybody on the network could come in, and for an origin that is none. Reads no file."""
+    """Raises ConfigError where anybody on the network could come in, and for a host or an origin that is none. Reads no file."""
     if not is_loopback(settings.host) and settings.api_key_file is None:
         raise ConfigError(
             f"Listening on {settings.host} would let anybody on the network in; give --api-key-file FILE "
             "(make keys with `hasten serve --new-key TENANT --api-key-file FILE`), or stay on 127.0.0.1."
         )
+    for text in settings.allow_hosts:
+        host_name(text)
     for origin in settings.allow_origins:
         if not ORIGIN.fullmatch(origin):
             raise ConfigError(f"An origin is written https://name, https://name:port or, of an app, scheme://name, not {origin!r}.")
+
+
+def host_name(text: str) -> str:
+    """A name or an address as clients write it into a Host header, lower case. Raises ConfigError for what cannot stand there, or
+    only with a port, which the door leaves out."""
+    name = text.lower()
+    try:
+        return _bracketed(ipaddress.ip_address(name.removeprefix("[").removesuffix("]")).compressed)
+    except ValueError:
+        pass
+    if HOST.fullmatch(name):
+        return name
+    found = ADDRESS.fullmatch(name)
+    meant = f"write {found['host']}" if found is not None and HOST.fullmatch(found["host"]) else "write it as llm.example.com"
+    raise ConfigError(
+        f"--allow-host takes a name or an address alone, in ASCII, without scheme, port, path or '*': {meant}, not {text!r}."
+    )
+
+
+def _bracketed(host: str) -> str:
+    """As it stands in an address: IPv6 between brackets."""
+    return f"[{host}]" if ":" in host and not host.startswith("[") else host
 
 
 def policy_of(settings: Settings) -> Policy:
     """Who may come in. Raises ConfigError as ``check_access`` does, and for a key file that is none."""
     check_access(settings)
     keys = Keys(settings.api_key_file) if settings.api_key_file is not None else None
-    named = frozenset(name.lower() for name in settings.allow_hosts)
+    named = frozenset(map(host_name, settings.allow_hosts))
     # With keys a page that rebinds its name still has no key, so any name will do unless the operator says otherwise.
-    hosts = named | LOOPBACK_NAMES | {settings.host.lower()} if is_loopback(settings.host) or named else None
+    hosts = named | LOOPBACK_NAMES | {_bracketed(settings.host.lower())} if is_loopback(settings.host) or named else None
     return Policy(keys, hosts, frozenset(settings.allow_origins), max_connections=settings.limits.max_connections)
 
 
@@ -98,14 +126,14 @@ def serve(settings: Settings, load: Callable[[EngineConfig], LLM] = LLM) -> int:
     Raises a HastenError when it cannot start.
     """
     set_up_logging(settings.log_format)
-    policy = policy_of(settings)
-    allow_files(settings.limits)
-    listener = _listen(settings.host, settings.port)
-    try:
-        with _alone(settings, policy, load) if settings.replicas == 1 else _several(settings, policy) as service:
-            return asyncio.run(_serve(service, policy, settings, listener))
-    finally:
-        listener.close()
+    with Hangups() as hangups:
+        policy = policy_of(settings)
+        allow_files(settings.limits)
+        with (
+            closing(_listen(settings.host, settings.port)) as listener,
+            _alone(settings, policy, load) if settings.replicas == 1 else _several(settings, policy) as service,
+        ):
+            return asyncio.run(_serve(service, policy, settings, listener, hangups))
 
 
 @contextmanager
@@ -135,7 +163,7 @@ def _several(settings: Settings, policy: Policy) -> Iterator[Service]:
         yield Service(make_front(front, policy), start, [host.name for host in hosts])
 
 
-async def _serve(service: Service, policy: Policy, settings: Settings, listener: socket.socket) -> int:
+async def _serve(service: Service, policy: Policy, settings: Settings, listener: socket.socket, hangups: Hangups) -> int:
     config = uvicorn.Config(
         service.app,
         log_config=None,
@@ -153,19 +181,17 @@ async def _serve(service: Service, policy: Policy, settings: Settings, listener:
     loading = asyncio.ensure_future(service.start())
     web = _Web(config, service.app, settings.limits.drain_timeout, loading)
     loop = asyncio.get_running_loop()
-    if hasattr(signal, "SIGHUP"):
-        loop.add_signal_handler(signal.SIGHUP, _reload, policy.keys)
-    host, port = listener.getsockname()[:2]
-    serving = asyncio.ensure_future(web.serve(sockets=[listener]))
-    await asyncio.wait({serving, loading}, return_when=asyncio.FIRST_COMPLETED)
-    if loading.done() and not loading.cancelled():
-        if _failed(loading):
-            web.should_exit = True
-            await serving
-            _tell_operator(loading)
-        shown = f"[{host}]" if ":" in host else host
-        log.info("Serving %s at http://%s:%d (interface at /v1).", ", ".join(service.names), shown, port)
-    await serving
+    with hangups.told(lambda: loop.call_soon_threadsafe(_reload, policy.keys)):
+        host, port = listener.getsockname()[:2]
+        serving = asyncio.ensure_future(web.serve(sockets=[listener]))
+        await asyncio.wait({serving, loading}, return_when=asyncio.FIRST_COMPLETED)
+        if loading.done() and not loading.cancelled():
+            if _failed(loading):
+                web.should_exit = True
+                await serving
+                _tell_operator(loading)
+            log.info("Serving %s at http://%s:%d (interface at /v1).", ", ".join(service.names), _bracketed(host), port)
+        await serving
     return 0
 
 
@@ -225,9 +251,13 @@ def _reload(keys: Keys | None) -> None:
         return
     try:
         keys.reload()
-        log.info("The key file was read again; it has %d keys.", len(keys))
     except ConfigError as problem:
         log.error("The keys stay as they were: %s", problem)
+        return
+    if len(keys):
+        log.info("The key file was read again; it has %d keys.", len(keys))
+    else:
+        log.warning("The key file was read again and has no keys: nobody comes in until it has one and SIGHUP comes again.")
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -103,7 +103,7 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, Result]) -
     """``work``'s result, unless the client goes away first: then it is cancelled. The body must have been read."""
     result = await until_gone(work, request.receive)
     if result is GONE:
-        raise ApiError(499, "The client went away.")
+        raise ApiError(499, "The client went away.", code="client_left")
     return result  # type: ignore[return-value]
 
 

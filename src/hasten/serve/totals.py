@@ -1,10 +1,11 @@
-"""What one engine has done since it started: written by its thread when a request ends, read by the metrics."""
+"""What the engines of one model have done: written by the thread of the one that runs when a request ends, read by the metrics."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from dataclasses import dataclass, field
 
+from hasten.engine.engine import Engine
 from hasten.engine.requests import Request
 from hasten.serve.tickets import Times
 
@@ -27,6 +28,24 @@ class Histogram:
     def observe(self, value: float) -> None:
         self.counts[bisect_left(self.borders, value)] += 1
         self.total += value
+
+
+@dataclass(frozen=True, slots=True)
+class EngineCounts:
+    """What an engine itself counts. ``queries`` and ``hits``: tokens looked for in the prefix cache and found there."""
+
+    queries: int = 0
+    hits: int = 0
+    preemptions: int = 0
+
+    @classmethod
+    def of(cls, engine: Engine) -> EngineCounts:
+        blocks = engine.scheduler.blocks
+        statistics = blocks.statistics
+        return cls(statistics.queries * blocks.block_size, statistics.hits * blocks.block_size, engine.scheduler.preemptions)
+
+    def __add__(self, other: EngineCounts) -> EngineCounts:
+        return EngineCounts(self.queries + other.queries, self.hits + other.hits, self.preemptions + other.preemptions)
 
 
 @dataclass(slots=True)
@@ -55,14 +74,17 @@ class Totals:
     def add_embedding(self, tokens: int) -> None:
         """The embedding of a text of so many tokens is made."""
         self.prompt_tokens += tokens
-        self.finished["stop"] = self.finished.get("stop", 0) + 1
+        self.end("stop")
+
+    def end(self, reason: str) -> None:
+        """A request is over, whether or not it began."""
+        self.finished[reason] = self.finished.get(reason, 0) + 1
 
     def add(self, request: Request, times: Times, reason: str) -> None:
         """A request is over."""
-        tokens = sum(answer.sequence.output_length for answer in request.answers)
         self.prompt_tokens += request.answers[0].sequence.prompt_length
-        self.generation_tokens += tokens
-        self.finished[reason] = self.finished.get(reason, 0) + 1
+        self.generation_tokens += sum(answer.sequence.output_length for answer in request.answers)
+        self.end(reason)
         account = request.speculation
         self.rounds += account.rounds
         self.accepted_at += [0] * (len(account.accepted_at) - len(self.accepted_at))
@@ -71,9 +93,9 @@ class Totals:
         for name, one in account.by_drafter.items():
             self.drafted[name] = self.drafted.get(name, 0) + one.drafted
             self.accepted[name] = self.accepted.get(name, 0) + one.accepted
-        self._clock(request, times, tokens)
+        self._clock(request, times)
 
-    def _clock(self, request: Request, times: Times, tokens: int) -> None:
+    def _clock(self, request: Request, times: Times) -> None:
         if times.started is not None:
             self.queue.observe(times.started - times.queued)
         if times.first is None or times.last is None:
@@ -81,8 +103,9 @@ class Totals:
         self.first_token.observe(times.first - times.arrived)
         self.whole.observe(times.last - times.arrived)
         decode = times.last - times.first
-        if tokens > len(request.answers) and decode > 0.0:
-            self.token.observe(decode / (tokens - 1))
+        longest = max(answer.sequence.output_length for answer in request.answers)  # answers go side by side: it takes all the time
+        if longest > 1 and decode > 0.0:
+            self.token.observe(decode / (longest - 1))
         if request.plain_seconds > 0.0 and request.first_token is not None and request.last_token is not None:
             self.recent_plain = RECENT * self.recent_plain + request.plain_seconds
             self.recent_decode = RECENT * self.recent_decode + request.last_token - request.first_token

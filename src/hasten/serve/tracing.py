@@ -40,8 +40,7 @@ def tracing_of(endpoint: str | None, environment: Mapping[str, str] = os.environ
     Raises ConfigError when traces are asked for by ``endpoint`` and cannot be made."""
     if endpoint is None and not _asked_for(environment):
         return None
-    if endpoint is not None and not endpoint.startswith(("http://", "https://")):
-        raise ConfigError(f"A trace endpoint is written http://name:port/v1/traces, not {endpoint!r}.")
+    check_endpoint(endpoint)
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
@@ -53,6 +52,12 @@ def tracing_of(endpoint: str | None, environment: Mapping[str, str] = os.environ
         )
         return None
     return Tracing(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)))
+
+
+def check_endpoint(endpoint: str | None) -> None:
+    """Raises ConfigError where that is an endpoint and no address of the web."""
+    if endpoint is not None and not endpoint.startswith(("http://", "https://")):
+        raise ConfigError(f"A trace endpoint is written http://name:port/v1/traces, not {endpoint!r}.")
 
 
 def _asked_for(environment: Mapping[str, str]) -> bool:

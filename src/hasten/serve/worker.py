@@ -7,11 +7,12 @@ goes on; whatever else may raise, nobody is left waiting.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import queue
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -40,6 +41,9 @@ class Worker(threading.Thread):
         self._max_sequences = max_sequences
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._waiting: dict[str, deque[Ticket]] = {INTERACTIVE: deque(), BATCH: deque()}
+        self._pieces: deque[Callable[[], bool]] = deque()
+        self._turn = itertools.count(1)
+        self._turns: dict[str, int] = {}  # the last one of each tenant
         self._running: dict[int, Ticket] = {}  # by identity of the engine's request
         self._closing = False
         self._over = False  # nobody obeys any more
@@ -70,6 +74,11 @@ class Worker(threading.Thread):
         """Run something between two steps. It has to see to its own errors."""
         self._commands.put(work)
 
+    def between_steps(self, piece: Callable[[], bool]) -> None:
+        """Run ``piece`` once between two steps until it says that it is done; one after the other, whoever asks, so that steps do
+        not wait for several. It has to see to its own errors."""
+        self._commands.put(lambda: self._pieces.append(piece))
+
     def close(self) -> None:
         """Cancel what is left and end the thread."""
         self._commands.put(None)
@@ -82,9 +91,13 @@ class Worker(threading.Thread):
     def running(self) -> int:
         return len(self._running) + self.embedding
 
-    def expected_wait(self, priority: str) -> float | None:
-        """Seconds that a request which came now would wait for its turn, from the pace of late; None where that is unknown."""
-        ahead = len(self._waiting[INTERACTIVE]) + (len(self._waiting[BATCH]) if priority == BATCH else 0)
+    def expected_wait(self, tenant: str, priority: str) -> float | None:
+        """Seconds that a request which came now would wait for its turn, from the pace of late; None where that is unknown. Of each
+        other tenant's as many go before it as of its own, at most."""
+        counts = Counter(ticket.job.tenant for ticket in list(self._waiting[priority]))
+        ahead = sum(min(count, counts[tenant] + 1) for other, count in counts.items() if other != tenant) + counts[tenant]
+        if priority == BATCH:
+            ahead += len(self._waiting[INTERACTIVE])
         if ahead == 0 and len(self._running) < self._max_sequences:
             return 0.0
         return None if self._pace is None else self._pace * (ahead + 1)
@@ -107,6 +120,9 @@ class Worker(threading.Thread):
             if command is not None:
                 with suppress(Exception):
                     command()
+        for piece in self._pieces:
+            with suppress(Exception):
+                piece()
         for ticket in self._tickets():
             ticket.post([], self.ending)
 
@@ -116,6 +132,8 @@ class Worker(threading.Thread):
             self._obey()
             self._expire()
             self._admit()
+            if self._pieces and self._pieces[0]():
+                self._pieces.popleft()
             return self._engine.step()
         except Exception as problem:
             log.exception("A step of %s failed; the requests that were running end here.", self.llm.name)
@@ -131,7 +149,7 @@ class Worker(threading.Thread):
 
     def _obey(self) -> None:
         """Carry out what other threads asked for; wait for it where there is nothing else to do."""
-        idle = self._engine.idle and not self.waiting
+        idle = self._engine.idle and not self.waiting and not self._pieces
         patience = WATCH_SECONDS if self._running else None
         if idle:
             self._last_end = None
@@ -148,13 +166,22 @@ class Worker(threading.Thread):
             command()
 
     def _admit(self) -> None:
-        """Give the engine what it has places for, interactive requests first."""
+        """Give the engine what it has places for, interactive requests first; among these a tenant's who holds the fewest places,
+        then whose turn is longest ago, each tenant's in order of arrival."""
         for tickets in self._waiting.values():
             while tickets:
                 held = len(self._engine.scheduler.running) + len(self._engine.scheduler.waiting)
-                if held and held + tickets[0].job.params.n > self._max_sequences:
+                if held >= self._max_sequences:
                     return
-                self._begin(tickets.popleft())
+                places = Counter[str]()
+                for ticket in self._running.values():
+                    places[ticket.job.tenant] += ticket.job.params.n
+                first = min(tickets, key=lambda ticket: (places[ticket.job.tenant], self._turns.get(ticket.job.tenant, 0)))
+                if held and held + first.job.params.n > self._max_sequences:
+                    return
+                tickets.remove(first)
+                self._turns[first.job.tenant] = next(self._turn)
+                self._begin(first)
 
     def _begin(self, ticket: Ticket) -> None:
         job = ticket.job
@@ -165,6 +192,7 @@ class Worker(threading.Thread):
         except Exception as problem:
             if not isinstance(problem, HastenError):
                 log.exception("Request %s could not begin.", job.id)
+            self.totals.end("error")
             ticket.post([], problem)
             return
         ticket.times.started = time.monotonic()
@@ -210,6 +238,7 @@ class Worker(threading.Thread):
             self._retire(ticket, "cancelled" if problem is None else "error")
         elif ticket in waiting:
             waiting.remove(ticket)
+            self.totals.end("cancelled" if problem is None else "error")
         else:
             return
         if problem is not None:
