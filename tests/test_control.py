@@ -555,6 +555,18 @@ def test_a_standing_in_the_red_is_bounded_by_its_credit() -> None:
     assert standing.balance == pytest.approx(2.4)
 
 
+def test_when_a_drafter_is_tried_again_is_said_as_it_is() -> None:
+    own, standing = Own(interval=3), Standing(balance=-1.0)
+    told = []
+    for _ in range(4):
+        own.probe(standing, own.probe_due(), "it lost", 1.0)
+        told.append(own.why.removeprefix("it lost; it is tried again"))
+    assert told == [" in 2 rounds", " in 1 round", " when it has earned that", " when it has earned that"]
+    standing.balance = 1.0
+    own.probe(standing, own.probe_due(), "it lost", 1.0)
+    assert (own.on, own.why, standing.reserved) == (True, "it lost; it is tried again", 1.0)
+
+
 def test_a_probe_goes_on_until_there_is_something_to_guess() -> None:
     own, standing = Own(), Standing()
     own.off = own.interval

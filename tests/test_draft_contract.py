@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -25,7 +26,8 @@ from hasten.draft.foreign import ForeignDrafter
 from hasten.draft.lm import LanguageModelDrafter
 from hasten.draft.speculator import SpeculatorDrafter
 from hasten.draft.vocabularies import overlap
-from hasten.sampling.laws import DraftLaws
+from hasten.sampling.laws import DraftLaws, Law, Masses
+from hasten.sampling.noise import IntArray
 from speculators import random_speculator
 from tiny import BASE, VOCABULARY, tiny_executor
 
@@ -116,12 +118,22 @@ HELD_ALIKE = {  # between rounds these hold what "lm" and "foreign" hold; of tre
 }
 
 
+DRAW_WITHOUT_CHANCE = {"lm, likeliest paths", "speculator, likeliest paths"}  # these say so: no node of theirs is a drawn one
+
+
 @pytest.fixture(params=[*DRAFTERS.names(), *SETTINGS])
 def make(request: pytest.FixtureRequest) -> Make:
     """Makes fresh drafters of one name, over token ids below ``VOCABULARY``."""
     name: str = request.param
     made: dict[str, Make] = {**NEED_A_START, **SETTINGS}
     return made[name] if name in made else DRAFTERS.resolve(name)
+
+
+@pytest.fixture
+def name(request: pytest.FixtureRequest) -> str:
+    """What ``make`` was chosen by: the registered name, or that of a setting."""
+    chosen: str = request.node.callspec.params["make"]
+    return chosen
 
 
 def sequence_of(tokens: list[int], number: int) -> Sequence:
@@ -200,11 +212,16 @@ def test_each_sequence_has_its_own_budget(make: Make) -> None:
         check_tree(tree, budget)
 
 
-def test_draws_come_with_their_laws(make: Make) -> None:
+def test_it_bears_the_name_it_is_registered_under(make: Make, name: str) -> None:
+    assert make().name == name.partition(",")[0], "a class that does not say its name is taken for 'none'"
+
+
+def test_draws_come_with_their_laws(make: Make, name: str) -> None:
     """At temperature 0 nothing is drawn: the trees are those of ``propose``."""
     drafter, sequences = make(), some_sequences()
     if not drafter.draws:
         pytest.skip("it draws nothing")
+    assert type(drafter).draw is not Drafter.draw, "who draws has a method draw"
     hot = [
         replace(sequence, params=SamplingParams(temperature=1.3, top_p=0.9), id=100 + at) for at, sequence in enumerate(sequences)
     ]
@@ -216,7 +233,10 @@ def test_draws_come_with_their_laws(make: Make) -> None:
         check_tree(tree, budget)
         laws.check(tree)
         drawn += len(laws.drawn)
-    assert drawn > 0 or drafter._shape.tree == "top-k"
+    if name in DRAW_WITHOUT_CHANCE:
+        assert drawn == 0
+    else:
+        assert drawn > 0, "it says that it draws, and of these texts drew nothing"
     cold = drafter.draw(sequences, [GENEROUS] * len(sequences))
     assert not any(laws.drawn for _, laws in cold)
     check_equal([tree for tree, _ in cold], proposals(drafter, sequences, GENEROUS))
@@ -298,12 +318,21 @@ def test_an_ended_number_can_be_used_again(make: Make) -> None:
     indirect=True,
 )
 def test_the_end_frees_what_the_beginning_took(make: Make) -> None:
-    drafter, randomness = make(), random.Random(2)
+    check_memory(make())
+
+
+def check_memory(drafter: Drafter) -> None:
+    """Texts that have ended leave nothing behind, whether the drafter saw them at the beginning, was asked or was told."""
+    randomness = random.Random(2)
 
     def live_through(number: int) -> None:
-        sequence = sequence_of([randomness.randrange(VOCABULARY) for _ in range(500)], number)
+        sequence = sequence_of([*(randomness.randrange(VOCABULARY) for _ in range(480)), *range(20)], number)
         drafter.begin(sequence)
-        proposals(drafter, [sequence], GENEROUS)
+        for budget in (GENEROUS, DraftBudget(1, 1)):
+            tree = proposals(drafter, [sequence], budget)[0]
+            emitted = [*range(60)]  # always the same: what answers teach may be kept
+            sequence.tokens.extend(emitted)
+            drafter.observe(sequence, tree, Verdict([], emitted, likeliest=[[*range(40)] for _ in range(1 + len(tree))]))
         drafter.end(sequence)
 
     def held_after(numbers: range) -> int:
@@ -318,6 +347,131 @@ def test_the_end_frees_what_the_beginning_took(make: Make) -> None:
         assert held_after(range(30, 60)) - before < 30 * 500 * 4  # as many bytes as the least copy of the tokens
     finally:
         tracemalloc.stop()
+
+
+class Keeping(Drafter):
+    """Never lets go of what it was told of."""
+
+    name = "keeping"
+
+    def __init__(self, what: Callable[[Sequence, DraftTree, Verdict], object]) -> None:
+        self._what, self._kept = what, [object()]
+
+    def observe(self, sequence: Sequence, tree: DraftTree, verdict: Verdict) -> None:
+        self._kept.append(self._what(sequence, tree, verdict))
+
+
+@pytest.mark.parametrize("what", [lambda sequence, tree, verdict: sequence, lambda sequence, tree, verdict: verdict])
+def test_memory_that_is_kept_of_verdicts_is_found(what: Callable[[Sequence, DraftTree, Verdict], object]) -> None:
+    check_memory(Keeping(lambda *_: None))
+    with pytest.raises(AssertionError):
+        check_memory(Keeping(what))
+
+
+SEEDS = 320
+
+
+def drawn_sequences(texts: int = 4) -> list[Sequence]:
+    """A few texts, each to be drawn for under many seeds, so that one draw repeated is no law."""
+    randomness = random.Random(17)
+    tokens = [[randomness.randrange(VOCABULARY) for _ in range(20 + 3 * text)] for text in range(texts)]
+    hot = SamplingParams(temperature=1.3, top_p=0.95)
+    sequences = [sequence_of(tokens[number % texts], number) for number in range(SEEDS)]
+    return [replace(sequence, params=hot, seed=1000 + number) for number, sequence in enumerate(sequences)]
+
+
+def places_of_draws(tree: DraftTree, laws: DraftLaws, randomness: random.Random) -> list[float]:
+    """For each drawn node a number that is uniform on [0, 1], whatever came before, if it was drawn from the law it is said to
+    be from: where its token lies in the law's masses, the largest first, without the siblings drawn before it."""
+    out: list[float] = []
+    gone: dict[int, set[int]] = {}
+    for node in sorted(laws.drawn):
+        parent, token = tree.parents[node], tree.tokens[node]
+        before = gone.setdefault(parent, set())
+        masses = {int(id): float(mass) for id, mass in zip(laws.at[parent].ids, laws.at[parent].masses, strict=True)}
+        left = sorted(((-mass, id) for id, mass in masses.items() if id not in before))
+        above = sum(-mass for mass, id in left if (mass, id) < (-masses[token], token))
+        out.append((above + randomness.random() * masses[token]) / sum(-mass for mass, _ in left))
+        if not laws.replacement:
+            before.add(token)
+    return out
+
+
+def check_frequencies(drafter: Drafter) -> None:
+    """Drawn tokens come as often as the reported laws say: chi-squared of ten bins, beyond one chance in a million."""
+    randomness, bins, count = random.Random(23), [0] * 10, 0
+    sequences = drawn_sequences()
+    for start in range(0, SEEDS, 16):
+        batch = sequences[start : start + 16]
+        for sequence in batch:
+            drafter.begin(sequence)
+        for tree, laws in drafter.draw(batch, [DraftBudget(nodes=5, depth=3)] * len(batch)):
+            for place in places_of_draws(tree, laws, randomness):
+                bins[min(9, int(10 * place))] += 1
+                count += 1
+        for sequence in batch:
+            drafter.end(sequence)
+    assert count >= SEEDS, "too few draws to say anything"
+    deviation = sum((found - count / 10) ** 2 / (count / 10) for found in bins)
+    assert deviation < 45.0, f"draws do not follow the reported laws: {bins}"
+
+
+def test_draws_follow_the_laws_that_are_reported(make: Make, name: str) -> None:
+    """Under rejection the text has the model's law only if they do, and the engine cannot tell."""
+    drafter = make()
+    if not drafter.draws or name in DRAW_WITHOUT_CHANCE:
+        pytest.skip("it draws nothing")
+    check_frequencies(drafter)
+
+
+class Drawing(Drafter):
+    """Draws from a law over the text's own tokens, and reports it."""
+
+    name, draws = "drawing", True
+
+    def __init__(self) -> None:
+        self._generator = np.random.default_rng(1)
+
+    def draw(self, sequences: list[Sequence], budgets: list[DraftBudget]) -> list[tuple[DraftTree, DraftLaws]]:
+        out = []
+        for sequence in sequences:
+            tree, laws, parent = DraftTree(), DraftLaws(), ROOT
+            ids = np.unique(np.array(sequence.tokens, np.int64))
+            masses = np.linspace(1.0, 4.0, len(ids))
+            masses /= masses.sum()
+            for _ in range(2):
+                laws.at[parent] = Law(ids, masses)
+                parent = tree.add(parent, self.token(sequence, ids, masses), 0.5, self.name)
+                laws.drawn.add(parent)
+            out.append((tree, laws))
+        return out
+
+    def token(self, sequence: Sequence, ids: IntArray, masses: Masses) -> int:
+        return int(self._generator.choice(ids, p=masses))
+
+
+class AlwaysTheSame(Drawing):
+    def token(self, sequence: Sequence, ids: IntArray, masses: Masses) -> int:
+        return int(ids[len(ids) // 2])
+
+
+class OnceAText(Drawing):
+    """From the law, but the same for every seed."""
+
+    def token(self, sequence: Sequence, ids: IntArray, masses: Masses) -> int:
+        return int(np.random.default_rng(sum(sequence.tokens)).choice(ids, p=masses))
+
+
+class FromAnother(Drawing):
+    def token(self, sequence: Sequence, ids: IntArray, masses: Masses) -> int:
+        return int(self._generator.choice(ids))
+
+
+def test_who_misreports_its_law_is_found() -> None:
+    check_frequencies(Drawing())
+    for liar in (AlwaysTheSame(), OnceAText(), FromAnother()):
+        with pytest.raises(AssertionError, match="do not follow"):
+            check_frequencies(liar)
 
 
 def test_ending_what_never_began_does_no_harm(make: Make) -> None:

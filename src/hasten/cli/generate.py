@@ -91,15 +91,16 @@ def load(config: EngineConfig) -> LLM:
 
 
 def _stream_one(llm: LLM, item: Prompt, raw: bool, speculation: SpeculationParams) -> None:
-    from hasten.cli.screen import account, notes, say
+    from hasten.cli.screen import Streaming, account, notes
 
-    completion, last = None, ""
-    for event in llm.stream(item.for_model(llm, raw), item.params, speculation=speculation):
-        say(event.text)
-        last = event.text or last
-        completion = event.completion or completion
-    if not last.endswith("\n"):
-        say("\n")
+    completion, silent = None, True
+    with Streaming() as answer:
+        for event in llm.stream(item.for_model(llm, raw), item.params, speculation=speculation):
+            answer.say(event.text)
+            silent = silent and not event.text
+            completion = event.completion or completion
+        if answer.on_line or silent:
+            answer.say("\n")
     if completion is not None:
         notes().print(account(completion), style="dim")
         for line in completion.speculation.decisions.values():

@@ -6,6 +6,8 @@ No text is markup: names of files and models may have brackets.
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
 import time
 from collections import Counter, deque
@@ -115,6 +117,42 @@ def say(text: str) -> None:
     """Write a piece of an answer at once."""
     sys.stdout.write(printable(text))
     sys.stdout.flush()
+
+
+class Streaming(logging.Filter):
+    """While an answer streams, warnings begin on lines of their own: not behind its text, where both go to the same place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.on_line = False  # whether the line that the text has come to has anything on it
+
+    def __enter__(self) -> Streaming:
+        for handler in logging.getLogger().handlers:
+            handler.addFilter(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handler in logging.getLogger().handlers:
+            handler.removeFilter(self)
+
+    def say(self, text: str) -> None:
+        say(text)
+        self.on_line = not text.endswith("\n") if text else self.on_line
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Called before a warning is written; all are."""
+        if self.on_line and _one_place():
+            sys.stderr.write("\n")
+            self.on_line = False
+        return True
+
+
+def _one_place() -> bool:
+    """Whether answers and notes go to one terminal or file."""
+    try:
+        return os.path.sameopenfile(sys.stdout.fileno(), sys.stderr.fileno())
+    except (OSError, ValueError):  # a stream that is no file, or closed
+        return False
 
 
 @contextmanager

@@ -201,6 +201,19 @@ class Own:
         self.off += rounds
         return self.off >= self.interval
 
+    def probe(self, standing: Standing, due: bool, why: str, step: float) -> None:
+        """Try a drafter that is off once more where it is ``due`` and its credit allows that."""
+        self.on = due and standing.free > 0.0
+        if self.on:
+            self.probing = True
+            self.reserve(step, standing)
+            self.why = f"{why}; it is tried again"
+        elif due:
+            self.why = f"{why}; it is tried again when it has earned that"
+        else:
+            left = max(1, self.interval - self.off)
+            self.why = f"{why}; it is tried again in {left} round{'' if left == 1 else 's'}"
+
     def settle(self, seconds: float, tried: bool = True) -> None:
         """A round brought (or, negative, cost) that. A probe that paid opens the account again; one that did not doubles the
         wait; one that had nothing to guess, not ``tried``, goes on in the next round."""
@@ -228,12 +241,16 @@ class Savings:
     now: float = 0.0
     most: float = 0.0
 
-    def passed_on(self, saved: float) -> float:
-        """So much more was saved (negative: lost): what of it goes to those that were not asked. Losses are made good first."""
+    def gained(self, saved: float) -> float:
+        """So much more was saved (negative: lost): how much of it makes nothing good that was lost before."""
         self.now += saved
         gained = max(0.0, self.now - self.most)
         self.most += gained
-        return PASSED_ON * gained
+        return gained
+
+    def passed_on(self, saved: float) -> float:
+        """So much more was saved (negative: lost): what of it goes to those that were not asked."""
+        return PASSED_ON * self.gained(saved)
 
 
 @dataclass(slots=True)
@@ -249,6 +266,21 @@ class Tally:
     saved: float = 0.0
     state: str = "on"
     reason: str = "not asked yet"
+
+    def decided(self, on: bool, why: str) -> None:
+        """Of a request and round."""
+        self.state, self.reason = ("on" if on else "off"), why
+        self.rounds += on
+
+    def count(self, proposed: int, verified: int, accepted: int) -> None:
+        """Of a round: nodes bid, verified and accepted."""
+        self.proposed += proposed
+        self.verified += verified
+        self.accepted += accepted
+
+    def took(self, seconds: float, saved: float) -> None:
+        self.seconds += seconds
+        self.saved += saved
 
     def __str__(self) -> str:
         counts = f"{self.accepted} of {self.verified} verified guesses accepted, {self.saved:+.2f} s saved"

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hasten.control import store
+from hasten.core.types import ROOT, DraftTree
 
 EDGES = (0.0, 0.04, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.88, 0.94, 0.98, 1.0)  # finer where the levels of a chain multiply
 CENTRES = tuple((low + high) / 2 for low, high in itertools.pairwise(EDGES))
@@ -60,6 +61,12 @@ class Calibrator:
         else:
             right, high = places[at], values[at]
         return low + (high - low) * (min(score, 1.0) - left) / max(right - left, 1e-9)
+
+    def observe_tree(self, tree: DraftTree, accepted: set[int], kind: str = ALL) -> None:
+        """What became of the nodes of a tree that was verified."""
+        for node, parent in enumerate(tree.parents):
+            if parent == ROOT or parent in accepted:
+                self.observe(tree.drafters[node], tree.scores[node], node in accepted, kind)
 
     def observe(self, drafter: str, score: float, accepted: bool, kind: str = ALL) -> None:
         place = min(bisect.bisect_right(EDGES, score), len(CENTRES)) - 1

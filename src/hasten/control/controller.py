@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from hasten.control import accounts, rules
+from hasten.control import accounts, chains, rules
 from hasten.control.accounts import Own, Savings, Standing, Tally
 from hasten.control.calibrator import ALL, Calibrator
 from hasten.control.cost import Average
@@ -24,7 +24,9 @@ from hasten.control.lengths import Lengths, why_not_read
 from hasten.control.rounds import Round
 from hasten.control.selection import Offer, best_count, likeliest_first, offers, survivals
 from hasten.control.step_costs import StepCosts
-from hasten.core.types import ROOT, DraftTree
+from hasten.control.upkeep import Upkeep
+from hasten.core.config import SpeculationParams
+from hasten.core.types import DraftTree
 
 LEAST_SURVIVAL = 0.01  # less likely nodes are not worth a row anywhere
 PROBE_DEPTH = 2
@@ -47,6 +49,7 @@ class Controller:
     lengths: Lengths = field(default_factory=Lengths)
     tallies: defaultdict[str, Tally] = field(default_factory=lambda: defaultdict(Tally))
     entropy: rules.EntropyThreshold = field(default_factory=rules.EntropyThreshold)
+    upkeep: Upkeep = field(default_factory=Upkeep)
     _own: defaultdict[tuple[str, int], Own] = field(default_factory=lambda: defaultdict(Own))
     _gain: Average = field(default_factory=lambda: Average(0.1))
     _usual: UsualTime = field(default_factory=UsualTime)
@@ -91,11 +94,9 @@ class Controller:
         elif self.rule != "auto":
             for at in open_ones:
                 owns[at].on, owns[at].why = self._by_rule(drafter, paid, rounds[at], len(rounds))
-        tally = self.tallies[drafter]
         for own in owns:
             own.asked += own.on
-            tally.state, tally.reason = ("on" if own.on else "off"), own.why
-            tally.rounds += own.on
+            self.tallies[drafter].decided(own.on, own.why)
         return [own.on for own in owns]
 
     def _ask_each(self, drafter: str, rounds: list[Round], owns: list[Own]) -> None:
@@ -107,7 +108,7 @@ class Controller:
             elif own.balance > 0.0:
                 own.on, own.why = True, "it has not cost more here than it may"
             else:
-                self._probe(own, standing, own.probe_due(self._steps), "it has cost more than it brought here")
+                own.probe(standing, own.probe_due(self._steps), "it has cost more than it brought here", self.costs.unit)
 
     def _ask_together(self, drafter: str, rounds: list[Round], owns: list[Own], offered: list[Offer], whole: Offer) -> None:
         """A drafter whose levels are passes that all share: decided for all at once. ``offered``: what each has without it;
@@ -153,7 +154,7 @@ class Controller:
             lost = own.begun and own.balance <= 0.0
             expected = f"expected to be right {own.acceptance(standing):.2f} of the time it does not pay"
             why = "it has cost more than it brought here" if lost else expected
-            self._probe(own, standing, at in due, why)
+            own.probe(standing, at in due, why, self.costs.unit)
             if own.on and not own.begun:
                 own.begun, own.allowance = True, self._allowance(rounds[at], standing)
 
@@ -204,16 +205,6 @@ class Controller:
         own.reserve(reading + allowance, standing)
         return True, "it begins"
 
-    def _probe(self, own: Own, standing: Standing, due: bool, why: str) -> None:
-        """Try a drafter that is off once more where it is ``due``."""
-        own.on = due and standing.free > 0.0
-        if own.on:
-            own.probing = True
-            own.reserve(self.costs.unit, standing)
-            own.why = f"{why}; it is tried again"
-        else:
-            own.why = f"{why}; it is tried again in {max(1, own.interval - own.off)} rounds"
-
     def _by_rule(self, drafter: str, paid: bool, round: Round, askers: int) -> tuple[bool, str]:
         known = self.costs.one_pass(drafter, askers) is not None and self.measured
         if self.rule == "goodput" and paid and known:
@@ -238,12 +229,9 @@ class Controller:
         if not paid:
             return rules.DEEPEST, 0.0, free
         known = self.costs.one_pass(drafter, askers) is not None and self.measured
-        if self.rule == "goodput":
-            return (self._best_depth(drafter, round, askers) if known else 1), 0.0, free
-        if self.rule == "threshold":
-            return rules.DEEPEST, 1.0 - rules.MOST_REJECTED, free
-        if self.rule == "entropy":
-            return rules.DEEPEST, 0.0, rules.entropy_limit(self.entropy.threshold)
+        if self.rule != "auto":
+            best = self._best_depth(drafter, round, askers) if known and self.rule == "goodput" else 1
+            return chains.limits(self.rule, best, self.entropy.threshold)
         own = self._own[drafter, round.sequence]
         members, planned, _ = self._planned.get(drafter, (0, 0, 1.0))
         deepest = max(1, min(PROBE_DEPTH, planned)) if own.probing else rules.DEEPEST
@@ -278,16 +266,15 @@ class Controller:
     def select(self, rounds: Sequence[Round], rows: int, drafting_seconds: float, room: int, each: int) -> list[DraftTree]:
         """Keep the nodes worth verifying, at most ``room`` of all of them and ``each`` of one tree. ``rows`` is what the step
         computes anyway."""
+        contexts, spent, costs = [round.context for round in rounds], drafting_seconds, self.costs
+        best = partial(best_count, contexts=contexts, rows=rows, drafting_seconds=spent, curve=costs.curve, overhead=costs.overhead)
         if self.rule != "auto":
-            depth = min(self.depth or rules.DEEPEST, room // max(1, len(rounds)))
-            return [round.keep(rules.chain_of(round.tree, min(depth, round.wish.nodes))) for round in rounds]
+            deepest = min(self.depth or rules.DEEPEST, room // max(1, len(rounds)))
+            return chains.keep_chains(self.rule, rounds, deepest, self.survivals, best if self.measured else None)
         least = LEAST_SURVIVAL if self.measured else 0.0
         ranked = likeliest_first([self.survivals(round.tree, round.kind) for round in rounds], least)
         most = min(room, self.most_nodes * max(1, len(rounds)))
-        contexts = [round.context for round in rounds]
-        keep = min(len(ranked), most)
-        if self.measured:
-            keep = best_count(ranked[:most], contexts, rows, drafting_seconds, self.costs.curve, self.costs.overhead)
+        keep = best(ranked[:most]) if self.measured else min(len(ranked), most)
         kept: list[set[int]] = [set() for _ in rounds]
         for place, (_, index, node) in enumerate(ranked):
             wanted = place < keep or rounds[index].wish.mode == "on"
@@ -301,10 +288,7 @@ class Controller:
     def observe(self, round: Round, accepted: list[int]) -> None:
         """Learn which verified nodes were accepted."""
         round.accepted = accepted
-        tree, chosen = round.verified, set(accepted)
-        for node, parent in enumerate(tree.parents):
-            if parent == ROOT or parent in chosen:
-                self.calibrator.observe(tree.drafters[node], tree.scores[node], node in chosen, round.kind)
+        self.calibrator.observe_tree(round.verified, set(accepted), round.kind)
         brought = round.brought()
         for drafter, levels in round.levels.items():
             verified = round.verified_levels(drafter, levels)
@@ -316,10 +300,8 @@ class Controller:
                 if self.rule == "entropy":
                     self.entropy.observe(min(len(accepted), verified), verified)
         for drafter in {*round.origins}:
-            tally = self.tallies[drafter]
-            tally.proposed += round.origins.count(drafter)
-            tally.verified += round.verified_origins.count(drafter)
-            tally.accepted += brought.get(drafter, 0)
+            proposed, verified = round.origins.count(drafter), round.verified_origins.count(drafter)
+            self.tallies[drafter].count(proposed, verified, brought.get(drafter, 0))
 
     def settle(self, rounds: Sequence[Round], rows: int, forward: float, whole: float, drafters: Sequence[str], pure: bool) -> None:
         """A step is over: it took ``whole`` seconds, ``forward`` of them in the pass over ``rows`` rows. Teach the cost curve and
@@ -331,6 +313,7 @@ class Controller:
             self.costs.learn(shapes, rows, forward, plainly)
         if not self.measured or not rounds or self.costs.plain <= 0.0:
             return
+        self.upkeep.earn(self._steps * self.costs.plain, self.costs.unit)
         nodes = sum(len(round.verified) for round in rounds)
         extra = self.costs.verifying(shapes, rows, nodes, plainly if pure else None)
         row_seconds, share = extra / nodes if nodes else 0.0, 1.0 / max(1, len(drafters))
@@ -368,9 +351,8 @@ class Controller:
             if self._chose(round):
                 booked = net if own is None else own.pay_back(net, reading)
                 standing.book(booked + earned, self.costs.unit)
-            tally = self.tallies[drafter]
-            tally.seconds += round.seconds[drafter]
-            tally.saved += net
+                self.upkeep.gain(drafter, net, self.costs.unit)
+            self.tallies[drafter].took(round.seconds[drafter], net)
             if own is not None:
                 own.release()
                 tried = drafter in round.verified_origins or drafter in round.levels
@@ -383,8 +365,19 @@ class Controller:
         return self.standings[drafter, kind + self._company]
 
     def own(self, drafter: str, sequence: int) -> Own | None:
-        """The account of a drafter on a sequence, None where it was never asked for."""
+        """The account of a drafter on a sequence, None where it takes no part in it."""
         return self._own.get((drafter, sequence))
+
+    def keeps(self, drafter: str, wish: SpeculationParams) -> bool:
+        """Whether the drafter may take part in a request of that ``wish``: not where its upkeep was more than it is worth."""
+        return self.rule != "auto" or wish.mode == "on" or self.upkeep.pays(drafter)
+
+    def keep_up(self, drafter: str, sequence: int, wish: SpeculationParams, call: str, seconds: float) -> None:
+        """Outside of the rounds that it was asked in the drafter took that long for a request, in its method ``call``."""
+        self.tallies[drafter].took(seconds, -seconds)
+        self._own[drafter, sequence].saved -= seconds
+        if self.rule == "auto" and wish.mode == "auto" and self.measured:
+            self.upkeep.charge(drafter, call, seconds, self.costs.unit or self.costs.plain_seconds(1))
 
     def finish(self, sequence: int, length: int, complete: bool) -> None:
         """A sequence is over after ``length`` tokens; an answer that was cut short says nothing about how long answers are."""

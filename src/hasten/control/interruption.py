@@ -13,7 +13,7 @@ from hasten.control.step_costs import StepCosts
 
 @dataclass(slots=True)
 class UsualTime:
-    """Seconds that drafting takes in a step, but for what it reads."""
+    """Seconds that drafting takes in a step in which somebody is asked, but for what it reads."""
 
     _usual: Average = field(default_factory=lambda: Average(0.1))
 
@@ -25,7 +25,8 @@ class UsualTime:
                 round.seconds = dict.fromkeys(round.seconds, 0.0)
                 round.catching_up.clear()
             return 0.0
-        self._usual.observe(asked - sum(sum(round.catching_up.values()) for round in rounds))
+        if any(round.seconds for round in rounds):  # else it would be forgotten over plain steps, and the next try be free
+            self._usual.observe(asked - sum(sum(round.catching_up.values()) for round in rounds))
         return asked
 
     def _held_up(self, asked: float, rounds: Sequence[Round], costs: StepCosts) -> bool:

@@ -38,11 +38,13 @@ class Memory:
             calibrator = Calibrator.from_json(content.get("calibrator"))
             standings = _standings(content.get("standings"))
             lengths = Lengths.from_json(content.get("lengths"))
+            upkeep = {name: store.number(balance, -1e6, 1e6) for name, balance in store.table(content.get("upkeep", {})).items()}
         except ValueError as problem:
             store.discard(self.path, str(problem))
             return False
         controller.calibrator, controller.lengths = calibrator, lengths
         controller.standings.update(standings)
+        controller.upkeep.accounts.update({name: Standing(balance) for name, balance in upkeep.items()})
         return True
 
     def save(self, controller: Controller) -> None:
@@ -63,6 +65,7 @@ def _content(controller: Controller) -> dict[str, Any]:
         "calibrator": controller.calibrator.to_json(),
         "standings": {f"{name}/{kind}": standing.to_json() for (name, kind), standing in _opened(controller).items()},
         "lengths": controller.lengths.to_json(),
+        "upkeep": {name: account.balance or 0.0 for name, account in controller.upkeep.accounts.items()},
     }
 
 

@@ -14,6 +14,7 @@ RARE_REFERENCE = 192  # at most
 REFERENCE_EVERY = 48  # and where drafting gains little
 THIN_GAIN = 1.25
 REMEMBERED_STEPS = 9
+REMEMBERED_LEVELS = 4
 FLOORS_FOR = 64  # steps that floors are used before they follow the curve
 MOST_AHEAD = 6  # rows that a pass of a draft model may have beside the one that it is for
 DOUBT = 0.5  # scores are calibrated later, so a node may be proposed with half of what makes it worth its row
@@ -33,6 +34,7 @@ class StepCosts:
     _pass: dict[str, Average] = field(default_factory=dict)
     _missed: dict[str, Average] = field(default_factory=dict)  # share of levels behind which the next one takes a pass of its own
     _reading: dict[str, Average] = field(default_factory=dict)
+    _levels: dict[str, deque[float]] = field(default_factory=dict)  # seconds a level of drafters that say nothing of their passes
     _since_plain: int = 0
     _reference: int = FIRST_REFERENCE
     _ratios: deque[float] = field(default_factory=lambda: deque([1.0], REMEMBERED_STEPS))
@@ -72,7 +74,13 @@ class StepCosts:
 
     def one_pass(self, drafter: str, askers: int) -> float | None:
         """Seconds of one pass of a paid drafter for that many sequences of this step (or more) together, which makes one level at
-        least; None where nothing is known."""
+        least; None where nothing is known. Of one that says nothing of its passes the least that a level has lately taken: more
+        was spent on something else, too."""
+        told = self._told_pass(drafter, askers)
+        seen = self._levels.get(drafter) if told is None else None
+        return self.pace * min(seen) if seen else told
+
+    def _told_pass(self, drafter: str, askers: int) -> float | None:
         seen = self._pass.get(drafter)
         curve = self._known_curve(drafter)
         if curve is not None:
@@ -162,13 +170,17 @@ class StepCosts:
         if one_pass is not None:
             curve = self._known_curve(drafter)
             scale = curve.step(self.shapes[:askers]) if curve is not None and self.shapes else 1.0
-            expected = self.one_pass(drafter, askers)
+            expected = self._told_pass(drafter, askers)
             if expected is None or not interrupted(one_pass, expected):
                 self._pass.setdefault(drafter, Average(0.2)).observe(one_pass / (scale * self.pace))
         if foreseen is not None:
             self._missed.setdefault(drafter, Average(0.1, 1.0)).observe(1.0 - foreseen)
         if tokens > BLOCK_SIZE and not ((due := self.reading(drafter, tokens)) and interrupted(reading, due)):
             self._reading.setdefault(drafter, Average(0.3)).observe(reading / self._text(drafter, tokens))
+
+    def spent(self, drafter: str, seconds: float, levels: int) -> None:
+        """A paid drafter that says nothing of its passes took so long for so many levels, or, at 0, to find nothing to guess."""
+        self._levels.setdefault(drafter, deque(maxlen=REMEMBERED_LEVELS)).append(seconds / max(1, levels) / self.pace)
 
     def learn(self, shapes: list[Shape], rows: int, forward: float, whole: float) -> None:
         """A step of these sequences and nothing else took ``whole`` seconds without drafting, ``forward`` of them in its pass."""

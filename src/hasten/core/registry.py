@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any
 
-from hasten.core.errors import ConfigError
+from hasten.core.errors import ConfigError, HastenError
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,15 +41,40 @@ class Registry:
         """Every known name, sorted; imports nothing."""
         return sorted({*self.rows, *(point.name for point in entry_points(group=self.group))})
 
+    def package(self, name: str) -> str | None:
+        """The other package that has added ``name``, or, where it has no name, where it says the object lies; None for our own."""
+        for point in () if name in self.rows else entry_points(group=self.group, name=name):
+            return point.value if point.dist is None else point.dist.name
+        return None
+
     def resolve(self, name: str) -> Any:
-        """The object registered as ``name``. Raises ConfigError with the nearest name when there is none."""
+        """The object registered as ``name``, which can be called. Raises ConfigError with the nearest name when there is none, and
+        where another package has registered what cannot be imported."""
         target = self.rows.get(name)
         if target is not None:
             module, _, attribute = target.partition(":")
             return getattr(importlib.import_module(module), attribute)
         for point in entry_points(group=self.group, name=name):
-            return point.load()
+            try:
+                found = point.load()
+            except HastenError:
+                raise
+            except Exception as problem:  # whatever the module does when it is imported
+                raise self._broken(name, f"cannot be imported as {point.value} ({brief(problem)})") from problem
+            if not callable(found):
+                raise self._broken(name, f"is no class, nor anything else that makes one: {point.value} cannot be called")
+            return found
         raise ConfigError(f"There is no {self.kind} called '{name}'{nearest(name, self.names())}")
+
+    def _broken(self, name: str, what: str) -> ConfigError:
+        return ConfigError(
+            f"The {self.kind} '{name}' of the package {self.package(name)} {what}; repair that package, or uninstall it."
+        )
+
+
+def brief(problem: Exception) -> str:
+    """An exception's type and words, in one line."""
+    return " ".join(f"{type(problem).__name__}: {problem}".split()).rstrip(" .:")
 
 
 def closest(name: str, known: Iterable[str]) -> str | None:

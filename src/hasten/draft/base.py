@@ -1,7 +1,9 @@
 """What a drafter is: whoever can guess the next tokens of a sequence cheaply. No torch.
 
-A drafter never decides what is emitted, so nothing it does can change the text. It may be wrong, slow or silent; when it
-raises, the engine stops asking it for that request.
+A drafter never decides what is emitted, and what it is shown of sequences are copies, so nothing it does can change the text; but
+whoever ``draws`` has to report truly what from, or the text has another law. It may be wrong, slow or silent; when it raises, the
+engine stops asking it for that request. What it takes is charged to it: guessing and ``observe`` against what its guesses bring;
+``begin``, ``follow`` and ``end`` as its upkeep.
 """
 
 from __future__ import annotations
@@ -54,18 +56,18 @@ class Drafter:
     """Base of all drafters: every method does nothing, so that a drafter writes only those that it needs.
 
     The engine calls ``begin`` once before a sequence's first ``propose`` (its tokens are the prompt, and what was generated
-    so far), ``end`` once after its last. Between them it may leave out any number of rounds: ``sequence.tokens`` may have
-    grown by any amount between two calls, but it never shrinks or changes. Sequences are told apart by ``sequence.id``.
-    Within one call, proposals of equal sequences are equal, whoever else is in it.
+    so far), ``end`` once after its last; neither of sequences that the drafter takes no part in. Between them it may leave out any
+    number of rounds: ``sequence.tokens`` may have grown by any amount between two calls, but it never shrinks or changes.
+    Sequences are told apart by ``sequence.id``. Within one call, proposals of equal sequences are equal, whoever else is in it.
     """
 
-    name: str = "none"
+    name: str = "none"  # what it is registered as, and what its guesses are named by
     paid: bool = False  # whether each level costs a model's pass, so that it is only asked for where it pays
     reads: bool = True  # of a paid drafter: whether it has to read a text before it can guess what follows
     follows: bool = False  # whether it wants to be told the target's states
     draws: bool = False  # whether it can say which laws its nodes were drawn from, for verification by rejection
     likeliest_wanted: int = 0  # how many of the target's likeliest tokens a row ``Verdict.likeliest`` should hold
-    seconds_per_pass: float | None = None  # of a paid drafter: what its last passes took, one with another
+    seconds_per_pass: float | None = None  # of a paid drafter: what its last passes took, one with another, if it knows
     passes: int = 0  # that its last call made, those that only read aside
     foreseen: float | None = None  # share of the levels of its last call behind which another one takes no pass of its own
     passed_over: frozenset[int] = frozenset()  # ids of its last call's sequences whose text it did not come to read

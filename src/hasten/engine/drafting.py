@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import wraps
-from operator import index
 from typing import Concatenate, ParamSpec
 
 from torch import Tensor
@@ -25,15 +24,21 @@ from hasten.control.cost import Average, interrupted
 from hasten.control.memory import Memory
 from hasten.control.rounds import Round, share_deciding
 from hasten.core.config import SpeculationParams
-from hasten.core.types import ROOT, DraftTree, Sequence, Verdict
+from hasten.core.registry import brief
+from hasten.core.types import DraftTree, Sequence, Verdict
 from hasten.draft.base import DraftBudget, Drafter
+from hasten.engine.bids import bids_of, check_names, fault_of
+from hasten.engine.bids import sound as _sound
 from hasten.engine.scheduler import Scheduled
+from hasten.engine.views import Views
 from hasten.sampling.laws import DraftLaws, merge
 from hasten.sampling.likeliest import likeliest
 
 log = logging.getLogger(__name__)
 LONGEST_REST = 8  # steps of a sequence alone; looking takes longer where there are more
 AUTO = SpeculationParams()
+SILENT = "it has nothing to guess for this text"
+LET_GO = "getting ready for texts and following them has taken more than its guesses brought"
 Arguments = ParamSpec("Arguments")
 
 
@@ -64,7 +69,10 @@ class Drafting:
     rule: str = "coupled"
     spent: float = 0.0  # seconds that all of this has taken so far, whatever came of it
     drafted: bool = False  # whether the step in progress verifies any guess; where not, it is plain but for what drafting takes
-    _out: set[tuple[str, int]] = field(default_factory=set)  # drafters that take no part in a sequence: silent or broken ones
+    _out: dict[tuple[str, int], str] = field(default_factory=dict)  # who takes no part in a sequence, and why
+    _absent: set[tuple[str, int]] = field(default_factory=set)  # those of them who never began with it
+    _views: Views = field(default_factory=Views)
+    _told: set[str] = field(default_factory=set)  # drafters of whose faulty guesses a warning has told
     _wishes: dict[int, SpeculationParams] = field(default_factory=dict)
     _seen: dict[tuple[str, int], int] = field(default_factory=dict)  # tokens a paid drafter has read of a sequence
     _rounds: dict[int, Round] = field(default_factory=dict)  # of the step in progress, by sequence id
@@ -78,6 +86,7 @@ class Drafting:
     def begun(self, sequence: Sequence) -> bool:
         return sequence.id in self._wishes
 
+    @_counted
     def begin(self, sequence: Sequence, wish: SpeculationParams = AUTO) -> None:
         """A sequence will be decoded; drafters index its text, so this waits until its turn has come."""
         self._wishes[sequence.id] = wish
@@ -85,14 +94,20 @@ class Drafting:
         if wish.mode == "off":
             return
         for drafter in self.drafters:
+            if not self.controller.keeps(drafter.name, wish):
+                self._out[drafter.name, sequence.id] = LET_GO
+                self._absent.add((drafter.name, sequence.id))
+                continue
+            started, view = self.clock(), self._views.of(sequence)
             try:
-                drafter.begin(sequence)
-                if not drafter.serves(sequence):
-                    self._out.add((drafter.name, sequence.id))
+                drafter.begin(view)
+                if not drafter.serves(view):
+                    self._out[drafter.name, sequence.id] = SILENT
                 if drafter.paid:
-                    self._seen[drafter.name, sequence.id] = drafter.recalled(sequence)
+                    self._seen[drafter.name, sequence.id] = drafter.recalled(view)
             except Exception as problem:
                 self._switch_off(drafter, sequence, problem)
+            self.controller.keep_up(drafter.name, sequence.id, wish, "begin", self.clock() - started)
 
     @_counted
     def propose(self, items: list[Scheduled], room: int, running: int = 0) -> None:
@@ -179,14 +194,21 @@ class Drafting:
         ]
         started = self.clock()
         try:
-            bids = _bids(drafter, sequences, budgets, drawing)
+            bids = bids_of(drafter, [self._views.of(sequence) for sequence in sequences], budgets, drawing)
         except Exception as problem:  # whose fault it is nobody can tell
             for sequence in sequences:
                 self._switch_off(drafter, sequence, problem)
             bids = []
         for sequence, round, budget, (bid, laws) in zip(sequences, rounds, budgets, bids, strict=False):
             try:
-                self._bid(round, drafter, _sound(bid, budget, self.vocabulary), laws, len(bid))
+                if self._views.changed(sequence):
+                    raise ValueError("it changes the text that it is to guess from")
+                tree = _sound(bid, budget, self.vocabulary)
+                check_names(tree, drafter.name)
+                if tree is not bid and drafter.name not in self._told and (fault := fault_of(bid, budget, self.vocabulary)):
+                    self._told.add(drafter.name)  # in every round it would drown everything else
+                    log.warning("Drafter '%s' proposes %s; this is said once.", drafter.name, fault)
+                self._bid(round, drafter, tree, laws, len(bid))
             except Exception as problem:
                 self._switch_off(drafter, sequence, problem)
         self._charge(drafter, sequences, rounds, self.clock() - started)
@@ -225,9 +247,11 @@ class Drafting:
         unread = [round.to_read(drafter.name) for round in rounds]
         if drafter.paid:
             costs, one = self.controller.costs, drafter.seconds_per_pass
-            expected = costs.one_pass(drafter.name, len(rounds)) if one is None else one
-            if drafter.reads and expected is not None and any(round.levels.get(drafter.name) for round in rounds):
-                guessing = min(spent, drafter.passes * expected)
+            levels = max((round.levels.get(drafter.name, 0) for round in rounds), default=0)
+            if one is None:
+                costs.spent(drafter.name, spent, levels)
+            elif drafter.reads and levels:
+                guessing = min(spent, drafter.passes * one)
             costs.charge(drafter.name, one, drafter.foreseen, spent - guessing, sum(unread), len(rounds))
         whole = max(1, sum(unread))
         for sequence, round, tokens in zip(sequences, rounds, unread, strict=True):
@@ -261,19 +285,26 @@ class Drafting:
         for drafter in learning:
             started = self.clock()
             try:
-                drafter.observe(sequence, tree, verdict)
+                drafter.observe(self._views.of(sequence), tree, verdict)
             except Exception as problem:
                 self._switch_off(drafter, sequence, problem)
             if round is not None:
                 round.seconds[drafter.name] += self.clock() - started
 
     def _follow(self, sequence: Sequence, state: Tensor) -> None:
+        wish = self._wishes.get(sequence.id, AUTO)
         for drafter in self.drafters:
-            if drafter.follows and (drafter.name, sequence.id) not in self._out:
-                try:
-                    drafter.follow(sequence, state)
-                except Exception as problem:
-                    self._switch_off(drafter, sequence, problem)
+            if not drafter.follows or (drafter.name, sequence.id) in self._out:
+                continue
+            if not self.controller.keeps(drafter.name, wish):
+                self._out[drafter.name, sequence.id] = LET_GO
+                continue
+            started = self.clock()
+            try:
+                drafter.follow(self._views.of(sequence), state)
+            except Exception as problem:
+                self._switch_off(drafter, sequence, problem)
+            self.controller.keep_up(drafter.name, sequence.id, wish, "follow", self.clock() - started)
 
     def _learns(self, drafter: Drafter, sequence: Sequence, round: Round | None) -> bool:
         asked = drafter.name in round.seconds if round is not None else sequence.output_length <= 1
@@ -303,50 +334,46 @@ class Drafting:
         if self._settling.value is None or not interrupted(spent, self._settling.value):
             self._settling.observe(spent)
 
+    @_counted
     def end(self, sequence: Sequence) -> None:
         if not self.begun(sequence):
             return
-        complete = sequence.finish_reason in ("stop", "length") and sequence.output_length > 0
-        self.controller.finish(sequence.id, sequence.output_length, complete)
-        wish = self._wishes.pop(sequence.id, AUTO)
+        wish = self._wishes.pop(sequence.id)
         for drafter in self.drafters if wish.mode != "off" else ():
-            self._out.discard((drafter.name, sequence.id))
-            self._seen.pop((drafter.name, sequence.id), None)
+            key = drafter.name, sequence.id
+            self._out.pop(key, None)
+            self._seen.pop(key, None)
+            if key in self._absent:
+                self._absent.discard(key)
+                continue
+            started = self.clock()
             try:
-                drafter.end(sequence)
+                drafter.end(self._views.of(sequence))
             except Exception as problem:
                 log.warning("Drafter '%s' failed to clean up (%r).", drafter.name, problem)
+            self.controller.keep_up(drafter.name, sequence.id, wish, "end", self.clock() - started)
+        self._views.forget(sequence)
+        complete = sequence.finish_reason in ("stop", "length") and sequence.output_length > 0
+        self.controller.finish(sequence.id, sequence.output_length, complete)
         if self.memory is not None:
             self.memory.save_sometimes(self.controller)
 
     def decisions(self, sequence: Sequence) -> dict[str, str]:
-        """Why each drafter that takes part in a sequence is on or off, one line each; nothing of one that never began. Ask before
-        its ``end``."""
+        """Why each drafter is on or off for a sequence, one line each; nothing of one that never began. Ask before its ``end``."""
         if not self.begun(sequence):
             return {}
-        taking_part = [drafter.name for drafter in self.drafters if (drafter.name, sequence.id) not in self._out]
-        return {name: self.controller.explain(name, sequence.id) for name in taking_part}
+        out = {name: f"{name}: off, {why}" for (name, number), why in self._out.items() if number == sequence.id}
+        return {
+            drafter.name: out.get(drafter.name) or self.controller.explain(drafter.name, sequence.id) for drafter in self.drafters
+        }
 
     def statistics(self) -> dict[str, Tally]:
         """What each drafter did since the engine started."""
         return {drafter.name: self.controller.tallies.get(drafter.name, Tally()) for drafter in self.drafters}
 
     def _switch_off(self, drafter: Drafter, sequence: Sequence, problem: Exception) -> None:
-        self._out.add((drafter.name, sequence.id))
+        self._out[drafter.name, sequence.id] = f"it failed ({brief(problem)})"
         log.warning("Drafter '%s' failed (%r) and is off for request %s.", drafter.name, problem, sequence.request_id)
-
-
-def _bids(
-    drafter: Drafter, sequences: list[Sequence], budgets: list[DraftBudget], drawing: bool
-) -> list[tuple[DraftTree, DraftLaws]]:
-    """Raises ValueError where there is not one bid a sequence, and what the drafter raises."""
-    if drawing:
-        bids = [(tree, laws) for tree, laws in drafter.draw(sequences, budgets)]
-    else:
-        bids = [(tree, DraftLaws()) for tree in drafter.propose(sequences, budgets)]
-    if len(bids) != len(sequences):
-        raise ValueError(f"{len(bids)} bids for {len(sequences)} sequences")
-    return bids
 
 
 def _pure(items: list[Scheduled], decoding: int) -> bool:
@@ -358,40 +385,3 @@ def _pure(items: list[Scheduled], decoding: int) -> bool:
 def _depth_left(sequence: Sequence) -> int:
     """Nodes that can still be accepted: one less than the tokens wanted, for the round always adds one of the target's own."""
     return max(0, sequence.tokens_left - 1)
-
-
-def _sound(tree: DraftTree, budget: DraftBudget, vocabulary: int) -> DraftTree:
-    """The part of a bid that obeys the contract: tokens of the vocabulary, within depth and node count, under sound parents.
-
-    Raises ValueError when the tree is not a tree at all, TypeError for tokens that are no whole numbers.
-    """
-    count = len(tree.tokens)
-    if not count == len(tree.parents) == len(tree.scores) == len(tree.drafters):
-        raise ValueError("a draft tree's lists differ in length")
-    if count <= budget.nodes and _obeys(tree, budget.depth, vocabulary):
-        return tree
-    out = DraftTree()
-    placed: dict[int, int] = {ROOT: ROOT}
-    depths: dict[int, int] = {ROOT: 0}
-    for node in range(count):
-        parent, token = tree.parents[node], index(tree.tokens[node])
-        if not ROOT <= parent < node:
-            raise ValueError("a draft node stands before its parent")
-        if parent not in placed or depths[parent] >= budget.depth or not 0 <= token < vocabulary or len(out) >= budget.nodes:
-            continue
-        score = min(1.0, max(0.0, float(tree.scores[node])))
-        placed[node] = out.add(placed[parent], token, score, tree.drafters[node])
-        depths[node] = depths[parent] + 1
-    return out
-
-
-def _obeys(tree: DraftTree, depth: int, vocabulary: int) -> bool:
-    """Whether nothing of a bid must be left out or mended, which is the rule."""
-    depths: list[int] = []
-    for node, (token, parent, score) in enumerate(zip(tree.tokens, tree.parents, tree.scores, strict=True)):
-        if not (type(token) is int and 0 <= token < vocabulary and ROOT <= parent < node):
-            return False
-        if not (isinstance(score, float) and 0.0 <= score <= 1.0):
-            return False
-        depths.append(1 if parent == ROOT else depths[parent] + 1)
-    return max(depths, default=0) <= depth and len({*zip(tree.parents, tree.tokens, strict=True)}) == len(tree)

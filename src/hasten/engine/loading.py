@@ -21,7 +21,6 @@ from hasten.core.errors import ConfigError, HastenError, VocabularyMismatch
 from hasten.core.progress import Progress, silent
 from hasten.core.registry import Spec
 from hasten.core.types import BLOCK_SIZE
-from hasten.draft import DRAFTERS
 from hasten.draft.base import Drafter
 from hasten.draft.foreign import ForeignDrafter
 from hasten.draft.kept import arguments_of, free_drafters
@@ -32,6 +31,7 @@ from hasten.draft.speculator import SpeculatorDrafter
 from hasten.draft.trim import trim_head
 from hasten.draft.vocabularies import overlap
 from hasten.engine.engine import Engine
+from hasten.engine.plugins import made
 from hasten.engine.profiling import make_drafting
 from hasten.engine.scheduler import Scheduler
 from hasten.engine.seeding import successors
@@ -269,12 +269,10 @@ def _make_drafter(
             if trained is None:
                 raise ConfigError(f"No speculator was trained for '{target.name}'; run 'hasten draft train -m {target.name}' once.")
             return trained
-        factory = DRAFTERS.resolve(spec.name)
         kept = arguments_of(spec.name, target.name, target.tokenizer.vocabulary_fingerprint)
-        drafter: Drafter = factory(**{**kept, **spec.arguments})
+        return made(spec.name, {**kept, **spec.arguments})
     except TypeError as problem:
         raise ConfigError(f"The {spec.name} drafter does not take these arguments ({problem}).") from problem
-    return drafter
 
 
 def _model_drafter(
