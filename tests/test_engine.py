@@ -19,7 +19,7 @@ from hasten.core.results import Completion, StreamEvent
 from hasten.core.types import MODEL_SOURCE, ROOT, Batch, DraftTree, SamplingParams, Sequence, Verdict
 from hasten.draft.base import DraftBudget
 from hasten.draft.suffix import SuffixDrafter
-from hasten.engine.drafting import _sound
+from hasten.engine.bids import sound
 from hasten.engine.engine import Engine
 from hasten.engine.requests import Request
 from hasten.engine.scheduler import Scheduler
@@ -455,17 +455,17 @@ def test_prompts_alone_take_all_rows_of_a_step() -> None:
 def test_scores_of_another_number_type_become_floats() -> None:
     """Scores are added up and kept as JSON, which knows Python's numbers only."""
     tree = DraftTree([5, 6], [ROOT, 0], [np.float32(0.5), 1], ["x", "x"])  # type: ignore[list-item]
-    kept = _sound(tree, DraftBudget(nodes=4, depth=4), VOCABULARY)
+    kept = sound(tree, DraftBudget(nodes=4, depth=4), VOCABULARY)
     assert kept == DraftTree([5, 6], [ROOT, 0], [0.5, 1.0], ["x", "x"])
     assert [type(score) for score in kept.scores] == [float, float]
 
 
 def test_a_tree_that_obeys_goes_through_as_it_is_and_others_are_mended() -> None:
     good = DraftTree([5, 6], [ROOT, 0], [0.5, 1.0], ["x", "x"])
-    assert _sound(good, DraftBudget(nodes=2, depth=2), VOCABULARY) is good
-    assert len(_sound(good, DraftBudget(nodes=1, depth=2), VOCABULARY)) == 1
-    assert len(_sound(good, DraftBudget(nodes=2, depth=1), VOCABULARY)) == 1
+    assert sound(good, DraftBudget(nodes=2, depth=2), VOCABULARY) is good
+    assert len(sound(good, DraftBudget(nodes=1, depth=2), VOCABULARY)) == 1
+    assert len(sound(good, DraftBudget(nodes=2, depth=1), VOCABULARY)) == 1
     twins = DraftTree([5, 5], [ROOT, ROOT], [0.5, 0.7], ["x", "y"])
-    assert _sound(twins, DraftBudget(nodes=2, depth=2), VOCABULARY) == DraftTree([5], [ROOT], [0.7], ["y"])
+    assert sound(twins, DraftBudget(nodes=2, depth=2), VOCABULARY) == DraftTree([5], [ROOT], [0.7], ["y"])
     strange = DraftTree([5], [ROOT], [float("nan")], ["x"])
-    assert _sound(strange, DraftBudget(nodes=2, depth=2), VOCABULARY).scores == [0.0]
+    assert sound(strange, DraftBudget(nodes=2, depth=2), VOCABULARY).scores == [0.0]

@@ -27,8 +27,7 @@ from hasten.core.config import SpeculationParams
 from hasten.core.registry import brief
 from hasten.core.types import DraftTree, Sequence, Verdict
 from hasten.draft.base import DraftBudget, Drafter
-from hasten.engine.bids import bids_of, check_names, fault_of
-from hasten.engine.bids import sound as _sound
+from hasten.engine.bids import bids_of, check_names, fault_of, sound
 from hasten.engine.scheduler import Scheduled
 from hasten.engine.views import Views
 from hasten.sampling.laws import DraftLaws, merge
@@ -203,7 +202,7 @@ class Drafting:
             try:
                 if self._views.changed(sequence):
                     raise ValueError("it changes the text that it is to guess from")
-                tree = _sound(bid, budget, self.vocabulary)
+                tree = sound(bid, budget, self.vocabulary)
                 check_names(tree, drafter.name)
                 if tree is not bid and drafter.name not in self._told and (fault := fault_of(bid, budget, self.vocabulary)):
                     self._told.add(drafter.name)  # in every round it would drown everything else
