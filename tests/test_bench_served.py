@@ -137,12 +137,20 @@ def test_our_own_server_answers_by_tenants(
     assert [len(sample.tokens) for sample in first] == [11, 11]
     for one, repeat in ((plain, 0), (auto, 0), (auto, 1)):
         assert [sample.tokens for sample in one.answer(prompts, PARAMS, repeat)] == [sample.tokens for sample in first]
-    key = {"Authorization": f"Bearer {auto.key_of(0)}"}  # type: ignore[misc]
-    address = f"http://127.0.0.1:{auto.server.port}/metrics"
-    with urllib.request.urlopen(urllib.request.Request(address, headers=key)) as found:
-        metrics = found.read().decode()
-    hits = next(float(line.split()[-1]) for line in metrics.splitlines() if line.startswith("hasten:prefix_cache_hits_total"))
-    assert hits == 128, "only the repetition of plain's first run found anything: modes and repetitions are tenants of their own"
+
+    def cached(contestant: ServedContestant, repeat: int) -> int:
+        assert contestant.key_of is not None
+        headers = {"Authorization": f"Bearer {contestant.key_of(repeat)}", "Content-Type": "application/json"}
+        body = json.dumps({"prompt": prompts[0], "max_tokens": 1}).encode()
+        address = f"http://127.0.0.1:{contestant.server.port}/v1/completions"
+        with urllib.request.urlopen(urllib.request.Request(address, body, headers)) as found:
+            return int(json.load(found)["usage"]["prompt_tokens_details"]["cached_tokens"])
+
+    asked = [cached(one, repeat) for one, repeat in ((plain, 0), (auto, 0), (auto, 1))]
+    assert asked == [128] * 3, "who has asked before finds it again"
+    assert [cached(one, repeat) for one, repeat in ((plain, 1), (plain, -1), (auto, -1))] == [0] * 3, (
+        "modes and repetitions are tenants of their own"
+    )
     with pytest.raises(ConfigError, match="plain and auto"):
         own_contestants(config, ["suffix"], 1, stack)
 

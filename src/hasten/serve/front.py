@@ -92,13 +92,13 @@ class _Answer:
     def __init__(self, request: Request, found: AsyncIterator[Message]) -> None:
         self._request = request
         self._found = found
-        self._started = False
+        self._started = self._whole = False
         self._events = 0
         self._first = b""  # the part with the first event
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            if await until_gone(self._send_all(send), receive) is GONE:
+            if await until_gone(self._send_all(send), receive) is GONE and not self._whole:
                 self._note({"status": 499, "error": "client_left"})
         except asyncio.CancelledError:  # only the server's end cancels an answer
             if self._started:
@@ -117,6 +117,7 @@ class _Answer:
                     events = body.count(b"\ndata: ")  # JSON has no raw line break
                     self._first = self._first or (body if events else b"")
                     self._events += events
+                    self._whole = message["type"] == "http.response.body" and not message.get("more_body", False)
                     await send(message)
         except Exception as problem:
             if not self._started:
