@@ -12,6 +12,7 @@ from hasten.engine.llm import LLM
 from hasten.engine.loading import LoadedModel, choose_device, load_model
 from hasten.native.sketch import SketchedHead
 from hasten.sampling.choose import leaders_needed
+from hasten.sampling.draws import lone_seed
 from real import model_path, text_tokens
 from test_native_sketch import check_draws, check_leaders
 
@@ -28,7 +29,8 @@ def test_which_requests_are_decided_by_leaders() -> None:
     )
     assert needed(SamplingParams(temperature=0.7, top_k=20, top_p=0.8, min_p=0.05)) == (20, None)
     assert needed(SamplingParams(temperature=0.7)) == (1, Draw(0.7, 9))
-    assert needed(SamplingParams(temperature=0.7), "rejection") == needed(SamplingParams(temperature=0.7), "block") == (0, None)
+    for rule in ("rejection", "block"):
+        assert needed(SamplingParams(temperature=0.7), rule) == (1, Draw(0.7, lone_seed(9)))
     for params in (
         SamplingParams(temperature=1e-300),
         SamplingParams(temperature=0.7, top_p=0.9),

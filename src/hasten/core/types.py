@@ -323,6 +323,7 @@ class Sequence:
     prediction: list[int] = field(default_factory=list)  # what the caller expects the answer to be; empty: nothing
     leaders: int = 0  # how many of the largest logits decide about a token; 0: all of them may
     draw: Draw | None = None  # how a token is drawn where besides these only the one that is drawn decides
+    laws: bool = False  # whole laws decide about drafts, so that behind them all logits may have a say
 
     @property
     def output(self) -> list[int]:

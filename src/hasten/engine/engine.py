@@ -110,6 +110,7 @@ class Engine:
             request = Request(name, answers, rule, ends, speculation)
             for sequence in sequences:
                 sequence.leaders, sequence.draw = leaders_needed(params, sequence.seed, rule, constraint is not None)
+                sequence.laws = rule != "coupled"
                 self._requests[sequence.id] = request
             self.scheduler.add(sequences)
             return request

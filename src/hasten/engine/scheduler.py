@@ -44,7 +44,8 @@ class Scheduled:
         sequence = self.sequence
         chain = sequence.tokens[sequence.computed : sequence.computed + self.chain]
         first_logit = len(chain) - 1 if self.completes else len(chain) + len(self.tree)
-        return Segment(sequence.blocks, sequence.computed, chain, self.tree, first_logit, sequence.leaders, sequence.draw)
+        leaders, draw = (0, None) if sequence.laws and len(self.tree) else (sequence.leaders, sequence.draw)
+        return Segment(sequence.blocks, sequence.computed, chain, self.tree, first_logit, leaders, draw)
 
 
 @dataclass(slots=True)

@@ -14,6 +14,7 @@ import torch
 from hasten.core.types import Draw, SamplingParams, TokenLogprob
 from hasten.sampling import noise
 from hasten.sampling.contenders import may_win, perturbed
+from hasten.sampling.draws import lone_seed
 from hasten.sampling.filters import History, Logits, adjusted, kept, largest, mass, ranked, scaled
 
 _LEAST_TEMPERATURE = 1e-6  # below, a logit divided by it leaves no room for noise in a number
@@ -57,13 +58,13 @@ def choose_place(values: Logits, tokens: noise.IntArray | None, params: Sampling
 def leaders_needed(params: SamplingParams, seed: int, rule: str, constrained: bool) -> tuple[int, Draw | None]:
     """How many of a row's largest logits decide which token is chosen from it, whatever lies below them; 0 where any logit may
     have a say. With a ``Draw`` they decide together with the logit of the token that it draws (the largest one is what scores are
-    measured from). ``rule``: that of verification; ``constrained``: tokens may be forbidden."""
+    measured from). ``rule``: that of verification, in a round without drafts; ``constrained``: tokens may be forbidden."""
     if constrained or params.needs_history or params.logit_bias or params.logprobs is not None:
         return 0, None
     if params.greedy or params.top_k:
         return 1 if params.greedy else params.top_k, None
     unfiltered = params.top_p >= 1.0 and params.min_p <= 0.0 and params.temperature >= _LEAST_TEMPERATURE
-    return (1, Draw(params.temperature, seed)) if unfiltered and rule == "coupled" else (0, None)
+    return (1, Draw(params.temperature, seed if rule == "coupled" else lone_seed(seed))) if unfiltered else (0, None)
 
 
 def token_logprob(values: Logits, token: int, top: int) -> TokenLogprob:

@@ -21,11 +21,17 @@ from hasten.sampling.laws import Law, Masses
 from hasten.sampling.noise import FloatArray, IntArray
 
 _DOMAIN = 0x636F696E << 32  # far from the indices that number a request's answers
-_ACCEPT, _EMIT, _DRAFT = _DOMAIN + 1, _DOMAIN + 2, _DOMAIN + 3
+_ACCEPT, _EMIT, _DRAFT, _LONE = _DOMAIN + 1, _DOMAIN + 2, _DOMAIN + 3, _DOMAIN + 4
 
 _DIRECT = 2048  # below this many tokens, hashing them all is cheaper than looking for those that matter
 _HEADS = (8.0, 4.0, 2.0, 1.0)  # depths of a first look, in units of log-probability
 _SLACK = 1e-6  # far above the rounding of a score
+
+
+def lone_seed(seed: int) -> int:
+    """Of the noise by which a sequence whose drafts are verified by rejection chooses where there are none: proposals have met the
+    noise of plain decoding already, and "block" lets these have a say in where rounds begin."""
+    return noise.derive_seed(seed, _LONE)
 
 
 class Coins(Protocol):

@@ -13,6 +13,7 @@ from collections.abc import Collection
 import torch
 
 from hasten.core.types import DraftTree, SamplingParams, Verdict
+from hasten.sampling.draws import lone_seed
 from hasten.sampling.filters import History
 from hasten.sampling.laws import DraftLaws
 from hasten.sampling.rejection import Rule, verify_rejection
@@ -43,15 +44,16 @@ def verify(
 ) -> Verdict:
     """Verify one round by the named rule; see ``verify.verify_tree`` and ``rejection.verify_rejection`` for the arguments.
 
-    A request keeps to one rule. In a round without drafts, too, a rule by rejection tosses coins of its own: the noise of plain
-    decoding has chosen earlier proposals, and "block" lets these have a say in where rounds begin.
+    A request keeps to one rule. A round without drafts is a plain choice under all of them, for as little as that takes; under a
+    rule by rejection its noise is not that of plain decoding (``draws.lone_seed``).
     """
-    if rule_for(rule, params) == "coupled":
+    coupled = rule_for(rule, params) == "coupled"
+    if coupled or not len(tree):
         return verify_tree(
             tree,
             logits,
             params,
-            seed,
+            seed if coupled else lone_seed(seed),
             position,
             history=history,
             limit=limit,
