@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -183,6 +185,21 @@ def test_an_interrupted_recording_goes_on(tiny_model: Path, tmp_path: Path, monk
     (tmp_path / "answers" / "000004.safetensors").write_bytes(b"damaged")
     assert torch.equal(record(config, tmp_path / "answers", 10).states, whole.states)
     assert asked[4:] == [4]
+
+
+@pytest.mark.usefixtures("home", "short")
+def test_a_recorder_misses_nothing_however_long_it_takes(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = record(config_of(tiny_model), tmp_path / "whole", 4)
+    follow = recording_module.Recorder.follow
+
+    def slowly(recorder: recording_module.Recorder, sequence: Any, state: Any) -> None:
+        time.sleep(0.003)
+        follow(recorder, sequence, state)
+
+    monkeypatch.setattr(recording_module.Recorder, "follow", slowly)
+    again = record(config_of(tiny_model), tmp_path / "again", 4)
+    assert torch.equal(again.tokens, whole.tokens)
+    assert again.lengths == whole.lengths
 
 
 @pytest.mark.usefixtures("home", "short")

@@ -93,7 +93,13 @@ def record(config: EngineConfig, folder: Path, questions: int, progress: Progres
         from hasten import LLM
 
         settings = replace(
-            config, draft="none", context_length=0, cache_tokens=TOGETHER * 1024, max_sequences=TOGETHER, prefix_cache=False
+            config,
+            draft="none",
+            control="fixed(1)",  # who records is never let go, whatever that costs
+            context_length=0,
+            cache_tokens=TOGETHER * 1024,
+            max_sequences=TOGETHER,
+            prefix_cache=False,
         )
         with LLM(settings, progress=progress) as llm:
             for start in starts:
