@@ -115,7 +115,7 @@ def test_drafts_run_in_three_bits_once_they_were_made(
 
 
 @pytest.mark.real
-@pytest.mark.parametrize(("precision", "least"), [("q4_0", 0.4), ("int3", 0.1)])
+@pytest.mark.parametrize(("precision", "least"), [("q4_0", 0.4), pytest.param("int3", 0.1, marks=pytest.mark.slow)])
 def test_a_model_drafts_for_itself_in_few_bits(precision: str, least: float) -> None:
     """The same text, most guesses right: rounding changes what is proposed, never what is said."""
     path = str(model_path("smollm2-135m"))

@@ -45,7 +45,7 @@ def test_which_requests_are_decided_by_leaders() -> None:
     assert needed(SamplingParams(), constrained=True) == needed(SamplingParams(temperature=0.7), constrained=True) == (0, None)
 
 
-REAL = ["smollm2-135m-int8", "smollm2-135m-file", "gemma-3-270m-file"]
+REAL = ["smollm2-135m-int8", "smollm2-135m-file", pytest.param("gemma-3-270m-file", marks=pytest.mark.slow)]
 
 
 @pytest.fixture(scope="module", params=REAL)
