@@ -102,6 +102,15 @@ class Visit:
             self.page.wait_for_selector(".turn:last-child .foot .account", state="attached")
 
 
+def second_tab(visited: Visit) -> Visit:
+    """The page in another tab of the same profile; what goes wrong there counts as the first one's."""
+    other = Visit(visited.context.new_page(), visited.context, visited.address, visited.errors, visited.foreign)
+    other.page.set_default_timeout(15_000)
+    other.watch(other.page)
+    other.open()
+    return other
+
+
 @contextmanager
 def visit(browser: Browser, address: str, size: tuple[int, int] = WIDE, **context: Any) -> Iterator[Visit]:
     """Visit the server at ``address``; at the end everything that went wrong on the page fails the test."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from chromium import Visit, visit
+from chromium import Visit, second_tab, visit
 
 pytest.importorskip("uvicorn", reason="needs the server's packages (pip install 'hasten[serve]')")
 
@@ -15,14 +15,6 @@ from fake_chat_server import FakeChat, Reply, words
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
-
-
-def second_tab(visited: Visit) -> Visit:
-    other = Visit(visited.context.new_page(), visited.context, visited.address, visited.errors, visited.foreign)
-    other.page.set_default_timeout(15_000)
-    other.watch(other.page)
-    other.open()
-    return other
 
 
 def titles(visited: Visit) -> list[str]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from chromium import Visit, visit
+from chromium import Visit, second_tab, visit
 
 pytest.importorskip("uvicorn", reason="needs the server's packages (pip install 'hasten[serve]')")
 
@@ -52,14 +52,6 @@ def rewrite(visited: Visit, text: str) -> None:
     visited.page.hover(".question >> nth=0")
     visited.page.click("[aria-label='Edit this question'] >> nth=0")
     visited.page.fill("#question", text)
-
-
-def second_tab(visited: Visit) -> Visit:
-    other = Visit(visited.context.new_page(), visited.context, visited.address, visited.errors, visited.foreign)
-    other.page.set_default_timeout(15_000)
-    other.watch(other.page)
-    other.open()
-    return other
 
 
 # Deleting

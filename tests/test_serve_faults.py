@@ -81,7 +81,7 @@ def test_places_go_round_among_tenants(monkeypatch: pytest.MonkeyPatch) -> None:
         with working(tiny_engine(), max_sequences=2) as worker:
             names = [("anna", f"a{at}") for at in range(6)] + [("bob", f"b{at}") for at in range(3)] + [("carol", "c0")]
             tickets = [Ticket(replace(job(name), tenant=tenant), asyncio.get_running_loop()) for tenant, name in names]
-            worker.call(lambda: [worker._waiting["interactive"].append(ticket) for ticket in tickets])
+            worker._commands.put(lambda: [worker._waiting["interactive"].append(ticket) for ticket in tickets])
             for ticket in tickets:
                 await tokens_of(ticket)
         assert begun[:2] == ["a0", "b0"], "who holds no place goes before who holds one"
@@ -127,7 +127,7 @@ def test_texts_to_embed_take_turns_with_steps(monkeypatch: pytest.MonkeyPatch) -
                 left[name] -= 1
                 return left[name] == 0
 
-            worker.call(lambda: [worker.between_steps(lambda name=name: piece(name)) for name in left])  # type: ignore[misc]
+            worker._commands.put(lambda: [worker.between_steps(lambda name=name: piece(name)) for name in left])  # type: ignore[misc]
             await tokens_of(ticket)
             while any(left.values()):
                 await asyncio.sleep(0.01)
@@ -184,7 +184,9 @@ def test_what_got_its_last_token_in_a_step_that_raises_is_answered(monkeypatch: 
         with working(tiny_engine()) as worker:
             loop = asyncio.get_running_loop()
             short, running = Ticket(job("short", SamplingParams(max_tokens=1)), loop), Ticket(job("running"), loop)
-            worker.call(lambda: [worker.submit(ticket) for ticket in (short, running)])  # so that they share their first step
+            worker._commands.put(
+                lambda: [worker.submit(ticket) for ticket in (short, running)]
+            )  # so that they share their first step
             async with asyncio.timeout(20):
                 assert len(await tokens_of(short)) == 1
                 with pytest.raises(RuntimeError, match="fell over"):

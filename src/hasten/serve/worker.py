@@ -15,7 +15,6 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
 
 from hasten.core.errors import HastenError
 from hasten.engine.llm import LLM
@@ -30,7 +29,7 @@ WATCH_SECONDS = 1.0  # between two looks at the clock while a request runs of wh
 
 
 class Worker(threading.Thread):
-    """Runs ``llm``'s engine until ``close``. ``submit``, ``cancel``, ``call`` and ``close`` are for any thread."""
+    """Runs ``llm``'s engine until ``close``. ``submit``, ``cancel``, ``between_steps`` and ``close`` are for any thread."""
 
     def __init__(self, llm: LLM, max_sequences: int) -> None:
         super().__init__(name=f"engine-{llm.name}", daemon=True)
@@ -62,17 +61,13 @@ class Worker(threading.Thread):
 
     @property
     def over(self) -> bool:
-        """Whether nobody obeys any more: what is called now is not done."""
+        """Whether nobody obeys any more: what is asked for now is not done."""
         return self._over
 
     @property
     def ending(self) -> ApiError:
         """What those are told who come when it is over."""
         return stopping() if self._closing else engine_dead(self.llm.name)
-
-    def call(self, work: Callable[[], Any]) -> None:
-        """Run something between two steps. It has to see to its own errors."""
-        self._commands.put(work)
 
     def between_steps(self, piece: Callable[[], bool]) -> None:
         """Run ``piece`` once between two steps until it says that it is done; one after the other, whoever asks, so that steps do
@@ -153,7 +148,7 @@ class Worker(threading.Thread):
         patience = WATCH_SECONDS if self._running else None
         if idle:
             self._last_end = None
-        # Only what is there now: work that queues itself again has to let a step pass.
+        # Only what is there now: who asks without a pause has to let a step pass.
         for _ in range(max(self._commands.qsize(), 1)):
             try:
                 command = self._commands.get(block=idle, timeout=patience)
