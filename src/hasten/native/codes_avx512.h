@@ -47,12 +47,12 @@ inline void unpack_pair(const std::int8_t* packed, std::int8_t* out) {
     unpack_tile<BITS>(packed + tile_bytes(BITS), scales + TILE_OUTPUTS, offsets + TILE_OUTPUTS, out + TILE_BYTES);
 }
 
-// A pair's bytes, four input tiles ahead.
+// A pair's bytes, seven input tiles ahead.
 template <int BITS>
 inline void prefetch_pair(const std::int8_t* packed) {
     constexpr int LINES = static_cast<int>(pair_bytes(BITS) / 64);
 #pragma GCC unroll 17
-    for (int line = 0; line < LINES; ++line) _mm_prefetch(reinterpret_cast<const char*>(packed + 4 * pair_bytes(BITS) + line * 64), _MM_HINT_T0);
+    for (int line = 0; line < LINES; ++line) _mm_prefetch(reinterpret_cast<const char*>(packed + 7 * pair_bytes(BITS) + line * 64), _MM_HINT_T1);
 }
 
 // Input tiles [0, tiles) of a pair.

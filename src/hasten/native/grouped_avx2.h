@@ -5,6 +5,7 @@
 
 #include <immintrin.h>
 
+#include "fetch.h"
 #include "grouped.h"
 
 namespace hasten {
@@ -103,9 +104,8 @@ INLINE __m256 minimum_of(const Integers& integers, int group) {
     return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(integers.minimums + group * 8))));
 }
 
-// Not to be kept: a step reads weights once, and in the outer caches they would push out what the next step's Python needs.
 INLINE void prefetch(const std::uint8_t* from, std::int64_t bytes) {
-    for (int line = 0; line < bytes; line += 64) _mm_prefetch(reinterpret_cast<const char*>(from + line), _MM_HINT_NTA);
+    for (int line = 0; line < bytes; line += 64) fetch_line(from + line);
 }
 
 inline void finish(const GroupedCall& call, std::int64_t row, std::int64_t output, std::int64_t left, __m256 sum) {

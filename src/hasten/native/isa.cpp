@@ -59,15 +59,23 @@ Isa detect() {
     return tiles && tile_state && permit_tiles() ? AMX : VNNI;
 }
 
+bool is_intel() {
+    const Registers vendor = leaf(0, 0);  // "Genu", "ineI", "ntel"
+    return vendor.b == 0x756e6547 && vendor.d == 0x49656e69 && vendor.c == 0x6c65746e;
+}
+
 #else
 
 Isa detect() { return GENERIC; }
+bool is_intel() { return false; }
 
 #endif
 
 std::atomic<int> chosen{-1};
 
 }  // namespace
+
+const bool FETCHES_PAST_CACHES = !is_intel();
 
 Isa best_isa() {
     static const Isa found = detect();

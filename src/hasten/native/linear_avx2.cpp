@@ -138,7 +138,7 @@ void single_row(const Linear8& call, std::int64_t pair) {
         for (int half = 0; half < 2; ++half) {
 #pragma GCC unroll 2
             for (int step = 0; step < 16; ++step, weights += 64) {
-                _mm_prefetch(reinterpret_cast<const char*>(weights + AHEAD_BYTES), _MM_HINT_NTA);
+                fetch_line(weights + AHEAD_BYTES);
                 const __m256i four = repeat_inputs(x + step * 4);
 #pragma GCC unroll 4
                 for (int i = 0; i < 4; ++i) {

@@ -28,7 +28,7 @@ INLINE void keep(__m256i& value) { __asm__("" : "+x"(value)); }
 template <int LINES>
 INLINE void fetch_ahead(const std::int8_t* from) {
 #pragma GCC unroll 17
-    for (int line = 0; line < LINES; ++line) _mm_prefetch(reinterpret_cast<const char*>(from + AHEAD_BYTES + line * 64), _MM_HINT_NTA);
+    for (int line = 0; line < LINES; ++line) fetch_line(from + AHEAD_BYTES + line * 64);
 }
 
 // Floats that exist are loaded and stored as they are; masks, which are slow to store, serve the last outputs only.

@@ -5,6 +5,7 @@
 
 #include <immintrin.h>
 
+#include "fetch.h"
 #include "linear.h"
 #include "threads.h"
 
@@ -15,8 +16,7 @@ namespace {
 
 const std::int64_t PANEL_ROWS = 512;  // rows that share one preparation of the weights
 
-// Lines of weights that are fetched while others are used: some with every tile of products, so that memory is never idle. They are not
-// to be kept: a step reads weights once, and in the outer caches they would push out what the next step's Python needs.
+// Lines of weights that are fetched while others are used: some with every tile of products, so that memory is never idle.
 struct Ahead {
     const char* line;
     const char* end;
@@ -27,7 +27,7 @@ struct Ahead {
         : line(reinterpret_cast<const char*>(from)), end(line + bytes), lines(static_cast<int>((bytes / 64 + turns - 1) / turns)) {}
 
     INLINE void fetch() {
-        for (int i = 0; i < lines && line < end; ++i, line += 64) _mm_prefetch(line, _MM_HINT_NTA);
+        for (int i = 0; i < lines && line < end; ++i, line += 64) fetch_line(line);
     }
 };
 
