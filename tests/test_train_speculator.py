@@ -17,7 +17,7 @@ from hasten.core.config import EngineConfig
 from hasten.core.errors import ConfigError, HastenError, InvalidRequest, ModelError
 from hasten.core.progress import Progress, silent
 from hasten.core.registry import parse_specs
-from hasten.core.types import SamplingParams
+from hasten.core.types import SamplingParams, Sequence
 from hasten.draft.base import Drafter
 from hasten.engine import loading
 from hasten.model import storage
@@ -137,6 +137,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Little work."""
     monkeypatch.setattr(recording_module, "PORTION", 4)
     monkeypatch.setattr(recording_module, "ANSWER_TOKENS", 30)
+    monkeypatch.setattr(recording_module, "STATES", 7)
     monkeypatch.setattr(training_module, "FEWEST_TOKENS", 20)
 
 
@@ -160,6 +161,19 @@ def test_each_state_is_the_one_that_chose_its_token(tiny_model: Path, tmp_path: 
     shifted = float((likeliest[1:] == recording.tokens[:-1]).float().mean())
     assert shifted < 0.5 < float(agree.mean())
     assert recording.left[:2].tolist() == [recording.lengths[0] - 1, recording.lengths[0] - 2]
+
+
+def test_states_share_memory_until_a_portion_is_done() -> None:
+    """Small pieces that live on between large ones that come and go fill the allocator's heap with holes."""
+    recorder = recording_module.Recorder()
+    sequence = Sequence(0, "request-0", SamplingParams(), 7, [1], 1, 100)
+    recorder.begin(sequence)
+    states = torch.randn(50, 16).to(torch.bfloat16)
+    for state in states:
+        recorder.follow(sequence, state)
+    recorder.end(sequence)
+    assert [len(piece) for piece in recorder._states] == [recording_module.STATES]
+    assert torch.equal(recorder.recording().states, states)
 
 
 @pytest.mark.usefixtures("home", "short")

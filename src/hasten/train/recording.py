@@ -32,8 +32,17 @@ if TYPE_CHECKING:
 PORTION = 128  # questions of one file
 TOGETHER = 32  # answers that are written at once
 ANSWER_TOKENS = 320
+STATES = 8192  # of one piece of memory
 TEMPERATURES = (0.0, 0.8)  # in turns
 log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Heard:
+    """An answer's tokens, and which of the recorder's states are theirs."""
+
+    tokens: list[int] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,34 +60,49 @@ class Recording:
         return torch.cat([torch.arange(length - 1, -1, -1) for length in self.lengths])
 
 
-@dataclass(slots=True)
-class Heard:
-    tokens: list[int] = field(default_factory=list)
-    states: list[Tensor] = field(default_factory=list)
-
-
 class Recorder(Drafter):
-    """Drafts nothing and keeps the state behind every token, while each step gives one."""
+    """Drafts nothing and keeps the state behind every token, while each step gives one.
+
+    States go to pieces of memory that take thousands. Each in its own would lie between one step's logits and the next one's, and
+    the allocator's heap would grow to a hundred times what it holds.
+    """
 
     name = "recorder"
     follows = True
 
     def __init__(self) -> None:
         self.ended: list[Heard] = []
+        self._states: list[Tensor] = []  # bfloat16 [STATES, hidden] each
+        self._used = 0  # places, of all pieces
         self._running: dict[int, Heard] = {}
 
     def begin(self, sequence: Sequence) -> None:
         self._running[sequence.id] = Heard()
 
     def follow(self, sequence: Sequence, state: Tensor) -> None:
+        place = self._used % STATES
+        if place == 0:
+            self._states.append(torch.empty((STATES, len(state)), dtype=torch.bfloat16))
         heard = self._running[sequence.id]
         heard.tokens.append(sequence.tokens[-1])
-        heard.states.append(state.to("cpu", torch.bfloat16))
+        heard.places.append(self._used)
+        self._states[-1][place] = state
+        self._used += 1
 
     def end(self, sequence: Sequence) -> None:
         heard = self._running.pop(sequence.id)
         if heard.tokens:
             self.ended.append(heard)
+
+    def recording(self) -> Recording:
+        """What was heard of sequences that have ended."""
+        tokens = [token for heard in self.ended for token in heard.tokens]
+        places = [place for heard in self.ended for place in heard.places]
+        return Recording(
+            torch.tensor(tokens, dtype=torch.int64),
+            torch.cat(self._states)[places] if places else torch.empty(0),  # a model may have no question to ask
+            [len(heard.tokens) for heard in self.ended],
+        )
 
 
 def record(config: EngineConfig, folder: Path, questions: int, progress: Progress = silent) -> Recording:
@@ -134,12 +158,7 @@ def _portion(llm: LLM, first: int, count: int, progress: Progress) -> Recording:
         llm.generate(prompts, params, on_done=counted(progress, "answering itself", len(prompts)))
     finally:
         drafting.drafters = []
-    states = [state for heard in recorder.ended for state in heard.states]
-    return Recording(
-        torch.tensor([token for heard in recorder.ended for token in heard.tokens], dtype=torch.int64),
-        torch.stack(states) if states else torch.empty(0),  # a model may have no question to ask
-        [len(heard.tokens) for heard in recorder.ended],
-    )
+    return recorder.recording()
 
 
 def _part(folder: Path, start: int) -> Path:
