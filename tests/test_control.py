@@ -364,7 +364,8 @@ def test_survivals_of_siblings_share_their_parent() -> None:
 
 
 @pytest.mark.parametrize("seed", range(100))
-def test_the_best_count_is_the_best_of_all(seed: int) -> None:
+@pytest.mark.parametrize("others", [0, 20])
+def test_the_best_count_is_the_best_of_all(seed: int, others: int) -> None:
     rng = random.Random(seed)
     curve = CostCurve.measured({1: 1.0, rng.randrange(2, 6): 1 + rng.random(), 30: 3.0}, {1: 0.001, 8: 0.003}, 10)
     ranked = sorted(((rng.random(), rng.randrange(2), at) for at in range(12)), reverse=True)
@@ -372,10 +373,18 @@ def test_the_best_count_is_the_best_of_all(seed: int) -> None:
 
     def rate(count: int) -> float:
         rows = [1 + sum(index == at for _, index, _ in ranked[:count]) for at in range(2)]
-        cost = drafting + curve.step(list(zip(rows, contexts, strict=True)))
-        return (2 + sum(entry[0] for entry in ranked[:count])) / cost
+        cost = drafting + curve.step([*zip(rows, contexts, strict=True), (others, 0)]) - curve.step([(1, 0), (1, 0), (others, 0)])
+        return (2 + sum(entry[0] for entry in ranked[:count])) / (cost + curve.step([(1, 0), (1, 0)]))
 
-    assert rate(best_count(ranked, contexts, 2, drafting, curve, Line())) == pytest.approx(max(map(rate, range(13))))
+    assert rate(best_count(ranked, contexts, 2 + others, drafting, curve, Line())) == pytest.approx(max(map(rate, range(13))))
+
+
+def test_a_guess_is_no_cheaper_because_a_prompt_is_read_in_the_same_step() -> None:
+    """Fifty rows of a prompt make a step twenty times as long, and a row of it costs as much as any."""
+    curve = CostCurve.measured({1: 1.0, 2: 1.4, 64: 26.2})
+    ranked = [(0.9, 0, 0), (0.3, 0, 1), (0.1, 0, 2)]
+    assert best_count(ranked, [0], 1, 0.0, curve, Line()) == 1
+    assert best_count(ranked, [0], 51, 0.0, curve, Line()) == 1
 
 
 @pytest.mark.parametrize("seed", range(100))
