@@ -51,8 +51,8 @@ def best_count(
     """How many of ``ranked`` (survival, sequence, node; the likeliest first) to verify, 0 included. ``rows`` is what the step
     computes anyway, ``contexts`` the sequences' lengths. All counts are looked at: cost may rise in steps.
 
-    Where the step computes more than these sequences' rows, as while prompts are read, the rest has to be computed anyway, and only what
-    is added to it counts: what it takes would make every guess look cheap, though the next step makes the token for less."""
+    Where the step computes more than these sequences' rows, as while prompts are read, the rest has to be computed anyway, and
+    only what is added to it counts: its length would make every guess look cheap, though the next step makes the token for less."""
     nodes, others = [0] * len(contexts), curve.base(rows) + overhead.predict(rows)
     spent = drafting_seconds + sum(curve.attention(1, context) for context in contexts)
     spent += curve.base(len(contexts)) + overhead.predict(len(contexts)) - others
