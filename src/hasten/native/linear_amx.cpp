@@ -36,8 +36,8 @@ void configure(std::int64_t rows) {
     _tile_loadconfig(&wanted);
 }
 
-// Where the weights of one pair come from, input tile after input tile. What makes them come is done in quarters, between the instructions
-// of one tile.
+// Where the weights of one pair come from, input tile after input tile. What makes them come can be spread over quarters, between
+// the instructions of one tile.
 struct Resident {  // in the cache already
     const std::int8_t* tiles;
     template <int QUARTER>

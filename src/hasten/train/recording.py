@@ -64,7 +64,7 @@ class Recorder(Drafter):
     """Drafts nothing and keeps the state behind every token, while each step gives one.
 
     States go to pieces of memory that take thousands. Each in its own would lie between one step's logits and the next one's, and
-    the allocator's heap would grow to a hundred times what it holds.
+    the allocator's heap would grow to many times what it holds.
     """
 
     name = "recorder"
