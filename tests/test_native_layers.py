@@ -55,7 +55,7 @@ def test_all_in_one_call_are_one_after_the_other(native: NativeLibrary, kind: st
     executor = executor_of(kind, form)
     assert isinstance(executor._layers, NativeLayers)
     context, blocks = 0, rng.sample(range(16), 6)
-    for size in (1, FEW_ROWS - 1, 1, FEW_ROWS + 30, 3):
+    for size in (1, FEW_ROWS - 1, 1, FEW_ROWS + 30, 3, 150):
         segment = Segment(blocks, context, tokens_of(size, size), random_tree(rng, rng.randrange(9)), first_logit=0)
         spare = [block for block in range(16) if block not in blocks]
         together, apart = both(executor, Batch([Segment(spare, 0, tokens_of(2, 1), first_logit=0), segment]))

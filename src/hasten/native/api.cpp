@@ -50,6 +50,28 @@ bool bad_step(const HastenStep& step) {
     return step.head_dim < 16 || step.head_dim > 512 || step.head_dim % 16 != 0;
 }
 
+// What rows are made of before they are rounded; RowWork has the rest.
+struct RowMaking {
+    const float* x;
+    const float* weight;
+    float eps;
+    RowSource source;
+    std::int64_t rows, inputs, block;
+};
+
+int rows_linear(const HastenLinear& layer, const RowMaking& from, RowSource gate, const float* residual, float* out) {
+    const bool known = from.source >= PLAIN && from.source <= GATE_GELU;
+    if (bad_linear(from.rows, layer.outputs, from.inputs) || bad_block(from.inputs, from.block) || !known) return BAD_SIZE;
+    auto* codes = static_cast<std::int8_t*>(scratch(SCRATCH_CODES, static_cast<std::size_t>(from.rows * from.inputs) + 1));
+    auto* row_scale = static_cast<float*>(scratch(SCRATCH_SCALES, static_cast<std::size_t>(from.rows) * 4 + 4));
+    if (codes == nullptr || row_scale == nullptr) return NO_MEMORY;
+    const RowWork work = {from.x, from.weight, from.eps, from.source, from.rows, from.inputs, from.block, codes, from.inputs, row_scale, nullptr};
+    if (!make_rows(work)) return NO_MEMORY;
+    Linear8 call = linear_call(layer, codes, row_scale, residual, out, from.rows);
+    call.gate = gate;
+    return linear8(call, layer.packed) ? OK : NO_MEMORY;
+}
+
 }  // namespace
 
 EXPORT int hst_version() { return 9; }
@@ -125,14 +147,14 @@ EXPORT int hst_rows(const float* x, const float* weight, float eps, std::int32_t
 // hst_rows and hst_linear in one call.
 EXPORT int hst_rows_linear(const HastenLinear* layer, const float* x, const float* weight, float eps, std::int32_t source,
                                 const float* residual, float* out, std::int64_t rows) {
-    const std::int64_t inputs = layer->inputs;
-    if (bad_linear(rows, layer->outputs, inputs) || bad_block(inputs, layer->block) || source < PLAIN || source > GATE_GELU) return BAD_SIZE;
-    auto* codes = static_cast<std::int8_t*>(scratch(SCRATCH_CODES, static_cast<std::size_t>(rows * inputs) + 1));
-    auto* row_scale = static_cast<float*>(scratch(SCRATCH_SCALES, static_cast<std::size_t>(rows) * 4 + 4));
-    if (codes == nullptr || row_scale == nullptr) return NO_MEMORY;
-    const RowWork work = {x, weight, eps, static_cast<RowSource>(source), rows, inputs, layer->block, codes, inputs, row_scale, nullptr};
-    if (!make_rows(work)) return NO_MEMORY;
-    return linear8(linear_call(*layer, codes, row_scale, residual, out, rows), layer->packed) ? OK : NO_MEMORY;
+    return rows_linear(*layer, {x, weight, eps, static_cast<RowSource>(source), rows, layer->inputs, layer->block}, PLAIN, residual, out);
+}
+
+// The same of rows that are normed, then activation(gate) * up of what comes of it, [gate, up]; where linear8_gates says so.
+EXPORT int hst_gated_linear(const HastenLinear* layer, const float* x, const float* weight, float eps, std::int32_t activation, float* out,
+                            std::int64_t rows) {
+    if (activation < GATE_SILU || activation > GATE_GELU || !linear8_gates(rows, layer->outputs)) return BAD_SIZE;
+    return rows_linear(*layer, {x, weight, eps, NORM, rows, layer->inputs, layer->block}, static_cast<RowSource>(activation), nullptr, out);
 }
 
 // The k largest outputs of hst_rows_linear without a residual; `ids` and `values` [rows][k].
@@ -168,10 +190,13 @@ EXPORT int hst_mlp(const HastenLinear* gate_up, const HastenLinear* down, const 
     if (middle == nullptr) return NO_MEMORY;
     for (std::int64_t row = 0; row < rows; row += panel) {
         const std::int64_t count = rows - row < panel ? rows - row : panel, at = row * down->outputs;
-        int status = hst_rows_linear(gate_up, x + row * gate_up->inputs, weight, eps, NORM, nullptr, middle, count);
+        const float* from = x + row * gate_up->inputs;
+        const bool gates = linear8_gates(count, width);
+        int status = gates ? hst_gated_linear(gate_up, from, weight, eps, activation, middle, count)
+                           : hst_rows_linear(gate_up, from, weight, eps, NORM, nullptr, middle, count);
         if (status != OK) return status;
         const float* added = residual == nullptr ? nullptr : residual + at;
-        status = hst_rows_linear(down, middle, nullptr, 0.0f, activation, added, out + at, count);
+        status = hst_rows_linear(down, middle, nullptr, 0.0f, gates ? PLAIN : activation, added, out + at, count);
         if (status != OK) return status;
     }
     return OK;

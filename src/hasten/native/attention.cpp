@@ -14,24 +14,28 @@ struct Level {
     void (*split)(const AttentionWork&, const AttentionUnit&, std::int64_t, AttentionPart, float*);
     void (*merge)(std::int64_t, std::int64_t, AttentionPart, AttentionPart);
     void (*finish)(const AttentionWork&, const AttentionUnit&, AttentionPart);
+    std::int64_t (*room)(std::int64_t, std::int64_t);
 };
 
-Level level_for(Isa isa) {
+Level level_for(Isa isa, const AttentionWork& work) {
 #if defined(__x86_64__)
-    if (isa >= VNNI) return {avx512::attend_split, avx512::merge_parts, avx512::finish_unit};
-    if (isa == AVX2) return {avx2::attend_split, avx2::merge_parts, avx2::finish_unit};
+    const bool tiles = isa == AMX && attends_amx(work.element, work.head_dim);
+    if (tiles) return {attend_split_amx, avx512::merge_parts, avx512::finish_unit, attention_room_amx};
+    if (isa >= VNNI) return {avx512::attend_split, avx512::merge_parts, avx512::finish_unit, attention_room};
+    if (isa == AVX2) return {avx2::attend_split, avx2::merge_parts, avx2::finish_unit, attention_room};
 #endif
     (void)isa;
-    return {generic::attend_split, generic::merge_parts, generic::finish_unit};
+    (void)work;
+    return {generic::attend_split, generic::merge_parts, generic::finish_unit, attention_room};
 }
 
 Level level8_for(Isa isa) {
 #if defined(__x86_64__)
-    if (isa >= VNNI) return {avx512::attend_split8, avx512::merge_parts, avx512::finish_unit8};
-    if (isa == AVX2) return {avx2::attend_split8, avx2::merge_parts, avx2::finish_unit8};
+    if (isa >= VNNI) return {avx512::attend_split8, avx512::merge_parts, avx512::finish_unit8, attention_room8};
+    if (isa == AVX2) return {avx2::attend_split8, avx2::merge_parts, avx2::finish_unit8, attention_room8};
 #endif
     (void)isa;
-    return {generic::attend_split8, generic::merge_parts, generic::finish_unit8};
+    return {generic::attend_split8, generic::merge_parts, generic::finish_unit8, attention_room8};
 }
 
 const Products8* products_for(Isa isa) {
@@ -183,7 +187,7 @@ bool attend(const AttentionWork& asked) {
     AttentionWork work = asked;
     const bool int8 = work.cache != nullptr;
     if (int8) work.products = products_for(current_isa());
-    const Level level = int8 ? level8_for(current_isa()) : level_for(current_isa());
+    const Level level = int8 ? level8_for(current_isa()) : level_for(current_isa(), work);
     const std::vector<AttentionUnit> units = cut(work, UNIT_QUERIES);
     std::int64_t rows = 0, splits = 0;
     for (std::int64_t segment = 0; segment < work.segments; ++segment) {
@@ -191,7 +195,7 @@ bool attend(const AttentionWork& asked) {
         rows = some > rows ? some : rows;
     }
     for (const AttentionUnit& unit : units) splits += unit.last_split - unit.first_split + 1;
-    const std::int64_t room = int8 ? attention_room8(work.head_dim, rows) : attention_room(work.head_dim, rows), count = static_cast<std::int64_t>(units.size());
+    const std::int64_t room = level.room(work.head_dim, rows), count = static_cast<std::int64_t>(units.size());
     if (splits > count && count < 4 * threads()) return attend_splits(work, level, units, room);
     const std::int64_t most = evening(units);
     return attend_units(work, level, most > 0 ? cut(work, most) : units, room);

@@ -68,8 +68,13 @@ DECLARE(avx2)
 DECLARE(avx512)
 #undef DECLARE
 
+// The same with AMX, for such pools as attends_amx takes.
+bool attends_amx(PoolElement element, std::int64_t head_dim);
+void attend_split_amx(const AttentionWork& work, const AttentionUnit& unit, std::int64_t split, AttentionPart part, float* room);
+
 // Floats of `room` that attend_split needs where a segment has at most `rows` rows.
 std::int64_t attention_room(std::int64_t head_dim, std::int64_t rows);
+std::int64_t attention_room_amx(std::int64_t head_dim, std::int64_t rows);
 
 // False when there is no memory.
 bool attend(const AttentionWork& work);

@@ -37,17 +37,6 @@ constexpr int LINES(int elements) {
     return elements * sizeof(Element) > 64 ? static_cast<int>(elements * sizeof(Element) / 64) : 1;
 }
 
-// Everything about one unit's segment that the inner functions need.
-template <class Element>
-struct View : Whereabouts {
-    View(const AttentionWork& w, const AttentionUnit& u) : Whereabouts(w, u) {}
-
-    const Element* key_tile(std::int64_t tile) const { return static_cast<const Element*>(work.keys) + tile_at(tile) * work.head_dim * TILE_KEYS; }
-    const Element* value_tile(std::int64_t tile) const {
-        return static_cast<const Element*>(work.values) + tile_at(tile) * work.head_dim * TILE_KEYS;
-    }
-};
-
 // scores[q][64] of COUNT queries ([dim][COUNT], side by side) and one tile of keys.
 template <int COUNT, class Element>
 void tile_scores(const float* queries, const Element* keys, std::int64_t dim, float* scores, std::int64_t stride, Ahead ahead) {

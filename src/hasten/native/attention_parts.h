@@ -30,6 +30,17 @@ struct Whereabouts {
     }
 };
 
+// The same with a pool of floats.
+template <class Element>
+struct View : Whereabouts {
+    View(const AttentionWork& w, const AttentionUnit& u) : Whereabouts(w, u) {}
+
+    const Element* key_tile(std::int64_t tile) const { return static_cast<const Element*>(work.keys) + tile_at(tile) * work.head_dim * TILE_KEYS; }
+    const Element* value_tile(std::int64_t tile) const {
+        return static_cast<const Element*>(work.values) + tile_at(tile) * work.head_dim * TILE_KEYS;
+    }
+};
+
 // One query of a block: where its row stands and which positions of the split it sees.
 struct Seen {
     std::int64_t row, head, position;

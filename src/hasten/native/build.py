@@ -47,7 +47,7 @@ SANITIZED = (
 
 AVX2 = ("-mavx2", "-mfma", "-mf16c")
 AVX512 = (*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni")
-AMX = (*AVX512, "-mamx-tile", "-mamx-int8")
+AMX = (*AVX512, "-mamx-tile", "-mamx-int8", "-mamx-bf16")
 
 
 class BuildError(Exception):
@@ -103,7 +103,9 @@ def units() -> list[Unit]:
         Unit("linear_vnni.cpp", AVX512),
         Unit("progressive_vnni.cpp", AVX512),
         Unit("linear_amx.cpp", AMX),
+        Unit("panels_amx.cpp", AMX, "avx512"),
         Unit("products8_amx.cpp", AMX),
+        Unit("attention_amx.cpp", AMX, "avx512"),
         Unit("linear_avx2.cpp", AVX2),
         Unit("progressive_avx2.cpp", AVX2),
         Unit("grouped_avx2_panel.cpp", AVX2),

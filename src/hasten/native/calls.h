@@ -46,6 +46,8 @@ inline hasten::Linear8 linear_call(const HastenLinear& layer, const std::int8_t*
 
 EXPORT int hst_rows_linear(const HastenLinear* layer, const float* x, const float* weight, float eps, std::int32_t source,
                            const float* residual, float* out, std::int64_t rows);
+EXPORT int hst_gated_linear(const HastenLinear* layer, const float* x, const float* weight, float eps, std::int32_t activation, float* out,
+                            std::int64_t rows);
 EXPORT int hst_grouped_linear(const HastenGrouped* layer, const float* x, const float* weight, float eps, std::int32_t source,
                               const float* residual, float* out, std::int64_t rows);
 EXPORT int hst_attention(const HastenStep* step, const float* qkv, const float* query_norm, const float* key_norm, const float* cosine,

@@ -90,6 +90,36 @@ __attribute__((optimize("O3"), no_sanitize("address", "undefined"))) void multip
     }
 }
 
+inline float of_bf16(const std::uint8_t* from) {
+    std::uint16_t upper;
+    std::memcpy(&upper, from, 2);
+    const std::uint32_t bits = static_cast<std::uint32_t>(upper) << 16;
+    float value;
+    std::memcpy(&value, &bits, 4);
+    return value;
+}
+
+// sums[m][n] += the products of two bf16 of left[m][k] and of right[k][n], first ones and second ones apart. The processor's sums are not
+// rounded quite so, and it takes the smallest numbers for zero.
+__attribute__((optimize("O3"), no_sanitize("address", "undefined"))) inline void multiply_bf16(int sums, int left, int right) {
+    Tile& to = configured(sums);
+    const Tile &a = configured(left), &b = configured(right);
+    need(sums != left && sums != right && left != right, "one tile twice");
+    need(a.rows == to.rows && b.bytes == to.bytes && a.bytes == 4 * b.rows && to.bytes % 4 == 0, "shapes that do not fit");
+    for (int m = 0; m < to.rows; ++m) {
+        for (int n = 0; n < to.bytes / 4; ++n) {
+            float first = 0.0f, second = 0.0f, sum;
+            for (int k = 0; k < b.rows; ++k) {
+                first += of_bf16(a.at[m] + 4 * k) * of_bf16(b.at[k] + 4 * n);
+                second += of_bf16(a.at[m] + 4 * k + 2) * of_bf16(b.at[k] + 4 * n + 2);
+            }
+            std::memcpy(&sum, to.at[m] + 4 * n, 4);
+            sum += first + second;
+            std::memcpy(to.at[m] + 4 * n, &sum, 4);
+        }
+    }
+}
+
 }  // namespace emulated_tiles
 }  // namespace hasten
 
@@ -100,6 +130,7 @@ __attribute__((optimize("O3"), no_sanitize("address", "undefined"))) void multip
 #undef _tile_stored
 #undef _tile_dpbssd
 #undef _tile_dpbusd
+#undef _tile_dpbf16ps
 #define _tile_loadconfig(from) hasten::emulated_tiles::configure(from)
 #define _tile_release() hasten::emulated_tiles::release()
 #define _tile_zero(tile) hasten::emulated_tiles::zero(tile)
@@ -107,3 +138,4 @@ __attribute__((optimize("O3"), no_sanitize("address", "undefined"))) void multip
 #define _tile_stored(tile, to, stride) hasten::emulated_tiles::store(tile, to, static_cast<std::size_t>(stride))
 #define _tile_dpbssd(sums, left, right) hasten::emulated_tiles::multiply<std::int8_t>(sums, left, right)
 #define _tile_dpbusd(sums, left, right) hasten::emulated_tiles::multiply<std::uint8_t>(sums, left, right)
+#define _tile_dpbf16ps(sums, left, right) hasten::emulated_tiles::multiply_bf16(sums, left, right)

@@ -55,7 +55,7 @@ Isa detect() {
 #if defined(HASTEN_EMULATED_TILES)
     return AMX;
 #endif
-    const bool tiles = bit(seven.d, 24) && bit(seven.d, 25);
+    const bool tiles = bit(seven.d, 22) && bit(seven.d, 24) && bit(seven.d, 25);  // bf16, tiles, int8
     return tiles && tile_state && permit_tiles() ? AMX : VNNI;
 }
 

@@ -66,8 +66,15 @@ int attend_rows(const HastenStep* step, const HastenLayer& layer, const HastenAn
 }
 
 int mlp(const HastenLayer& layer, const float* x, float eps, const float* residual, const Buffers& room, float* out, std::int64_t rows) {
-    const int status = project(layer.gate_up, x, layer.mlp_norm, eps, NORM, nullptr, room.middle, rows);
-    return status != OK ? status : project(layer.down, room.middle, nullptr, 0.0f, layer.activation, residual, out, rows);
+    int status = OK;
+    std::int32_t activation = layer.activation;
+    if (!layer.gate_up.grouped && linear8_gates(rows, layer.gate_up.outputs)) {
+        status = hst_gated_linear(static_cast<const HastenLinear*>(layer.gate_up.fields), x, layer.mlp_norm, eps, activation, room.middle, rows);
+        activation = PLAIN;
+    } else {
+        status = project(layer.gate_up, x, layer.mlp_norm, eps, NORM, nullptr, room.middle, rows);
+    }
+    return status != OK ? status : project(layer.down, room.middle, nullptr, 0.0f, activation, residual, out, rows);
 }
 
 // hidden += x / rms(x) * weight; x is overwritten.
@@ -143,7 +150,8 @@ EXPORT int hst_layers(const HastenStep* step, const HastenLayer* layers, std::in
     }
     auto* memory = static_cast<float*>(scratch(SCRATCH_LAYER, static_cast<std::size_t>(rows * (qkv + mixed + middle + width)) * 4 + 4));
     if (memory == nullptr) return NO_MEMORY;
-    const Buffers room = {memory, memory + rows * qkv, memory + rows * (qkv + mixed), memory + rows * (qkv + mixed + middle)};
+    float* behind = memory + rows * middle;  // the middle comes first: it may be written past the caches, whole lines at a time
+    const Buffers room = {behind, behind + rows * qkv, memory, behind + rows * (qkv + mixed)};
     for (std::int64_t i = 0; i < count; ++i) {
         const int status = run_layer(step, layers[i], *angles, eps, room, hidden, rows, i + 1 < count ? all : last);
         if (status != OK) return status;

@@ -28,7 +28,7 @@ Linear8Range kernel_for(Isa isa) {
     return linear8_generic;
 }
 
-// One row of VNNI's form, with the bits of `flip` changed; `to` is its place in the first tile, `step` bytes before its place in the next.
+// One row by tile or by block, with the bits of `flip` changed; `to` is its place in the first tile, `step` bytes before its place in the next.
 void spread_row(const std::int8_t* from, std::int64_t count, std::int64_t step, std::uint8_t flip, std::uint8_t* to) {
     for (std::int64_t start = 0; start < count; start += TILE_INPUTS, to += step) {
         const std::int64_t some = count - start < TILE_INPUTS ? count - start : TILE_INPUTS;
@@ -37,17 +37,18 @@ void spread_row(const std::int8_t* from, std::int64_t count, std::int64_t step, 
     }
 }
 
-// Fills in what the kernel wants of the rows: padded to whole tiles, for VNNI by tile and moved by 128, for AVX2 widened; where codes are
-// multiplied as they are, summed. False when there is no memory.
+// Fills in what the kernel wants of the rows: padded to whole tiles, for VNNI by tile and moved by 128, for AMX and many rows by block, for
+// AVX2 widened; where codes are multiplied as they are, summed. False when there is no memory.
 bool prepare_rows(Linear8& call, Isa isa) {
     const std::int64_t tiles = tiles_of(call.inputs), stride = tiles * TILE_INPUTS;
     const bool by_tile = isa == VNNI, few = by_tile && call.bits < 8 && call.rows <= FEW_ROWS;
     const bool wide = isa == AVX2 && call.bits == 8, sums = few || (isa == AVX2 && call.bits < 8);
-    const bool padded = stride != call.inputs && !by_tile && !wide;
+    const bool by_block = isa == AMX && call.rows > MANY_ROWS, padded = stride != call.inputs && !by_tile && !by_block && !wide;
     call.stride = stride;
-    if (!by_tile && !wide && !sums && !padded) return true;
-    const std::int64_t bytes = wide ? 2 * stride : by_tile || padded ? stride : 0, line = bytes + (sums ? 4 * tiles : 0);
-    auto* copy = static_cast<std::uint8_t*>(scratch(SCRATCH_ROWS, static_cast<std::size_t>(call.rows * line)));
+    if (!by_tile && !by_block && !wide && !sums && !padded) return true;
+    const std::int64_t bytes = wide ? 2 * stride : by_tile || by_block || padded ? stride : 0, line = bytes + (sums ? 4 * tiles : 0);
+    const std::int64_t rows = by_block ? (call.rows + BLOCK_ROWS - 1) / BLOCK_ROWS * BLOCK_ROWS : call.rows;
+    auto* copy = static_cast<std::uint8_t*>(scratch(SCRATCH_ROWS, static_cast<std::size_t>(rows * line)));
     if (copy == nullptr) return false;
     const std::int8_t* x = call.x;
     auto* totals = reinterpret_cast<std::int32_t*>(copy + call.rows * bytes);
@@ -60,6 +61,10 @@ bool prepare_rows(Linear8& call, Isa isa) {
                 step = call.rows * TILE_INPUTS;
                 spread_row(from, call.inputs, step, few ? 0 : 0x80, to);
                 from = reinterpret_cast<const std::int8_t*>(to);
+            }
+            if (by_block) {
+                std::uint8_t* to = copy + row / BLOCK_ROWS * BLOCK_ROWS * stride + row % BLOCK_ROWS * TILE_INPUTS;
+                spread_row(from, call.inputs, BLOCK_BYTES, 0, to);
             }
             if (padded) {
                 std::uint8_t* to = copy + row * stride;
@@ -76,6 +81,7 @@ bool prepare_rows(Linear8& call, Isa isa) {
     parallel(call.rows, share_rows(call.rows, call.inputs).grain, body);
     if (padded) call.x = reinterpret_cast<const std::int8_t*>(copy);
     call.x_by_tile = copy;
+    call.x_by_block = reinterpret_cast<const std::int8_t*>(copy);
     call.x_wide = reinterpret_cast<const std::int16_t*>(copy);
     call.x_sums = totals;
     return true;
@@ -240,7 +246,7 @@ bool linear8_prepare(Linear8& call, const std::uint8_t* packed) {
     if (!prepare_rows(call, current_isa())) return false;
     call.tiles = reinterpret_cast<const std::int8_t*>(packed);
     call.sums = reinterpret_cast<const std::int32_t*>(packed + pairs * tiles * pair_bytes(call.bits));
-    call.out_stride = call.outputs;
+    call.out_stride = call.gate == PLAIN ? call.outputs : call.outputs / 2;
     return true;
 }
 
@@ -267,17 +273,22 @@ bool linear8_piece(const Linear8& call, std::int64_t first, std::int64_t count, 
     return run_pairs(one, 0, pairs_of(count));
 }
 
+bool linear8_gates(std::int64_t rows, std::int64_t outputs) {
+    return current_isa() == AMX && rows > MANY_ROWS && outputs % (2 * PAIR_OUTPUTS) == 0;
+}
+
 bool linear8(Linear8 call, const std::uint8_t* packed) {
     if (call.rows == 0) return true;
     if (!linear8_prepare(call, packed)) return false;
-    const std::int64_t pairs = pairs_of(call.outputs), tiles = tiles_of(call.inputs);
+    const std::int64_t pairs = pairs_of(call.out_stride), tiles = tiles_of(call.inputs);
     std::atomic<bool> enough{true};
     auto body = [&](std::int64_t first, std::int64_t last) {
         if (!run_pairs(call, first, last)) enough = false;
     };
     // About 128 KiB of weights a piece: long streams, yet small enough to even out threads that are held up.
     const std::int64_t wanted = (std::int64_t(1) << 17) / (tiles * pair_bytes(call.bits));
-    const std::int64_t least = call.rows > 64 ? 4 : 1;
+    // Many rows: long pieces, which use rows in the cache for many pairs, but some for every thread.
+    const std::int64_t share = pairs / threads(), least = call.rows <= MANY_ROWS ? 1 : share < 4 ? 4 : share < 12 ? share : 12;
     parallel(pairs, wanted > least ? wanted : least, body);
     return enough;
 }

@@ -17,12 +17,15 @@
 #include <cstdint>
 
 #include "isa.h"
+#include "rows.h"
 
 namespace hasten {
 
 const std::int64_t TILE_OUTPUTS = 16, TILE_INPUTS = 64, PAIR_OUTPUTS = 32, TILE_BYTES = 1024, PAIR_BYTES = 2048;
 const std::int64_t MOST_INPUTS = 131008;  // 128 * 128 * inputs stays inside int32
 const std::int64_t FEW_ROWS = 14;         // up to which VNNI multiplies codes as they are
+const std::int64_t MANY_ROWS = 128;       // from which on AMX works panel by panel, on rows by block
+const std::int64_t BLOCK_ROWS = 32, BLOCK_BYTES = BLOCK_ROWS * TILE_INPUTS;  // of one pass of AMX over a pair's weights
 
 // Of weights of `bits`: an output tile's codes, and where in a pair's bytes scales and offsets stand.
 constexpr std::int64_t tile_bytes(int bits) { return 128 * bits; }
@@ -36,6 +39,7 @@ inline std::int64_t tiles_of(std::int64_t inputs) { return (inputs + TILE_INPUTS
 struct Linear8 {
     const std::int8_t* x;           // [rows][stride], zero behind the inputs
     const std::uint8_t* x_by_tile;  // [tiles][rows][64] for VNNI: the same plus 128, or as they are where codes are
+    const std::int8_t* x_by_block;  // [rows / 32][tiles][32][64] for AMX and many rows
     const std::int16_t* x_wide;     // the same in 16 bits, for AVX2 and int8 weights
     const std::int32_t* x_sums;     // [rows][tiles] sums of the inputs of each tile, where codes are multiplied as they are
     std::int64_t stride;            // at least 64 * tiles_of(inputs)
@@ -48,6 +52,7 @@ struct Linear8 {
     float* out;                     // [rows][out_stride]
     std::int64_t rows, outputs, inputs, out_stride;
     int bits;                       // of the weights: 8, 4 or 3
+    RowSource gate;                 // GATE_SILU, GATE_GELU: `outputs` are gates and what they are for, and out[rows][outputs / 2] is what comes of them
 };
 
 // One instruction set's kernel: all rows, outputs of the pairs [first, last). False when there is no memory. All but the
@@ -78,6 +83,8 @@ void progressive_pack(int bits, const std::uint8_t* codes, const std::uint8_t* s
 void w8_pack(const std::int8_t* weights, std::int64_t outputs, std::int64_t inputs, std::uint8_t* packed);
 void w8_unpack_rows(const std::uint8_t* packed, const float* scale, std::int64_t inputs, const std::int64_t* picked, std::int64_t rows,
                     float* out);
+// Whether linear8 takes a `gate` for so many rows; else the rows of the next layer are made so (RowWork).
+bool linear8_gates(std::int64_t rows, std::int64_t outputs);
 // `call.tiles`, `sums`, `stride` and the forms of `x` are filled in here; false when there is no memory.
 bool linear8(Linear8 call, const std::uint8_t* packed);
 

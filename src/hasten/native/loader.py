@@ -164,10 +164,11 @@ def status() -> dict[str, object]:
     level = library.isa
     floats = "avx512" if level in ("vnni", "amx") else level
     codes = "vnni" if level == "amx" else level  # of GGUF files; no tiles are written for them
+    attention = "amx" if level == "amx" else floats  # over pools of 16 bits and less, heads of 64 times; else AVX-512's
     return {
         "available": True,
         "path": str(library.path),
         "threads": library.threads,
         "best_isa": library.best_isa,
-        "isa": {"linear": level, "file_codes": codes, "rows": floats, "rope": floats, "attention": floats},
+        "isa": {"linear": level, "file_codes": codes, "rows": floats, "rope": floats, "attention": attention},
     }

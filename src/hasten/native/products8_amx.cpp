@@ -2,28 +2,15 @@
 #include "attention8.h"
 
 #if defined(__x86_64__)
-#include <immintrin.h>
-#if defined(HASTEN_EMULATED_TILES)
-#include "emulated_tiles.h"
-#endif
+#include "tiles.h"
 
 namespace hasten {
 namespace {
 
-struct alignas(64) TileConfiguration {
-    std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
-    std::uint16_t column_bytes[16] = {};
-    std::uint8_t rows[16] = {};
-};
-
 // Tiles: 0-3 sums, 4-5 queries or weights, 6-7 keys or values.
 void configure(std::int64_t count) {
-    TileConfiguration wanted;
-    for (int tile = 0; tile < 8; ++tile) {
-        wanted.column_bytes[tile] = 64;
-        wanted.rows[tile] = static_cast<std::uint8_t>(tile < 6 ? count : 16);
-    }
-    _tile_loadconfig(&wanted);
+    const auto some = static_cast<std::uint8_t>(count);
+    configure_tiles({some, some, some, some, some, some, 16, 16});
 }
 
 void scores(const std::int8_t* queries, std::int64_t count, std::int64_t dim, const std::int8_t* const* tiles, std::int64_t some,
