@@ -292,7 +292,7 @@ def test_huge_scores_do_not_overflow(native: NativeLibrary, shape: Shape) -> Non
 
 
 def write_and_read(native: NativeLibrary, numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Values [rows, dim] as a float16 pool keeps them, and as rows read them that see nothing but themselves: each has its block."""
+    """Values [rows, dim] as a float16 pool keeps them, and as rows read them that see nothing but themselves, each in its block."""
     rows, dim = numbers.shape
     keys, values = torch.zeros(1, rows, 1, dim, 64).half(), torch.zeros(1, rows, 1, 64, dim).half()
     attention = PagedAttention(native, keys, values, 1, 0.25, 0.0, 1e-6)

@@ -31,7 +31,7 @@ class Shortlists:
         self._foreign[head.fixed[head.fixed < vocabulary]] = False
         self._own: dict[int, dict[int, None]] = {}
         self._places: dict[int, int] = {}
-        self._columns: dict[int, tuple[Tensor, IntArray]] = {}
+        self._columns: dict[int, tuple[Tensor, IntArray]] = {}  # of those that a text adds: their places, and all its ids
 
     def begin(self, text: int) -> None:
         self._own[text] = {}
@@ -73,9 +73,12 @@ class Shortlists:
         own = self._own[text]
         if len(own) == len(self._places):
             return row, self._head.ids
+        fixed = len(self._head.fixed)
         if text not in self._columns:
             places = np.array([self._places[token] for token in own], np.int64)
-            columns = np.concatenate([np.arange(len(self._head.fixed)), places])
-            self._columns[text] = torch.from_numpy(columns).to(row.device), self._head.ids[columns]
-        columns_of_text, ids = self._columns[text]
-        return row[columns_of_text], ids
+            self._columns[text] = (
+                torch.from_numpy(places).to(row.device),
+                np.concatenate([self._head.fixed, self._head.ids[places]]),
+            )
+        places_of_text, ids = self._columns[text]
+        return torch.cat([row[:fixed], row[places_of_text]]), ids

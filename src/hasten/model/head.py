@@ -5,6 +5,7 @@ For draft models only (VocabTrim, 2506.22694): what the target says is decided o
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,6 +26,7 @@ from hasten.model.weights import Weights, conversion_plan
 IntArray = npt.NDArray[np.int64]
 
 MOST_RECENT = 64  # rows of a trimmed head that are copied once more for each that joins them
+MIDDLE = 8  # times as many that are copied once more for each time that the recent ones join them
 
 
 class HeadRows(Protocol):
@@ -96,19 +98,20 @@ class TrimmedHead:
     def __init__(self, rows: HeadRows, fixed: IntArray, fixed_rows: HeadRows | None = None) -> None:
         self._rows = rows
         self._fixed = (fixed_rows or rows)(fixed)
-        self._settled: Linear | None = None
-        self._recent: Linear | None = None
-        self._settled_ids = fixed[:0]
+        self._runs: list[tuple[IntArray, Linear | None]] = [(fixed[:0], None)] * 3
         self.fixed = fixed
         self.ids = fixed
         self.outputs, self.inputs = len(fixed), self._fixed.inputs
 
     def hold(self, more: IntArray) -> None:
-        """Replace what comes after the fixed ids. Costs a copy of these rows, or of a few where ``more`` begins as it did."""
-        settled = len(self._settled_ids)
-        if len(more) - settled > MOST_RECENT or not np.array_equal(more[:settled], self._settled_ids):
-            self._settled, self._settled_ids, settled = self._some(more), more, len(more)
-        self._recent = self._some(more[settled:])
+        """Replace what comes after the fixed ids. Costs a copy of these rows, or of a few where ``more`` begins as it did: they
+        stand in three runs, and one that has grown too long joins the one before it (as in a log-structured merge tree)."""
+        borders = self._borders(more)
+        runs = [more[first:last] for first, last in pairwise(borders)]
+        self._runs = [
+            (ids, layer) if np.array_equal(ids, new) else (new, self._rows(new) if len(new) else None)
+            for (ids, layer), new in zip(self._runs, runs, strict=True)
+        ]
         self.ids = np.concatenate([self.fixed, more])
         self.outputs = len(self.ids)
 
@@ -122,11 +125,21 @@ class TrimmedHead:
     def after_gate(self, gate_up: Tensor, activation: Activation, residual: Tensor | None = None) -> Tensor:
         return _joined([part.after_gate(gate_up, activation) for part in self._parts()], residual)
 
-    def _some(self, ids: IntArray) -> Linear | None:
-        return self._rows(ids) if len(ids) else None
+    def _borders(self, more: IntArray) -> tuple[int, int, int, int]:
+        """Where the runs of ``more`` begin and end: those that are there stay, unless the last one has grown too long."""
+        (settled_ids, _), (middle_ids, _), _ = self._runs
+        settled = len(settled_ids)
+        if not np.array_equal(more[:settled], settled_ids):
+            return 0, len(more), len(more), len(more)
+        middle = settled + len(middle_ids)
+        if not np.array_equal(more[settled:middle], middle_ids):
+            middle = settled
+        if len(more) - middle > MOST_RECENT:
+            middle = len(more)
+        return 0, middle if middle - settled > MOST_RECENT * MIDDLE else settled, middle, len(more)
 
     def _parts(self) -> list[Linear]:
-        return [part for part in (self._fixed, self._settled, self._recent) if part is not None]
+        return [self._fixed, *(layer for _, layer in self._runs if layer is not None)]
 
 
 def _joined(parts: list[Tensor], residual: Tensor | None) -> Tensor:

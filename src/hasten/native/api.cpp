@@ -74,7 +74,7 @@ int rows_linear(const HastenLinear& layer, const RowMaking& from, RowSource gate
 
 }  // namespace
 
-EXPORT int hst_version() { return 9; }
+EXPORT int hst_version() { return 10; }
 EXPORT int hst_best_isa() { return best_isa(); }
 EXPORT int hst_isa() { return current_isa(); }
 EXPORT int hst_set_isa(int level) { return set_isa(level) ? OK : BAD_SIZE; }
@@ -177,6 +177,14 @@ EXPORT int hst_largest(const float* rows, std::int64_t stride, std::int64_t coun
                        float* values) {
     if (count < 0 || stride < width || k < 1 || k > 16 || k > width) return BAD_SIZE;
     largest(rows, stride, count, width, k, ids, values);
+    return OK;
+}
+
+// The same of one row, and the sum of e^(value - the largest) over values that are less than `reach` below it.
+EXPORT int hst_largest_and_mass(const float* row, std::int64_t width, std::int64_t k, float reach, std::int64_t* ids, float* values,
+                                double* mass) {
+    if (k < 1 || k > 16 || k > width || !(reach > 0.0f)) return BAD_SIZE;
+    largest_and_mass(row, width, k, reach, ids, values, mass);
     return OK;
 }
 

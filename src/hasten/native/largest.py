@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -26,3 +28,13 @@ def largest(library: NativeLibrary, rows: Tensor, count: int) -> list[list[int]]
     places, values = (ctypes.c_int64 * (number * count))(), (ctypes.c_float * (number * count))()
     check(library.call["hst_largest"](rows.data_ptr(), max(stride, width), number, width, count, places, values))
     return [places[at : at + count] for at in range(0, number * count, count)]
+
+
+def largest_and_mass(
+    library: NativeLibrary, row: npt.NDArray[np.float32], count: int, reach: float
+) -> tuple[list[int], list[float], float]:
+    """As ``largest`` of one row of values side by side; with them the values, and the sum of e^(value - the largest) over all that
+    are less than ``reach`` below it."""
+    places, values, mass = (ctypes.c_int64 * count)(), (ctypes.c_float * count)(), ctypes.c_double()
+    check(library.call["hst_largest_and_mass"](row.ctypes.data, len(row), count, reach, places, values, ctypes.byref(mass)))
+    return places[:], values[:], mass.value

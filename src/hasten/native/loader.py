@@ -18,7 +18,7 @@ from hasten.core.errors import ConfigError
 from hasten.native.build import LIBRARY, SOURCES, cache_folder
 from hasten.native.processors import usable_cores
 
-INTERFACE_VERSION = 9
+INTERFACE_VERSION = 10
 LEVELS = ("generic", "avx2", "vnni", "amx")
 MODES = ("auto", "off")
 
@@ -45,6 +45,8 @@ _PROTOTYPES: dict[str, tuple[type, tuple[type, ...]]] = {
     "hst_rows_linear": (_INT, (_POINTER, _POINTER, _POINTER, _FLOAT, _INT, _POINTER, _POINTER, _LONG)),
     "hst_rows_linear_top": (_INT, (_POINTER, _POINTER, _POINTER, _FLOAT, _INT, _LONG, _LONG, _POINTER, _POINTER)),
     "hst_largest": (_INT, (_POINTER,) + (_LONG,) * 4 + (_POINTER,) * 2),
+    "hst_largest_and_mass": (_INT, (_POINTER, _LONG, _LONG, _FLOAT, _POINTER, _POINTER, _POINTER)),
+    "hst_gated_linear": (_INT, (_POINTER, _POINTER, _POINTER, _FLOAT, _INT, _POINTER, _LONG)),
     "hst_drawn": (_INT, (_POINTER, _POINTER, _LONG, _POINTER, _LONG, _POINTER, _POINTER)),
     "hst_sketch_pack": (_INT, (_POINTER, _POINTER, _LONG, _LONG, _LONG, _POINTER, _POINTER, _POINTER)),
     "hst_sketched_head": (_INT, (_POINTER, _POINTER, _POINTER, _FLOAT, _POINTER, _POINTER, _POINTER, _LONG)),

@@ -59,6 +59,20 @@ void largest(const float* rows, std::int64_t stride, std::int64_t count, std::in
     parallel(count, 1, body);
 }
 
+void largest_and_mass(const float* row, std::int64_t width, std::int64_t k, float reach, std::int64_t* ids, float* values, double* mass) {
+    forget(k, values, ids);
+    look_through(row, width, 0, k, values, ids);
+    *mass = 0.0;
+    const float least = values[0] - reach;
+    for (std::int64_t from = 0; from < width; from += LOOK) {
+        const std::int64_t end = from + LOOK < width ? from + LOOK : width;
+        if (end - from == LOOK && !any_above(row + from, least)) continue;
+        for (std::int64_t i = from; i < end; ++i) {
+            if (row[i] > least) *mass += std::exp(static_cast<double>(row[i]) - values[0]);
+        }
+    }
+}
+
 bool linear8_top(const Linear8& asked, const std::uint8_t* packed, std::int64_t k, std::int64_t* ids, float* values) {
     const std::int64_t pieces = (asked.outputs + PIECE_OUTPUTS - 1) / PIECE_OUTPUTS, rows = asked.rows, each = rows * k;
     if (rows == 0) return true;

@@ -15,7 +15,7 @@ from hasten.sampling.choose import choose_place
 from hasten.sampling.draws import Drawn
 from hasten.sampling.filters import History, Logits, adjusted, at_least, kept, largest, ranked, scaled
 from hasten.sampling.laws import Law, likeliest, warped_law
-from hasten.sampling.likeliest import likeliest as likeliest_ids
+from hasten.sampling.likeliest import likeliest_and_mass
 
 _REACH = 10.0  # likelihood ratios beyond e^-10 cannot matter for a guess
 MOST_DRAWN = 2048  # tokens that a draft is drawn from: what lies beyond is hardly ever drawn and makes every law dearer
@@ -77,14 +77,11 @@ def guesses(
 
 def _greedy_guesses(values: Logits, names: noise.IntArray | None, count: int) -> list[Guess]:
     """``guesses`` where there is no noise. Few calls: each costs microseconds where a step has swept the caches."""
-    best = likeliest_ids(torch.from_numpy(values)[None], min(count, len(values)))[0]
-    peak = float(values[best[0]])
-    near, bound = at_least(values, peak - _REACH)
-    total = math.log(np.exp(scaled(values[near], peak, 1.0)).sum())
-    out = []
-    for place in best:
-        if (value := float(values[place])) >= bound:
-            log = value - peak - total
+    best, logits, total = likeliest_and_mass(values, min(count, len(values)), _REACH)
+    peak, out = logits[0], []
+    for place, value in zip(best, logits, strict=True):
+        if place >= 0 and value >= peak - _REACH:
+            log = value - peak - math.log(total)
             out.append(Guess(place if names is None else int(names[place]), log, log, math.exp(log)))
     return out
 

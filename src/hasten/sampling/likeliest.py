@@ -6,8 +6,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from hasten.native.largest import MOST, largest
+from hasten.native.largest import MOST, largest, largest_and_mass
 from hasten.native.loader import load
+from hasten.sampling.filters import Logits
 
 COLUMNS = 1024
 
@@ -22,6 +23,17 @@ def likeliest(logits: torch.Tensor, count: int) -> list[list[int]]:
         if all(ids[-1] >= 0 for ids in found):
             return found
     return [_sorted(row, count) for row in logits.detach().float().cpu().numpy()]
+
+
+def likeliest_and_mass(row: Logits, count: int, reach: float) -> tuple[list[int], list[float], float]:
+    """Ids of the ``count`` largest logits of a row [vocabulary] as ``likeliest``, these logits, and how likely all are together
+    that are less than ``reach`` below the largest one: in multiples of it. Behind those above -inf ids may be -1."""
+    library = load()
+    if library is not None and row.dtype == np.float32 and row.strides == (4,) and count <= MOST:
+        return largest_and_mass(library, row, count, reach)
+    ids = likeliest(torch.from_numpy(row)[None], count)[0]
+    near = row[row > row[ids[0]] - reach].astype(np.float64)
+    return ids, [float(row[place]) for place in ids], float(np.exp(near - row[ids[0]]).sum())
 
 
 def _sorted(row: npt.NDArray[np.float32], count: int) -> list[int]:
