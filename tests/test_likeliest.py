@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from hasten.sampling.likeliest import likeliest
+from hasten.sampling.likeliest import likeliest, likeliest_and_mass
 
 
 @pytest.fixture(autouse=True, params=["auto", "off"])
@@ -44,3 +44,14 @@ def test_a_part_of_each_row_and_half_precision() -> None:
     for given in (rows[:, :1500], rows[::2], rows.half(), rows.T):
         expected = [np.argsort(-row, kind="stable")[:8].tolist() for row in given.float().numpy()]
         assert likeliest(given, 8) == expected
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("spread", [0.1, 5.0, 300.0])
+def test_the_mass_is_that_of_all_that_is_near(spread: float, dtype: type) -> None:
+    row = (np.random.default_rng(3).standard_normal(3000) * spread).astype(dtype)
+    ids, logits, mass = likeliest_and_mass(row, 3, 10.0)
+    assert ids == np.argsort(-row, kind="stable")[:3].tolist()
+    assert logits == row[ids].tolist()
+    near = row[row > row.max() - 10.0].astype(np.float64)
+    assert mass == pytest.approx(np.exp(near - row.max()).sum(), rel=1e-6)

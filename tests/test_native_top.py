@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from hasten.native.kernels import PackedLinear, PackedProgressive, round_progressive
-from hasten.native.largest import MOST, largest
+from hasten.native.largest import MOST, largest, largest_and_mass
 from hasten.native.loader import NativeLibrary
 
 
@@ -91,6 +92,21 @@ def test_largest_of_rows_in_memory(native: NativeLibrary, width: int) -> None:
             for count in {1, min(8, width), min(MOST, width)}:
                 some = memory[:, :width]
                 assert largest(native, some, count) == wanted_top(some, count)[0].tolist(), (rows, spread, count)
+
+
+@pytest.mark.parametrize("width", [1, 31, 33, 1000, 8193])
+@pytest.mark.parametrize("spread", [0.0, 1.0, 30.0])
+def test_a_row_s_largest_and_the_mass_of_what_is_near(native: NativeLibrary, width: int, spread: float) -> None:
+    generator = np.random.default_rng(width)
+    row = (generator.standard_normal(width) * spread).astype(np.float32)
+    row[generator.integers(0, width, width // 3)] = -np.inf
+    row[generator.integers(0, width)] = 2.0 * spread
+    for count in {1, min(3, width), min(MOST, width)}:
+        places, values, mass = largest_and_mass(native, row, count, 10.0)
+        assert places == largest(native, torch.from_numpy(row)[None], count)[0]
+        assert values == [float(row[place]) if place >= 0 else -np.inf for place in places]
+        near = row[row > row.max() - 10.0].astype(np.float64)
+        assert mass == pytest.approx(np.exp(near - row.max()).sum(), rel=1e-12)
 
 
 def test_the_kernel_passes_nan_over_and_says_where_nothing_is(native: NativeLibrary) -> None:

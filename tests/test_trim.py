@@ -196,6 +196,35 @@ def test_a_head_that_grows_copies_little_more_than_what_is_new(monkeypatch: pyte
         head.hold(np.array(head_of[:count], np.int64))
         torch.testing.assert_close(head(x), (x @ weight.T)[:, head.ids])
     assert sum(size > 8 for size in copied) <= len(head_of) // 8
+
+
+def test_a_long_head_that_grows_copies_each_row_a_few_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three runs: of 2,000 rows that come three at a time each is copied some ten times, and not for each that comes."""
+    monkeypatch.setattr(head_module, "MOST_RECENT", 16)
+    copied: list[int] = []
+
+    class Counted(DenseRows):
+        def __call__(self, ids: np.ndarray) -> Linear:
+            copied.append(len(ids))
+            return super().__call__(ids)
+
+    weight = torch.randn(2001, 4, generator=torch.Generator().manual_seed(0))
+    head, x = TrimmedHead(Counted(weight), np.array([0])), torch.randn(1, 4)
+    for count in range(3, 2001, 3):
+        head.hold(np.arange(1, 1 + count))
+        assert len(head._parts()) <= 4
+        torch.testing.assert_close(head(x), (x @ weight.T)[:, : 1 + count])
+    assert sum(copied) < 20 * 2000
+
+
+def test_another_order_of_ids_is_another_choice() -> None:
+    weight = torch.randn(VOCABULARY, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    head, head_of, x = (
+        TrimmedHead(DenseRows(weight), SOME[:1]),
+        [t for t in range(VOCABULARY) if t not in SOME[:1]],
+        torch.randn(2, 8, dtype=torch.float64),
+    )
+    head.hold(np.array(head_of, np.int64))
     head.hold(np.array(head_of[:30][::-1], np.int64))  # another order is another choice
     torch.testing.assert_close(head(x), (x @ weight.T)[:, head.ids])
 
