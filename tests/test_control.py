@@ -21,7 +21,7 @@ from hasten.control.cost import CostCurve, Line
 from hasten.control.memory import Memory
 from hasten.control.profile import NEAR, Setting, Timed, checked, curve_of, floor_and_knee, level, load, measure, save
 from hasten.control.rounds import Round
-from hasten.control.selection import Offer, best_count, offers, survivals
+from hasten.control.selection import Offer, best_count, fairest_count, offers, survivals
 from hasten.control.step_costs import DOUBT, StepCosts
 from hasten.core.config import EngineConfig, SpeculationParams, parse_control
 from hasten.core.errors import ConfigError, InvalidRequest
@@ -376,15 +376,44 @@ def test_the_best_count_is_the_best_of_all(seed: int, others: int) -> None:
         cost = drafting + curve.step([*zip(rows, contexts, strict=True), (others, 0)]) - curve.step([(1, 0), (1, 0), (others, 0)])
         return (2 + sum(entry[0] for entry in ranked[:count])) / (cost + curve.step([(1, 0), (1, 0)]))
 
-    assert rate(best_count(ranked, contexts, 2 + others, drafting, curve, Line())) == pytest.approx(max(map(rate, range(13))))
+    def product_of_speeds(count: int) -> float:
+        tokens = [1 + sum(entry[0] for entry in ranked[:count] if entry[1] == at) for at in range(2)]
+        return tokens[0] * tokens[1] * (rate(count) / sum(tokens)) ** 2
+
+    for chosen, worth in ((best_count, rate), (fairest_count, product_of_speeds)):
+        count = chosen(ranked, contexts, 2 + others, drafting, curve, Line())
+        assert worth(count) == pytest.approx(max(map(worth, range(13)))), chosen
+
+
+def test_guesses_for_a_few_do_not_delay_the_others() -> None:
+    """One of eight repeats itself: verifying its chain makes more tokens a second in all, and seven answers slower by a third."""
+    curve = CostCurve.measured({1: 1.0, 8: 1.2, 16: 1.6, 32: 2.4})
+    ranked = [(0.97**depth, 0, depth) for depth in range(1, 9)]
+    plain, contexts = curve.base(8), [0] * 8
+    assert (8 + sum(entry[0] for entry in ranked)) / curve.base(16) > 8 / plain
+    assert best_count(ranked, contexts, 8, 0.0, curve, Line()) == 8
+    count = fairest_count(ranked, contexts, 8, 0.0, curve, Line())
+    assert 0 < curve.base(8 + count) / plain - 1 < 0.2
+    alike = sorted(((0.9**depth, index, depth) for depth in range(1, 3) for index in range(8)), reverse=True)
+    assert fairest_count(alike, contexts, 8, 0.0, curve, Line()) == best_count(alike, contexts, 8, 0.0, curve, Line()) == 16
+
+
+def test_alone_the_fairest_is_the_fastest() -> None:
+    rng = random.Random(1)
+    for _ in range(50):
+        curve = CostCurve.measured({1: 1.0, rng.randrange(2, 6): 1 + rng.random(), 30: 3.0})
+        ranked = sorted(((rng.random(), 0, at) for at in range(12)), reverse=True)
+        spent = rng.random()
+        assert fairest_count(ranked, [9], 1, spent, curve, Line()) == best_count(ranked, [9], 1, spent, curve, Line())
 
 
 def test_a_guess_is_no_cheaper_because_a_prompt_is_read_in_the_same_step() -> None:
     """Fifty rows of a prompt make a step twenty times as long, and a row of it costs as much as any."""
     curve = CostCurve.measured({1: 1.0, 2: 1.4, 64: 26.2})
     ranked = [(0.9, 0, 0), (0.3, 0, 1), (0.1, 0, 2)]
-    assert best_count(ranked, [0], 1, 0.0, curve, Line()) == 1
-    assert best_count(ranked, [0], 51, 0.0, curve, Line()) == 1
+    for chosen in (best_count, fairest_count):
+        assert chosen(ranked, [0], 1, 0.0, curve, Line()) == 1
+        assert chosen(ranked, [0], 51, 0.0, curve, Line()) == 1
 
 
 @pytest.mark.parametrize("seed", range(100))
@@ -398,8 +427,9 @@ def test_floors_leave_out_only_what_is_never_verified(seed: int) -> None:
     floors = [floor / DOUBT for floor in costs.floors(12)]
     ranked = sorted(((rng.random() ** 2, 0, at) for at in range(12)), reverse=True)
     proposed = next((at for at, entry in enumerate(ranked) if entry[0] < floors[at]), 12)
-    every = best_count(ranked, [0] * sequences, sequences, 0.0, curve, Line())
-    assert best_count(ranked[:proposed], [0] * sequences, sequences, 0.0, curve, Line()) == every
+    for chosen in (best_count, fairest_count):
+        every = chosen(ranked, [0] * sequences, sequences, 0.0, curve, Line())
+        assert chosen(ranked[:proposed], [0] * sequences, sequences, 0.0, curve, Line()) == every
 
 
 def test_floors_follow_a_curve_that_changes() -> None:
@@ -465,13 +495,22 @@ def test_the_best_group_is_the_enumerated_optimum(others: int) -> None:
                 tokens, verified = tokens + expected - offered[at].tokens, verified + depth - offered[at].rows
         return tokens / (plain + (drafting(members, depth) if depth else 0.0) + rows(verified))
 
-    best = max(product(range(1, 5), range(1, 9)), key=lambda pair: rate(*pair))
-    members, depth, gain = rules.best_group(acceptances, offered, whole, plain, passes, rows, 8)
+    def product_of_speeds(members: int, depth: int) -> float:
+        tokens, verified, speeds = 0.0, whole.rows, 1.0
+        for at in range(4):
+            expected = rules.expected_tokens(depth, acceptances[at]) if at < members else 0.0
+            tokens = max(expected, offered[at].tokens)
+            speeds *= 1 + tokens
+            verified += depth - offered[at].rows if expected > offered[at].tokens else 0
+        return speeds / (plain + (drafting(members, depth) if depth else 0.0) + rows(verified)) ** (4 + others)
+
+    best = max(product(range(1, 5), range(1, 9)), key=lambda pair: product_of_speeds(*pair))
+    members, depth, gain = rules.best_group(acceptances, offered, whole, 4 + others, plain, passes, rows, 8)
     assert (members, depth) == best
     assert 0 < members < 4
-    assert depth > 1
+    assert depth > 1 or others  # whoever is not asked about is delayed, too
     assert gain == pytest.approx(rate(*best) / rate(0, 0))
-    assert rules.best_group(acceptances, offered, whole, plain, lambda members: (9.0, 0.0), rows, 8) == (0, 0, 1.0)
+    assert rules.best_group(acceptances, offered, whole, 4 + others, plain, lambda members: (9.0, 0.0), rows, 8) == (0, 0, 1.0)
 
 
 def test_an_offer_is_what_would_be_verified() -> None:

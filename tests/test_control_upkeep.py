@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from hasten.control.upkeep import Upkeep
 from hasten.core.types import DraftTree, Sequence, Verdict
 from hasten.draft.base import DraftBudget, Drafter
 from hasten.engine.drafting import Drafting
-from test_control_never_slower import FLAT, Accepts, Clock, Machine, Scripted, always, never
+from test_control_never_slower import FLAT, STEEP, Accepts, Clock, Machine, Scripted, always, never
 
 STEP = FLAT[1]
 
@@ -87,6 +88,44 @@ def test_never_slower_by_following(steps: float) -> None:
     assert isinstance(drafter, Busy)
     assert drafter.followed < 1500
     assert drafter.ended in (drafter.begun, drafter.begun - 1)  # who is let go in the middle still cleans up
+
+
+class Attentive(Busy):
+    """Notes how far its states were behind when it was asked."""
+
+    behind: ClassVar[list[int]] = []
+    told: ClassVar[dict[int, int]] = {}
+
+    def follow(self, sequence: Sequence, state: torch.Tensor) -> None:
+        super().follow(sequence, state)
+        self.told[sequence.id] = len(sequence.tokens)
+
+    def propose(self, sequences: list[Sequence], budgets: list[DraftBudget]) -> list[DraftTree]:
+        self.behind.extend(len(sequence.tokens) - self.told.get(sequence.id, 0) for sequence in sequences)
+        return super().propose(sequences, budgets)
+
+
+@pytest.mark.usefixtures("states")
+@pytest.mark.parametrize("batch", [1, 8])
+def test_nobody_follows_while_nobody_is_asked(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And who is asked again has the state behind the last token."""
+    monkeypatch.setattr(Attentive, "behind", [])
+    monkeypatch.setattr(Attentive, "told", {})
+    simulated = Machine(
+        lambda clock: [Attentive(clock, "busy", level=0.3 * STEP, following=1e-6 * STEP)],
+        {"busy": never},
+        STEEP,
+        batch=batch,
+        length=1024,
+    )
+    simulated.run(4000 * batch)
+    drafter = simulated.made[0]
+    assert isinstance(drafter, Busy)
+    assert drafter.followed < simulated.steps * batch / 4
+    assert len(Attentive.behind) > 10
+    assert sum(behind > 0 for behind in Attentive.behind) <= len(Attentive.behind) / 4, (
+        "but for those that another one's start surprised"
+    )
 
 
 @pytest.mark.usefixtures("states")

@@ -22,7 +22,7 @@ from hasten.control.cost import Average
 from hasten.control.interruption import UsualTime
 from hasten.control.lengths import Lengths, why_not_read
 from hasten.control.rounds import Round
-from hasten.control.selection import Offer, best_count, likeliest_first, offers, survivals
+from hasten.control.selection import Offer, best_count, fairest_count, likeliest_first, offers, survivals
 from hasten.control.step_costs import StepCosts
 from hasten.control.upkeep import Upkeep
 from hasten.core.config import SpeculationParams
@@ -171,7 +171,9 @@ class Controller:
         chances, own = [*acceptances, *acceptances[-1:] * joining], [*offered, *[Offer()] * joining]
         plain, passes = self.costs.plain + self.costs.rows(joining), partial(self.costs.passes, drafter)
         rows = partial(self.costs.rows, drafted=joining)
-        return rules.best_group(chances, own, whole + Offer(float(joining)), plain, passes, rows, max(1, deepest))
+        return rules.best_group(
+            chances, own, whole + Offer(float(joining)), len(self.costs.shapes) + joining, plain, passes, rows, max(1, deepest)
+        )
 
     def _opened(self, drafter: str, round: Round, paid: bool) -> Standing:
         """The drafter's standing, which begins with credit."""
@@ -267,7 +269,8 @@ class Controller:
         """Keep the nodes worth verifying, at most ``room`` of all of them and ``each`` of one tree. ``rows`` is what the step
         computes anyway."""
         contexts, spent, costs = [round.context for round in rounds], drafting_seconds, self.costs
-        best = partial(best_count, contexts=contexts, rows=rows, drafting_seconds=spent, curve=costs.curve, overhead=costs.overhead)
+        how_many = fairest_count if self.rule == "auto" else best_count
+        best = partial(how_many, contexts=contexts, rows=rows, drafting_seconds=spent, curve=costs.curve, overhead=costs.overhead)
         if self.rule != "auto":
             deepest = min(self.depth or rules.DEEPEST, room // max(1, len(rounds)))
             return chains.keep_chains(self.rule, rounds, deepest, self.survivals, best if self.measured else None)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from math import log
 
 from hasten.control.selection import Offer
 from hasten.core.config import DEEPEST_CHAIN, GAMMA
@@ -37,22 +38,24 @@ def best_group(
     acceptances: Sequence[float],
     offered: Sequence[Offer],
     whole: Offer,
+    sequences: int,
     plain: float,
     passes: Callable[[int], tuple[float, float]],
     rows: Callable[[int], float],
     deepest: int = DEEPEST,
 ) -> tuple[int, int, float]:
     """How many of the sequences a paid drafter should draft for together, the first ones, how deep, and how many
-    times as many tokens a second that makes; (0, 0, 1.0) for none.
+    times as many tokens a second that makes; (0, 0, 1.0) for none. The product of all sequences' speeds decides
+    (``selection.fairest_count``).
 
     ``acceptances`` stand in falling order, ``offered`` is what each of these sequences has without this drafter. ``whole`` is
-    what the step makes without it: tokens of all sequences, those that are not asked about too, and drafted rows. ``plain`` is
+    what the step makes without it: tokens of all ``sequences``, those that are not asked about too, and drafted rows. ``plain`` is
     the seconds of a step without any drafts, ``passes(k)`` those of the first level for k sequences and of each one behind it,
     ``rows(n)`` those of n verified rows. A chain stands in the place of what its sequence was offered, where it promises more.
     A level is dear for one sequence and cheap for many, so this is decided for all at once."""
-    without = best_rate = whole.tokens / (plain + rows(whole.rows))
-    best = 0, 0
-    made = [whole] * (deepest + 1)
+    base = plain + rows(whole.rows)
+    best, best_score, gain = (0, 0), -sequences * log(base), 1.0
+    made, gained = [whole] * (deepest + 1), [0.0] * (deepest + 1)
     rows = cache(rows)
     for members, (acceptance, own) in enumerate(zip(acceptances, offered, strict=True), start=1):
         first, further = passes(members)
@@ -60,10 +63,12 @@ def best_group(
             expected = expected_tokens(depth, acceptance)
             if expected > own.tokens:
                 made[depth] += Offer(expected - own.tokens, depth - own.rows)
-            rate = made[depth].tokens / (plain + first + (depth - 1) * further + rows(made[depth].rows))
-            if rate > best_rate:
-                best, best_rate = (members, depth), rate
-    return *best, best_rate / without
+                gained[depth] += log((1.0 + expected) / (1.0 + own.tokens))
+            seconds = plain + first + (depth - 1) * further + rows(made[depth].rows)
+            score = gained[depth] - sequences * log(seconds)
+            if score > best_score:
+                best, best_score, gain = (members, depth), score, made[depth].tokens / whole.tokens * base / seconds
+    return *best, gain
 
 
 def entropy_limit(threshold: float) -> float:

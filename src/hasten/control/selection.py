@@ -1,9 +1,10 @@
-"""Which nodes of all drafts to verify: the N best by survival, where N makes most tokens a second."""
+"""Which nodes of all drafts to verify: the N likeliest, where N makes all sequences fastest."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import inf, log, log1p
 
 from hasten.control.cost import CostCurve, Line
 from hasten.core.types import ROOT, DraftTree
@@ -40,6 +41,33 @@ def likeliest_first(survivals: Sequence[Sequence[float]], least: float) -> list[
     return found
 
 
+def fairest_count(
+    ranked: Sequence[tuple[float, int, int]],
+    contexts: Sequence[int],
+    rows: int,
+    drafting_seconds: float,
+    curve: CostCurve,
+    overhead: Line,
+) -> int:
+    """How many of ``ranked`` (survival, sequence, node; the likeliest first) to verify, 0 included, for the largest product of all
+    sequences' speeds (proportional fairness, Kelly 1997). ``rows`` is what the step computes anyway, ``contexts`` the sequences'
+    lengths. All counts are looked at: cost may rise in steps.
+
+    Of one sequence that is what makes most tokens a second. Where many share a step, guesses for a few may make more tokens in all
+    and delay everybody else; whoever has none would be slower than plainly."""
+    tokens, total = [1.0] * len(contexts), 0.0
+    best, best_score = 0, -inf
+    for count, seconds in enumerate(_seconds_by_count(ranked, contexts, rows, drafting_seconds, curve, overhead)):
+        if count:
+            survival, index, _ = ranked[count - 1]
+            total += log1p(survival / tokens[index])
+            tokens[index] += survival
+        score = total - len(contexts) * log(seconds)
+        if score > best_score:
+            best, best_score = count, score
+    return best
+
+
 def best_count(
     ranked: Sequence[tuple[float, int, int]],
     contexts: Sequence[int],
@@ -48,31 +76,43 @@ def best_count(
     curve: CostCurve,
     overhead: Line,
 ) -> int:
-    """How many of ``ranked`` (survival, sequence, node; the likeliest first) to verify, 0 included. ``rows`` is what the step
-    computes anyway, ``contexts`` the sequences' lengths. All counts are looked at: cost may rise in steps.
+    """The same for most tokens a second of all sequences together (SmartSpec's goodput, 2406.14066, section 4)."""
+    expected, best, best_rate = float(len(contexts)), 0, 0.0
+    for count, seconds in enumerate(_seconds_by_count(ranked, contexts, rows, drafting_seconds, curve, overhead)):
+        if count:
+            expected += ranked[count - 1][0]
+        if expected / seconds > best_rate:
+            best, best_rate = count, expected / seconds
+    return best
+
+
+def _seconds_by_count(
+    ranked: Sequence[tuple[float, int, int]],
+    contexts: Sequence[int],
+    rows: int,
+    drafting_seconds: float,
+    curve: CostCurve,
+    overhead: Line,
+) -> Iterator[float]:
+    """What a step takes by how many of ``ranked`` it verifies: 0, 1, and so on.
 
     Where the step computes more than these sequences' rows, as while prompts are read, the rest has to be computed anyway, and
     only what is added to it counts: its length would make every guess look cheap, though the next step makes the token for less."""
     nodes, others = [0] * len(contexts), curve.base(rows) + overhead.predict(rows)
     spent = drafting_seconds + sum(curve.attention(1, context) for context in contexts)
     spent += curve.base(len(contexts)) + overhead.predict(len(contexts)) - others
-    expected = float(len(contexts))
-    best, best_rate = 0, expected / (spent + others)
-    for count, (survival, index, _) in enumerate(ranked, start=1):
-        expected += survival
+    yield spent + others
+    for count, (_, index, _) in enumerate(ranked, start=1):
         nodes[index] += 1
         if curve.slopes:
             now, context = nodes[index], contexts[index]
             spent += curve.attention(now + 1, context) - curve.attention(now, context)
-        rate = expected / (spent + curve.base(rows + count) + overhead.predict(rows + count))
-        if rate > best_rate:
-            best, best_rate = count, rate
-    return best
+        yield spent + curve.base(rows + count) + overhead.predict(rows + count)
 
 
 def offers(ranked: Sequence[tuple[float, int, int]], contexts: Sequence[int], curve: CostCurve, overhead: Line) -> list[Offer]:
     """What each sequence's part of ``ranked`` brings, as far as it would be verified were it all there is."""
     out = [Offer()] * len(contexts)
-    for survival, index, _ in ranked[: best_count(ranked, contexts, len(contexts), 0.0, curve, overhead)]:
+    for survival, index, _ in ranked[: fairest_count(ranked, contexts, len(contexts), 0.0, curve, overhead)]:
         out[index] += Offer(survival, 1)
     return out

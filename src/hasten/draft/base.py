@@ -87,7 +87,8 @@ class Drafter:
 
     def follow(self, sequence: Sequence, state: Tensor) -> None:
         """The target's last hidden state, [hidden], where it chose the sequence's last token; only to be read. Told to those who
-        ``follows`` after every step that gave the sequence a token, also after plain ones."""
+        ``follows`` after every step that gave the sequence a token, also after plain ones; where nobody is asked for some steps,
+        only after the last of these."""
 
     def propose(self, sequences: list[Sequence], budgets: list[DraftBudget]) -> list[DraftTree]:
         """One tree a sequence, maybe empty, of guesses at what follows ``sequence.tokens``."""

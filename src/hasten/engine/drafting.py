@@ -268,7 +268,7 @@ class Drafting:
         Drafters learn of the first token and of rounds that they were asked in; what that takes is charged to them."""
         if not self.drafters or self._wishes.get(sequence.id, AUTO).mode == "off":
             return
-        if states is not None:
+        if states is not None and self._rested >= self._rest:  # nobody is asked before another step gives its states
             self._follow(sequence, states[1 + verdict.path[-1] if verdict.path else 0])
         round = self._rounds.get(sequence.id)
         if round is None and sequence.output_length > 1:
