@@ -21,7 +21,7 @@ from hasten.control.cost import CostCurve, Line
 from hasten.control.memory import Memory
 from hasten.control.profile import NEAR, Setting, Timed, checked, curve_of, floor_and_knee, level, load, measure, save
 from hasten.control.rounds import Round
-from hasten.control.selection import Offer, best_count, fairest_count, offers, survivals
+from hasten.control.selection import Offer, best_count, fairest_count, offers, seconds_by_count, survivals
 from hasten.control.step_costs import DOUBT, StepCosts
 from hasten.core.config import EngineConfig, SpeculationParams, parse_control
 from hasten.core.errors import ConfigError, InvalidRequest
@@ -381,7 +381,7 @@ def test_the_best_count_is_the_best_of_all(seed: int, others: int) -> None:
         return tokens[0] * tokens[1] * (rate(count) / sum(tokens)) ** 2
 
     for chosen, worth in ((best_count, rate), (fairest_count, product_of_speeds)):
-        count = chosen(ranked, contexts, 2 + others, drafting, curve, Line())
+        count = chosen(ranked, len(contexts), seconds_by_count(ranked, contexts, 2 + others, drafting, curve, Line()))
         assert worth(count) == pytest.approx(max(map(worth, range(13)))), chosen
 
 
@@ -391,11 +391,15 @@ def test_guesses_for_a_few_do_not_delay_the_others() -> None:
     ranked = [(0.97**depth, 0, depth) for depth in range(1, 9)]
     plain, contexts = curve.base(8), [0] * 8
     assert (8 + sum(entry[0] for entry in ranked)) / curve.base(16) > 8 / plain
-    assert best_count(ranked, contexts, 8, 0.0, curve, Line()) == 8
-    count = fairest_count(ranked, contexts, 8, 0.0, curve, Line())
+    assert best_count(ranked, len(contexts), seconds_by_count(ranked, contexts, 8, 0.0, curve, Line())) == 8
+    count = fairest_count(ranked, len(contexts), seconds_by_count(ranked, contexts, 8, 0.0, curve, Line()))
     assert 0 < curve.base(8 + count) / plain - 1 < 0.2
     alike = sorted(((0.9**depth, index, depth) for depth in range(1, 3) for index in range(8)), reverse=True)
-    assert fairest_count(alike, contexts, 8, 0.0, curve, Line()) == best_count(alike, contexts, 8, 0.0, curve, Line()) == 16
+    assert (
+        fairest_count(alike, len(contexts), seconds_by_count(alike, contexts, 8, 0.0, curve, Line()))
+        == best_count(alike, len(contexts), seconds_by_count(alike, contexts, 8, 0.0, curve, Line()))
+        == 16
+    )
 
 
 def test_alone_the_fairest_is_the_fastest() -> None:
@@ -404,7 +408,9 @@ def test_alone_the_fairest_is_the_fastest() -> None:
         curve = CostCurve.measured({1: 1.0, rng.randrange(2, 6): 1 + rng.random(), 30: 3.0})
         ranked = sorted(((rng.random(), 0, at) for at in range(12)), reverse=True)
         spent = rng.random()
-        assert fairest_count(ranked, [9], 1, spent, curve, Line()) == best_count(ranked, [9], 1, spent, curve, Line())
+        assert fairest_count(ranked, 1, seconds_by_count(ranked, [9], 1, spent, curve, Line())) == best_count(
+            ranked, 1, seconds_by_count(ranked, [9], 1, spent, curve, Line())
+        )
 
 
 def test_a_guess_is_no_cheaper_because_a_prompt_is_read_in_the_same_step() -> None:
@@ -412,8 +418,8 @@ def test_a_guess_is_no_cheaper_because_a_prompt_is_read_in_the_same_step() -> No
     curve = CostCurve.measured({1: 1.0, 2: 1.4, 64: 26.2})
     ranked = [(0.9, 0, 0), (0.3, 0, 1), (0.1, 0, 2)]
     for chosen in (best_count, fairest_count):
-        assert chosen(ranked, [0], 1, 0.0, curve, Line()) == 1
-        assert chosen(ranked, [0], 51, 0.0, curve, Line()) == 1
+        assert chosen(ranked, 1, seconds_by_count(ranked, [0], 1, 0.0, curve, Line())) == 1
+        assert chosen(ranked, 1, seconds_by_count(ranked, [0], 51, 0.0, curve, Line())) == 1
 
 
 @pytest.mark.parametrize("seed", range(100))
@@ -428,8 +434,15 @@ def test_floors_leave_out_only_what_is_never_verified(seed: int) -> None:
     ranked = sorted(((rng.random() ** 2, 0, at) for at in range(12)), reverse=True)
     proposed = next((at for at, entry in enumerate(ranked) if entry[0] < floors[at]), 12)
     for chosen in (best_count, fairest_count):
-        every = chosen(ranked, [0] * sequences, sequences, 0.0, curve, Line())
-        assert chosen(ranked[:proposed], [0] * sequences, sequences, 0.0, curve, Line()) == every
+        every = chosen(ranked, sequences, seconds_by_count(ranked, [0] * sequences, sequences, 0.0, curve, Line()))
+        assert (
+            chosen(
+                ranked[:proposed],
+                sequences,
+                seconds_by_count(ranked[:proposed], [0] * sequences, sequences, 0.0, curve, Line()),
+            )
+            == every
+        )
 
 
 def test_floors_follow_a_curve_that_changes() -> None:

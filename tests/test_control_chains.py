@@ -12,7 +12,7 @@ from hasten.control.chains import most_goodput, until_rejected
 from hasten.control.controller import Controller
 from hasten.control.cost import CostCurve, Line
 from hasten.control.rounds import Round
-from hasten.control.selection import best_count
+from hasten.control.selection import best_count, seconds_by_count
 from hasten.control.step_costs import StepCosts
 from hasten.core.config import SpeculationParams
 from hasten.core.types import ROOT, DraftTree
@@ -51,7 +51,11 @@ def test_goodput_is_the_enumerated_optimum(seed: int) -> None:
     rng = random.Random(seed)
     curve, spent = CostCurve.measured(STEEP), rng.random() * 0.01
     survivals = [sorted((rng.random() for _ in range(4)), reverse=True) for _ in range(3)]
-    ends = most_goodput([range(4)] * 3, survivals, lambda ranked: best_count(ranked, [50] * 3, 3, spent, curve, Line()))
+    ends = most_goodput(
+        [range(4)] * 3,
+        survivals,
+        lambda ranked: best_count(ranked, 3, seconds_by_count(ranked, [50] * 3, 3, spent, curve, Line())),
+    )
 
     def goodput(ends: tuple[int, ...]) -> float:
         made = 3 + sum(sum(each[:end]) for each, end in zip(survivals, ends, strict=True))

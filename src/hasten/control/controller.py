@@ -22,7 +22,7 @@ from hasten.control.cost import Average
 from hasten.control.interruption import UsualTime
 from hasten.control.lengths import Lengths, why_not_read
 from hasten.control.rounds import Round
-from hasten.control.selection import Offer, best_count, fairest_count, likeliest_first, offers, survivals
+from hasten.control.selection import Offer, Ranked, best_count, fairest_count, likeliest_first, offers, seconds_by_count, survivals
 from hasten.control.step_costs import StepCosts
 from hasten.control.upkeep import Upkeep
 from hasten.core.config import SpeculationParams
@@ -268,9 +268,13 @@ class Controller:
     def select(self, rounds: Sequence[Round], rows: int, drafting_seconds: float, room: int, each: int) -> list[DraftTree]:
         """Keep the nodes worth verifying, at most ``room`` of all of them and ``each`` of one tree. ``rows`` is what the step
         computes anyway."""
-        contexts, spent, costs = [round.context for round in rounds], drafting_seconds, self.costs
+        contexts, costs = [round.context for round in rounds], self.costs
         how_many = fairest_count if self.rule == "auto" else best_count
-        best = partial(how_many, contexts=contexts, rows=rows, drafting_seconds=spent, curve=costs.curve, overhead=costs.overhead)
+
+        def best(ranked: Ranked) -> int:
+            seconds = seconds_by_count(ranked, contexts, rows, drafting_seconds, costs.curve, costs.overhead)
+            return how_many(ranked, len(contexts), seconds)
+
         if self.rule != "auto":
             deepest = min(self.depth or rules.DEEPEST, room // max(1, len(rounds)))
             return chains.keep_chains(self.rule, rounds, deepest, self.survivals, best if self.measured else None)

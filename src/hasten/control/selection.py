@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import inf, log, log1p
 
@@ -41,60 +41,45 @@ def likeliest_first(survivals: Sequence[Sequence[float]], least: float) -> list[
     return found
 
 
-def fairest_count(
-    ranked: Sequence[tuple[float, int, int]],
-    contexts: Sequence[int],
-    rows: int,
-    drafting_seconds: float,
-    curve: CostCurve,
-    overhead: Line,
-) -> int:
-    """How many of ``ranked`` (survival, sequence, node; the likeliest first) to verify, 0 included, for the largest product of all
-    sequences' speeds (proportional fairness, Kelly 1997). ``rows`` is what the step computes anyway, ``contexts`` the sequences'
-    lengths. All counts are looked at: cost may rise in steps.
+Ranked = Sequence[tuple[float, int, int]]  # (survival, sequence, node) of nodes, the likeliest first
+
+
+def fairest_count(ranked: Ranked, sequences: int, seconds: Iterable[float]) -> int:
+    """How many of ``ranked`` to verify, 0 included, for the largest product of all sequences' speeds (proportional fairness, Kelly
+    1997). ``seconds`` is what the step takes by how many it verifies (``seconds_by_count``). All counts are looked at: cost may
+    rise in steps.
 
     Of one sequence that is what makes most tokens a second. Where many share a step, guesses for a few may make more tokens in all
     and delay everybody else; whoever has none would be slower than plainly."""
-    tokens, total = [1.0] * len(contexts), 0.0
+    tokens, total = [1.0] * sequences, 0.0
     best, best_score = 0, -inf
-    for count, seconds in enumerate(_seconds_by_count(ranked, contexts, rows, drafting_seconds, curve, overhead)):
+    for count, spent in enumerate(seconds):
         if count:
             survival, index, _ = ranked[count - 1]
             total += log1p(survival / tokens[index])
             tokens[index] += survival
-        score = total - len(contexts) * log(seconds)
+        score = total - sequences * log(spent)
         if score > best_score:
             best, best_score = count, score
     return best
 
 
-def best_count(
-    ranked: Sequence[tuple[float, int, int]],
-    contexts: Sequence[int],
-    rows: int,
-    drafting_seconds: float,
-    curve: CostCurve,
-    overhead: Line,
-) -> int:
+def best_count(ranked: Ranked, sequences: int, seconds: Iterable[float]) -> int:
     """The same for most tokens a second of all sequences together (SmartSpec's goodput, 2406.14066, section 4)."""
-    expected, best, best_rate = float(len(contexts)), 0, 0.0
-    for count, seconds in enumerate(_seconds_by_count(ranked, contexts, rows, drafting_seconds, curve, overhead)):
+    expected, best, best_rate = float(sequences), 0, 0.0
+    for count, spent in enumerate(seconds):
         if count:
             expected += ranked[count - 1][0]
-        if expected / seconds > best_rate:
-            best, best_rate = count, expected / seconds
+        if expected / spent > best_rate:
+            best, best_rate = count, expected / spent
     return best
 
 
-def _seconds_by_count(
-    ranked: Sequence[tuple[float, int, int]],
-    contexts: Sequence[int],
-    rows: int,
-    drafting_seconds: float,
-    curve: CostCurve,
-    overhead: Line,
+def seconds_by_count(
+    ranked: Ranked, contexts: Sequence[int], rows: int, drafting_seconds: float, curve: CostCurve, overhead: Line
 ) -> Iterator[float]:
-    """What a step takes by how many of ``ranked`` it verifies: 0, 1, and so on.
+    """What a step of sequences with these ``contexts`` takes by how many of ``ranked`` it verifies: 0, 1, and so on. ``rows`` is
+    what it computes anyway.
 
     Where the step computes more than these sequences' rows, as while prompts are read, the rest has to be computed anyway, and
     only what is added to it counts: its length would make every guess look cheap, though the next step makes the token for less."""
@@ -110,9 +95,10 @@ def _seconds_by_count(
         yield spent + curve.base(rows + count) + overhead.predict(rows + count)
 
 
-def offers(ranked: Sequence[tuple[float, int, int]], contexts: Sequence[int], curve: CostCurve, overhead: Line) -> list[Offer]:
+def offers(ranked: Ranked, contexts: Sequence[int], curve: CostCurve, overhead: Line) -> list[Offer]:
     """What each sequence's part of ``ranked`` brings, as far as it would be verified were it all there is."""
     out = [Offer()] * len(contexts)
-    for survival, index, _ in ranked[: fairest_count(ranked, contexts, len(contexts), 0.0, curve, overhead)]:
+    seconds = seconds_by_count(ranked, contexts, len(contexts), 0.0, curve, overhead)
+    for survival, index, _ in ranked[: fairest_count(ranked, len(contexts), seconds)]:
         out[index] += Offer(survival, 1)
     return out
