@@ -74,6 +74,15 @@ int rows_linear(const HastenLinear& layer, const RowMaking& from, RowSource gate
 
 }  // namespace
 
+int gate_up_linear(const HastenLinear& layer, const float* x, const float* weight, float eps, std::int32_t* activation, float* out,
+                   std::int64_t rows) {
+    if (*activation < GATE_SILU || *activation > GATE_GELU) return BAD_SIZE;
+    const bool gates = linear8_gates(rows, layer.outputs);
+    const RowSource gate = gates ? static_cast<RowSource>(*activation) : PLAIN;
+    if (gates) *activation = PLAIN;
+    return rows_linear(layer, {x, weight, eps, NORM, rows, layer.inputs, layer.block}, gate, nullptr, out);
+}
+
 EXPORT int hst_version() { return 10; }
 EXPORT int hst_best_isa() { return best_isa(); }
 EXPORT int hst_isa() { return current_isa(); }
@@ -150,13 +159,6 @@ EXPORT int hst_rows_linear(const HastenLinear* layer, const float* x, const floa
     return rows_linear(*layer, {x, weight, eps, static_cast<RowSource>(source), rows, layer->inputs, layer->block}, PLAIN, residual, out);
 }
 
-// The same of rows that are normed, then activation(gate) * up of what comes of it, [gate, up]; where linear8_gates says so.
-EXPORT int hst_gated_linear(const HastenLinear* layer, const float* x, const float* weight, float eps, std::int32_t activation, float* out,
-                            std::int64_t rows) {
-    if (activation < GATE_SILU || activation > GATE_GELU || !linear8_gates(rows, layer->outputs)) return BAD_SIZE;
-    return rows_linear(*layer, {x, weight, eps, NORM, rows, layer->inputs, layer->block}, static_cast<RowSource>(activation), nullptr, out);
-}
-
 // The k largest outputs of hst_rows_linear without a residual; `ids` and `values` [rows][k].
 EXPORT int hst_rows_linear_top(const HastenLinear* layer, const float* x, const float* weight, float eps, std::int32_t source,
                                std::int64_t rows, std::int64_t k, std::int64_t* ids, float* values) {
@@ -199,12 +201,11 @@ EXPORT int hst_mlp(const HastenLinear* gate_up, const HastenLinear* down, const 
     for (std::int64_t row = 0; row < rows; row += panel) {
         const std::int64_t count = rows - row < panel ? rows - row : panel, at = row * down->outputs;
         const float* from = x + row * gate_up->inputs;
-        const bool gates = linear8_gates(count, width);
-        int status = gates ? hst_gated_linear(gate_up, from, weight, eps, activation, middle, count)
-                           : hst_rows_linear(gate_up, from, weight, eps, NORM, nullptr, middle, count);
+        std::int32_t left = activation;
+        int status = gate_up_linear(*gate_up, from, weight, eps, &left, middle, count);
         if (status != OK) return status;
         const float* added = residual == nullptr ? nullptr : residual + at;
-        status = hst_rows_linear(down, middle, nullptr, 0.0f, gates ? PLAIN : activation, added, out + at, count);
+        status = hst_rows_linear(down, middle, nullptr, 0.0f, left, added, out + at, count);
         if (status != OK) return status;
     }
     return OK;

@@ -13,6 +13,7 @@
 namespace hasten {
 namespace {
 
+using avx512::Ahead;
 using avx512::Seen;
 using avx512::Whereabouts;
 
@@ -53,21 +54,6 @@ inline void put_pairs(__m512 even, __m512 odd, bool whole, std::uint16_t* to) {
     if (!whole) _mm512_store_si512(to + TILE, side_by_side(rest_of(even), rest_of(odd)));
 }
 
-// A tile of the pool that will be read next, asked for a line at a time. Tiles of one sequence lie apart.
-struct Ahead {
-    const char* at = nullptr;
-    const char* end = nullptr;
-
-    template <class Element>
-    Ahead(const Element* tile, std::int64_t dim) : at(reinterpret_cast<const char*>(tile)), end(at + dim * TILE_KEYS * sizeof(Element)) {}
-    Ahead() = default;
-
-    void ask() {
-        if (at < end) _mm_prefetch(at, _MM_HINT_T0);
-        at += 64;
-    }
-};
-
 template <class Element>
 constexpr bool WHOLE = false;  // whether the upper half is all there is
 template <>
@@ -80,7 +66,7 @@ void pair_rows(const Element* const* rows, std::int64_t width, std::uint16_t* to
         const Element *even = rows[2 * pair], *odd = rows[2 * pair + 1];
         for (std::int64_t at = 0; at < width; at += LINE) {
             const __m512 first = even == nullptr ? _mm512_setzero_ps() : avx512::part_load(even + at);
-            ahead.ask();
+            ahead.ask<1>();
             const __m512 second = odd == nullptr ? _mm512_setzero_ps() : avx512::part_load(odd + at);
             put_pairs(first, second, WHOLE<Element>, to + at / LINE * 2 * TILE + pair * TERMS);
         }

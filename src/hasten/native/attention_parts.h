@@ -14,6 +14,25 @@ namespace {
 
 const float NOTHING = -INFINITY;
 
+// Memory that will be read next, asked for a line at a time while something else is computed. Tiles of one sequence lie apart, and
+// inside a tile the kernels go in strides, so the processor does not foresee them.
+struct Ahead {
+    const char* at = nullptr;
+    const char* end = nullptr;
+
+    template <class Element>
+    Ahead(const Element* tile, std::int64_t dim) : at(reinterpret_cast<const char*>(tile)), end(at + dim * TILE_KEYS * sizeof(Element)) {}
+    Ahead() = default;
+
+    template <int LINES>
+    INLINE void ask() {
+        if (at >= end) return;
+#pragma GCC unroll 4
+        for (int line = 0; line < LINES; ++line) __builtin_prefetch(at + line * 64);
+        at += LINES * 64;
+    }
+};
+
 // A unit's segment.
 struct Whereabouts {
     const AttentionWork& work;

@@ -44,10 +44,13 @@ inline hasten::Linear8 linear_call(const HastenLinear& layer, const std::int8_t*
     return call;
 }
 
+// The first half of an MLP, [gate, up] of rows that are normed; or, where linear8 takes a gate, what comes of these: then `activation`,
+// which the second half has to apply, becomes PLAIN.
+int gate_up_linear(const HastenLinear& layer, const float* x, const float* weight, float eps, std::int32_t* activation, float* out,
+                   std::int64_t rows);
+
 EXPORT int hst_rows_linear(const HastenLinear* layer, const float* x, const float* weight, float eps, std::int32_t source,
                            const float* residual, float* out, std::int64_t rows);
-EXPORT int hst_gated_linear(const HastenLinear* layer, const float* x, const float* weight, float eps, std::int32_t activation, float* out,
-                            std::int64_t rows);
 EXPORT int hst_grouped_linear(const HastenGrouped* layer, const float* x, const float* weight, float eps, std::int32_t source,
                               const float* residual, float* out, std::int64_t rows);
 EXPORT int hst_attention(const HastenStep* step, const float* qkv, const float* query_norm, const float* key_norm, const float* cosine,

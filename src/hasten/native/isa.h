@@ -3,7 +3,8 @@
 
 namespace hasten {
 
-// Ordered: a level implies the ones below it. Floating-point kernels know GENERIC, AVX2 and AVX512 (levels VNNI and AMX).
+// Ordered: a level implies the ones below it. Floating-point kernels know GENERIC, AVX2 and AVX512 (levels
+// VNNI and AMX); attention over 16-bit pools has tiles at AMX.
 enum Isa { GENERIC = 0, AVX2 = 1, VNNI = 2, AMX = 3 };
 
 // The highest level that this processor has; asks the system for AMX state once.

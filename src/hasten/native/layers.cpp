@@ -66,14 +66,10 @@ int attend_rows(const HastenStep* step, const HastenLayer& layer, const HastenAn
 }
 
 int mlp(const HastenLayer& layer, const float* x, float eps, const float* residual, const Buffers& room, float* out, std::int64_t rows) {
-    int status = OK;
     std::int32_t activation = layer.activation;
-    if (!layer.gate_up.grouped && linear8_gates(rows, layer.gate_up.outputs)) {
-        status = hst_gated_linear(static_cast<const HastenLinear*>(layer.gate_up.fields), x, layer.mlp_norm, eps, activation, room.middle, rows);
-        activation = PLAIN;
-    } else {
-        status = project(layer.gate_up, x, layer.mlp_norm, eps, NORM, nullptr, room.middle, rows);
-    }
+    const int status = layer.gate_up.grouped ? project(layer.gate_up, x, layer.mlp_norm, eps, NORM, nullptr, room.middle, rows)
+                                             : gate_up_linear(*static_cast<const HastenLinear*>(layer.gate_up.fields), x, layer.mlp_norm, eps,
+                                                              &activation, room.middle, rows);
     return status != OK ? status : project(layer.down, room.middle, nullptr, 0.0f, activation, residual, out, rows);
 }
 

@@ -46,7 +46,6 @@ _PROTOTYPES: dict[str, tuple[type, tuple[type, ...]]] = {
     "hst_rows_linear_top": (_INT, (_POINTER, _POINTER, _POINTER, _FLOAT, _INT, _LONG, _LONG, _POINTER, _POINTER)),
     "hst_largest": (_INT, (_POINTER,) + (_LONG,) * 4 + (_POINTER,) * 2),
     "hst_largest_and_mass": (_INT, (_POINTER, _LONG, _LONG, _FLOAT, _POINTER, _POINTER, _POINTER)),
-    "hst_gated_linear": (_INT, (_POINTER, _POINTER, _POINTER, _FLOAT, _INT, _POINTER, _LONG)),
     "hst_drawn": (_INT, (_POINTER, _POINTER, _LONG, _POINTER, _LONG, _POINTER, _POINTER)),
     "hst_sketch_pack": (_INT, (_POINTER, _POINTER, _LONG, _LONG, _LONG, _POINTER, _POINTER, _POINTER)),
     "hst_sketched_head": (_INT, (_POINTER, _POINTER, _POINTER, _FLOAT, _POINTER, _POINTER, _POINTER, _LONG)),
