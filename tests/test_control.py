@@ -537,15 +537,47 @@ def test_an_offer_is_what_would_be_verified() -> None:
 
 
 @pytest.mark.parametrize(("row", "begins"), [(0.001, True), (0.06, False)])
-def test_nothing_is_read_that_will_not_pay_once_others_have_joined(row: float, begins: bool) -> None:
-    """One sequence decodes and fifteen are still being read: their rows leave a draft model nothing to win, or they do not."""
+def test_nothing_is_read_that_delays_those_whose_prompts_are_read(row: float, begins: bool) -> None:
+    """One sequence decodes and fifteen are still being read: a level for one costs all sixteen. Once they have joined a level is
+    for all, and their rows leave a draft model something to win, or they do not."""
     curve = CostCurve.measured({1: 0.1, 4: 0.103, 64: 0.103 + 60 * row})
-    for joining in (0, 15):
+
+    def asked(decoding: int, joining: int) -> list[bool]:
         controller = Controller(StepCosts(curve, {"lm": CostCurve.measured({1: 0.01, 64: 0.02})}))
-        round = Round(1, "greedy", 300, 1, 100, SpeculationParams())
-        controller.open([round], joining=joining)
-        assert controller.ask("lm", True, [round]) == [begins or not joining]
-    assert begins or "would save 0.0 ms a token" in controller.explain("lm", 1)
+        rounds = [Round(name, "greedy", 40, 20, 100, SpeculationParams()) for name in range(decoding)]
+        controller.open(rounds, joining=joining, pure=not joining)
+        return controller.ask("lm", True, rounds)
+
+    assert asked(1, 0) == asked(1, 1) == [True]
+    assert asked(1, 15) == [False]
+    assert any(asked(16, 0)) == begins
+
+
+def test_those_whose_prompts_are_read_count_as_company() -> None:
+    """A guess for one of sixteen is no better a bargain while the fifteen others are being read than once they decode."""
+    curve = CostCurve.measured({1: 0.1, 16: 0.115, 512: 1.1})
+    tree = DraftTree([7, 8], [-1, 0], [0.3, 0.5], ["text"] * 2)
+
+    def verified(decoding: int, joining: int, rows: int) -> int:
+        controller = Controller(StepCosts(curve))
+        rounds = [Round(name, "greedy", 100, 1, 100, SpeculationParams()) for name in range(decoding)]
+        controller.open(rounds, joining=joining, pure=not joining)
+        rounds[0].bid("text", tree)
+        controller.select(rounds, rows, 0.0, 100, 100)
+        return sum(len(round.verified) for round in rounds)
+
+    assert verified(1, 0, 1) == 2
+    assert verified(16, 0, 16) == verified(1, 15, 129) == 0
+    assert verified(1, 1, 129) == 2
+
+
+def test_a_token_is_worth_what_it_takes_in_the_company_to_come() -> None:
+    costs = StepCosts(CostCurve.measured({1: 0.1, 16: 0.16}))
+    costs.open([40, 60], joining=14)
+    assert costs.plain == pytest.approx(costs.plain_seconds(16))
+    assert costs.unit == pytest.approx(costs.plain / 16)
+    costs.open([40, 60])
+    assert costs.unit == pytest.approx(costs.plain_seconds(2) / 2)
 
 
 @pytest.mark.parametrize(("kind", "steps"), [("greedy", 3.0), ("warm", 3.0), ("hot", 1.5)])

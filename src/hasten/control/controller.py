@@ -56,7 +56,6 @@ class Controller:
     _planned: dict[str, tuple[int, int, float]] = field(default_factory=dict)  # a paid drafter's group, depth and gain
     _company: str = ""
     _savings: Savings = field(default_factory=Savings)
-    _joining: int = 0
     _steps: int = 1  # since the last one that was looked at
 
     @property
@@ -67,9 +66,9 @@ class Controller:
     def open(self, rounds: Sequence[Round], rested: int = 0, joining: int = 0, pure: bool = True) -> bool:
         """A step begins, after ``rested`` plain ones that were not looked at, while ``joining`` more prompts are read. False when a
         ``pure`` one, that does nothing else, should be plain: what that costs must be known, the more often the less is gained."""
-        self._steps, self._joining = 1 + rested, joining
-        self._company = IN_COMPANY if len(rounds) >= COMPANY else ""
-        self.costs.open([round.context for round in rounds])
+        self._steps = 1 + rested
+        self._company = IN_COMPANY if len(rounds) + joining >= COMPANY else ""
+        self.costs.open([round.context for round in rounds], joining)
         if not pure or not self.measured or self.rule != "auto" or any(round.wish.mode == "on" for round in rounds):
             return True
         return not self.costs.reference_due(self._gain.value or 1.0)
@@ -87,7 +86,7 @@ class Controller:
             asked, asked_owns = [rounds[at] for at in open_ones], [owns[at] for at in open_ones]
             if paid:
                 offered = self._offered(rounds)
-                whole = sum(offered, Offer(float(len(rounds))))
+                whole = sum(offered, Offer(float(len(self.costs.shapes))))
                 self._ask_together(drafter, asked, asked_owns, [offered[at] for at in open_ones], whole)
             else:
                 self._ask_each(drafter, asked, asked_owns)
@@ -130,9 +129,6 @@ class Controller:
             own.on, own.why = True, f"its guesses are expected to be right {acceptances[at]:.2f} of the time, best {depth} deep"
             if not own.begun:
                 reading = self.costs.reading(drafter, round.to_read(drafter))
-                if reading and self._joining:  # what is read now must pay then, too
-                    alone = self._best_group(drafter, [round], [acceptances[at]], [offered[at]], whole, self._joining)
-                    gain = min(gain, alone[2])
                 own.on, own.why = self._begin(round, own, standings[at], reading, gain)
         self._look_again(drafter, rounds, owns, standings, [at for at in range(len(owns)) if at not in ready[:count]])
 
@@ -161,19 +157,18 @@ class Controller:
     def _offered(self, rounds: Sequence[Round]) -> list[Offer]:
         """What the sequences' guesses so far bring in a step without more."""
         ranked = likeliest_first([self.survivals(round.tree, round.kind) for round in rounds], LEAST_SURVIVAL)
-        return offers(ranked, [round.context for round in rounds], self.costs.curve, self.costs.overhead)
+        return offers(ranked, self._company_of(rounds), self.costs.curve, self.costs.overhead)[: len(rounds)]
+
+    def _company_of(self, rounds: Sequence[Round]) -> list[int]:
+        """Contexts of the rounds, and of whoever waits for their step while its prompt is read."""
+        return [*(round.context for round in rounds), *self.costs.joining]
 
     def _best_group(
-        self, drafter: str, rounds: list[Round], acceptances: list[float], offered: list[Offer], whole: Offer, joining: int = 0
+        self, drafter: str, rounds: list[Round], acceptances: list[float], offered: list[Offer], whole: Offer
     ) -> tuple[int, int, float]:
-        """``joining``: as if so many more, like the last one, decoded already."""
-        deepest = min(DEEPEST_ASKED, max(round.tokens_left for round in rounds))
-        chances, own = [*acceptances, *acceptances[-1:] * joining], [*offered, *[Offer()] * joining]
-        plain, passes = self.costs.plain + self.costs.rows(joining), partial(self.costs.passes, drafter)
-        rows = partial(self.costs.rows, drafted=joining)
-        return rules.best_group(
-            chances, own, whole + Offer(float(joining)), len(self.costs.shapes) + joining, plain, passes, rows, max(1, deepest)
-        )
+        costs, deepest = self.costs, min(DEEPEST_ASKED, max(round.tokens_left for round in rounds))
+        passes, sequences = partial(costs.passes, drafter), len(costs.shapes)
+        return rules.best_group(acceptances, offered, whole, sequences, costs.plain, passes, costs.rows, max(1, deepest))
 
     def _opened(self, drafter: str, round: Round, paid: bool) -> Standing:
         """The drafter's standing, which begins with credit."""
@@ -268,7 +263,7 @@ class Controller:
     def select(self, rounds: Sequence[Round], rows: int, drafting_seconds: float, room: int, each: int) -> list[DraftTree]:
         """Keep the nodes worth verifying, at most ``room`` of all of them and ``each`` of one tree. ``rows`` is what the step
         computes anyway."""
-        contexts, costs = [round.context for round in rounds], self.costs
+        contexts, costs = self._company_of(rounds), self.costs
         how_many = fairest_count if self.rule == "auto" else best_count
 
         def best(ranked: Ranked) -> int:
@@ -333,7 +328,7 @@ class Controller:
         brought = sum(len(round.accepted) for round in rounds)
         if nodes or asked:
             if all(map(self._chose, rounds)):
-                self._gain.observe((len(rounds) + brought) * self.costs.unit / (self.costs.plain + asked + extra))
+                self._gain.observe((len(self.costs.shapes) + brought) * self.costs.unit / (self.costs.plain + asked + extra))
         else:
             self._gain.observe(1.0)
             if pure:

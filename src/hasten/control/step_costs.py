@@ -28,7 +28,10 @@ class StepCosts:
     curve: CostCurve
     draft_curves: dict[str, CostCurve] = field(default_factory=dict)
     overhead: Line = field(default_factory=Line)
-    shapes: list[Shape] = field(default_factory=list)  # of the sequences that decode in this step, without drafts
+    shapes: list[Shape] = field(
+        default_factory=list
+    )  # of the sequences that decode in this step, without drafts, and of those to come
+    joining: list[int] = field(default_factory=list)  # the contexts of these, of which prompts are read
     plain: float = 0.0  # of this step
     unit: float = 0.0  # and of each of its sequences: what a token is worth
     _pass: dict[str, Average] = field(default_factory=dict)
@@ -53,13 +56,16 @@ class StepCosts:
         follow it, for they wait for the same memory: asked or not, one is as dear beside a plain step as it was."""
         return self.curve.predict(1) / self._began if self._began else 1.0
 
-    def open(self, contexts: list[int]) -> None:
-        """A step of sequences with these contexts begins."""
+    def open(self, contexts: list[int], joining: int = 0) -> None:
+        """A step of sequences with these contexts begins, and prompts of ``joining`` others are read. These count as if they
+        decoded already: they wait as long for the step, and a token that is not guessed now is made in their company."""
         self._opened += 1
-        self.shapes = [(1, context) for context in contexts]
+        self.joining = [sum(contexts) // len(contexts)] * joining if contexts else []
+        company = [*contexts, *self.joining]
+        self.shapes = [(1, context) for context in company]
         if self.curve.known:
-            self.plain = self.plain_seconds(contexts)
-            self.unit = self.plain / len(contexts)
+            self.plain = self.plain_seconds(company)
+            self.unit = self.plain / len(company)
 
     def reference_due(self, gain: float) -> bool:
         """Whether a plain step should be measured now, where drafting makes steps ``gain`` times as fast; asked once a step."""
