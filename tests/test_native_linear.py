@@ -10,6 +10,7 @@ import torch
 
 from hasten.core.errors import ConfigError
 from hasten.native.kernels import (
+    GROUP_INPUTS,
     Activation,
     PackedLinear,
     PackedMlp,
@@ -22,7 +23,20 @@ from hasten.native.kernels import (
 from hasten.native.loader import NativeLibrary, load, status
 from hasten.native.row_kernels import RowKernels
 
-SHAPES = [(1, 1), (5, 7), (16, 64), (17, 65), (31, 63), (32, 128), (33, 1000), (96, 576), (70, 2112), (40, 4160)]
+SHAPES = [
+    (1, 1),
+    (5, 7),
+    (16, 32),
+    (16, 64),
+    (17, 65),
+    (31, 63),
+    (32, 128),
+    (33, 1000),
+    (34, 97),
+    (96, 576),
+    (70, 2112),
+    (40, 4160),
+]
 
 
 def random_layer(
@@ -84,7 +98,7 @@ def test_extreme_values_of_few_bits_do_not_saturate(native: NativeLibrary, rows:
     ends = [(most, wide, -128), (most, 0, 127), (most, 0, -128), (0, wide, -128), (0, wide, 127), (most, 120 // most, 7)]
     for (code, group_scale, group_offset), other in ((end, x) for end in ends for x in (-128, 127)):
         codes = torch.full((35, 1984), code, dtype=torch.uint8)
-        scales, offsets = torch.full((35, 31), group_scale, dtype=torch.uint8), torch.full((35, 31), group_offset, dtype=torch.int8)
+        scales, offsets = torch.full((35, 62), group_scale, dtype=torch.uint8), torch.full((35, 62), group_offset, dtype=torch.int8)
         layer = PackedProgressive(native, codes, scales, offsets, torch.ones(35), None, 0, bits)
         wanted = float(1984 * other * (code * group_scale + group_offset))
         for isa in native.available_isas():
@@ -117,7 +131,7 @@ def test_every_number_of_rows(native: NativeLibrary, outputs: int, inputs: int, 
 def random_codes(outputs: int, inputs: int, seed: int, bits: int = 4) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Codes with integer scales and offsets that use the whole of int8, and none beyond."""
     generator = np.random.default_rng(seed)
-    groups = -(-inputs // 64)
+    groups = -(-inputs // GROUP_INPUTS)
     scales = generator.integers(0, largest_scale(bits) + 1, (outputs, groups))
     offsets = generator.integers(-128, 128 - largest_code(bits) * scales)
     codes = generator.integers(0, largest_code(bits) + 1, (outputs, inputs))
@@ -163,7 +177,9 @@ def test_rounding_to_few_bits(native: NativeLibrary, inputs: int, bits: int) -> 
     error = (rebuilt - weight).norm(dim=1) / weight.norm(dim=1).clamp_min(1e-30)
     assert error[3] < 1
     assert error[5] < 1e-6
-    groups = torch.nn.functional.pad(weight, (0, -inputs % 64), mode="constant", value=float("nan")).view(37, -1, 64)
+    groups = torch.nn.functional.pad(weight, (0, -inputs % GROUP_INPUTS), mode="constant", value=float("nan")).view(
+        37, -1, GROUP_INPUTS
+    )
     low = torch.nan_to_num(groups, nan=float("inf")).amin(-1, keepdim=True)
     high = torch.nan_to_num(groups, nan=float("-inf")).amax(-1, keepdim=True)
     step = ((high - low) / largest_code(bits)).clamp_min(1e-30)

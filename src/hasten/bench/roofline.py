@@ -44,8 +44,8 @@ FORMS = {
     form.precision: form
     for form in (
         Form("int8", 1.003, 2.0, INT8),
-        Form("int4", 0.54, 2.0, INT8),  # of its head, which has eight bits, a step reads the sketch
-        Form("int3", 0.43, 2.0, INT8),  # as int4; the sketch has four bits
+        Form("int4", 0.57, 2.0, INT8),  # of its head, which has eight bits, a step reads the sketch
+        Form("int3", 0.46, 2.0, INT8),  # as int4; the sketch has four bits
         Form("bf16", 2.0, 2.0, DENSE),
         Form("fp32", 4.0, 4.0, DENSE),
     )

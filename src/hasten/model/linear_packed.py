@@ -14,7 +14,7 @@ from hasten.native.kernels import PackedProgressive, round_progressive
 from hasten.native.loader import NativeLibrary, load
 from hasten.native.memory import aligned_bytes
 
-LAYOUTS = {4: "packed-tiles-1", 3: "packed-triples-1"}  # another layout is another tensor of a converted file; native/linear.h's
+LAYOUTS = {4: "packed-tiles-2", 3: "packed-triples-2"}  # another layout is another tensor of a converted file; native/linear.h's
 
 
 def kernels() -> NativeLibrary:

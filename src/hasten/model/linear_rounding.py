@@ -21,7 +21,7 @@ from hasten.native.loader import NativeLibrary
 
 DAMPING = 0.01  # share of the mean energy that is added to every input's, as in GPTQ
 SWEEPS = 2
-TOGETHER = 8  # groups whose moves reach the others in one product
+TOGETHER = 16  # groups whose moves reach the others in one product
 PASSES = 3  # over the codes of a group in a sweep
 
 

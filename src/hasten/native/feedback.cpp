@@ -51,14 +51,14 @@ using namespace hasten;
 EXPORT int hst_progressive_fit(std::int32_t bits, const float* weights, const float* targets, const float* transposed, const float* cost, std::int64_t outputs,
                             std::int64_t count, std::int32_t started, float* codes, float* values, float* scale, float* offset,
                             float* error) {
-    if (bits < 3 || bits > 4 || outputs < 0 || count < 1 || count > FEEDBACK_GROUP) return 1;
+    if (bits < 3 || bits > 4 || outputs < 0 || count < 1 || count > CODE_GROUP) return 1;
     fit_group({bits, weights, targets, transposed, cost, outputs, count, started != 0, codes, values, scale, offset, error});
     return 0;
 }
 
 EXPORT int hst_progressive_descend(std::int32_t bits, const float* moments, const float* slopes, const float* scale, const float* offset, std::int64_t outputs,
                                 std::int64_t count, std::int64_t passes, float* codes, float* values) {
-    if (bits < 3 || bits > 4 || outputs < 0 || count < 1 || count > FEEDBACK_GROUP || passes < 0) return 1;
+    if (bits < 3 || bits > 4 || outputs < 0 || count < 1 || count > CODE_GROUP || passes < 0) return 1;
     descend_group({bits, moments, slopes, scale, offset, outputs, count, passes, codes, values});
     return 0;
 }

@@ -17,7 +17,7 @@ from hasten.native.loader import NativeLibrary, check
 
 @dataclass(frozen=True, slots=True)
 class FittedGroup:
-    """``codes`` and ``values`` (code * scale + offset, within int8) [outputs, 64], ``scale`` (from 1) and ``offset`` [outputs], all
+    """``codes`` and ``values`` (code * scale + offset, within int8) [outputs, 32], ``scale`` (from 1) and ``offset`` [outputs], all
     whole numbers in the ranges of ``PackedProgressive``; ``error`` [outputs]. What lies behind the group's inputs is not set."""
 
     codes: Tensor
@@ -36,7 +36,7 @@ def fit_group(
     start: tuple[Tensor, Tensor] | None = None,
     bits: int = 4,
 ) -> FittedGroup:
-    """Round ``weights`` [outputs, n], n from 1 to 64, in units of int8, to codes of ``bits``. ``targets`` [outputs, n] are the
+    """Round ``weights`` [outputs, n], n from 1 to 32, in units of int8, to codes of ``bits``. ``targets`` [outputs, n] are the
     weights and what errors of earlier groups ask of them, ``factor`` [n, n] (unit upper triangle) and ``cost`` [n] those of H =
     factor diag(cost) factor^T. ``start``: scale and offset [outputs] to search around instead of all over the range."""
     outputs, count = weights.shape
@@ -76,5 +76,5 @@ def descend_group(library: NativeLibrary, fitted: FittedGroup, moments: Tensor, 
 
 
 def _padded(rows: Tensor) -> Tensor:
-    """Rows of 64, in memory of their own order."""
+    """Rows of 32, in memory of their own order."""
     return torch.nn.functional.pad(rows, (0, GROUP_INPUTS - rows.shape[1])).contiguous()

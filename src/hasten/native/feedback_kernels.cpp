@@ -9,11 +9,11 @@ namespace hasten {
 namespace HASTEN_LEVEL {
 namespace {
 
-constexpr int GROUP = static_cast<int>(FEEDBACK_GROUP);
 constexpr float LEAST_VALUE = -128.0f, MOST_VALUE = 127.0f, INFINITE = 3.4e38f;
-constexpr float RANGES[] = {1.0f, 0.92f, 0.84f, 0.76f, 0.68f, 0.6f};  // of the group's own, tried for its scale
-constexpr float SIDES[] = {0.0f, 0.25f, 0.5f, 0.75f, 1.0f};           // where a shorter range lies in the whole one
-constexpr int OFFSET_STEPS = 2;
+constexpr float RANGES[] = {1.06f, 1.0f, 0.94f, 0.88f, 0.82f, 0.76f, 0.7f, 0.64f, 0.58f};
+constexpr float SIDES[] = {0.0f, 0.17f, 0.33f, 0.5f, 0.67f, 0.83f, 1.0f};
+constexpr float OVER = 1.0f;  // steps that a grid may lie beyond the group's own range on either side
+constexpr int OFFSET_STEPS = 3;
 
 INLINE Floats nearest(Floats value) { return (value + all(ROUNDER)) - all(ROUNDER); }
 INLINE Floats within(Floats value, float low, float high) { return least(most(value, all(low)), all(high)); }
@@ -32,7 +32,7 @@ INLINE Grid grid_of(int bits, Floats scale, Floats offset) {
     return {within(nearest(scale), 1.0f, static_cast<float>(largest_scale(bits))), within(nearest(offset), LEAST_VALUE, MOST_VALUE)};
 }
 
-// [outputs][64] to one output a lane and back. Outputs behind the last are those of zeros.
+// [outputs][32] to one output a lane and back. Outputs behind the last are those of zeros.
 void gather(const float* from, std::int64_t outputs, std::int64_t first, Floats* to) {
     const int some = outputs - first < LANES ? static_cast<int>(outputs - first) : LANES;
     float lanes[LANES] = {};
@@ -122,7 +122,7 @@ void search_plainly(Search& search) {
     for (const float share : RANGES) {
         for (const float side : SIDES) {
             Grid grid = grid_of(bits, (high - low) * all(share / steps), low);
-            grid = grid_of(bits, grid.scale, low + all(side) * (high - low - all(steps) * grid.scale));
+            grid = grid_of(bits, grid.scale, low - all(OVER) * grid.scale + all(side) * (high - low - all(steps - 2.0f * OVER) * grid.scale));
             for (int step = 0; step < OFFSET_STEPS; ++step) {
                 Floats mean;
                 const Floats error = plain_error(search, grid, total_cost, &mean);

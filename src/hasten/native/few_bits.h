@@ -2,10 +2,12 @@
 // linear.h's integer groups.
 #pragma once
 
+#include "linear.h"
+
 namespace hasten {
 namespace {
 
-const int GROUP = 64;
+const int GROUP = static_cast<int>(CODE_GROUP);
 
 constexpr int largest_code(int bits) { return (1 << bits) - 1; }
 constexpr int largest_scale(int bits) { return 255 / largest_code(bits); }  // code * scale fits a byte

@@ -22,7 +22,7 @@ Activation = Literal["silu", "gelu_tanh"]
 _PLAIN, _NORM = 0, 1
 _GATES = {"silu": 2, "gelu_tanh": 3}
 BLOCK_SIZE = 64
-GROUP_INPUTS = 64
+GROUP_INPUTS = 32  # CODE_GROUP of linear.h
 
 
 def _need(tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> int:
@@ -163,7 +163,7 @@ class PackedLinear(_Linear):
 
 class PackedProgressive(_Linear):
     """As ``PackedLinear``, with int8 weights that are kept in four or three bits: weight = code * group scale + group offset, all
-    integers, groups of 64 inputs (progressive quantisation: QoQ, 2405.04532). The bits of results are those of ``PackedLinear``
+    integers, groups of 32 inputs (progressive quantisation: QoQ, 2405.04532). The bits of results are those of ``PackedLinear``
     on these int8 weights.
     """
 
@@ -179,7 +179,7 @@ class PackedProgressive(_Linear):
         bits: int = 4,
     ) -> None:
         """``codes`` uint8 [outputs, inputs] of ``bits`` (4 or 3); ``group_scale`` uint8 (0 to ``largest_scale``) and
-        ``group_offset`` int8 [outputs, groups], one group for every 64 inputs begun; code * scale + offset must lie in int8.
+        ``group_offset`` int8 [outputs, groups], one group for every 32 inputs begun; code * scale + offset must lie in int8.
         ``scale``, ``bias`` float32 [outputs]."""
         outputs, inputs = codes.shape
         groups = -(-inputs // GROUP_INPUTS)

@@ -46,7 +46,7 @@ bool prepare_rows(Linear8& call, Isa isa) {
     const bool by_block = isa == AMX && call.rows > MANY_ROWS, padded = stride != call.inputs && !by_tile && !by_block && !wide;
     call.stride = stride;
     if (!by_tile && !by_block && !wide && !sums && !padded) return true;
-    const std::int64_t bytes = wide ? 2 * stride : by_tile || by_block || padded ? stride : 0, line = bytes + (sums ? 4 * tiles : 0);
+    const std::int64_t bytes = wide ? 2 * stride : by_tile || by_block || padded ? stride : 0, line = bytes + (sums ? 4 * TILE_GROUPS * tiles : 0);
     const std::int64_t rows = by_block ? (call.rows + BLOCK_ROWS - 1) / BLOCK_ROWS * BLOCK_ROWS : call.rows;
     auto* copy = static_cast<std::uint8_t*>(scratch(SCRATCH_ROWS, static_cast<std::size_t>(rows * line)));
     if (copy == nullptr) return false;
@@ -74,7 +74,7 @@ bool prepare_rows(Linear8& call, Isa isa) {
             }
 #if defined(__x86_64__)
             if (wide) widen_row(from, call.inputs, stride, reinterpret_cast<std::int16_t*>(copy) + row * stride);
-            if (sums) sum_tiles(from, tiles, step, totals + row * tiles);
+            if (sums) sum_groups(from, tiles, step, totals + row * tiles * TILE_GROUPS);
 #endif
         }
     };
@@ -106,9 +106,9 @@ void unpack(int bits, const std::int8_t* packed, std::int64_t tiles, std::int8_t
     for (std::int64_t block = 0; block < tiles * 2; ++block) {
         const std::int8_t* from = packed + block / 2 * pair_bytes(bits);
         const auto* codes = reinterpret_cast<const std::uint8_t*>(from) + block % 2 * tile_bytes(bits);
-        const auto* scales = reinterpret_cast<const std::uint8_t*>(from) + scales_at(bits) + block % 2 * TILE_OUTPUTS;
-        const std::int8_t* offsets = from + offsets_at(bits) + block % 2 * TILE_OUTPUTS;
         for (std::int64_t line = 0; line < 16; ++line, out += 64) {
+            const auto* scales = reinterpret_cast<const std::uint8_t*>(from) + scales_at(bits, line / 8) + block % 2 * TILE_OUTPUTS;
+            const std::int8_t* offsets = from + offsets_at(bits, line / 8) + block % 2 * TILE_OUTPUTS;
             const auto places = places_of(bits, line % 8);
             const std::uint8_t* eight = codes + line / 8 * 64 * bits;
             for (std::int64_t i = 0; i < 64; ++i) {
@@ -174,26 +174,27 @@ void w8_pack(const std::int8_t* weights, std::int64_t outputs, std::int64_t inpu
 
 void progressive_pack(int bits, const std::uint8_t* codes, const std::uint8_t* scales, const std::int8_t* offsets, std::int64_t outputs,
                       std::int64_t inputs, std::uint8_t* packed) {
-    const std::int64_t pairs = pairs_of(outputs), tiles = tiles_of(inputs), bytes = pair_bytes(bits);
+    const std::int64_t pairs = pairs_of(outputs), tiles = tiles_of(inputs), groups = groups_of(inputs), bytes = pair_bytes(bits);
     const int mask = (1 << bits) - 1;
     auto* sums = reinterpret_cast<std::int32_t*>(packed + pairs * tiles * bytes);
     auto body = [&](std::int64_t first, std::int64_t last) {
         std::memset(packed + first * tiles * bytes, 0, static_cast<std::size_t>((last - first) * tiles * bytes));
         for (std::int64_t output = first * PAIR_OUTPUTS; output < last * PAIR_OUTPUTS; ++output) {
             std::int32_t sum = 0;
-            for (std::int64_t tile = 0; output < outputs && tile < tiles; ++tile) {
-                std::uint8_t* to = packed + (output / PAIR_OUTPUTS * tiles + tile) * bytes;
-                const std::int64_t in_pair = output % PAIR_OUTPUTS, group = output * tiles + tile;
-                to[scales_at(bits) + in_pair] = scales[group];
-                to[offsets_at(bits) + in_pair] = static_cast<std::uint8_t>(offsets[group]);
-                for (std::int64_t i = 0; i < TILE_INPUTS; ++i) {
-                    const std::int64_t input = tile * TILE_INPUTS + i, line = i / 4;
+            for (std::int64_t group = 0; output < outputs && group < groups; ++group) {
+                std::uint8_t* to = packed + (output / PAIR_OUTPUTS * tiles + group / TILE_GROUPS) * bytes;
+                const std::int64_t in_pair = output % PAIR_OUTPUTS, in_tile = group % TILE_GROUPS, at = output * groups + group;
+                to[scales_at(bits, in_tile) + in_pair] = scales[at];
+                to[offsets_at(bits, in_tile) + in_pair] = static_cast<std::uint8_t>(offsets[at]);
+                std::uint8_t* eight = to + in_pair / 16 * tile_bytes(bits) + in_tile * 64 * bits + in_pair % 16 * 4;
+                for (std::int64_t i = 0; i < CODE_GROUP; ++i) {
+                    const std::int64_t input = group * CODE_GROUP + i;
                     const int code = input < inputs ? codes[output * inputs + input] & mask : 0;
-                    std::uint8_t* eight = to + in_pair / 16 * tile_bytes(bits) + line / 8 * 64 * bits + in_pair % 16 * 4 + i % 4;
-                    for (const CodeBits& at : places_of(bits, line % 8)) {
-                        eight[at.line * 64] = static_cast<std::uint8_t>(eight[at.line * 64] | (code >> at.up & at.mask) << at.shift);
+                    for (const CodeBits& place : places_of(bits, i / 4)) {
+                        std::uint8_t& byte = eight[place.line * 64 + i % 4];
+                        byte = static_cast<std::uint8_t>(byte | (code >> place.up & place.mask) << place.shift);
                     }
-                    sum += static_cast<std::int8_t>(code * scales[group] + offsets[group]);
+                    sum += static_cast<std::int8_t>(code * scales[at] + offsets[at]);
                 }
             }
             sums[output] = static_cast<std::int32_t>(static_cast<std::uint32_t>(sum) * 128u);

@@ -6,9 +6,9 @@
 // Outputs and inputs that do not fill a tile are zero.
 //
 // Weights of four or three bits have the same order: weight = code * group scale + group offset, integers, one group for each output and
-// input tile (progressive quantisation, QoQ, 2405.04532), inside int8. For each pair and input tile: two blocks, one an output tile, of
-// codes; then 2 x 16 scales (code * scale fits a byte) and 2 x 16 offsets. Eight lines of codes of the unpacked block lie in `bits` lines of
-// 64 bytes. Four bits: line i has line 2 i in its low nibbles and line 2 i + 1 in its high ones. Three bits: lines 2 i and 2 i + 1 stand in
+// half an input tile (progressive quantisation, QoQ, 2405.04532), inside int8. For each pair and input tile: two blocks, one an output tile,
+// of codes; then, half by half, 32 scales (code * scale fits a byte), and so 32 offsets. Eight lines of codes of the unpacked block, which are
+// its groups, lie in `bits` lines of 64 bytes. Four bits: line i has line 2 i in its low nibbles and line 2 i + 1 in its high ones. Three bits: lines 2 i and 2 i + 1 stand in
 // bits 0 to 2 and 3 to 5 of line i; bits 6 and 7 of lines 0 and 1 are the low two bits of lines 6 and 7, bits 6 and 7 of line 2 their high
 // ones. Unpacked they are int8 weights, so sums and results have int8's bits.
 #pragma once
@@ -22,26 +22,28 @@
 namespace hasten {
 
 const std::int64_t TILE_OUTPUTS = 16, TILE_INPUTS = 64, PAIR_OUTPUTS = 32, TILE_BYTES = 1024, PAIR_BYTES = 2048;
+const std::int64_t CODE_GROUP = 32, TILE_GROUPS = TILE_INPUTS / CODE_GROUP;  // inputs that share a scale and an offset; groups of a tile
 const std::int64_t MOST_INPUTS = 131008;  // 128 * 128 * inputs stays inside int32
 const std::int64_t FEW_ROWS = 14;         // up to which VNNI multiplies codes as they are
 const std::int64_t MANY_ROWS = 128;       // from which on AMX works panel by panel, on rows by block
 const std::int64_t BLOCK_ROWS = 32, BLOCK_BYTES = BLOCK_ROWS * TILE_INPUTS;  // of one pass of AMX over a pair's weights
 
-// Of weights of `bits`: an output tile's codes, and where in a pair's bytes scales and offsets stand.
+// Of weights of `bits`: an output tile's codes, and where in a pair's bytes scales and offsets of a group of the tile stand.
 constexpr std::int64_t tile_bytes(int bits) { return 128 * bits; }
-constexpr std::int64_t scales_at(int bits) { return 2 * tile_bytes(bits); }
-constexpr std::int64_t offsets_at(int bits) { return scales_at(bits) + PAIR_OUTPUTS; }
-constexpr std::int64_t pair_bytes(int bits) { return bits == 8 ? PAIR_BYTES : offsets_at(bits) + PAIR_OUTPUTS; }
+constexpr std::int64_t scales_at(int bits, std::int64_t group = 0) { return 2 * tile_bytes(bits) + group * PAIR_OUTPUTS; }
+constexpr std::int64_t offsets_at(int bits, std::int64_t group = 0) { return scales_at(bits, TILE_GROUPS + group); }
+constexpr std::int64_t pair_bytes(int bits) { return bits == 8 ? PAIR_BYTES : offsets_at(bits, TILE_GROUPS); }
 
 inline std::int64_t pairs_of(std::int64_t outputs) { return (outputs + PAIR_OUTPUTS - 1) / PAIR_OUTPUTS; }
 inline std::int64_t tiles_of(std::int64_t inputs) { return (inputs + TILE_INPUTS - 1) / TILE_INPUTS; }
+inline std::int64_t groups_of(std::int64_t inputs) { return (inputs + CODE_GROUP - 1) / CODE_GROUP; }
 
 struct Linear8 {
     const std::int8_t* x;           // [rows][stride], zero behind the inputs
     const std::uint8_t* x_by_tile;  // [tiles][rows][64] for VNNI: the same plus 128, or as they are where codes are
     const std::int8_t* x_by_block;  // [rows / 32][tiles][32][64] for AMX and many rows
     const std::int16_t* x_wide;     // the same in 16 bits, for AVX2 and int8 weights
-    const std::int32_t* x_sums;     // [rows][tiles] sums of the inputs of each tile, where codes are multiplied as they are
+    const std::int32_t* x_sums;     // [rows][tiles][2] sums of the inputs of each group, where codes are multiplied as they are
     std::int64_t stride;            // at least 64 * tiles_of(inputs)
     const float* row_scale;         // [rows]
     const std::int8_t* tiles;
@@ -66,9 +68,9 @@ bool linear8_vnni(const Linear8& call, std::int64_t first, std::int64_t last);
 bool progressive_vnni(const Linear8& call, std::int64_t first, std::int64_t last);
 bool linear8_amx(const Linear8& call, std::int64_t first, std::int64_t last);
 
-// Rows as kernels take them: `count` values in 16 bits and zeros up to `stride`; sums of 64 inputs each, tiles `step` bytes apart.
+// Rows as kernels take them: `count` values in 16 bits and zeros up to `stride`; sums of each group, tiles `step` bytes apart.
 void widen_row(const std::int8_t* from, std::int64_t count, std::int64_t stride, std::int16_t* to);
-void sum_tiles(const std::int8_t* x, std::int64_t tiles, std::int64_t step, std::int32_t* sums);
+void sum_groups(const std::int8_t* x, std::int64_t tiles, std::int64_t step, std::int32_t* sums);
 
 // Float weights [outputs][inputs] to what progressive_pack takes, and a float scale for each output. Finite weights only.
 void progressive_round(int bits, const float* weights, std::int64_t outputs, std::int64_t inputs, std::uint8_t* codes,
@@ -76,7 +78,7 @@ void progressive_round(int bits, const float* weights, std::int64_t outputs, std
 
 // Of packed weights of any bits, sums and all.
 std::size_t packed_bytes(int bits, std::int64_t outputs, std::int64_t inputs);
-// `codes` [outputs][inputs] of `bits`; `scales` and `offsets` [outputs][tiles_of(inputs)].
+// `codes` [outputs][inputs] of `bits`; `scales` and `offsets` [outputs][groups_of(inputs)].
 void progressive_pack(int bits, const std::uint8_t* codes, const std::uint8_t* scales, const std::int8_t* offsets, std::int64_t outputs,
                       std::int64_t inputs, std::uint8_t* packed);
 

@@ -18,7 +18,7 @@ from hasten.core.errors import ConfigError
 from hasten.native.build import LIBRARY, SOURCES, cache_folder
 from hasten.native.processors import usable_cores
 
-INTERFACE_VERSION = 10
+INTERFACE_VERSION = 11
 LEVELS = ("generic", "avx2", "vnni", "amx")
 MODES = ("auto", "off")
 

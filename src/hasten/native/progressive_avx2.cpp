@@ -10,8 +10,8 @@ namespace hasten {
 namespace {
 
 const int MOST_ROWS = 4;             // of one block, where codes are unpacked in passing
-const int HALF_STEPS = 8;            // steps of four inputs whose products fit 16 bits
-const std::int64_t HALF_ROOM = TILE_BYTES + 128;  // a tile's sixteen outputs unpacked: codes as bytes, then Scales
+const int GROUP_STEPS = 8;           // steps of four inputs of a group, whose products fit 16 bits
+const std::int64_t HALF_ROOM = TILE_BYTES + 128 * TILE_GROUPS;  // a tile's sixteen outputs unpacked: codes as bytes, then Scales
 
 // Eight scales, each in both halves of its 32 bits; eight offsets in the low halves.
 INLINE __m256i twice(const void* from) {
@@ -46,14 +46,15 @@ INLINE __m256i codes_from(const std::int8_t* eight, std::int8_t* room, int step,
     return some;
 }
 
-// What a tile's sixteen outputs are multiplied by, and what is added for each unit of a row's sum.
+// What a tile's sixteen outputs are multiplied by, group by group, and what is added for each unit of a row's sum.
 struct Scales {
-    __m256i scale[2], offset[2];
+    __m256i scale[TILE_GROUPS][2], offset[TILE_GROUPS][2];
 };
 
 INLINE Scales scales_of(const std::int8_t* scales) {
-    const std::int8_t* offsets = scales + PAIR_OUTPUTS;
-    return {{twice(scales), twice(scales + 8)}, {low_halves(offsets), low_halves(offsets + 8)}};
+    const std::int8_t *next = scales + PAIR_OUTPUTS, *offsets = scales + TILE_GROUPS * PAIR_OUTPUTS, *others = offsets + PAIR_OUTPUTS;
+    return {{{twice(scales), twice(scales + 8)}, {twice(next), twice(next + 8)}},
+            {{low_halves(offsets), low_halves(offsets + 8)}, {low_halves(others), low_halves(others + 8)}}};
 }
 
 // COUNT rows times the sixteen outputs of one tile, added to their sums.
@@ -61,10 +62,10 @@ template <int BITS, int COUNT, Source SOURCE>
 INLINE void tile_products(const std::int8_t* x, std::int64_t stride, const std::int32_t* x_sums, std::int64_t sums_stride,
                           const std::int8_t* packed, const Scales& scales, std::int8_t* room, std::int32_t* sums) {
 #pragma GCC unroll 1
-    for (int half = 0; half < 2; ++half, x += 4 * HALF_STEPS, packed += tile_bytes(BITS) / 2, room += TILE_BYTES / 2) {
+    for (int group = 0; group < TILE_GROUPS; ++group, x += CODE_GROUP, packed += tile_bytes(BITS) / 2, room += TILE_BYTES / 2) {
         __m256i part[COUNT][2];
 #pragma GCC unroll 8
-        for (int step = 0; step < HALF_STEPS; ++step) {
+        for (int step = 0; step < GROUP_STEPS; ++step) {
             const __m256i low = codes_from<BITS, SOURCE>(packed, room, step, 0), high = codes_from<BITS, SOURCE>(packed, room, step, 1);
 #pragma GCC unroll 6
             for (int r = 0; r < COUNT; ++r) {
@@ -81,9 +82,8 @@ INLINE void tile_products(const std::int8_t* x, std::int64_t stride, const std::
 #pragma GCC unroll 2
             for (int v = 0; v < 2; ++v) {
                 std::int32_t* to = sums + r * PAIR_OUTPUTS + v * 8;
-                __m256i sum = _mm256_add_epi32(load32(to), _mm256_madd_epi16(part[r][v], scales.scale[v]));
-                if (half == 1) sum = _mm256_add_epi32(sum, _mm256_madd_epi16(scales.offset[v], repeat_int(x_sums + r * sums_stride)));
-                store32(to, sum);
+                const __m256i sum = _mm256_add_epi32(load32(to), _mm256_madd_epi16(part[r][v], scales.scale[group][v]));
+                store32(to, _mm256_add_epi32(sum, _mm256_madd_epi16(scales.offset[group][v], repeat_int(x_sums + r * sums_stride + group))));
             }
         }
     }
@@ -98,7 +98,7 @@ INLINE void clear(std::int32_t* sums) {
 template <int BITS, int COUNT, Source SOURCE>
 void chunk_products(const Linear8& call, std::int64_t row, std::int64_t tile, std::int64_t tiles, const std::int8_t* weights,
                     std::int8_t* room, std::int32_t* sums, Ahead& ahead) {
-    const std::int64_t every = call.stride / TILE_INPUTS;
+    const std::int64_t every = call.stride / CODE_GROUP;
     const std::int8_t* x = call.x + row * call.stride;
     const std::int32_t* totals = call.x_sums + row * every;
     if (tile == 0) clear<COUNT>(sums);
@@ -108,7 +108,7 @@ void chunk_products(const Linear8& call, std::int64_t row, std::int64_t tile, st
             auto* scales = reinterpret_cast<Scales*>(room + TILE_BYTES);
             if (SOURCE == TILES_TO_ROOM) *scales = scales_of(packed + scales_at(BITS) + half * 16);
             ahead.fetch();
-            tile_products<BITS, COUNT, SOURCE>(x + at * TILE_INPUTS, call.stride, totals + at, every, packed + half * tile_bytes(BITS), *scales,
+            tile_products<BITS, COUNT, SOURCE>(x + at * TILE_INPUTS, call.stride, totals + at * TILE_GROUPS, every, packed + half * tile_bytes(BITS), *scales,
                                                room, sums);
         }
     }
@@ -150,7 +150,7 @@ void few_rows(const Linear8& call, std::int64_t pair) {
     for (std::int64_t tile = 0; tile < tiles; ++tile, weights += pair_bytes(BITS)) {
         fetch_ahead<pair_bytes(BITS) / 64>(weights);
         for (int half = 0; half < 2; ++half) {
-            tile_products<BITS, COUNT, TILES>(call.x + tile * TILE_INPUTS, call.stride, call.x_sums + tile, tiles, weights + half * tile_bytes(BITS),
+            tile_products<BITS, COUNT, TILES>(call.x + tile * TILE_INPUTS, call.stride, call.x_sums + tile * TILE_GROUPS, tiles * TILE_GROUPS, weights + half * tile_bytes(BITS),
                                               scales_of(weights + scales_at(BITS) + half * 16), nullptr, sums + half * TILE_OUTPUTS);
         }
     }
@@ -167,34 +167,35 @@ void single_row(const Linear8& call, std::int64_t pair) {
 #pragma GCC unroll 4
     for (auto& each : sums) each = _mm256_setzero_si256();
     for (std::int64_t tile = 0; tile < tiles; ++tile, weights += pair_bytes(BITS), x += TILE_INPUTS) {
-        const __m256i total = repeat_int(call.x_sums + tile);
-        __m256i even[4], odd[4];
+#pragma GCC unroll 4
+        for (int part = 0; part < 2 * TILE_GROUPS; ++part) {
+            const int half = part / TILE_GROUPS, group = part % TILE_GROUPS;
+            const std::int8_t* eight = weights + half * tile_bytes(BITS) + group * 64 * BITS;
+            __m256i even[2], odd[2];
+#pragma GCC unroll 4
+            for (int line = 0; line < 4; ++line) {
+                if (line < BITS) fetch_ahead<1>(eight + line * 64);
+                const __m256i first = repeat_int(x + group * CODE_GROUP + line * 8), second = repeat_int(x + group * CODE_GROUP + line * 8 + 4);
 #pragma GCC unroll 2
-        for (int half = 0; half < 2; ++half) {
-#pragma GCC unroll 8
-            for (int line = 0; line < 8; ++line) {
-                const std::int8_t* block = weights + half * tile_bytes(BITS);
-                if (line < 2 * BITS) fetch_ahead<1>(block + line * 64);
-                const std::int8_t* eight = block + line / 4 * 64 * BITS;
-                const __m256i first = repeat_int(x + line * 8), second = repeat_int(x + line * 8 + 4);
-#pragma GCC unroll 2
-                for (int v = 2 * half; v < 2 * half + 2; ++v) {
-                    const __m256i low = _mm256_maddubs_epi16(codes_of<BITS>(eight, line % 4 * 2, v % 2), first);
-                    const __m256i high = _mm256_maddubs_epi16(codes_of<BITS>(eight, line % 4 * 2 + 1, v % 2), second);
+                for (int v = 0; v < 2; ++v) {
+                    const __m256i low = _mm256_maddubs_epi16(codes_of<BITS>(eight, line * 2, v), first);
+                    const __m256i high = _mm256_maddubs_epi16(codes_of<BITS>(eight, line * 2 + 1, v), second);
                     even[v] = line == 0 ? low : _mm256_add_epi16(even[v], low);
                     odd[v] = line == 0 ? high : _mm256_add_epi16(odd[v], high);
                     keep(even[v]);
                     keep(odd[v]);
                 }
             }
+            const __m256i total = repeat_int(call.x_sums + tile * TILE_GROUPS + group);
+#pragma GCC unroll 2
+            for (int v = 0; v < 2; ++v) {
+                const std::int64_t place = half * TILE_OUTPUTS + v * 8;
+                const __m256i scale = twice(weights + scales_at(BITS, group) + place), offset = low_halves(weights + offsets_at(BITS, group) + place);
+                const __m256i scaled = _mm256_madd_epi16(_mm256_add_epi16(even[v], odd[v]), scale);
+                sums[2 * half + v] = _mm256_add_epi32(sums[2 * half + v], _mm256_add_epi32(scaled, _mm256_madd_epi16(offset, total)));
+            }
         }
-        fetch_ahead<1>(weights + scales_at(BITS));
-#pragma GCC unroll 4
-        for (int v = 0; v < 4; ++v) {
-            const __m256i scale = twice(weights + scales_at(BITS) + v * 8), offset = low_halves(weights + offsets_at(BITS) + v * 8);
-            const __m256i scaled = _mm256_add_epi32(_mm256_madd_epi16(even[v], scale), _mm256_madd_epi16(odd[v], scale));
-            sums[v] = _mm256_add_epi32(sums[v], _mm256_add_epi32(scaled, _mm256_madd_epi16(offset, total)));
-        }
+        fetch_ahead<2>(weights + scales_at(BITS));
     }
 #pragma GCC unroll 4
     for (int v = 0; v < 4; ++v) finish_eight(call, 0, pair * PAIR_OUTPUTS + 8 * v, sums[v]);
@@ -211,15 +212,16 @@ bool run(const Linear8& call, std::int64_t first, std::int64_t last) {
 
 }  // namespace
 
-void sum_tiles(const std::int8_t* x, std::int64_t tiles, std::int64_t step, std::int32_t* sums) {
+void sum_groups(const std::int8_t* x, std::int64_t tiles, std::int64_t step, std::int32_t* sums) {
     const __m256i ones = _mm256_set1_epi8(1), wide_ones = _mm256_set1_epi16(1);
     for (std::int64_t tile = 0; tile < tiles; ++tile, x += step) {
-        const __m256i low = _mm256_maddubs_epi16(ones, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x)));
-        const __m256i high = _mm256_maddubs_epi16(ones, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + 32)));
-        const __m256i eight = _mm256_madd_epi16(_mm256_add_epi16(low, high), wide_ones);
-        __m128i four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
-        four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
-        sums[tile] = _mm_cvtsi128_si32(_mm_add_epi32(four, _mm_shuffle_epi32(four, 0xb1)));
+        for (std::int64_t group = 0; group < TILE_GROUPS; ++group) {
+            const __m256i pairs = _mm256_maddubs_epi16(ones, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + group * CODE_GROUP)));
+            const __m256i eight = _mm256_madd_epi16(pairs, wide_ones);
+            __m128i four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+            four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+            sums[tile * TILE_GROUPS + group] = _mm_cvtsi128_si32(_mm_add_epi32(four, _mm_shuffle_epi32(four, 0xb1)));
+        }
     }
 }
 

@@ -1,5 +1,5 @@
 // Rounding float weights to few bits in two steps: a float scale for each output, and in its int8 range an integer scale and offset
-// for each group of 64 inputs (QoQ, 2405.04532, section 4.1; here the second step fits the floats, not the rounded int8).
+// for each group of inputs (QoQ, 2405.04532, section 4.1; here the second step fits the floats, not the rounded int8).
 #include <cmath>
 
 #include "few_bits.h"
@@ -90,7 +90,7 @@ void round_output(int bits, const float* weights, std::int64_t inputs, std::uint
 
 void progressive_round(int bits, const float* weights, std::int64_t outputs, std::int64_t inputs, std::uint8_t* codes,
                        std::uint8_t* scales, std::int8_t* offsets, float* scale) {
-    const std::int64_t groups = tiles_of(inputs);
+    const std::int64_t groups = groups_of(inputs);
     auto body = [&](std::int64_t first, std::int64_t last) {
         for (std::int64_t output = first; output < last; ++output) {
             const std::int64_t at = output * inputs, group = output * groups;

@@ -22,12 +22,19 @@ struct AsTheyAre {
     template <int ROWS>
     static INLINE void add_tile(const std::int8_t* x, const std::int32_t* totals, std::int64_t stride, const std::int8_t* packed,
                                 __m512i (*sums)[2], Ahead& ahead) {
+#pragma GCC unroll 2
+        for (int group = 0; group < TILE_GROUPS; ++group) add_group<ROWS>(group, x, totals + group, stride, packed, sums, ahead);
+    }
+
+    template <int ROWS>
+    static INLINE void add_group(int group, const std::int8_t* x, const std::int32_t* totals, std::int64_t stride, const std::int8_t* packed,
+                                 __m512i (*sums)[2], Ahead& ahead) {
         const bool spread = ROWS == 1;  // over more sums, which else wait for each other
         __m512i dots[ROWS][2], others[ROWS][2];
 #pragma GCC unroll 8
         for (int r = 0; r < ROWS; ++r) dots[r][0] = dots[r][1] = others[r][0] = others[r][1] = _mm512_setzero_si512();
-#pragma GCC unroll 8
-        for (int line = 0; line < 8; ++line) {
+#pragma GCC unroll 4
+        for (int line = group * 4; line < group * 4 + 4; ++line) {
             ahead.fetch();
             const std::int8_t* second = packed + tile_bytes(BITS);
             const __m512i first_even = codes_of<BITS>(packed, 2 * line), first_odd = codes_of<BITS>(packed, 2 * line + 1);
@@ -44,8 +51,8 @@ struct AsTheyAre {
         }
 #pragma GCC unroll 2
         for (int half = 0; half < 2; ++half) {
-            const __m512i scale = _mm512_cvtepu8_epi32(bytes_at(packed + scales_at(BITS) + half * 16));
-            const __m512i offset = _mm512_and_si512(_mm512_cvtepi8_epi32(bytes_at(packed + offsets_at(BITS) + half * 16)), _mm512_set1_epi32(0xffff));
+            const __m512i scale = _mm512_cvtepu8_epi32(bytes_at(packed + scales_at(BITS, group) + half * 16));
+            const __m512i offset = _mm512_and_si512(_mm512_cvtepi8_epi32(bytes_at(packed + offsets_at(BITS, group) + half * 16)), _mm512_set1_epi32(0xffff));
 #pragma GCC unroll 8
             for (int r = 0; r < ROWS; ++r) {
                 const __m512i dot = spread ? _mm512_add_epi32(dots[r][half], others[r][half]) : dots[r][half];
@@ -64,7 +71,7 @@ struct AsTheyAre {
             sums[r][0] = add ? _mm512_load_si512(out + r * PAIR_OUTPUTS) : _mm512_setzero_si512();
             sums[r][1] = add ? _mm512_load_si512(out + r * PAIR_OUTPUTS + TILE_OUTPUTS) : _mm512_setzero_si512();
         }
-        for (std::int64_t tile = 0; tile < tiles; ++tile, packed += TILE_SIZE, x += step, ++totals) {
+        for (std::int64_t tile = 0; tile < tiles; ++tile, packed += TILE_SIZE, x += step, totals += TILE_GROUPS) {
             add_tile<ROWS>(x, totals, stride, packed, sums, ahead);
         }
 #pragma GCC unroll 8
@@ -77,8 +84,8 @@ struct AsTheyAre {
     static void multiply(const Linear8& call, std::int64_t row, std::int64_t count, std::int64_t tile, std::int64_t tiles,
                          const std::int8_t* packed, std::int8_t*, bool, std::int32_t* sums, Ahead& ahead) {
         const auto* x = reinterpret_cast<const std::int8_t*>(call.x_by_tile) + (tile * call.rows + row) * TILE_INPUTS;
-        const std::int64_t stride = tiles_of(call.inputs), step = call.rows * TILE_INPUTS;
-        const std::int32_t* totals = call.x_sums + row * stride + tile;
+        const std::int64_t stride = tiles_of(call.inputs) * TILE_GROUPS, step = call.rows * TILE_INPUTS;
+        const std::int32_t* totals = call.x_sums + row * stride + tile * TILE_GROUPS;
         switch (count) {
             case 1: return products<1>(x, totals, stride, step, packed, tiles, tile != 0, sums, ahead);
             case 2: return products<2>(x, totals, stride, step, packed, tiles, tile != 0, sums, ahead);

@@ -29,7 +29,7 @@ MOST_DRAWN, MOST_DRAWN_NARROW = 4, 2  # rows whose tokens are drawn (benchmarks/
 NARROW = 640
 LEAST_BLOCK = 64
 PIECE_OUTPUTS = 4096  # a multiple of 32
-TILE_INPUTS, PAIR_OUTPUTS, PAIR_BYTES, PAIR_BYTES_4 = 64, 32, 2048, 1088  # as in linear.h
+TILE_INPUTS, PAIR_OUTPUTS, PAIR_BYTES, PAIR_BYTES_4 = 64, 32, 2048, 1152  # as in linear.h
 
 
 class _SketchFields(ctypes.Structure):

@@ -54,11 +54,11 @@ INLINE Fit fit_group(const std::int8_t* weights) {
 
 // One output's group out of an int8 tile, and its codes into a tile of nibbles.
 INLINE void read_group(const std::int8_t* tile, std::int8_t* weights) {
-    for (int line = 0; line < 16; ++line) std::memcpy(weights + line * 4, tile + line * 64, 4);
+    for (int line = 0; line < GROUP / 4; ++line) std::memcpy(weights + line * 4, tile + line * 64, 4);
 }
 
 INLINE void write_group(const Fit& made, std::uint8_t* nibbles) {
-    for (int line = 0; line < 8; ++line) {
+    for (int line = 0; line < GROUP / 8; ++line) {
         std::uint32_t low, high;
         std::memcpy(&low, made.codes + line * 8, 4);
         std::memcpy(&high, made.codes + line * 8 + 4, 4);
@@ -76,16 +76,16 @@ void sketch_pairs(const SketchWork& work, std::int64_t first, std::int64_t last)
         const std::int64_t pair = output / PAIR_OUTPUTS, place = output % PAIR_OUTPUTS, half = place / TILE_OUTPUTS, lane = place % TILE_OUTPUTS;
         std::int64_t off = 0, most = 0;
         std::int32_t sum = 0;
-        for (std::int64_t tile = 0; output < work.outputs && tile < tiles; ++tile) {
-            const std::int64_t at = pair * tiles + tile;
+        for (std::int64_t group = 0; output < work.outputs && group < tiles * TILE_GROUPS; ++group) {
+            const std::int64_t at = pair * tiles + group / TILE_GROUPS, in_tile = group % TILE_GROUPS;
             std::int8_t weights[GROUP];
-            read_group(work.packed + at * PAIR_BYTES + half * TILE_BYTES + lane * 4, weights);
+            read_group(work.packed + at * PAIR_BYTES + half * TILE_BYTES + in_tile * GROUP * TILE_OUTPUTS + lane * 4, weights);
             const Fit made = fit_group(weights);
             std::uint8_t* to = work.rough + at * pair_bytes(BITS);
-            write_group(made, to + half * tile_bytes(BITS) + lane * 4);
-            to[scales_at(BITS) + place] = static_cast<std::uint8_t>(made.scale);
-            to[offsets_at(BITS) + place] = static_cast<std::uint8_t>(static_cast<std::int8_t>(made.offset));
-            off = tile % together == 0 ? made.error : off + made.error;
+            write_group(made, to + half * tile_bytes(BITS) + in_tile * 64 * BITS + lane * 4);
+            to[scales_at(BITS, in_tile) + place] = static_cast<std::uint8_t>(made.scale);
+            to[offsets_at(BITS, in_tile) + place] = static_cast<std::uint8_t>(static_cast<std::int8_t>(made.offset));
+            off = group % together == 0 ? made.error : off + made.error;
             most = off > most ? off : most;
             std::int32_t codes = 0;
             for (int i = 0; i < GROUP; ++i) codes += made.codes[i];
