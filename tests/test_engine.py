@@ -442,6 +442,19 @@ def test_a_long_prompt_does_not_hold_up_those_who_decode() -> None:
     run_all(engine, [first, second])
 
 
+@pytest.mark.parametrize("decoding", [1, 2])
+def test_many_first_tokens_are_worth_a_longer_step(decoding: int) -> None:
+    """One who decodes waits once where three others begin; two do not wait for three. A long prompt behind them gets no more."""
+    engine = tiny_engine(max_rows=64, num_blocks=32)
+    first = [engine.submit(list(prompt_of(5, seed)), replace(GREEDY, max_tokens=40)) for seed in range(decoding)]
+    engine.step()
+    others = [engine.submit(list(prompt_of(length, 9)), replace(GREEDY, max_tokens=4)) for length in (14, 15, 16, 150)]
+    engine.step()
+    read = [request.answers[0].sequence.computed for request in others]
+    assert read == ([14, 15, 16, 0] if decoding == 1 else [14, 2, 0, 0])
+    run_all(engine, [*first, *others])
+
+
 def test_prompts_alone_take_all_rows_of_a_step() -> None:
     engine = tiny_engine(max_rows=64, num_blocks=32)
     requests = [engine.submit(list(prompt_of(100, seed)), replace(GREEDY, max_tokens=4)) for seed in range(2)]

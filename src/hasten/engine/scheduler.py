@@ -1,17 +1,18 @@
 """Who runs in the next step, with how many rows and on which blocks. No torch.
 
-There are no phases: each sequence has known tokens and computed ones, and a step computes some of the difference under a budget of
-rows. Sequences whose last known token is all that is left (they decode) come first, then prompts in order of arrival, in
+There are no phases: each sequence has known tokens and computed ones, and a step computes some of the difference under a budget
+of rows. Sequences whose last known token is all that is left (they decode) come first, then prompts in order of arrival, in
 chunks. While somebody decodes chunks are smaller, so that no next token waits for much of a long prompt (stall-free batching:
-Sarathi-Serve, 2403.02310, section 4). When blocks run short for known tokens, the youngest sequence is preempted: its
-blocks are freed and its tokens are computed again later, which changes nothing in its text. Draft rows get what is left, and
-preempt nobody.
+Sarathi-Serve, 2403.02310, section 4), unless one step brings far more first tokens than there are next ones to wait. When
+blocks run short for known tokens, the youngest sequence is preempted: its blocks are freed and its tokens are computed again
+later, which changes nothing in its text. Draft rows get what is left, and preempt nobody.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from itertools import accumulate, takewhile
 
 from hasten.cache.blocks import BlockManager
 from hasten.core.errors import OutOfBlocks, PromptTooLong
@@ -19,8 +20,9 @@ from hasten.core.results import CutBy
 from hasten.core.types import BLOCK_SIZE, DraftTree, Segment, Sequence
 
 # Where somebody decodes, prompts get one part in so many of a step's rows. Of 512 rows that leaves 128, which take no longer a row
-# than 512 do, and make use of rows that would cost three times as much in a step of their own.
+# than 512 do (with AMX half as long again), and make use of rows that would cost three times as much in a step of their own.
 MIXED_SHARE = 4
+MANY_BEGIN = 2  # times as many first tokens as next ones are worth a whole step's rows
 
 
 @dataclass(slots=True)
@@ -121,13 +123,13 @@ class Scheduler:
         self._admit()
         items = [Scheduled(s, 1) for s in self._running if len(s.tokens) - s.computed == 1][: self._max_rows]
         left = self._max_rows - len(items)
+        prompts = [s for s in self._running if len(s.tokens) - s.computed > 1]
         if items:
-            left = min(left, max(1, self._max_rows // MIXED_SHARE))
-        for sequence in self._running:
-            todo = len(sequence.tokens) - sequence.computed
-            if todo > 1 and left > 0:
-                items.append(Scheduled(sequence, min(todo, left)))
-                left -= min(todo, left)
+            left = min(left, max(1, self._max_rows // MIXED_SHARE, _rows_of_many(prompts, left, MANY_BEGIN * len(items))))
+        for sequence in prompts:
+            if left > 0:
+                items.append(Scheduled(sequence, min(len(sequence.tokens) - sequence.computed, left)))
+                left -= items[-1].chain
         return items
 
     def pack(self, items: list[Scheduled]) -> Packed:
@@ -241,3 +243,10 @@ class Scheduler:
         self.blocks.free(sequence.blocks)
         sequence.blocks = []
         sequence.computed = 0
+
+
+def _rows_of_many(prompts: list[Sequence], rows: int, many: int) -> int:
+    """How many of ``rows`` it takes to read as many of these as can be read to their end, one behind the other; 0 where these are
+    not so ``many``."""
+    ends = list(takewhile(rows.__ge__, accumulate(len(sequence.tokens) - sequence.computed for sequence in prompts)))
+    return ends[-1] if len(ends) >= many else 0
