@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from hasten.native.grouped import GroupedLinear
-from hasten.native.kernels import PackedLinear, PackedProgressive, largest_code
+from hasten.native.kernels import GROUP_INPUTS, PackedLinear, PackedProgressive, largest_code
 from hasten.native.loader import LEVELS, NativeLibrary, load, status
 from hasten.native.memory import aligned_bytes
 
@@ -60,7 +60,7 @@ def make(library: NativeLibrary, outputs: int, inputs: int, bits: int) -> Packed
     if bits == 8:
         return PackedLinear(library, torch.randint(-127, 128, (outputs, inputs), dtype=torch.int8), scale, None, 0)
     codes = torch.randint(0, largest_code(bits) + 1, (outputs, inputs), dtype=torch.uint8)
-    groups = outputs, -(-inputs // 64)
+    groups = outputs, -(-inputs // GROUP_INPUTS)
     group_scale, group_offset = torch.full(groups, 8, dtype=torch.uint8), torch.full(groups, -60, dtype=torch.int8)
     return PackedProgressive(library, codes, group_scale, group_offset, scale, None, 0, bits)
 
