@@ -9,6 +9,9 @@
 namespace hasten {
 namespace {
 
+const std::int64_t LEAST_TWINS = 5, MOST_TWINS = 16;  // rows from which on to load them half as often pays, and that fit a tile
+const std::int64_t TWIN_TILES = 32;                   // of inputs: longer ones keep two streams apart for too long
+
 // Few bits read from memory, unpacked one input tile ahead of use, so that stores are done when tiles are loaded. `room` holds `turn`
 // unpacked input tiles, a power of two: all, where later rows want them, or a few that stay in the first-level cache.
 template <int BITS>
@@ -37,6 +40,54 @@ void finish(const Linear8& call, std::int64_t pair, std::int64_t row, std::int64
     }
 }
 
+// Up to MOST_TWINS rows times two pairs: the rows are loaded once for both. sums[2][16][32].
+void multiply_twins(Rows x, const std::int8_t* first, const std::int8_t* second, std::int64_t tiles, std::int32_t* sums) {
+    const int line = PAIR_OUTPUTS * 4;
+    Streamed one{first}, other{second};
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (std::int64_t tile = 0; tile < tiles; ++tile, x.at += x.step) {
+        one.prepare<0>(tile);
+        _tile_loadd(4, x.at, x.stride);
+        _tile_loadd(5, one.at(tile), 64);
+        one.prepare<1>(tile);
+        _tile_dpbssd(0, 4, 5);
+        one.prepare<2>(tile);
+        _tile_loadd(6, one.at(tile) + TILE_BYTES, 64);
+        one.prepare<3>(tile);
+        _tile_dpbssd(1, 4, 6);
+        other.prepare<0>(tile);
+        _tile_loadd(7, other.at(tile), 64);
+        other.prepare<1>(tile);
+        _tile_dpbssd(2, 4, 7);
+        other.prepare<2>(tile);
+        _tile_loadd(5, other.at(tile) + TILE_BYTES, 64);
+        other.prepare<3>(tile);
+        _tile_dpbssd(3, 4, 5);
+    }
+    _tile_stored(0, sums, line);
+    _tile_stored(1, sums + 16, line);
+    _tile_stored(2, sums + MOST_TWINS * PAIR_OUTPUTS, line);
+    _tile_stored(3, sums + MOST_TWINS * PAIR_OUTPUTS + 16, line);
+}
+
+// Two pairs at a time of int8 weights. Returns the first pair that is left.
+std::int64_t stream_twins(const Linear8& call, std::int64_t first, std::int64_t last) {
+    alignas(64) std::int32_t sums[2 * MOST_TWINS * PAIR_OUTPUTS];
+    const std::int64_t tiles = tiles_of(call.inputs);
+    const auto top = static_cast<std::uint8_t>(call.rows);
+    configure_tiles({top, top, top, top, top, 16, 16, 16});
+    for (; first + 1 < last; first += 2) {
+        const std::int8_t* weights = call.tiles + first * tiles * PAIR_BYTES;
+        multiply_twins({call.x, call.stride, TILE_INPUTS}, weights, weights + tiles * PAIR_BYTES, tiles, sums);
+        finish(call, first, 0, call.rows, sums);
+        finish(call, first + 1, 0, call.rows, sums + MOST_TWINS * PAIR_OUTPUTS);
+    }
+    return first;
+}
+
 // Few rows: the first block of rows streams every pair's weights from memory, the others find them in the cache (few bits: in
 // `room`, unpacked).
 template <int BITS>
@@ -47,6 +98,7 @@ bool stream(const Linear8& call, std::int64_t first, std::int64_t last) {
     while (call.rows > BLOCK_ROWS && turn < tiles) turn *= 2;
     auto* room = static_cast<std::int8_t*>(scratch(SCRATCH_WEIGHTS, static_cast<std::size_t>(turn * PAIR_BYTES)));
     if (room == nullptr) return false;
+    if (BITS == 8 && call.rows >= LEAST_TWINS && call.rows <= MOST_TWINS && tiles <= TWIN_TILES) first = stream_twins(call, first, last);
     configure(top);
     for (std::int64_t pair = first; pair < last; ++pair) {
         const std::int8_t* weights = call.tiles + pair * tiles * pair_bytes(BITS);
