@@ -15,7 +15,7 @@ import pytest
 from hasten.bench.contestants import ablation_modes, each_mode
 from hasten.bench.machine import Energy
 from hasten.bench.page import write_page
-from hasten.bench.plots import LIGHT, THEMES, draw_all, ratios, speeds, themed
+from hasten.bench.plots import LIGHT, MOST_BARS, THEMES, draw_all, ratios, speeds, themed
 from hasten.bench.samples import Sample, first_difference
 from hasten.bench.session import ContestantFailed, ResultFile, Session, read_rows, turn
 from hasten.bench.statistics import geometric_mean, median
@@ -281,6 +281,20 @@ def test_pictures_and_page(tmp_path: Path) -> None:
     assert "src=" in text
     assert "min-width: 100%; max-width: calc(100vw" in text, "tables may be wider than text"
     assert all(table.title in text for table in all_tables(found))
+
+
+def test_an_axis_ends_behind_what_is_drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With many modes speeds are drawn over all loads, and one load on which a mode flies makes no room for itself."""
+    pytest.importorskip("matplotlib", reason="matplotlib is an optional extra")
+    stubs = [Stub("plain"), *(Stub(f"mode {number}", 0.9) for number in range(MOST_BARS))]
+    found = compared(tmp_path, stubs, [asked(2, "qa"), asked(2, "rag")])
+    cells = found.cells()
+    fast = next(cell for cell in cells if cell.load == "qa" and cell.mode == "mode 0")
+    flying = replace(fast, speed=replace(fast.speed, value=9e6, high=9e6))
+    monkeypatch.setattr(Comparison, "cells", lambda _: [flying if cell is fast else cell for cell in cells])
+    with themed(LIGHT) as figure:
+        assert speeds(found, figure)
+        assert figure.axes[0].get_xlim()[1] < 9e6
 
 
 def test_nothing_of_a_picture_is_cut_off(tmp_path: Path) -> None:

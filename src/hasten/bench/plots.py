@@ -103,6 +103,7 @@ def speeds(found: Comparison, figure: Figure) -> bool:
     whole = [cell for cell in cells if cell.load == ALL or len(found.loads) == 1]
     axes = figure.add_subplot()
     if len(modes) > MOST_BARS and whole:
+        cells = whole
         figure.set_size_inches(7.0, 1.6 + max(0.36, _height([cell.mode for cell in whole])) * len(whole))
         _bars(axes, [(place, cell) for place, cell in enumerate(whole)], 0.75, [_colour(modes.index(cell.mode)) for cell in whole])
         _name_rows(axes, [cell.mode for cell in whole])
