@@ -73,7 +73,7 @@ def counted_passes(llm: LLM, no_ahead: bool) -> list[int]:
     """A list that gets the passes of each call of a draft model."""
     passes: list[int] = []
     if no_ahead:
-        type(llm.engine.controller.costs).ahead = lambda *_: []  # type: ignore[method-assign, assignment]
+        type(llm.engine.controller.costs).ahead = lambda *_: []  # type: ignore[method-assign]
     for drafter in llm.engine.drafting.drafters:
         if isinstance(drafter, LanguageModelDrafter):
             draft = drafter._draft

@@ -87,7 +87,7 @@ def law(model: LoadedModel, sketch: Any, text: list[int]) -> str:
     values = squares = most = again = 0.0
     for start in range(0, len(text), CONTEXT):
         hidden = model.executor.hidden(Batch([Segment(blocks, start, text[start : start + CONTEXT])]))
-        for row in hidden.split(1):
+        for row in torch.split(hidden, 1):
             rough = sketch.rough(row)
             off = (rough - sketch.exact(row)) / (unit * row.norm())
             values, squares, most = values + off.numel(), squares + float(off.square().sum()), max(most, float(off.abs().max()))

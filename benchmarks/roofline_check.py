@@ -18,6 +18,7 @@ from common import machine, read_bandwidth, table
 from hasten import LLM
 from hasten.bench.roofline import Checked, check, form_of
 from hasten.cli.roofline import CHECK_CONTEXTS, CHECK_ROWS
+from hasten.engine.profiling import sample_tokens
 from hasten.model.catalogue import resolve
 from hasten.model.loaders import open_source
 
@@ -29,7 +30,8 @@ def checked(model: str, precision: str) -> list[Checked]:
     room = max(CHECK_CONTEXTS) + max(CHECK_ROWS)
     form = form_of(precision, open_source(resolve(model, fetch=True).path))
     with closing(LLM(model, draft="none", precision=precision, cache_tokens=2 * room)) as llm:
-        return check(llm.engine.executor, form, read_bandwidth(), CHECK_ROWS, CHECK_CONTEXTS)[1]
+        text = sample_tokens(llm.engine.tokenizer)
+        return check(llm.engine.executor, text, form, read_bandwidth(), CHECK_ROWS, CHECK_CONTEXTS)[1]
 
 
 def main() -> None:
