@@ -31,8 +31,8 @@ Kernel = PagedAttention | PagedAttention8
 def kernels(library: NativeLibrary, layers: int, heads: int, kv_heads: int, dim: int) -> dict[str, Kernel]:
     """One of each pool type; int8 pools are written to by a first step, the others are random."""
     keys, values = torch.randn(layers, BLOCKS, kv_heads, dim, 64), torch.randn(layers, BLOCKS, kv_heads, 64, dim)
-    key_codes, key_scales, value_codes, value_scales = Int8Pool(layers, kv_heads, dim, BLOCKS).tensors
-    pool = key_codes, key_scales, value_codes, value_scales
+    key_codes, value_codes, key_scales, value_scales = Int8Pool(layers, kv_heads, dim, BLOCKS).tensors
+    pool = key_codes, value_codes, key_scales, value_scales
     biases = [largest_pairs(torch.randn(kv_heads, dim), PAIRS) for _ in range(layers)]
     arguments = heads, dim**-0.5, 0.0, 1e-6
     return {
