@@ -1,7 +1,7 @@
 """A head in two steps: its weights in four bits say roughly what every output is, and only those that may be among a row's
 largest are computed from the weights proper, bit for bit as these give them; and that one with the largest sum with noise.
 
-A step reads 17 bytes for every 32 of an int8 head. The odds that a rough value hides one of the largest: it is off by a sum of as
+A step reads 18 bytes for every 32 of an int8 head. The odds that a rough value hides one of the largest: it is off by a sum of as
 many terms as there are inputs, and rows are rotated, so the sum is normal. ``error`` is a multiple of the most that its deviation
 can be, for a row of length 1 (how far off real heads are: docs/exactness.md). An output is left out only where it lies
 ``DEVIATIONS`` of its own below what another is, exactly: for one of the largest to be left out, it must be off by more than seven
