@@ -10,6 +10,7 @@ import gc
 import logging
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,7 +31,9 @@ if TYPE_CHECKING:
     from hasten import LLM
 
 PORTION = 128  # questions of one file
-TOGETHER = 32  # answers that are written at once
+PORTIONS = 4  # that are asked at once: while the last answers end, few are written in a step
+TOGETHER = 64  # answers that are written at once
+ROOM = 512  # tokens of one, question and answer
 ANSWER_TOKENS = 320
 STATES = 8192  # of one piece of memory
 TEMPERATURES = (0.0, 0.8)  # in turns
@@ -71,7 +74,7 @@ class Recorder(Drafter):
     follows = True
 
     def __init__(self) -> None:
-        self.ended: list[Heard] = []
+        self._ended: dict[int, Heard] = {}
         self._states: list[Tensor] = []  # bfloat16 [STATES, hidden] each
         self._used = 0  # places, of all pieces
         self._running: dict[int, Heard] = {}
@@ -90,18 +93,22 @@ class Recorder(Drafter):
         self._used += 1
 
     def end(self, sequence: Sequence) -> None:
-        heard = self._running.pop(sequence.id)
-        if heard.tokens:
-            self.ended.append(heard)
+        self._ended[sequence.id] = self._running.pop(sequence.id)
 
-    def recording(self) -> Recording:
-        """What was heard of sequences that have ended."""
-        tokens = [token for heard in self.ended for token in heard.tokens]
-        places = [place for heard in self.ended for place in heard.places]
+    def ended(self) -> list[Heard]:
+        """Of each sequence that ended since the last call, in the order in which they were asked for."""
+        out = [heard for _, heard in sorted(self._ended.items())]
+        self._ended.clear()
+        return out
+
+    def recording(self, heard: list[Heard]) -> Recording:
+        """What was heard, of those of which anything was."""
+        tokens = [token for each in heard for token in each.tokens]
+        places = [place for each in heard for place in each.places]
         return Recording(
             torch.tensor(tokens, dtype=torch.int64),
             torch.cat(self._states)[places] if places else torch.empty(0),  # a model may have no question to ask
-            [len(heard.tokens) for heard in self.ended],
+            [len(each.tokens) for each in heard if each.tokens],
         )
 
 
@@ -121,18 +128,20 @@ def record(config: EngineConfig, folder: Path, questions: int, progress: Progres
             draft="none",
             control="fixed(1)",  # who records is never let go, whatever that costs
             context_length=0,
-            cache_tokens=TOGETHER * 1024,
+            cache_tokens=TOGETHER * ROOM,
             max_sequences=TOGETHER,
             prefix_cache=False,
         )
         with LLM(settings, progress=progress) as llm:
-            for start in starts:
-                if start not in parts:
+            missing = [start for start in starts if start not in parts]
+            for first in range(0, len(missing), PORTIONS):
+                some = {start: min(PORTION, questions - start) for start in missing[first : first + PORTIONS]}
 
-                    def told(label: str, done: int, total: int, start: int = start) -> None:
-                        progress(label, start + done, questions)
+                def told(label: str, done: int, total: int, before: int = min(some)) -> None:
+                    progress(label, before + done, questions)
 
-                    parts[start] = _portion(llm, start, min(PORTION, questions - start), told)
+                parts |= _answered(llm, some, told)
+                for start in some:
                     _keep(_part(folder, start), parts[start])
         del llm
         gc.collect()
@@ -144,21 +153,34 @@ def record(config: EngineConfig, folder: Path, questions: int, progress: Progres
     )
 
 
-def _portion(llm: LLM, first: int, count: int, progress: Progress) -> Recording:
-    """The answers to ``count`` questions."""
+def _answered(llm: LLM, portions: dict[int, int], progress: Progress) -> dict[int, Recording]:
+    """The answers to so many questions from each of these on."""
     recorder, drafting = Recorder(), llm.engine.drafting
     drafting.drafters = [recorder]
+    total = sum(portions.values())
+    heard: dict[int, list[Heard]] = {}
+    prompts: list[list[int]] = []
+    params: list[SamplingParams] = []
+    counts: list[int] = []
     try:
-        progress("asking itself", 0, count)
-        prompts = own_questions(llm, count, first=first)
-        params = [
-            SamplingParams(max_tokens=ANSWER_TOKENS, temperature=TEMPERATURES[at % len(TEMPERATURES)], seed=first + at)
-            for at in range(len(prompts))
-        ]
+        for first, count in portions.items():
+            progress("asking itself", len(prompts), total)
+            asked = own_questions(llm, count, first=first)
+            heard[first] = recorder.ended()
+            counts.append(len(asked))
+            prompts += asked
+            params += [
+                SamplingParams(max_tokens=ANSWER_TOKENS, temperature=TEMPERATURES[at % len(TEMPERATURES)], seed=first + at)
+                for at in range(len(asked))
+            ]
         llm.generate(prompts, params, on_done=counted(progress, "answering itself", len(prompts)))
+        answers = iter(recorder.ended())
     finally:
         drafting.drafters = []
-    return recorder.recording()
+    return {
+        first: recorder.recording(heard[first] + list(islice(answers, count)))
+        for first, count in zip(portions, counts, strict=True)
+    }
 
 
 def _part(folder: Path, start: int) -> Path:

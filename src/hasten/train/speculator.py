@@ -132,7 +132,7 @@ class Training:
         that was multiplied in."""
         levels_of = self._plan()
         steps, work, done = len(levels_of), sum(levels_of), 0
-        optimiser = torch.optim.AdamW(self.weights.values(), lr=RATE, betas=(0.9, 0.95), weight_decay=0.01)
+        optimiser = torch.optim.AdamW(self.weights.values(), lr=RATE, betas=(0.9, 0.95), weight_decay=0.01, fused=True)
         taken, chosen = (0, None) if checkpoint is None else checkpoint.resume(self.weights, optimiser)
         self._dtype = chosen or self._dtype
         for step, (levels, batch) in enumerate(zip(levels_of, self._batches(), strict=False)):
@@ -142,7 +142,7 @@ class Training:
                 continue
             for group in optimiser.param_groups:
                 group["lr"] = RATE * rate_at(step, steps)
-            loss, _ = self._loss(batch, levels)
+            loss = self._loss(batch, levels)
             optimiser.zero_grad()
             torch.autograd.backward([loss])
             torch.nn.utils.clip_grad_norm_(self.weights.values(), CLIPPED)
@@ -161,39 +161,46 @@ class Training:
     @torch.no_grad()
     def check(self) -> list[float]:
         """How often the first guesses are right on the answers held out."""
-        found = [self._loss(batch, LEVELS)[1] * len(batch) for batch in torch.split(self._checked, BATCH)]
-        return [float(share) for share in torch.stack(found).sum(0) / len(self._checked)]
+        right = torch.zeros(LEVELS, device=self._device)
+        for places in torch.split(self._checked, BATCH):
+            all_right = torch.ones(len(places), dtype=torch.bool, device=self._device)
+            for level, (wanted, logits) in enumerate(self._guesses(places, LEVELS)):
+                all_right &= logits.argmax(-1) == wanted.argmax(-1)
+                right[level] += all_right.sum()
+        return [float(share) for share in right / len(self._checked)]
 
-    def _loss(self, places: Tensor, levels: int) -> tuple[Tensor, Tensor]:
-        """Of guesses behind the tokens at ``places``: the mean cross-entropy to the target's laws, levels weighted; and how often
-        the first guesses were all right, [levels]."""
+    def _loss(self, places: Tensor, levels: int) -> Tensor:
+        """Of guesses behind the tokens at ``places``: the mean cross-entropy to the target's laws, levels weighted."""
         loss = torch.zeros((), device=self._device)
-        right, all_right = torch.ones(len(places), dtype=torch.bool, device=self._device), []
+        for level, (wanted, logits) in enumerate(self._guesses(places, levels)):
+            loss = loss + DECAY**level * F.cross_entropy(logits, wanted.softmax(-1))
+        return loss
+
+    def _guesses(self, places: Tensor, levels: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Level by level the target's logits behind the tokens at ``places``, and the network's."""
+        matrices = self._matrices()
         hidden = self._states[places]
         for level in range(levels):
             with torch.no_grad():
                 wanted = self._logits(self._states[places + level + 1], self._head_norm, self._eps)
-            hidden = self._level(hidden, self._embedding[self._tokens[places + level]])
-            logits = self._logits(hidden, self.weights["final_norm"], EPS)
-            loss = loss - DECAY**level * (wanted.softmax(-1) * logits.log_softmax(-1)).sum(-1).mean()
-            right = right & (logits.argmax(-1) == wanted.argmax(-1))
-            all_right.append(right.float().mean())
-        return loss, torch.stack(all_right)
+            hidden = self._level(matrices, hidden, self._embedding[self._tokens[places + level]])
+            yield wanted, self._logits(hidden, self.weights["final_norm"], EPS)
 
-    def _level(self, hidden: Tensor, embedded: Tensor) -> Tensor:
+    def _matrices(self) -> dict[str, Tensor]:
+        """In what is multiplied in."""
+        return {name: weight.to(self._dtype) for name, weight in self.weights.items() if weight.dim() == 2}
+
+    def _level(self, matrices: dict[str, Tensor], hidden: Tensor, embedded: Tensor) -> Tensor:
         """``model.speculator.Speculator`` with gradients."""
-        made = self.weights
-        hidden = self._linear(rms_norm(hidden.float(), made["state_norm"], EPS), made["state"]) + self._linear(
-            rms_norm(embedded.float(), made["token_norm"], EPS), made["token"]
+        norms = self.weights
+        hidden = _linear(rms_norm(hidden.float(), norms["state_norm"], EPS), matrices["state"]) + _linear(
+            rms_norm(embedded.float(), norms["token_norm"], EPS), matrices["token"]
         )
-        gate, up = self._linear(rms_norm(hidden, made["0.norm"], EPS), made["0.gate_up"]).chunk(2, dim=-1)
-        return hidden + self._linear(F.silu(gate) * up, made["0.down"])
+        gate, up = _linear(rms_norm(hidden, norms["0.norm"], EPS), matrices["0.gate_up"]).chunk(2, dim=-1)
+        return hidden + _linear(F.silu(gate) * up, matrices["0.down"])
 
     def _logits(self, hidden: Tensor, norm: Tensor, eps: float) -> Tensor:
-        return self._linear(rms_norm(hidden.float(), norm, eps), self._head)
-
-    def _linear(self, rows: Tensor, weight: Tensor) -> Tensor:
-        return F.linear(rows.to(self._dtype), weight.to(self._dtype)).float()
+        return _linear(rms_norm(hidden.float(), norm, eps), self._head.to(self._dtype))
 
     def _begin(self, hidden: int) -> dict[str, Tensor]:
         """Weights that pass the state on as it is."""
@@ -230,6 +237,10 @@ class Training:
         rows, weight = torch.ones(BATCH, self._head.shape[1]), self._head[:2048]
         spent = {dtype: _seconds(partial(F.linear, rows.to(dtype), weight.to(dtype))) for dtype in PRODUCTS.values()}
         return min(spent, key=spent.__getitem__)
+
+
+def _linear(rows: Tensor, weight: Tensor) -> Tensor:
+    return F.linear(rows.to(weight.dtype), weight).float()
 
 
 def rate_at(step: int, steps: int) -> float:
