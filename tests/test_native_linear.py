@@ -12,6 +12,7 @@ from hasten.core.errors import ConfigError
 from hasten.native.kernels import (
     GROUP_INPUTS,
     Activation,
+    GrowingLinear,
     PackedLinear,
     PackedMlp,
     PackedProgressive,
@@ -73,6 +74,25 @@ def test_every_path_gives_the_bits_of_the_integer_reference(native: NativeLibrar
             assert np.array_equal(plain.from_codes(*arguments).numpy(), wanted), (isa, rows)
             full = layer.from_codes(*arguments, torch.from_numpy(residual)).numpy()
             assert np.array_equal(full, (wanted + bias[None, :]) + residual), (isa, rows)
+
+
+@pytest.mark.parametrize("inputs", [7, 64, 1000])
+def test_outputs_that_join_have_the_bits_of_those_that_were_there(native: NativeLibrary, inputs: int) -> None:
+    generator = torch.Generator().manual_seed(inputs)
+    layer = GrowingLinear(native, inputs, 0)
+    x = torch.randn(5, inputs, generator=generator)
+    for again in range(2):
+        weight, scale = torch.empty(0, inputs, dtype=torch.int8), torch.empty(0)
+        for count in (1, 2, 28, 1, 1, 33, 0, 64, 150):
+            new = torch.randint(-128, 128, (count, inputs), dtype=torch.int8, generator=generator)
+            scales = torch.rand(count, generator=generator) * 0.01
+            weight, scale = torch.cat([weight, new]), torch.cat([scale, scales])
+            layer.join(new, scales)
+            whole = PackedLinear(native, weight, scale, None, 0)
+            for isa in native.available_isas():
+                native.set_isa(isa)
+                assert torch.equal(layer(x), whole(x)), (again, isa, len(weight))
+        layer.clear()
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 6, 7, 18])

@@ -20,11 +20,11 @@ from hasten.draft.shortlist import Shortlists
 from hasten.model import head as head_module
 from hasten.model.decoder import Decoder
 from hasten.model.executor import Executor
-from hasten.model.head import DenseRows, TrimmedHead, head_rows
+from hasten.model.head import ConvertedRows, DenseRows, TrimmedHead, head_rows
 from hasten.model.linear import Linear
 from hasten.model.precision import FP32, FP64, INT3, INT8, Precision
 from hasten.model.weights import load_decoder
-from hasten.native.kernels import PackedLinear, PackedProgressive
+from hasten.native.kernels import GrowingLinear, PackedLinear, PackedProgressive
 from hasten.native.loader import load as native
 from test_exact import SETTINGS, prompt_of
 from tiny import CPU, DESCRIPTIONS, VOCABULARY, RandomSource, naive_text, run_all, tiny_engine
@@ -215,6 +215,25 @@ def test_a_long_head_that_grows_copies_each_row_a_few_times(monkeypatch: pytest.
         assert len(head._parts()) <= 4
         torch.testing.assert_close(head(x), (x @ weight.T)[:, : 1 + count])
     assert sum(copied) < 20 * 2000
+
+
+def test_rows_of_a_converted_head_join_those_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = torch.Generator().manual_seed(4)
+    codes, scale = torch.randint(-127, 128, (300, 64), dtype=torch.int8, generator=random), torch.rand(300, generator=random)
+    rows, x = ConvertedRows(codes.numpy(), scale.numpy(), False), torch.randn(2, 64, generator=random)
+    if rows.joining() is None:
+        pytest.skip("the native kernels are not built")
+    joined: list[int] = []
+    join = GrowingLinear.join
+    monkeypatch.setattr(GrowingLinear, "join", lambda self, new, scales: (joined.append(len(new)), join(self, new, scales))[1])
+    head, others = TrimmedHead(rows, np.arange(50)), np.arange(299, 49, -1)
+    for count in (0, 3, 3, 40, 41, 250):
+        head.hold(others[:count])
+        assert torch.equal(head(x), rows(head.ids)(x))
+    assert joined == [3, 37, 1, 209]
+    for more in (others[:9][::-1], others[:2][::-1], others[:0]):
+        head.hold(more)  # another order, or fewer, is another choice
+        assert torch.equal(head(x), rows(head.ids)(x))
 
 
 def test_another_order_of_ids_is_another_choice() -> None:

@@ -67,6 +67,13 @@ class Round:
         self.verified_origins = [self.origins[node] for node in sorted(nodes)]
         return self.verified
 
+    def line_up(self) -> None:
+        """Put what is verified in the order in which it will be computed: rows of a path that is accepted as a whole stand where
+        they are to stay, and nothing of them has to be moved."""
+        order = self.verified.paths_in_line()
+        self.verified = self.verified.arranged(order)
+        self.verified_origins = [self.verified_origins[node] for node in order]
+
     def settle(self) -> None:
         """What was chosen is the tree that others may still add to."""
         self.tree, self.origins = self.verified, self.verified_origins

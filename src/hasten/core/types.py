@@ -263,16 +263,29 @@ class DraftTree:
 
     def keep(self, nodes: set[int]) -> DraftTree:
         """The sub-tree of ``nodes``, which must contain the parent of each of its members."""
+        return self.arranged(sorted(nodes))
+
+    def arranged(self, nodes: list[int]) -> DraftTree:
+        """The sub-tree of ``nodes`` in this order, in which each one's parent stands before it."""
         place = {ROOT: ROOT}
         out = DraftTree()
-        for index in range(len(self.tokens)):
-            if index in nodes:
-                place[index] = len(out)
-                out.tokens.append(self.tokens[index])
-                out.parents.append(place[self.parents[index]])
-                out.scores.append(self.scores[index])
-                out.drafters.append(self.drafters[index])
+        for node in nodes:
+            place[node] = len(out)
+            out._append(place[self.parents[node]], self.tokens[node], self.scores[node], self.drafters[node])
         return out
+
+    def paths_in_line(self) -> list[int]:
+        """All nodes, behind each the likeliest of its children and what is below that: the likeliest path stands first."""
+        below: dict[int, list[int]] = {}
+        for node, parent in enumerate(self.parents):
+            below.setdefault(parent, []).append(node)
+        out: list[int] = []
+        waiting = [ROOT]
+        while waiting:
+            node = waiting.pop()
+            out.append(node)
+            waiting += sorted(below.get(node, ()), key=lambda child: (self.scores[child], -child))
+        return out[1:]
 
 
 @dataclass(frozen=True, slots=True)

@@ -161,6 +161,8 @@ class Drafting:
             if round.sequence in self._laws:
                 round.keep(set(range(len(round.tree))))
                 item.room = self._most_nodes(round, share)
+            else:
+                round.line_up()
             item.tree = round.verified
         self.drafted = any(len(round.verified) for round in rounds)
         self._bookkeeping = self._settling.value or 0.0

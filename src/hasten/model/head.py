@@ -17,7 +17,7 @@ from torch import Tensor
 from hasten.model.conversion import ConvertedReader, is_converted
 from hasten.model.decoder import Decoder
 from hasten.model.description import Activation
-from hasten.model.linear import DenseLinear, Linear, int8_linear
+from hasten.model.linear import DenseLinear, Growing, Linear, growing_linear, int8_linear
 from hasten.model.linear_file import head_in_codes
 from hasten.model.linear_packed import few_bits_run, rounded_again
 from hasten.model.precision import INT3
@@ -33,6 +33,13 @@ class HeadRows(Protocol):
     """Makes a projection of some rows of the whole head; ``ids`` int64, none below 0 or beyond the head."""
 
     def __call__(self, ids: IntArray) -> Linear: ...
+
+
+class Part(Protocol):
+    """What changes of a trimmed head: the projections of ``hold``'s ids, none where there are none."""
+
+    def hold(self, ids: IntArray) -> None: ...
+    def layers(self) -> list[Linear]: ...
 
 
 class DenseRows:
@@ -58,6 +65,64 @@ class ConvertedRows:
     def __call__(self, ids: IntArray) -> Linear:
         codes, scale = torch.from_numpy(self._codes[ids]), torch.from_numpy(self._scale[ids])
         return rounded_again(codes, scale, 4) if self._four_bits else int8_linear(codes, scale, None)
+
+    def joining(self) -> Joining | None:
+        """A part that new rows join one by one, where a kernel has such."""
+        layer = None if self._four_bits else growing_linear(self._codes.shape[1])
+        return None if layer is None else Joining(self._codes, self._scale, layer)
+
+
+class Joining:
+    """Rows that join those that are there: nothing of these is copied again."""
+
+    def __init__(self, codes: npt.NDArray[Any], scale: npt.NDArray[Any], layer: Growing) -> None:
+        self._codes, self._scale, self._layer = codes, scale, layer
+        self._ids = np.empty(0, np.int64)
+
+    def hold(self, ids: IntArray) -> None:
+        known = len(self._ids)
+        if not np.array_equal(ids[:known], self._ids):
+            self._layer.clear()
+            known = 0
+        if len(ids) > known:
+            new = ids[known:]
+            self._layer.join(torch.from_numpy(self._codes[new]), torch.from_numpy(self._scale[new]))
+        self._ids = ids
+
+    def layers(self) -> list[Linear]:
+        return [self._layer] if self._layer.outputs else []
+
+
+class Runs:
+    """Rows copied once more, or a few of them where the ids begin as they did: they stand in three runs, and one that has grown
+    too long joins the one before it (as in a log-structured merge tree)."""
+
+    def __init__(self, rows: HeadRows) -> None:
+        self._rows = rows
+        self._runs: list[tuple[IntArray, Linear | None]] = [(np.empty(0, np.int64), None)] * 3
+
+    def hold(self, ids: IntArray) -> None:
+        runs = [ids[first:last] for first, last in pairwise(self._borders(ids))]
+        self._runs = [
+            (held, layer) if np.array_equal(held, new) else (new, self._rows(new) if len(new) else None)
+            for (held, layer), new in zip(self._runs, runs, strict=True)
+        ]
+
+    def layers(self) -> list[Linear]:
+        return [layer for _, layer in self._runs if layer is not None]
+
+    def _borders(self, ids: IntArray) -> tuple[int, int, int, int]:
+        """Where the runs of ``ids`` begin and end: those that are there stay, unless the last one has grown too long."""
+        (settled_ids, _), (middle_ids, _), _ = self._runs
+        settled = len(settled_ids)
+        if not np.array_equal(ids[:settled], settled_ids):
+            return 0, len(ids), len(ids), len(ids)
+        middle = settled + len(middle_ids)
+        if not np.array_equal(ids[settled:middle], middle_ids):
+            middle = settled
+        if len(ids) - middle > MOST_RECENT:
+            middle = len(ids)
+        return 0, middle if middle - settled > MOST_RECENT * MIDDLE else settled, middle, len(ids)
 
 
 def rows_for_guesses(rows: HeadRows) -> HeadRows:
@@ -96,22 +161,16 @@ class TrimmedHead:
     """
 
     def __init__(self, rows: HeadRows, fixed: IntArray, fixed_rows: HeadRows | None = None) -> None:
-        self._rows = rows
         self._fixed = (fixed_rows or rows)(fixed)
-        self._runs: list[tuple[IntArray, Linear | None]] = [(fixed[:0], None)] * 3
+        joining = rows.joining() if isinstance(rows, ConvertedRows) else None
+        self._changing: Part = Runs(rows) if joining is None else joining
         self.fixed = fixed
         self.ids = fixed
         self.outputs, self.inputs = len(fixed), self._fixed.inputs
 
     def hold(self, more: IntArray) -> None:
-        """Replace what comes after the fixed ids. Costs a copy of these rows, or of a few where ``more`` begins as it did: they
-        stand in three runs, and one that has grown too long joins the one before it (as in a log-structured merge tree)."""
-        borders = self._borders(more)
-        runs = [more[first:last] for first, last in pairwise(borders)]
-        self._runs = [
-            (ids, layer) if np.array_equal(ids, new) else (new, self._rows(new) if len(new) else None)
-            for (ids, layer), new in zip(self._runs, runs, strict=True)
-        ]
+        """Replace what comes after the fixed ids. Costs little where ``more`` begins as it did."""
+        self._changing.hold(more)
         self.ids = np.concatenate([self.fixed, more])
         self.outputs = len(self.ids)
 
@@ -125,21 +184,8 @@ class TrimmedHead:
     def after_gate(self, gate_up: Tensor, activation: Activation, residual: Tensor | None = None) -> Tensor:
         return _joined([part.after_gate(gate_up, activation) for part in self._parts()], residual)
 
-    def _borders(self, more: IntArray) -> tuple[int, int, int, int]:
-        """Where the runs of ``more`` begin and end: those that are there stay, unless the last one has grown too long."""
-        (settled_ids, _), (middle_ids, _), _ = self._runs
-        settled = len(settled_ids)
-        if not np.array_equal(more[:settled], settled_ids):
-            return 0, len(more), len(more), len(more)
-        middle = settled + len(middle_ids)
-        if not np.array_equal(more[settled:middle], middle_ids):
-            middle = settled
-        if len(more) - middle > MOST_RECENT:
-            middle = len(more)
-        return 0, middle if middle - settled > MOST_RECENT * MIDDLE else settled, middle, len(more)
-
     def _parts(self) -> list[Linear]:
-        return [self._fixed, *(layer for _, layer in self._runs if layer is not None)]
+        return [self._fixed, *self._changing.layers()]
 
 
 def _joined(parts: list[Tensor], residual: Tensor | None) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hasten.model.description import Activation
 from hasten.model.hadamard import hadamard_block, rotate
-from hasten.native.kernels import PackedLinear, PackedMlp, PackedProgressive
+from hasten.native.kernels import GrowingLinear, PackedLinear, PackedMlp, PackedProgressive
 from hasten.native.loader import load
 
 ACTIVATIONS = {"silu": F.silu, "gelu_tanh": lambda gate: F.gelu(gate, approximate="tanh")}
@@ -138,6 +138,21 @@ def int8_linear(weight: Tensor, scale: Tensor, bias: Tensor | None) -> Linear:
     if library is None:
         return Int8Linear(weight, scale, bias)
     return PackedLinear(library, weight, scale, bias, hadamard_block(weight.shape[1]))
+
+
+class Growing(Linear, Protocol):
+    """A projection that outputs join while it is in use; without any it cannot be called."""
+
+    def join(self, weight: Tensor, scale: Tensor) -> None:
+        """``weight`` int8 [n, inputs] (rotated) and ``scale`` float32 [n] behind those that are there; copied."""
+
+    def clear(self) -> None: ...
+
+
+def growing_linear(inputs: int) -> Growing | None:
+    """One of int8 without outputs; None where the native kernels are not built."""
+    library = load()
+    return None if library is None else GrowingLinear(library, inputs, hadamard_block(inputs))
 
 
 def quantise_rows(x: Tensor) -> tuple[Tensor, Tensor]:

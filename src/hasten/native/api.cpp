@@ -83,7 +83,7 @@ int gate_up_linear(const HastenLinear& layer, const float* x, const float* weigh
     return rows_linear(layer, {x, weight, eps, NORM, rows, layer.inputs, layer.block}, gate, nullptr, out);
 }
 
-EXPORT int hst_version() { return 11; }
+EXPORT int hst_version() { return 12; }
 EXPORT int hst_best_isa() { return best_isa(); }
 EXPORT int hst_isa() { return current_isa(); }
 EXPORT int hst_set_isa(int level) { return set_isa(level) ? OK : BAD_SIZE; }
@@ -117,6 +117,12 @@ EXPORT std::int64_t hst_packed_bytes(std::int32_t bits, std::int64_t outputs, st
 EXPORT int hst_w8_pack(const std::int8_t* weights, std::int64_t outputs, std::int64_t inputs, std::uint8_t* packed) {
     if (bad_linear(0, outputs, inputs)) return BAD_SIZE;
     w8_pack(weights, outputs, inputs, packed);
+    return OK;
+}
+
+EXPORT int hst_w8_join(const std::int8_t* weights, std::int64_t first, std::int64_t count, std::int64_t inputs, std::uint8_t* packed) {
+    if (first < 0 || count < 0 || bad_linear(0, first + count, inputs)) return BAD_SIZE;
+    w8_join(weights, first, count, inputs, packed);
     return OK;
 }
 
@@ -216,7 +222,8 @@ EXPORT int hst_rope_write(const HastenStep* step, const float* qkv, const float*
     if (bad_step(*step)) return BAD_SIZE;
     const RotaryWork work = {qkv,        query_norm,  key_norm,       step->eps,      cosine, sine, step->slots, step->rows,
                              step->heads, step->kv_heads, step->head_dim, query,      keys,   values, static_cast<PoolElement>(step->element)};
-    return rotate_and_write(work) ? OK : NO_MEMORY;
+    rotate_and_write(work);
+    return OK;
 }
 
 EXPORT int hst_paged_attention(const HastenStep* step, const float* query, const void* keys, const void* values, std::int64_t window,

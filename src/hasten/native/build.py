@@ -102,7 +102,7 @@ def units() -> list[Unit]:
         Unit("grouped_vnni.cpp", AVX512),
         Unit("linear_vnni.cpp", AVX512),
         Unit("progressive_vnni.cpp", AVX512),
-        Unit("linear_amx.cpp", AMX),
+        Unit("linear_amx.cpp", AMX, "avx512"),
         Unit("panels_amx.cpp", AMX, "avx512"),
         Unit("products8_amx.cpp", AMX),
         Unit("attention_amx.cpp", AMX, "avx512"),

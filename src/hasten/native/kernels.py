@@ -161,6 +161,42 @@ class PackedLinear(_Linear):
         return out
 
 
+class GrowingLinear(_Linear):
+    """A ``PackedLinear`` without bias whose outputs are added while it is in use; without any it cannot be called."""
+
+    def __init__(self, library: NativeLibrary, inputs: int, block: int) -> None:
+        super().__init__(library, torch.empty(0, dtype=torch.uint8), torch.empty(0), None, inputs, block, 8)
+        self._library = library
+        self._scales = torch.empty(0)
+
+    def join(self, weight: Tensor, scale: Tensor) -> None:
+        """Outputs behind those that are there: ``weight`` int8 [n, inputs] and ``scale`` float32 [n], copied."""
+        first, count = self.outputs, weight.shape[0]
+        source, scales = _need(weight, torch.int8, (count, self.inputs)), _need(scale, torch.float32, (count,))
+        if first + count > self._scales.shape[0]:
+            self._move(2 * (first + count))
+        ctypes.memmove(self._scales.data_ptr() + 4 * first, scales, 4 * count)
+        check(self._library.call["hst_w8_join"](source, first, count, self.inputs, self._packed.data_ptr()))
+        self._has(first + count)
+
+    def clear(self) -> None:
+        """No outputs any more; the memory stays."""
+        self._has(0)
+
+    def _has(self, outputs: int) -> None:
+        self.outputs = self._fields.outputs = outputs
+        self._scale = self._scales[:outputs]
+
+    def _move(self, room: int) -> None:
+        """To memory that takes so many outputs."""
+        before, scales = self._packed, self._scale
+        self._packed = torch.empty(_packed_bytes(self._library, 8, room, self.inputs), dtype=torch.uint8)
+        self._packed[: before.numel()] = before
+        self._scales = torch.empty(room)
+        self._scales[: len(scales)] = scales
+        self._fields.packed, self._fields.scale = self._packed.data_ptr(), self._scales.data_ptr()
+
+
 class PackedProgressive(_Linear):
     """As ``PackedLinear``, with int8 weights that are kept in four or three bits: weight = code * group scale + group offset, all
     integers, groups of 32 inputs (progressive quantisation: QoQ, 2405.04532). The bits of results are those of ``PackedLinear``
@@ -276,7 +312,11 @@ def expand_progressive(codes: Tensor, group_scale: Tensor, group_offset: Tensor)
 
 
 def _room(library: NativeLibrary, bits: int, outputs: int, inputs: int) -> Tensor:
-    size = library.call["hst_packed_bytes"](bits, outputs, inputs)
+    return aligned_bytes(_packed_bytes(library, bits, outputs, inputs))
+
+
+def _packed_bytes(library: NativeLibrary, bits: int, outputs: int, inputs: int) -> int:
+    size: int = library.call["hst_packed_bytes"](bits, outputs, inputs)
     if size < 0:
         raise ValueError(f"the kernels take 1 to 131008 inputs, not {inputs}")
-    return aligned_bytes(size)
+    return size

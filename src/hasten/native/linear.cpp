@@ -142,6 +142,23 @@ bool run_unpacked(const Linear8& call, std::int64_t first, std::int64_t last) {
     return true;
 }
 
+// Writes one output's int8 weights where they belong; returns their sum times 128.
+std::int32_t put_output(const std::int8_t* weights, std::int64_t output, std::int64_t inputs, std::uint8_t* packed) {
+    const std::int64_t tiles = tiles_of(inputs);
+    std::int32_t sum = 0;
+    for (std::int64_t input = 0; input < inputs; input += 4) {
+        const std::int64_t some = inputs - input < 4 ? inputs - input : 4;
+        std::uint8_t* to = packed + offset_of(output, input, tiles);  // four inputs stand side by side
+        if (some == 4) {
+            std::memcpy(to, weights + input, 4);
+        } else {
+            std::memcpy(to, weights + input, static_cast<std::size_t>(some));
+        }
+    }
+    for (std::int64_t input = 0; input < inputs; ++input) sum += weights[input];
+    return static_cast<std::int32_t>(static_cast<std::uint32_t>(sum) * 128u);
+}
+
 }  // namespace
 
 std::size_t packed_bytes(int bits, std::int64_t outputs, std::int64_t inputs) {
@@ -154,22 +171,21 @@ void w8_pack(const std::int8_t* weights, std::int64_t outputs, std::int64_t inpu
     auto body = [&](std::int64_t first, std::int64_t last) {
         std::memset(packed + first * tiles * PAIR_BYTES, 0, static_cast<std::size_t>((last - first) * tiles * PAIR_BYTES));
         for (std::int64_t output = first * PAIR_OUTPUTS; output < last * PAIR_OUTPUTS; ++output) {
-            std::int32_t sum = 0;
-            const std::int8_t* row = weights + output * inputs;
-            for (std::int64_t input = 0; output < outputs && input < inputs; input += 4) {
-                const std::int64_t some = inputs - input < 4 ? inputs - input : 4;
-                std::uint8_t* to = packed + offset_of(output, input, tiles);  // four inputs stand side by side
-                if (some == 4) {
-                    std::memcpy(to, row + input, 4);
-                } else {
-                    std::memcpy(to, row + input, static_cast<std::size_t>(some));
-                }
-            }
-            for (std::int64_t input = 0; output < outputs && input < inputs; ++input) sum += row[input];
-            sums[output] = static_cast<std::int32_t>(static_cast<std::uint32_t>(sum) * 128u);
+            sums[output] = output < outputs ? put_output(weights + output * inputs, output, inputs, packed) : 0;
         }
     };
     parallel(pairs, 1, body);
+}
+
+void w8_join(const std::int8_t* weights, std::int64_t first, std::int64_t count, std::int64_t inputs, std::uint8_t* packed) {
+    const std::int64_t before = pairs_of(first), after = pairs_of(first + count), bytes = tiles_of(inputs) * PAIR_BYTES;
+    auto* sums = reinterpret_cast<std::int32_t*>(packed + after * bytes);
+    if (after > before) {
+        std::memmove(sums, packed + before * bytes, static_cast<std::size_t>(before * PAIR_OUTPUTS) * 4);
+        std::memset(sums + before * PAIR_OUTPUTS, 0, static_cast<std::size_t>((after - before) * PAIR_OUTPUTS) * 4);
+        std::memset(packed + before * bytes, 0, static_cast<std::size_t>((after - before) * bytes));
+    }
+    for (std::int64_t i = 0; i < count; ++i) sums[first + i] = put_output(weights + i * inputs, first + i, inputs, packed);
 }
 
 void progressive_pack(int bits, const std::uint8_t* codes, const std::uint8_t* scales, const std::int8_t* offsets, std::int64_t outputs,
@@ -275,7 +291,7 @@ bool linear8_piece(const Linear8& call, std::int64_t first, std::int64_t count, 
 }
 
 bool linear8_gates(std::int64_t rows, std::int64_t outputs) {
-    return current_isa() == AMX && rows > MANY_ROWS && outputs % (2 * PAIR_OUTPUTS) == 0;
+    return current_isa() == AMX && outputs % (2 * PAIR_OUTPUTS) == 0;
 }
 
 bool linear8(Linear8 call, const std::uint8_t* packed) {
@@ -287,7 +303,7 @@ bool linear8(Linear8 call, const std::uint8_t* packed) {
         if (!run_pairs(call, first, last)) enough = false;
     };
     // About 128 KiB of weights a piece: long streams, yet small enough to even out threads that are held up.
-    const std::int64_t wanted = (std::int64_t(1) << 17) / (tiles * pair_bytes(call.bits));
+    const std::int64_t wanted = (std::int64_t(1) << 17) / (tiles * pair_bytes(call.bits) * (call.gate == PLAIN ? 1 : 2));
     // Many rows: long pieces, which use rows in the cache for many pairs, but some for every thread.
     const std::int64_t share = pairs / threads(), least = call.rows <= MANY_ROWS ? 1 : share < 4 ? 4 : share < 12 ? share : 12;
     parallel(pairs, wanted > least ? wanted : least, body);

@@ -83,6 +83,8 @@ void progressive_pack(int bits, const std::uint8_t* codes, const std::uint8_t* s
                       std::int64_t inputs, std::uint8_t* packed);
 
 void w8_pack(const std::int8_t* weights, std::int64_t outputs, std::int64_t inputs, std::uint8_t* packed);
+// `count` outputs more behind the `first` that are packed, in memory that has room for them.
+void w8_join(const std::int8_t* weights, std::int64_t first, std::int64_t count, std::int64_t inputs, std::uint8_t* packed);
 void w8_unpack_rows(const std::uint8_t* packed, const float* scale, std::int64_t inputs, const std::int64_t* picked, std::int64_t rows,
                     float* out);
 // Whether linear8 takes a `gate` for so many rows; else the rows of the next layer are made so (RowWork).

@@ -2,7 +2,6 @@
 #include "linear.h"
 
 #if defined(__x86_64__)
-#include "finish_avx512.h"
 #include "linear_amx.h"
 #include "threads.h"
 
@@ -40,6 +39,16 @@ void finish(const Linear8& call, std::int64_t pair, std::int64_t row, std::int64
     }
 }
 
+// The same of a pair of gates and the pair that they are for, whose sums come `apart` behind.
+void finish_gates(const Linear8& call, std::int64_t pair, std::int64_t row, std::int64_t count, const std::int32_t* sums, std::int64_t apart) {
+    for (const std::int32_t* end = sums + count * PAIR_OUTPUTS; sums < end; sums += PAIR_OUTPUTS, ++row) {
+        for (std::int64_t half = 0; half < PAIR_OUTPUTS; half += TILE_OUTPUTS) {
+            const std::int64_t from = pair * PAIR_OUTPUTS + half;
+            _mm512_storeu_ps(call.out + row * call.out_stride + from, gated(call, row, from, sums + half, sums + apart + half));
+        }
+    }
+}
+
 // Up to MOST_TWINS rows times two pairs: the rows are loaded once for both. sums[2][16][32].
 void multiply_twins(Rows x, const std::int8_t* first, const std::int8_t* second, std::int64_t tiles, std::int32_t* sums) {
     const int line = PAIR_OUTPUTS * 4;
@@ -73,17 +82,24 @@ void multiply_twins(Rows x, const std::int8_t* first, const std::int8_t* second,
     _tile_stored(3, sums + MOST_TWINS * PAIR_OUTPUTS + 16, line);
 }
 
-// Two pairs at a time of int8 weights. Returns the first pair that is left.
+// From a pair of gates to the pair that they are for; 0 where there are none.
+std::int64_t apart_of(const Linear8& call) { return call.gate == PLAIN ? 0 : call.outputs / 2 / PAIR_OUTPUTS; }
+
+// Two pairs at a time of int8 weights: neighbours, or gates and what they are for. Returns the first pair that is left.
 std::int64_t stream_twins(const Linear8& call, std::int64_t first, std::int64_t last) {
     alignas(64) std::int32_t sums[2 * MOST_TWINS * PAIR_OUTPUTS];
-    const std::int64_t tiles = tiles_of(call.inputs);
+    const std::int64_t tiles = tiles_of(call.inputs), apart = apart_of(call), step = apart > 0 ? 1 : 2;
     const auto top = static_cast<std::uint8_t>(call.rows);
     configure_tiles({top, top, top, top, top, 16, 16, 16});
-    for (; first + 1 < last; first += 2) {
+    for (; first + step <= last; first += step) {
         const std::int8_t* weights = call.tiles + first * tiles * PAIR_BYTES;
-        multiply_twins({call.x, call.stride, TILE_INPUTS}, weights, weights + tiles * PAIR_BYTES, tiles, sums);
-        finish(call, first, 0, call.rows, sums);
-        finish(call, first + 1, 0, call.rows, sums + MOST_TWINS * PAIR_OUTPUTS);
+        multiply_twins({call.x, call.stride, TILE_INPUTS}, weights, weights + (apart > 0 ? apart : 1) * tiles * PAIR_BYTES, tiles, sums);
+        if (apart > 0) {
+            finish_gates(call, first, 0, call.rows, sums, MOST_TWINS * PAIR_OUTPUTS);
+        } else {
+            finish(call, first, 0, call.rows, sums);
+            finish(call, first + 1, 0, call.rows, sums + MOST_TWINS * PAIR_OUTPUTS);
+        }
     }
     return first;
 }
@@ -91,33 +107,65 @@ std::int64_t stream_twins(const Linear8& call, std::int64_t first, std::int64_t 
 // Few rows: the first block of rows streams every pair's weights from memory, the others find them in the cache (few bits: in
 // `room`, unpacked).
 template <int BITS>
-bool stream(const Linear8& call, std::int64_t first, std::int64_t last) {
-    alignas(64) std::int32_t sums[BLOCK_ROWS * PAIR_OUTPUTS];
+struct Stream {
+    const Linear8& call;
     const std::int64_t tiles = tiles_of(call.inputs), top = call.rows < BLOCK_ROWS ? call.rows : BLOCK_ROWS;
     std::int64_t turn = 4;
-    while (call.rows > BLOCK_ROWS && turn < tiles) turn *= 2;
-    auto* room = static_cast<std::int8_t*>(scratch(SCRATCH_WEIGHTS, static_cast<std::size_t>(turn * PAIR_BYTES)));
-    if (room == nullptr) return false;
-    if (BITS == 8 && call.rows >= LEAST_TWINS && call.rows <= MOST_TWINS && tiles <= TWIN_TILES) first = stream_twins(call, first, last);
-    configure(top);
-    for (std::int64_t pair = first; pair < last; ++pair) {
-        const std::int8_t* weights = call.tiles + pair * tiles * pair_bytes(BITS);
+    std::int8_t* room = nullptr;  // of a pair, and of that which its gates are for
+
+    explicit Stream(const Linear8& of) : call(of) {
+        while (call.rows > BLOCK_ROWS && turn < tiles) turn *= 2;
+        room = static_cast<std::int8_t*>(scratch(SCRATCH_WEIGHTS, static_cast<std::size_t>(2 * turn * PAIR_BYTES)));
+    }
+
+    const std::int8_t* weights_of(std::int64_t pair) const { return call.tiles + pair * tiles * pair_bytes(BITS); }
+
+    void first_block(std::int64_t pair, std::int8_t* unpacked, std::int32_t* sums) const {
         const Rows x = {call.x, call.stride, TILE_INPUTS};
         if constexpr (BITS < 8) {
-            multiply_rows(top, x, Unpacked<BITS>(weights, tiles, room, turn), tiles, sums);
-            weights = room;
+            multiply_rows(top, x, Unpacked<BITS>(weights_of(pair), tiles, unpacked, turn), tiles, sums);
         } else {
-            multiply_rows(top, x, Streamed{weights}, tiles, sums);
-        }
-        finish(call, pair, 0, top, sums);
-        for (std::int64_t row = BLOCK_ROWS; row < call.rows; row += BLOCK_ROWS) {
-            const std::int64_t left = call.rows - row, count = left < BLOCK_ROWS ? left : BLOCK_ROWS;
-            if (count != BLOCK_ROWS) configure(count);
-            multiply_rows(count, {call.x + row * call.stride, call.stride, TILE_INPUTS}, Resident{weights}, tiles, sums);
-            finish(call, pair, row, count, sums);
-            if (count != BLOCK_ROWS) configure(top);
+            multiply_rows(top, x, Streamed{weights_of(pair)}, tiles, sums);
         }
     }
+
+    void later_block(std::int64_t row, std::int64_t count, std::int64_t pair, const std::int8_t* unpacked, std::int32_t* sums) const {
+        const std::int8_t* weights = BITS < 8 ? unpacked : weights_of(pair);
+        multiply_rows(count, {call.x + row * call.stride, call.stride, TILE_INPUTS}, Resident{weights}, tiles, sums);
+    }
+
+    void run(std::int64_t first, std::int64_t last) const {
+        const std::int64_t many = BLOCK_ROWS * PAIR_OUTPUTS, apart = apart_of(call);
+        alignas(64) std::int32_t sums[2 * many];
+        std::int8_t* other = room + turn * PAIR_BYTES;
+        configure(top);
+        for (std::int64_t pair = first; pair < last; ++pair) {
+            first_block(pair, room, sums);
+            if (apart > 0) first_block(pair + apart, other, sums + many);
+            done(pair, 0, top, sums, apart > 0);
+            for (std::int64_t row = BLOCK_ROWS; row < call.rows; row += BLOCK_ROWS) {
+                const std::int64_t left = call.rows - row, count = left < BLOCK_ROWS ? left : BLOCK_ROWS;
+                if (count != BLOCK_ROWS) configure(count);
+                later_block(row, count, pair, room, sums);
+                if (apart > 0) later_block(row, count, pair + apart, other, sums + many);
+                done(pair, row, count, sums, apart > 0);
+                if (count != BLOCK_ROWS) configure(top);
+            }
+        }
+    }
+
+    void done(std::int64_t pair, std::int64_t row, std::int64_t count, const std::int32_t* sums, bool gates) const {
+        if (gates) return finish_gates(call, pair, row, count, sums, BLOCK_ROWS * PAIR_OUTPUTS);
+        finish(call, pair, row, count, sums);
+    }
+};
+
+template <int BITS>
+bool stream(const Linear8& call, std::int64_t first, std::int64_t last) {
+    const Stream<BITS> all(call);
+    if (all.room == nullptr) return false;
+    const bool twins = BITS == 8 && call.rows >= LEAST_TWINS && call.rows <= MOST_TWINS && all.tiles <= TWIN_TILES;
+    all.run(twins ? stream_twins(call, first, last) : first, last);
     return true;
 }
 

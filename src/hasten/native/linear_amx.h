@@ -2,7 +2,9 @@
 #pragma once
 
 #include "codes_avx512.h"
+#include "finish_avx512.h"
 #include "linear.h"
+#include "row_parts.h"
 #include "tiles.h"
 
 namespace hasten {
@@ -17,6 +19,14 @@ inline void configure(std::int64_t rows) {
     const auto top = static_cast<std::uint8_t>(rows < 16 ? rows : 16);
     const auto bottom = static_cast<std::uint8_t>(rows <= 16 ? 1 : rows < 32 ? rows - 16 : 16);
     configure_tiles({top, top, bottom, bottom, top, bottom, 16, 16});
+}
+
+// What comes of 16 gates and what they are for: sums of one row, outputs from `from` on.
+inline __m512 gated(const Linear8& call, std::int64_t row, std::int64_t from, const std::int32_t* gates, const std::int32_t* ups) {
+    const __mmask16 whole = 0xffff;
+    const avx512::Floats gate = {{scaled(call, row, from, _mm512_load_si512(gates), whole)}};
+    const avx512::Floats up = {{scaled(call, row, from + call.out_stride, _mm512_load_si512(ups), whole)}};
+    return ((call.gate == GATE_SILU ? avx512::silu(gate) : avx512::gelu_tanh(gate)) * up).part[0];
 }
 
 // Where the weights of one pair come from, input tile after input tile. What makes them come can be spread over quarters, between

@@ -18,7 +18,7 @@ from hasten.core.errors import ConfigError
 from hasten.native.build import LIBRARY, SOURCES, cache_folder
 from hasten.native.processors import usable_cores
 
-INTERFACE_VERSION = 11
+INTERFACE_VERSION = 12
 LEVELS = ("generic", "avx2", "vnni", "amx")
 MODES = ("auto", "off")
 
@@ -39,6 +39,7 @@ _PROTOTYPES: dict[str, tuple[type, tuple[type, ...]]] = {
     "hst_progressive_round": (_INT, (_INT, _POINTER, _LONG, _LONG, _POINTER, _POINTER, _POINTER, _POINTER)),
     "hst_progressive_fit": (_INT, (_INT,) + (_POINTER,) * 4 + (_LONG, _LONG, _INT) + (_POINTER,) * 5),
     "hst_progressive_descend": (_INT, (_INT,) + (_POINTER,) * 4 + (_LONG,) * 3 + (_POINTER,) * 2),
+    "hst_w8_join": (_INT, (_POINTER, _LONG, _LONG, _LONG, _POINTER)),
     "hst_w8_rows": (_INT, (_POINTER, _POINTER, _LONG, _POINTER, _LONG, _POINTER)),
     "hst_linear": (_INT, (_POINTER,) * 5 + (_LONG,)),
     "hst_rows": (_INT, (_POINTER, _POINTER, _FLOAT, _INT, _LONG, _LONG, _LONG, _POINTER, _POINTER, _POINTER)),

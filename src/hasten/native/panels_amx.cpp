@@ -4,9 +4,7 @@
 #include "linear.h"
 
 #if defined(__x86_64__)
-#include "finish_avx512.h"
 #include "linear_amx.h"
-#include "row_parts.h"
 #include "threads.h"
 
 namespace hasten {
@@ -83,17 +81,14 @@ struct Group {
 
 // Sums of one row, of a pair of gates and the pair that they are for.
 inline void finish_gated(const Linear8& call, std::int64_t row, std::int64_t pair, const std::int32_t* gates, const std::int32_t* ups) {
-    const __mmask16 whole = 0xffff;
     for (std::int64_t half = 0; half < 2; ++half, gates += TILE_OUTPUTS, ups += TILE_OUTPUTS) {
         const std::int64_t from = pair * PAIR_OUTPUTS + half * TILE_OUTPUTS;
-        const avx512::Floats gate = {{scaled(call, row, from, _mm512_load_si512(gates), whole)}};
-        const avx512::Floats up = {{scaled(call, row, from + call.out_stride, _mm512_load_si512(ups), whole)}};
-        const avx512::Floats value = (call.gate == GATE_SILU ? avx512::silu(gate) : avx512::gelu_tanh(gate)) * up;
+        const __m512 value = gated(call, row, from, gates, ups);
         float* to = call.out + row * call.out_stride + from;
         if (reinterpret_cast<std::uintptr_t>(to) % 64 == 0) {
-            _mm512_stream_ps(to, value.part[0]);
+            _mm512_stream_ps(to, value);
         } else {
-            _mm512_storeu_ps(to, value.part[0]);
+            _mm512_storeu_ps(to, value);
         }
     }
 }

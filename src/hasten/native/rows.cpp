@@ -10,6 +10,8 @@ namespace {
 
 // Floats below which a second thread costs about as much as it brings.
 const std::int64_t WORTH_SHARING = 512;
+const std::int64_t TILE_ROWS = 64;         // of a tile of keys
+const std::int64_t LEAST_SHARED = 1 << 12;  // floats of a step that are turned by more than one thread
 
 struct RowFunctions {
     MakeFunction make;
@@ -25,13 +27,18 @@ RowFunctions row_functions(Isa isa) {
     return {generic::make_part, generic::put_part};
 }
 
-RotaryFunction rotary_function(Isa isa) {
+struct RotaryFunctions {
+    TurnFunction turn;
+    WriteFunction write;
+};
+
+RotaryFunctions rotary_functions(Isa isa) {
 #if defined(__x86_64__)
-    if (isa >= VNNI) return avx512::rotary_rows;
-    if (isa == AVX2) return avx2::rotary_rows;
+    if (isa >= VNNI) return {avx512::turn_queries, avx512::write_keys};
+    if (isa == AVX2) return {avx2::turn_queries, avx2::write_keys};
 #endif
     (void)isa;
-    return generic::rotary_rows;
+    return {generic::turn_queries, generic::write_keys};
 }
 
 bool make_whole_rows(const RowWork& work, const RowFunctions& functions, std::int64_t grain) {
@@ -95,11 +102,28 @@ bool make_rows(const RowWork& work) {
     return make_cut_rows(work, functions, shares.parts, shares.grain);
 }
 
-bool rotate_and_write(const RotaryWork& work) {
-    const RotaryFunction function = rotary_function(current_isa());
-    auto body = [&](std::int64_t first, std::int64_t last) { function(work, first, last); };
-    parallel(work.rows, share_rows(work.rows, (work.heads + 2 * work.kv_heads) * work.head_dim).grain, body);
-    return true;
+void rotate_and_write(const RotaryWork& work) {
+    const RotaryFunctions functions = rotary_functions(current_isa());
+    const std::int64_t floats = (work.heads + 2 * work.kv_heads) * work.head_dim;
+    if (work.rows > TILE_ROWS) {
+        auto body = [&](std::int64_t first, std::int64_t last) {
+            functions.turn(work, first, last);
+            for (std::int64_t head = 0; head < work.kv_heads; ++head) functions.write(work, head, first, last);
+        };
+        return parallel(work.rows, share_rows(work.rows, floats).grain, body);
+    }
+    // Keys of neighbouring rows stand side by side: one thread writes all of a head's, or two would take lines from each other.
+    auto body = [&](std::int64_t first, std::int64_t last) {
+        for (std::int64_t unit = first; unit < last; ++unit) {
+            if (unit < work.kv_heads) {
+                functions.write(work, unit, 0, work.rows);
+            } else {
+                functions.turn(work, unit - work.kv_heads, unit - work.kv_heads + 1);
+            }
+        }
+    };
+    const std::int64_t units = work.kv_heads + work.rows;
+    parallel(units, work.rows * floats < LEAST_SHARED ? units : 1, body);
 }
 
 }  // namespace hasten

@@ -53,14 +53,17 @@ using MakeFunction = void (*)(const RowWork& work, std::int64_t row, std::int64_
 // What was made of a row as codes, under the scale that the extents of all its parts give; or at `out`.
 using PutFunction = void (*)(const RowWork& work, std::int64_t row, std::int64_t first, std::int64_t last, const float* made,
                              const Extent* extents, std::int64_t parts);
-using RotaryFunction = void (*)(const RotaryWork& work, std::int64_t first, std::int64_t last);
+// Of rows [first, last) the queries, turned; the keys, turned, and values of one head, in their places.
+using TurnFunction = void (*)(const RotaryWork& work, std::int64_t first, std::int64_t last);
+using WriteFunction = void (*)(const RotaryWork& work, std::int64_t head, std::int64_t first, std::int64_t last);
 
 #define DECLARE(level)                                                                                                               \
     namespace level {                                                                                                                \
     void make_part(const RowWork& work, std::int64_t row, std::int64_t first, std::int64_t last, float* made, Extent* extent);       \
     void put_part(const RowWork& work, std::int64_t row, std::int64_t first, std::int64_t last, const float* made, const Extent* extents, \
                   std::int64_t parts);                                                                                               \
-    void rotary_rows(const RotaryWork& work, std::int64_t first, std::int64_t last);                                                 \
+    void turn_queries(const RotaryWork& work, std::int64_t first, std::int64_t last);                                                \
+    void write_keys(const RotaryWork& work, std::int64_t head, std::int64_t first, std::int64_t last);                               \
     }
 DECLARE(generic)
 DECLARE(avx2)
@@ -76,6 +79,6 @@ RowShares share_rows(std::int64_t rows, std::int64_t inputs);
 
 // False when there is no memory.
 bool make_rows(const RowWork& work);
-bool rotate_and_write(const RotaryWork& work);
+void rotate_and_write(const RotaryWork& work);
 
 }  // namespace hasten

@@ -13,30 +13,21 @@ INLINE void put(std::uint16_t* to, const float* from) {
 }
 
 template <class Element>
-void rotary(const RotaryWork& work, std::int64_t first, std::int64_t last) {
+void write_head(const RotaryWork& work, std::int64_t head, std::int64_t first, std::int64_t last) {
     const std::int64_t dim = work.head_dim, width = (work.heads + 2 * work.kv_heads) * dim;
-    auto* keys = static_cast<Element*>(work.keys);
-    auto* values = static_cast<Element*>(work.values);
     float turned[512];
     for (std::int64_t row = first; row < last; ++row) {
-        const float* x = work.qkv + row * width;
-        const float* cosine = work.cosine + row * (dim / 2);
-        const float* sine = work.sine + row * (dim / 2);
-        for (std::int64_t head = 0; head < work.heads; ++head) {
-            turn_head(x + head * dim, work.query_norm, work.eps, cosine, sine, dim, work.query + (row * work.heads + head) * dim);
-        }
-        const std::int64_t block = work.slots[row] / 64, offset = work.slots[row] % 64;
-        for (std::int64_t head = 0; head < work.kv_heads; ++head) {
-            turn_head(x + (work.heads + head) * dim, work.key_norm, work.eps, cosine, sine, dim, turned);
-            const float* value = x + (work.heads + work.kv_heads + head) * dim;
-            Element* key_to = keys + (block * work.kv_heads + head) * dim * 64 + offset;
-            Element* value_to = values + ((block * work.kv_heads + head) * 64 + offset) * dim;
-            for (std::int64_t i = 0; i < dim; i += LANES) {
-                Element some[LANES];
-                put(some, turned + i);
-                for (std::int64_t j = 0; j < LANES; ++j) key_to[(i + j) * 64] = some[j];
-                put(value_to + i, value + i);
-            }
+        const float* key = work.qkv + row * width + (work.heads + head) * dim;
+        const float* value = key + work.kv_heads * dim;
+        turn_head(key, work.key_norm, work.eps, work.cosine + row * (dim / 2), work.sine + row * (dim / 2), dim, turned);
+        const std::int64_t tile = work.slots[row] / 64 * work.kv_heads + head, offset = work.slots[row] % 64;
+        Element* key_to = static_cast<Element*>(work.keys) + tile * dim * 64 + offset;
+        Element* value_to = static_cast<Element*>(work.values) + (tile * 64 + offset) * dim;
+        for (std::int64_t i = 0; i < dim; i += LANES) {
+            Element some[LANES];
+            put(some, turned + i);
+            for (std::int64_t j = 0; j < LANES; ++j) key_to[(i + j) * 64] = some[j];
+            put(value_to + i, value + i);
         }
     }
 }
@@ -66,9 +57,20 @@ void put_part(const RowWork& work, std::int64_t row, std::int64_t first, std::in
     }
 }
 
-void rotary_rows(const RotaryWork& work, std::int64_t first, std::int64_t last) {
-    if (work.element == FLOAT16) return rotary<Half>(work, first, last);
-    return work.element == BFLOAT16 ? rotary<std::uint16_t>(work, first, last) : rotary<float>(work, first, last);
+void turn_queries(const RotaryWork& work, std::int64_t first, std::int64_t last) {
+    const std::int64_t dim = work.head_dim, half = dim / 2, width = (work.heads + 2 * work.kv_heads) * dim;
+    for (std::int64_t row = first; row < last; ++row) {
+        for (std::int64_t head = 0; head < work.heads; ++head) {
+            const float* x = work.qkv + row * width + head * dim;
+            float* to = work.query + (row * work.heads + head) * dim;
+            turn_head(x, work.query_norm, work.eps, work.cosine + row * half, work.sine + row * half, dim, to);
+        }
+    }
+}
+
+void write_keys(const RotaryWork& work, std::int64_t head, std::int64_t first, std::int64_t last) {
+    if (work.element == FLOAT16) return write_head<Half>(work, head, first, last);
+    return work.element == BFLOAT16 ? write_head<std::uint16_t>(work, head, first, last) : write_head<float>(work, head, first, last);
 }
 
 }  // namespace HASTEN_LEVEL

@@ -59,6 +59,27 @@ INLINE Part within_part(Part x) {
     return x;
 }
 
+// The transform of as many values as registers hold, which read and write them once.
+constexpr int REGISTERS = WIDTH == 16 ? 16 : 8;
+
+INLINE void transform_registers(float* x) {
+    Part part[REGISTERS];
+#pragma GCC unroll 16
+    for (int i = 0; i < REGISTERS; ++i) part[i] = within_part(part_load(x + i * WIDTH));
+#pragma GCC unroll 4
+    for (int step = 1; step < REGISTERS; step *= 2) {
+#pragma GCC unroll 16
+        for (int i = 0; i < REGISTERS; ++i) {
+            if (i & step) continue;
+            const Part a = part[i], b = part[i + step];
+            part[i] = a + b;
+            part[i + step] = a - b;
+        }
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < REGISTERS; ++i) part_store(x + i * WIDTH, part[i]);
+}
+
 // Steps from `step` on, over values that are `step` apart, whole parts at a time.
 inline void wide_steps(float* x, std::int64_t block, std::int64_t step) {
     for (; step < block; step *= 2) {
@@ -74,7 +95,13 @@ inline void wide_steps(float* x, std::int64_t block, std::int64_t step) {
 
 // Unscaled Walsh-Hadamard transform of each block, steps 1, 2, 4, ... in this order at every level.
 inline void transform(float* x, std::int64_t count, std::int64_t block) {
+    const std::int64_t held = REGISTERS * WIDTH;
     for (std::int64_t base = 0; base < count; base += block) {
+        if (block >= held) {
+            for (std::int64_t i = 0; i < block; i += held) transform_registers(x + base + i);
+            wide_steps(x + base, block, held);
+            continue;
+        }
         if (block >= LANES) {
             for (std::int64_t i = 0; i < block; i += WIDTH) part_store(x + base + i, within_part(part_load(x + base + i)));
             wide_steps(x + base, block, WIDTH);
@@ -129,7 +156,13 @@ INLINE void turn_head(const float* x, const float* weight, float eps, const floa
         for (std::int64_t i = 0; i < dim; ++i) normed[i] = x[i] * factor * weight[i];
         x = normed;
     }
-    for (std::int64_t i = 0; i < half; ++i) {
+    std::int64_t i = 0;
+    for (; i + LANES <= half; i += LANES) {
+        const Floats first = load(x + i), second = load(x + i + half), turn = load(cosine + i), lift = load(sine + i);
+        store(out + i, first * turn - second * lift);
+        store(out + i + half, second * turn + first * lift);
+    }
+    for (; i < half; ++i) {
         const float first = x[i], second = x[i + half];
         out[i] = first * cosine[i] - second * sine[i];
         out[i + half] = second * cosine[i] + first * sine[i];
