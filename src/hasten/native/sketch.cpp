@@ -35,23 +35,22 @@ namespace {
 
 enum Status { OK = 0, BAD_SIZE = 1, NO_MEMORY = 2 };
 
-const std::int64_t PIECE = 8192;
+const std::int64_t MOST_PIECE = 2048, LEAST_PIECE = 1024, PIECE_FLOATS = 1 << 16;  // of outputs that are looked through while cached
 const int MOST_KEPT = 64;
 
 struct Kernels {
-    void (*largest)(const Rough& rough, std::int64_t kept, Place* places);
-    Score (*best_drawn)(const Rough& rough, const Draw& draw);
-    void (*mark_large)(const Rough& rough, float length, float limit, std::int64_t width, std::uint8_t* marks);
+    void (*look)(const Rough& rough, float length, std::int64_t width, std::int64_t kept, Place* places, float* bounds);
+    Score (*best_drawn)(const Rough& rough, const Draw& draw, double least);
     void (*mark_drawn)(const Rough& rough, const Draw& draw, float length, double limit, std::int64_t width, std::uint8_t* marks);
 };
 
 Kernels kernels_for(Isa isa) {
 #if defined(__x86_64__)
-    if (isa >= VNNI) return {avx512::largest_rough, avx512::best_drawn, avx512::mark_large, avx512::mark_drawn};
-    if (isa == AVX2) return {avx2::largest_rough, avx2::best_drawn, avx2::mark_large, avx2::mark_drawn};
+    if (isa >= VNNI) return {avx512::look_through, avx512::best_drawn, avx512::mark_drawn};
+    if (isa == AVX2) return {avx2::look_through, avx2::best_drawn, avx2::mark_drawn};
 #endif
     (void)isa;
-    return {generic::largest_rough, generic::best_drawn, generic::mark_large, generic::mark_drawn};
+    return {generic::look_through, generic::best_drawn, generic::mark_drawn};
 }
 
 // What all rows share: outputs, rough ones at first, and for each row its length, how many of its largest outputs have to be exact, and how
@@ -59,19 +58,20 @@ Kernels kernels_for(Isa isa) {
 struct Looked {
     const HastenSketch& head;
     const Kernels kernels;
-    const float* out;      // [rows][outputs]
+    float* out;            // [rows][outputs]
     const float* lengths;  // [rows]
+    float* bounds;         // [rows][blocks] the most that an output of the block may be
     const std::int64_t* keep;
     const Draw* draws;  // [rows], or null
-    std::int64_t rows, outputs, choosable, width, blocks;
+    std::int64_t rows, outputs, choosable, width, blocks, size;  // size: outputs of a piece
 
-    std::int64_t pieces() const { return (choosable + PIECE - 1) / PIECE; }
+    std::int64_t pieces() const { return (choosable + size - 1) / size; }
 
     bool drawn(std::int64_t row) const { return draws != nullptr && draws[row].temperature > 0.0; }
 
     Rough piece(std::int64_t row, std::int64_t number) const {
-        const std::int64_t first = number * PIECE, left = choosable - first;
-        return {out + row * outputs + first, head.error + first, first, left < PIECE ? left : PIECE};
+        const std::int64_t first = number * size, left = choosable - first;
+        return {out + row * outputs + first, head.error + first, first, left < size ? left : size};
     }
 };
 
@@ -86,46 +86,70 @@ struct Limit {
     float value;
 };
 
-Leaders merged(const Looked& looked, std::int64_t row, const Place* places, const Score* scores) {
+// What is found in pieces of outputs: for each row and piece the row's largest, `most` places, and what would be drawn.
+struct Found {
+    Score* scores;
+    Place* places;
+    std::int64_t most;
+};
+
+Leaders merged(const Looked& looked, std::int64_t row, const Found& found) {
     const std::int64_t kept = looked.keep[row], pieces = looked.pieces();
     Place best[MOST_KEPT];
     Score drawn = {-INFINITY, -1};
     for (std::int64_t i = 0; i < kept; ++i) best[i] = {-INFINITY, -1};
-    for (std::int64_t piece = 0; piece < pieces; ++piece) {
-        const Place* some = places + (row * pieces + piece) * MOST_KEPT;
+    for (std::int64_t unit = row * pieces; unit < (row + 1) * pieces; ++unit) {
+        const Place* some = found.places + unit * found.most;
         for (std::int64_t i = 0; i < kept && some[i].value > best[kept - 1].value; ++i) insert(some[i], kept, best);
-        if (scores[row * pieces + piece].value > drawn.value) drawn = scores[row * pieces + piece];
+        if (found.scores[unit].output >= 0 && found.scores[unit].value > drawn.value) drawn = found.scores[unit];
     }
     Leaders leaders = {{}, drawn.output};
     for (std::int64_t i = 0; i < kept; ++i) leaders.large[i] = best[i].output;
     return leaders;
 }
 
-// The leaders of all rows, and `marks` [rows][blocks] on their blocks. False when there is no memory.
-bool find_leaders(const Looked& looked, Leaders* leaders, std::uint8_t* marks) {
+// Computes the rough outputs and finds the leaders of all rows, and `marks` [rows][blocks] on their blocks. False when there is no memory.
+bool find_leaders(const Looked& looked, Linear8 call, Leaders* leaders, std::uint8_t* marks) {
     const std::int64_t pieces = looked.pieces(), units = looked.rows * pieces;
-    auto* scores = static_cast<Score*>(scratch(SCRATCH_WEIGHTS, static_cast<std::size_t>(units) * (sizeof(Score) + MOST_KEPT * sizeof(Place))));
-    if (scores == nullptr) return false;
-    auto* places = reinterpret_cast<Place*>(scores + units);
+    Found found = {nullptr, nullptr, 1};
+    for (std::int64_t row = 0; row < looked.rows; ++row) found.most = looked.keep[row] > found.most ? looked.keep[row] : found.most;
+    const std::size_t each = sizeof(Score) + static_cast<std::size_t>(found.most) * sizeof(Place);
+    found.scores = static_cast<Score*>(scratch(SCRATCH_PARTS, static_cast<std::size_t>(units) * each));
+    if (found.scores == nullptr || !linear8_prepare(call, looked.head.rough->packed)) return false;
+    found.places = reinterpret_cast<Place*>(found.scores + units);
+    std::atomic<bool> enough{true};
+    std::vector<std::atomic<double>> best(static_cast<std::size_t>(looked.draws == nullptr ? 0 : looked.rows));  // so far: most are below it
+    for (auto& score : best) score = -INFINITY;
+    const auto draw = [&](std::int64_t row, const Rough& piece) {
+        auto& sofar = best[static_cast<std::size_t>(row)];
+        const Score found_here = looked.kernels.best_drawn(piece, looked.draws[row], sofar);
+        if (found_here.output >= 0) sofar = found_here.value;
+        return found_here;
+    };
     auto body = [&](std::int64_t begin, std::int64_t end) {
-        for (std::int64_t unit = begin; unit < end; ++unit) {
-            const std::int64_t row = unit / pieces;
-            const Rough piece = looked.piece(row, unit % pieces);
-            looked.kernels.largest(piece, looked.keep[row], places + unit * MOST_KEPT);
-            scores[unit] = looked.drawn(row) ? looked.kernels.best_drawn(piece, looked.draws[row]) : Score{-INFINITY, -1};
+        for (std::int64_t number = begin; number < end; ++number) {
+            const std::int64_t first = number * looked.size, left = looked.outputs - first, some = left < looked.size ? left : looked.size;
+            if (!linear8_piece(call, first, some, looked.out + first, looked.outputs)) enough = false;
+            for (std::int64_t row = 0; number < pieces && row < looked.rows; ++row) {
+                const std::int64_t unit = row * pieces + number;
+                const Rough piece = looked.piece(row, number);
+                float* bounds = looked.bounds + row * looked.blocks + first / looked.width;
+                looked.kernels.look(piece, looked.lengths[row], looked.width, looked.keep[row], found.places + unit * found.most, bounds);
+                found.scores[unit] = looked.drawn(row) ? draw(row, piece) : Score{-INFINITY, -1};
+            }
         }
     };
-    parallel(units, 2, body);
+    parallel((looked.outputs + looked.size - 1) / looked.size, 1, body);
     std::memset(marks, 0, static_cast<std::size_t>(looked.rows * looked.blocks));
     for (std::int64_t row = 0; row < looked.rows; ++row) {
-        leaders[row] = merged(looked, row, places, scores);
+        leaders[row] = merged(looked, row, found);
         std::uint8_t* marked = marks + row * looked.blocks;
         for (std::int64_t i = 0; i < looked.keep[row]; ++i) {
             if (leaders[row].large[i] >= 0) marked[leaders[row].large[i] / looked.width] = 1;
         }
         if (leaders[row].drawn >= 0) marked[leaders[row].drawn / looked.width] = 1;
     }
-    return true;
+    return enough;
 }
 
 // What a row's leaders, which are exact by now, reach: nothing where there are too few of them, or one is NaN.
@@ -145,22 +169,25 @@ Limit limit_of(const Looked& looked, std::int64_t row, const Leaders& leaders) {
 
 // Marks the blocks that hold an output which may reach its row's limit, but for those `done`.
 void mark(const Looked& looked, const Leaders* leaders, const std::uint8_t* done, std::uint8_t* marks) {
-    const std::int64_t pieces = looked.pieces(), all = looked.rows * looked.blocks;
+    const std::int64_t pieces = looked.pieces(), reach = (looked.choosable + looked.width - 1) / looked.width;
     std::vector<Limit> limits;
     for (std::int64_t row = 0; row < looked.rows; ++row) limits.push_back(limit_of(looked, row, leaders[row]));
-    std::memset(marks, 0, static_cast<std::size_t>(all));
+    for (std::int64_t row = 0; row < looked.rows; ++row) {
+        const float* bounds = looked.bounds + row * looked.blocks;
+        const float limit = limits[static_cast<std::size_t>(row)].value;
+        for (std::int64_t block = 0; block < looked.blocks; ++block) marks[row * looked.blocks + block] = block < reach && bounds[block] >= limit;
+    }
     auto body = [&](std::int64_t begin, std::int64_t end) {
         for (std::int64_t unit = begin; unit < end; ++unit) {
             const std::int64_t row = unit / pieces;
-            const Limit& limit = limits[static_cast<std::size_t>(row)];
-            const Rough piece = looked.piece(row, unit % pieces);
+            if (!looked.drawn(row)) continue;
+            const double limit = limits[static_cast<std::size_t>(row)].score;
             std::uint8_t* marked = marks + row * looked.blocks;
-            looked.kernels.mark_large(piece, looked.lengths[row], limit.value, looked.width, marked);
-            if (looked.drawn(row)) looked.kernels.mark_drawn(piece, looked.draws[row], looked.lengths[row], limit.score, looked.width, marked);
+            looked.kernels.mark_drawn(looked.piece(row, unit % pieces), looked.draws[row], looked.lengths[row], limit, looked.width, marked);
         }
     };
-    parallel(looked.rows * pieces, 2, body);
-    for (std::int64_t i = 0; i < all; ++i) marks[i] = marks[i] != 0 && done[i] == 0;
+    if (looked.draws != nullptr) parallel(looked.rows * pieces, 8, body);
+    for (std::int64_t i = 0; i < looked.rows * looked.blocks; ++i) marks[i] = marks[i] != 0 && done[i] == 0;
 }
 
 // The head whole, where so much of it is wanted that finding and reading it piece by piece would take longer.
@@ -250,21 +277,27 @@ void measure(const std::int8_t* codes, const float* row_scale, float rounding, s
     }
 }
 
+std::int64_t piece_for(std::int64_t rows) {
+    std::int64_t size = MOST_PIECE;
+    while (size > LEAST_PIECE && size * rows > PIECE_FLOATS) size /= 2;
+    return size;
+}
+
 int run_sketched(const HastenSketch& head, const float* x, const float* weight, float eps, const std::int64_t* keep, const Draw* draws,
                  float* out, std::int64_t rows) {
     const HastenLinear& rough = *head.rough;
     const std::int64_t inputs = rough.inputs, outputs = rough.outputs, width = head.exact != nullptr ? PAIR_OUTPUTS : STRIP_OUTPUTS;
     const std::int64_t blocks = (outputs + width - 1) / width;
-    const auto each = sizeof(Leaders) + sizeof(float) + 2 * static_cast<std::size_t>(blocks);
+    const auto each = sizeof(Leaders) + (1 + static_cast<std::size_t>(blocks)) * sizeof(float) + 2 * static_cast<std::size_t>(blocks);
     auto* codes = static_cast<std::int8_t*>(scratch(SCRATCH_CODES, static_cast<std::size_t>(rows * inputs)));
     auto* row_scale = static_cast<float*>(scratch(SCRATCH_SCALES, static_cast<std::size_t>(rows) * 4));
     auto* leaders = static_cast<Leaders*>(scratch(SCRATCH_HEAD, static_cast<std::size_t>(rows) * each));
     if (codes == nullptr || row_scale == nullptr || leaders == nullptr) return NO_MEMORY;
     const RowSource source = weight == nullptr ? PLAIN : NORM;
     if (!make_rows({x, weight, eps, source, rows, inputs, rough.block, codes, inputs, row_scale, nullptr})) return NO_MEMORY;
-    if (!linear8(linear_call(rough, codes, row_scale, nullptr, out, rows), rough.packed)) return NO_MEMORY;
     auto* lengths = reinterpret_cast<float*>(leaders + rows);
-    auto* leading = reinterpret_cast<std::uint8_t*>(lengths + rows);
+    float* bounds = lengths + rows;
+    auto* leading = reinterpret_cast<std::uint8_t*>(bounds + rows * blocks);
     auto* marks = leading + rows * blocks;
     measure(codes, row_scale, head.rounding, rows, inputs, lengths);
     const RowWork plain = {x, weight, eps, source, rows, inputs, 0, nullptr, 0, nullptr, nullptr};
@@ -274,8 +307,8 @@ int run_sketched(const HastenSketch& head, const float* x, const float* weight, 
         if (head.exact != nullptr) return compute_wanted(*head.exact, codes, row_scale, rows, wanted, blocks, out);
         return compute_wanted(*head.grouped, plain, marked, wanted, blocks, out);
     };
-    const Looked looked = {head, kernels_for(current_isa()), out, lengths, keep, draws, rows, outputs, head.choosable, width, blocks};
-    if (!find_leaders(looked, leaders, leading)) return NO_MEMORY;
+    const Looked looked = {head, kernels_for(current_isa()), out, lengths, bounds, keep, draws, rows, outputs, head.choosable, width, blocks, piece_for(rows)};
+    if (!find_leaders(looked, linear_call(rough, codes, row_scale, nullptr, out, rows), leaders, leading)) return NO_MEMORY;
     Computed computed = compute(leading);
     if (computed == SOME) {
         mark(looked, leaders, leading, marks);

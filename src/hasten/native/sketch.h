@@ -56,16 +56,16 @@ struct Score {
     std::int64_t output;
 };
 
-// largest_rough: the `kept` largest, descending; output -1 where there are fewer. best_drawn: the best score of the rough values, output -1
-// where there is none; nearly_best: all that are at most `slack` below it, their outputs ascending, and how many, -1 where there are more
-// than `most`, with the noise of `ids` where they are given. The others set marks[output / width] for outputs of a row of this `length` that may reach a limit.
+// look_through: the `kept` largest, descending, output -1 where there are fewer; and of each block of `width` outputs the most that one may
+// be for a row of this `length`. best_drawn: the best score of the rough values that is above `least`, output -1 where there is none; nearly_best: all that are
+// at most `slack` below it, their outputs ascending, and how many, -1 where there are more than `most`, with the noise of `ids` where they
+// are given. mark_drawn sets marks[output / width] for outputs of a row of this `length` whose score may reach a limit.
 #define DECLARE(level)                                                                                                                 \
     namespace level {                                                                                                                  \
     void sketch_pairs(const SketchWork& work, std::int64_t first, std::int64_t last);                                                  \
-    void largest_rough(const Rough& rough, std::int64_t kept, Place* places);                                                          \
-    Score best_drawn(const Rough& rough, const Draw& draw);                                                                            \
+    void look_through(const Rough& rough, float length, std::int64_t width, std::int64_t kept, Place* places, float* bounds);          \
+    Score best_drawn(const Rough& rough, const Draw& draw, double least);                                                              \
     std::int64_t nearly_best(const Rough& rough, const Draw& draw, const std::int64_t* ids, double slack, std::int64_t most, Score* found); \
-    void mark_large(const Rough& rough, float length, float limit, std::int64_t width, std::uint8_t* marks);                           \
     void mark_drawn(const Rough& rough, const Draw& draw, float length, double limit, std::int64_t width, std::uint8_t* marks);        \
     }
 DECLARE(generic)

@@ -61,7 +61,7 @@ def _most_rows(isa: str, exact: PackedLinear | GroupedLinear, several: bool) -> 
     elif grouped:
         rows = MOST_ROWS if wide else 16
     else:
-        rows = 16 if isa == "amx" else 8
+        rows = MOST_ROWS if isa == "amx" else 8
     if several:
         return 0 if narrow else rows // (4 if wide else 8)
     return rows

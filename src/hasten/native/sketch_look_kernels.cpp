@@ -60,19 +60,26 @@ INLINE void above(const Rough& rough, const Draw& draw, const std::int64_t* ids,
 
 }  // namespace
 
-void largest_rough(const Rough& rough, std::int64_t kept, Place* places) {
+void look_through(const Rough& rough, float length, std::int64_t width, std::int64_t kept, Place* places, float* bounds) {
     for (std::int64_t i = 0; i < kept; ++i) places[i] = {-INFINITY, -1};
-    for (std::int64_t from = 0; from < rough.count; from += LOOK) {
-        const std::int64_t some = rough.count - from < LOOK ? rough.count - from : LOOK;
-        if (!(most_of(rough, from, some, 0.0f) > places[kept - 1].value)) continue;
-        for (std::int64_t i = from; i < from + some; ++i) {
-            if (rough.value[i] > places[kept - 1].value) insert({rough.value[i], rough.first + i}, kept, places);
+    for (std::int64_t block = 0; block < rough.count; block += width) {
+        const std::int64_t end = rough.count - block < width ? rough.count : block + width;
+        float bound = -INFINITY;
+        for (std::int64_t from = block; from < end; from += LOOK) {
+            const std::int64_t some = end - from < LOOK ? end - from : LOOK;
+            const float most = most_of(rough, from, some, length);
+            bound = most > bound ? most : bound;
+            if (!(most_of(rough, from, some, 0.0f) > places[kept - 1].value)) continue;
+            for (std::int64_t i = from; i < from + some; ++i) {
+                if (rough.value[i] > places[kept - 1].value) insert({rough.value[i], rough.first + i}, kept, places);
+            }
         }
+        bounds[block / width] = bound;
     }
 }
 
-Score best_drawn(const Rough& rough, const Draw& draw) {
-    Score best = {-INFINITY, -1};
+Score best_drawn(const Rough& rough, const Draw& draw, double least) {
+    Score best = {least, -1};
     above(rough, draw, nullptr, 0.0f, best.value, [&](std::int64_t output, double score) { best = {score, output}; });
     return best;
 }
@@ -96,13 +103,6 @@ std::int64_t nearly_best(const Rough& rough, const Draw& draw, const std::int64_
     });
     keep();
     return room ? count : -1;
-}
-
-void mark_large(const Rough& rough, float length, float limit, std::int64_t width, std::uint8_t* marks) {
-    for (std::int64_t from = 0; from < rough.count; from += LOOK) {
-        const std::int64_t some = rough.count - from < LOOK ? rough.count - from : LOOK;
-        if (most_of(rough, from, some, length) >= limit) marks[(rough.first + from) / width] = 1;
-    }
 }
 
 void mark_drawn(const Rough& rough, const Draw& draw, float length, double limit, std::int64_t width, std::uint8_t* marks) {
