@@ -30,7 +30,9 @@ class Shortlists:
         self._foreign = np.ones(vocabulary, np.bool_)
         self._foreign[head.fixed[head.fixed < vocabulary]] = False
         self._own: dict[int, dict[int, None]] = {}
-        self._places: dict[int, int] = {}
+        self._held = np.empty(0, np.int64)
+        self._places: dict[int, int] = {}  # of these, in the head
+        self._fresh: set[int] = set()  # to be held from the next time on
         self._columns: dict[int, tuple[Tensor, IntArray]] = {}  # of those that a text adds: their places, and all its ids
 
     def begin(self, text: int) -> None:
@@ -52,21 +54,26 @@ class Shortlists:
                 self._columns.pop(text, None)
             own.pop(token, None)
             own[token] = None
+            if token not in self._places:
+                self._fresh.add(token)
         while len(own) > MOST_OWN:
             del own[next(iter(own))]
 
     def prepare(self) -> None:
         """Before the head is used: give it every id that some text needs."""
-        fresh = set().union(*(own.keys() - self._places.keys() for own in self._own.values()))
-        if not fresh:
+        new = sorted(token for token in self._fresh if any(token in own for own in self._own.values()))
+        self._fresh.clear()
+        if not new:
             return
-        held = [*self._places, *sorted(fresh)]
-        if len(held) > sum(map(len, self._own.values())) + MOST_STALE:
-            held = sorted(set().union(*self._own.values()))
+        if len(self._places) + len(new) > sum(map(len, self._own.values())) + MOST_STALE:
+            new = sorted(set().union(*self._own.values()))
+            self._held = self._held[:0]
+            self._places.clear()
             self._columns.clear()
-        self._head.hold(np.array(held, np.int64))
-        first = len(self._head.fixed)
-        self._places = {token: first + at for at, token in enumerate(held)}
+        first = len(self._head.fixed) + len(self._held)
+        self._places.update((token, first + at) for at, token in enumerate(new))
+        self._held = np.concatenate([self._held, np.array(new, np.int64)])
+        self._head.hold(self._held)
 
     def pick(self, text: int, row: Tensor) -> tuple[Tensor, IntArray]:
         """Of a row of the head's logits those that this text may look at, and their ids."""
