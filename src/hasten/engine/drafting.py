@@ -28,10 +28,10 @@ from hasten.core.registry import brief
 from hasten.core.types import DraftTree, Sequence, Verdict
 from hasten.draft.base import DraftBudget, Drafter
 from hasten.engine.bids import bids_of, check_names, fault_of, sound
+from hasten.engine.likeliest_rows import LikeliestRows
 from hasten.engine.scheduler import Scheduled
 from hasten.engine.views import Views
 from hasten.sampling.laws import DraftLaws, merge
-from hasten.sampling.likeliest import likeliest
 
 log = logging.getLogger(__name__)
 LONGEST_REST = 8  # steps of a sequence alone; looking takes longer where there are more
@@ -77,6 +77,7 @@ class Drafting:
     _rounds: dict[int, Round] = field(default_factory=dict)  # of the step in progress, by sequence id
     _speaking: list[str] = field(default_factory=list)  # who has something to say about one of them; the others need no credit
     _laws: dict[int, DraftLaws] = field(default_factory=dict)  # the same, of those whose drafts may be drawn
+    _likeliest: LikeliestRows = field(default_factory=LikeliestRows)
     _rest: int = 0  # steps of the present rest: while nobody drafts, most steps are not even looked at
     _rested: int = 0
     _settling: Average = field(default_factory=lambda: Average(0.1))  # seconds that the books of a round take
@@ -262,6 +263,14 @@ class Drafting:
             if sequence.id not in drafter.passed_over:
                 self._seen[drafter.name, sequence.id] = round.context
 
+    def show(self, logits: Tensor) -> None:
+        """All rows of the step, [rows, vocabulary], before the first is verified."""
+        asked = [
+            (round, [d for d in self.drafters if d.name in round.seconds and (d.name, round.sequence) not in self._out])
+            for round in self._rounds.values()
+        ]
+        self._likeliest.look(logits[:, : self.vocabulary], asked, self.clock)
+
     @_counted
     def observe(self, sequence: Sequence, tree: DraftTree, verdict: Verdict, logits: Tensor, states: Tensor | None = None) -> None:
         """After the sequence has grown by the verdict's tokens. ``tree`` is what was verified: what was selected, or nothing where
@@ -282,7 +291,7 @@ class Drafting:
                 round.keep(set())
             self.controller.observe(round, verdict.path)
         learning = [drafter for drafter in self.drafters if self._learns(drafter, sequence, round)]
-        self._find_likeliest(learning, verdict, logits, round)
+        verdict.likeliest = self._likeliest.find(logits[:, : self.vocabulary], learning, round, self.clock)
         for drafter in learning:
             started = self.clock()
             try:
@@ -311,19 +320,10 @@ class Drafting:
         asked = drafter.name in round.seconds if round is not None else sequence.output_length <= 1
         return asked and (drafter.name, sequence.id) not in self._out
 
-    def _find_likeliest(self, learning: list[Drafter], verdict: Verdict, logits: Tensor, round: Round | None) -> None:
-        wanting = [drafter for drafter in learning if drafter.likeliest_wanted]
-        if not wanting:
-            return
-        started = self.clock()
-        verdict.likeliest = likeliest(logits[:, : self.vocabulary], max(drafter.likeliest_wanted for drafter in wanting))
-        if round is not None:
-            for drafter in wanting:
-                round.seconds[drafter.name] += (self.clock() - started) / len(wanting)
-
     @_counted
     def settle(self, items: list[Scheduled], rows: int, forward: float, whole: float) -> None:
         """A step of these items is over, ``whole`` seconds after it began: learn what it cost and what drafting brought."""
+        self._likeliest.forget()
         if not self._rounds:
             return
         began = self.clock()

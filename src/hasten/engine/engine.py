@@ -153,6 +153,7 @@ class Engine:
         with interrupts_let_through():
             logits = self.executor.forward(batch)
         forward = time.perf_counter() - started
+        self.drafting.show(logits)
         told: list[Request] = []
         row, plain = 0, self._plain_shares(packed.items)
         for item, segment in zip(packed.items, batch.segments, strict=True):
