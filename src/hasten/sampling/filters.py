@@ -114,12 +114,24 @@ def adjusted(
 
     Raises ModelError when a logit is NaN or +inf, or all are -inf; HastenError when ``allowed`` leaves nothing.
     """
+    return adjusted_with_top(logits, params, position, history, allowed, vocabulary_size)[0]
+
+
+def adjusted_with_top(
+    logits: torch.Tensor,
+    params: SamplingParams,
+    position: int,
+    history: History | None = None,
+    allowed: torch.Tensor | None = None,
+    vocabulary_size: int | None = None,
+) -> tuple[Logits, int]:
+    """``adjusted``, and the place of its largest value, the first of equal ones: a greedy choice, found by checking anyway."""
     assert logits.ndim == 1, "one row at a time"
     row = logits.detach()
     if row.dtype not in (torch.float32, torch.float64):
         row = row.to(torch.float32)
     values: Logits = row.cpu().numpy()[:vocabulary_size]
-    _check_finite_top(values, position)
+    top = _finite_top(values, position)
     if params.needs_history or params.logit_bias:
         values = values.astype(np.float64)
         if params.needs_history:
@@ -128,18 +140,20 @@ def adjusted(
         for token, bias in params.logit_bias.items():
             if token < len(values):
                 values[token] += bias
-        _check_finite_top(values, position)
+        top = _finite_top(values, position)
     if allowed is not None:
-        values = _masked(values, allowed.detach().cpu().numpy(), position)
-    return values
+        values, top = _masked(values, allowed.detach().cpu().numpy(), position)
+    return values, top
 
 
-def _check_finite_top(values: Logits, position: int) -> None:
-    if len(values) == 0 or not np.isfinite(values[values.argmax()]):  # argmax finds NaN before anything else
+def _finite_top(values: Logits, position: int) -> int:
+    top = int(values.argmax()) if len(values) else 0  # NumPy finds NaN before anything else, and promises the first of equal maxima
+    if len(values) == 0 or not np.isfinite(values[top]):
         raise ModelError(
             f"No token can be chosen at position {position}: the model's logits hold NaN or +inf, or nothing but -inf; its "
             "weights are damaged or overflow in this precision, so fetch the model again or use precision fp32."
         )
+    return top
 
 
 def _penalise(values: Logits, params: SamplingParams, history: History) -> None:
@@ -154,16 +168,17 @@ def _penalise(values: Logits, params: SamplingParams, history: History) -> None:
     values[tokens] = seen
 
 
-def _masked(values: Logits, allowed: npt.NDArray[np.bool_], position: int) -> Logits:
+def _masked(values: Logits, allowed: npt.NDArray[np.bool_], position: int) -> tuple[Logits, int]:
     allowed = allowed[: len(values)]
     masked = np.full_like(values, -np.inf)
     np.copyto(masked[: len(allowed)], values[: len(allowed)], where=allowed)
-    if masked[masked.argmax()] == -np.inf:
+    top = int(masked.argmax())
+    if masked[top] == -np.inf:
         raise HastenError(
             f"No token can be chosen at position {position}: every token that the model deems possible is forbidden there; "
             "loosen the constraint on the output."
         )
-    return masked
+    return masked, top
 
 
 def kept(values: Logits, params: SamplingParams) -> IntArray | None:

@@ -67,8 +67,8 @@ def verify_rejection(
         row = row_after(node, before, logits, params, position, history, allowed_after, vocabulary_size)
         if row is None:
             return None
-        rows[node] = row
-        return warped_law(row, params)
+        rows[node], _ = row
+        return warped_law(rows[node], params)
 
     depths = tree.depths()
     last = {node for node in range(len(tree)) if depths[node] == limit or tree.tokens[node] in stop_tokens}

@@ -13,7 +13,7 @@ import torch
 
 from hasten.core.types import ROOT, DraftTree, SamplingParams, Verdict
 from hasten.sampling.choose import choose_adjusted, token_logprob
-from hasten.sampling.filters import History, Logits, adjusted
+from hasten.sampling.filters import History, Logits, adjusted_with_top
 
 AllowedAfter = Callable[[Sequence[int]], torch.Tensor | None]
 """The allowed-token mask after the tokens of a path below the root (see ``filters.adjusted``); None: no limit."""
@@ -50,11 +50,12 @@ def verify_tree(
     node = ROOT
     while True:
         before = tuple(verdict.tokens)
-        values = row_after(node, before, logits, params, position, history, allowed_after, vocabulary_size)
-        if values is None:
+        row = row_after(node, before, logits, params, position, history, allowed_after, vocabulary_size)
+        if row is None:
             verdict.path.pop()
             return verdict
-        token = choose_adjusted(values, params, seed, position + len(before))
+        values, top = row
+        token = top if params.greedy else choose_adjusted(values, params, seed, position + len(before))
         verdict.tokens.append(token)
         if params.logprobs is not None:
             verdict.logprobs.append(token_logprob(values, token, params.logprobs))
@@ -74,11 +75,11 @@ def row_after(
     history: History | None,
     allowed_after: AllowedAfter | None,
     vocabulary_size: int | None,
-) -> Logits | None:
-    """The adjusted row behind ``node``, which the tokens ``before`` lead to from the root; the other arguments are those of
-    ``verify_tree``. None for a node whose row cannot be used; errors of the root's row are raised."""
+) -> tuple[Logits, int] | None:
+    """The adjusted row behind ``node``, which the tokens ``before`` lead to from the root, and the place of its largest value; the
+    other arguments are those of ``verify_tree``. None for a node whose row cannot be used; errors of the root's row are raised."""
     try:
-        return adjusted(
+        return adjusted_with_top(
             logits(node + 1) if callable(logits) else logits[node + 1],
             params,
             position + len(before),
