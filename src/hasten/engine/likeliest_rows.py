@@ -20,17 +20,14 @@ class LikeliestRows:
     found: list[list[int]] = field(default_factory=list)
 
     def look(self, logits: Tensor, asked: Sequence[tuple[Round, Sequence[Drafter]]], clock: Callable[[], float]) -> None:
-        """Look through all rows at once where drafters of more than one round want to know: sequence by sequence that would take
-        half as long again, for calls."""
+        """Look through all rows at once where drafters of more than one round want to know: fewer calls, and threads share more."""
         self.forget()
         wanting = [(round, drafter) for round, drafters in asked for drafter in drafters if drafter.likeliest_wanted]
         if len({round.sequence for round, _ in wanting}) < 2:
             return
         started = clock()
         self.logits, self.found = logits, likeliest(logits, max(drafter.likeliest_wanted for _, drafter in wanting))
-        spent = clock() - started
-        for round, drafter in wanting:
-            round.seconds[drafter.name] += spent / len(wanting)
+        _charge(wanting, clock() - started)
 
     def forget(self) -> None:
         """The step is over, and its logits are let go."""
@@ -47,9 +44,7 @@ class LikeliestRows:
         started = clock()
         found = likeliest(rows, max(drafter.likeliest_wanted for drafter in wanting))
         if round is not None:
-            spent = clock() - started
-            for drafter in wanting:
-                round.seconds[drafter.name] += spent / len(wanting)
+            _charge([(round, drafter) for drafter in wanting], clock() - started)
         return found
 
     def _known(self, rows: Tensor) -> list[list[int]] | None:
@@ -59,3 +54,8 @@ class LikeliestRows:
         first, rest = divmod(int(rows.storage_offset()) - int(whole.storage_offset()), whole.stride(0))
         within = rest == 0 and first >= 0 and first + len(rows) <= len(self.found)
         return self.found[first : first + len(rows)] if within else None
+
+
+def _charge(wanting: Sequence[tuple[Round, Drafter]], spent: float) -> None:
+    for round, drafter in wanting:
+        round.seconds[drafter.name] += spent / len(wanting)
