@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -69,6 +70,31 @@ def test_what_can_be_known_is_learnt(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(done) - 1 == len(training._plan())  # each step is told
     assert [told[1] for told in done] == sorted({told[1] for told in done})
     assert weights.ids.tolist() == list(range(VOCABULARY))
+
+
+def test_what_was_learnt_is_learnt_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training_module, "BATCH", 128)
+    monkeypatch.setattr(training_module, "PASSES", 25)
+    monkeypatch.setattr(training_module, "FURTHER_PASSES", 25)
+    source, few, many = RandomSource(BASE), 40, 60
+    first, right = Training(follow_a_circle(source, few), source, CPU).run()
+    assert first.learnt == few * 19 // 20 * (20 - LEVELS)
+    further = Training(follow_a_circle(source, many), source, CPU, first)
+    assert further._plan() == [LEVELS] * len(further._plan())
+    assert all(torch.equal(weight, first.tensors[name]) for name, weight in further.weights.items())
+    assert further.key != Training(follow_a_circle(source, many), source, CPU).key
+    assert min(further.run()[1]) > 0.9 > 0.3 > max(right)  # which so many passes from the beginning do not reach
+
+
+def test_what_saw_the_answers_to_check_with_is_not_learnt_on() -> None:
+    source = RandomSource(BASE)
+    kept, _ = Training(follow_a_circle(source, 40), source, CPU).run()
+    fewer = Training(follow_a_circle(source, 30), source, CPU, kept)
+    assert fewer._plan() == Training(follow_a_circle(source, 30), source, CPU)._plan()
+    assert not torch.equal(fewer.weights["state"], kept.tensors["state"])
+    narrower = replace(kept, tensors=kept.tensors | {"0.down": kept.tensors["0.down"][:, 1:]})
+    assert not Training(follow_a_circle(source, 40), source, CPU, narrower)._begun_from
+    assert Training(follow_a_circle(source, 40), source, CPU, kept)._begun_from
 
 
 def test_the_network_is_trained_as_it_is_used() -> None:
@@ -230,8 +256,12 @@ def test_more_questions_go_on_from_what_was_answered(tiny_model: Path, monkeypat
         return answered(llm, portions, progress)
 
     monkeypatch.setattr(recording_module, "_answered", counting)
+    begun: list[SpeculatorWeights] = []
+    take = Training._take
+    monkeypatch.setattr(Training, "_take", lambda training, kept: (begun.append(kept), take(training, kept))[1])
     first = train_speculator(config_of(tiny_model), 12)
     more = train_speculator(config_of(tiny_model), 20)
+    assert [kept.learnt > 0 for kept in begun] == [True]
     assert asked == [0, 3, 6, 9, 12, 15, 18]
     assert more.path == first.path
     assert more.tokens > first.tokens

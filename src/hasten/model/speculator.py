@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import safetensors.torch
@@ -40,10 +40,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SpeculatorWeights:
-    """As they were trained: float tensors by name (see ``shapes``), and the ids that the head should have, ascending."""
+    """As they were trained: float tensors by name (see ``shapes``), and the ids that the head should have, ascending. ``learnt``
+    counts the tokens that they were trained on."""
 
     tensors: dict[str, Tensor]
     ids: IntArray
+    learnt: int = 0
 
     @property
     def layers(self) -> int:
@@ -121,7 +123,8 @@ def save(weights: SpeculatorWeights, path: Path, target: str) -> None:
     tensors = {name: tensor.detach().to(torch.bfloat16).contiguous() for name, tensor in weights.tensors.items()}
     tensors["ids"] = torch.from_numpy(weights.ids)
     with Replacement(path) as replacement:
-        replacement.file.write(safetensors.torch.save(tensors, {"format": FORMAT, "target": target}))
+        metadata = {"format": FORMAT, "target": target, "learnt": str(weights.learnt)}
+        replacement.file.write(safetensors.torch.save(tensors, metadata))
 
 
 def load(path: Path, target: str, hidden: int, vocabulary: int) -> SpeculatorWeights | None:
@@ -129,10 +132,11 @@ def load(path: Path, target: str, hidden: int, vocabulary: int) -> SpeculatorWei
     under another name, with one warning."""
     try:
         with safe_open(path, "pt") as file:
-            if (file.metadata() or {}).get("format") != FORMAT or file.metadata().get("target") != target:
+            metadata = file.metadata() or {}
+            if (metadata.get("format"), metadata.get("target")) != (FORMAT, target):
                 raise ValueError("it belongs to another model")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return _checked(tensors, hidden, vocabulary)
+        return replace(_checked(tensors, hidden, vocabulary), learnt=int(metadata.get("learnt", 0)))
     except FileNotFoundError:
         return None
     except OSError as problem:

@@ -31,7 +31,7 @@ from hasten.model.kernels import set_threads, torch_at_work
 from hasten.model.linear import rms_norm
 from hasten.model.linear_file import choose_precision, file_runs_best
 from hasten.model.loaders import open_source
-from hasten.model.speculator import EPS, IDS, SpeculatorWeights, save, shapes
+from hasten.model.speculator import EPS, IDS, SpeculatorWeights, load, save, shapes
 from hasten.model.weights import Weights
 from hasten.train.alone import alone
 from hasten.train.checkpoint import PRODUCTS, Checkpoint
@@ -41,6 +41,7 @@ WIDTH, NARROW_WIDTH, ENOUGH = 4 / 3, 4, 2048  # of the gated layer, over the hid
 LEVELS = 3
 DECAY = 0.8  # what a level counts, over the one above it
 FIRST_PASSES, PASSES = 2, 1  # over all that was said: for the first level alone, which takes a third of the time, then for all
+FURTHER_PASSES = 2  # of a network that goes on learning, for all levels
 BATCH = 512
 RATE, WARM_UP, LAST_RATE = 1e-3, 30, 0.05
 CLIPPED = 0.5
@@ -65,8 +66,8 @@ class Outcome:
 
 def train_speculator(config: EngineConfig, questions: int, progress: Progress = silent) -> Outcome:
     """Train a speculator for ``config.model`` on its answers to so many questions of its own, and keep it where loading finds it.
-    What earlier calls were answered is kept and learnt from again, and only what is missing is asked; a training that was
-    interrupted goes on.
+    What earlier calls were answered is kept and learnt from again, and only what is missing is asked; the network that an earlier
+    call trained goes on learning, and a training that was interrupted goes on where it was.
 
     Raises a HastenError, one sentence, when that cannot be.
     """
@@ -84,7 +85,9 @@ def train_speculator(config: EngineConfig, questions: int, progress: Progress = 
         device = choose_device(config.device)
         set_threads(config.threads, choose_precision(config.precision, device, file_runs_best(source)))
         with torch_at_work():
-            training = Training(recording, source, device)
+            shape = source.description
+            kept = load(path, source.fingerprint, shape.hidden_size, source.shape("embedding")[0])
+            training = Training(recording, source, device, kept)
             checkpoint = Checkpoint(path.with_suffix(".training"), training.key)
             weights, right = training.run(progress, checkpoint)
         try:
@@ -96,9 +99,12 @@ def train_speculator(config: EngineConfig, questions: int, progress: Progress = 
 
 
 class Training:
-    """One training: what is learnt from, and what is learnt. ``seed`` decides everything that is drawn."""
+    """One training: what is learnt from, and what is learnt. It goes on from the network that is ``kept``, unless that has learnt
+    from more answers, so perhaps from those that this one checks with. ``seed`` decides everything that is drawn."""
 
-    def __init__(self, recording: Recording, source: Weights, device: torch.device, seed: int = 0) -> None:
+    def __init__(
+        self, recording: Recording, source: Weights, device: torch.device, kept: SpeculatorWeights | None = None, seed: int = 0
+    ) -> None:
         shape = source.description
         self._eps = shape.norm_eps
         self._device = device
@@ -113,6 +119,7 @@ class Training:
         self._head = head.to(device)
         self._trained, self._checked = self._split(recording)
         self.weights = self._begin(shape.hidden_size)
+        self._begun_from = kept.identity if kept is not None and self._take(kept) else ""
 
     @cached_property
     def _dtype(self) -> torch.dtype:
@@ -124,7 +131,7 @@ class Training:
         """Tells trainings apart that have not the same to learn, or learn it otherwise."""
         states, tokens, ids = (checksum(tensor.cpu().contiguous()) for tensor in (self._states, self._tokens, self.ids))
         shaped = [(name, *weight.shape) for name, weight in self.weights.items()]
-        settings = shaped, len(self._trained), BATCH, RATE, DECAY, self._plan()
+        settings = shaped, self._begun_from, len(self._trained), BATCH, RATE, DECAY, self._plan()
         return f"{states:08x}{tokens:08x}{ids:08x}{zlib.crc32(repr(settings).encode()):08x}"
 
     def run(self, progress: Progress = silent, checkpoint: Checkpoint | None = None) -> tuple[SpeculatorWeights, list[float]]:
@@ -151,11 +158,13 @@ class Training:
                 checkpoint.keep(self.weights, optimiser, step + 1, self._dtype)
         progress("training", work, work)
         tensors = {name: tensor.detach().float().cpu() for name, tensor in self.weights.items()}
-        return SpeculatorWeights(tensors, self.ids.numpy()), self.check()
+        return SpeculatorWeights(tensors, self.ids.numpy(), len(self._trained)), self.check()
 
     def _plan(self) -> list[int]:
         """How many levels each step is for."""
         steps = max(1, len(self._trained) // BATCH)
+        if self._begun_from:
+            return [LEVELS] * (FURTHER_PASSES * steps)
         return [1] * (FIRST_PASSES * steps) + [LEVELS] * (PASSES * steps)
 
     @torch.no_grad()
@@ -215,6 +224,17 @@ class Training:
         out["0.down"] /= math.sqrt(2.0)
         out["final_norm"] = self._head_norm.cpu().clone()
         return {name: tensor.to(self._device).requires_grad_() for name, tensor in out.items()}
+
+    def _take(self, kept: SpeculatorWeights) -> bool:
+        """Whether the network that is kept is one to go on from; its weights are taken then."""
+        if kept.learnt > len(self._trained):
+            return False
+        if {name: tensor.shape for name, tensor in kept.tensors.items()} != {name: own.shape for name, own in self.weights.items()}:
+            return False
+        with torch.no_grad():
+            for name, weight in self.weights.items():
+                weight.copy_(kept.tensors[name])
+        return True
 
     def _split(self, recording: Recording) -> tuple[Tensor, Tensor]:
         """Places to train on and places to check, of different answers where there are enough."""
