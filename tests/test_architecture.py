@@ -32,6 +32,7 @@ KERNEL_CALLERS = (
     "model.linear",
     "model.layers",
     "model.sketch",
+    "model.speculator",
     "model.kernels",
     "sampling.contenders",
     "sampling.likeliest",

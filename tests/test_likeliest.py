@@ -50,7 +50,8 @@ def test_a_part_of_each_row_and_half_precision() -> None:
 @pytest.mark.parametrize("spread", [0.1, 5.0, 300.0])
 def test_the_mass_is_that_of_all_that_is_near(spread: float, dtype: type) -> None:
     row = (np.random.default_rng(3).standard_normal(3000) * spread).astype(dtype)
-    ids, logits, mass = likeliest_and_mass(row, 3, 10.0)
+    found = likeliest_and_mass(row, 3, 10.0)
+    ids, logits, mass = found.places, found.values, found.mass
     assert ids == np.argsort(-row, kind="stable")[:3].tolist()
     assert logits == row[ids].tolist()
     near = row[row > row.max() - 10.0].astype(np.float64)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from array import array
+
 import numpy as np
 import pytest
 import torch
@@ -101,12 +103,36 @@ def test_a_row_s_largest_and_the_mass_of_what_is_near(native: NativeLibrary, wid
     row = (generator.standard_normal(width) * spread).astype(np.float32)
     row[generator.integers(0, width, width // 3)] = -np.inf
     row[generator.integers(0, width)] = 2.0 * spread
+    rows = torch.from_numpy(row)[None]
     for count in {1, min(3, width), min(MOST, width)}:
-        places, values, mass = largest_and_mass(native, row, count, 10.0)
-        assert places == largest(native, torch.from_numpy(row)[None], count)[0]
-        assert values == [float(row[place]) if place >= 0 else -np.inf for place in places]
+        (found,) = largest_and_mass(native, rows, count, 10.0)
+        assert found.places == largest(native, rows, count)[0]
+        assert found.values == [float(row[place]) if place >= 0 else -np.inf for place in found.places]
         near = row[row > row.max() - 10.0].astype(np.float64)
-        assert mass == pytest.approx(np.exp(near - row.max()).sum(), rel=1e-12)
+        assert found.mass == pytest.approx(np.exp(near - row.max()).sum(), rel=1e-12)
+
+
+@pytest.mark.parametrize("width", [1, 32, 100])
+def test_largest_among_the_first_columns_and_some_others(native: NativeLibrary, width: int) -> None:
+    generator = np.random.default_rng(width)
+    memory = torch.from_numpy(generator.standard_normal((5, width + 90)).astype(np.float32))
+    more = [array("q", generator.permutation(np.arange(width, width + 80))[:length].tolist()) for length in (0, 1, 7, 80, 33)]
+    for count in {1, min(3, width)}:
+        found = largest_and_mass(native, memory[:, : width + 80], count, 2.0, width, more)
+        for row, places, each in zip(memory.numpy(), more, found, strict=True):
+            allowed = np.array([*range(width), *places])
+            order = allowed[np.argsort(-row[allowed], kind="stable")][:count]
+            assert each.places == order.tolist()
+            assert each.values == row[order].tolist()
+            near = row[allowed][row[allowed] > row[order[0]] - np.float32(2.0)].astype(np.float64)
+            assert each.mass == pytest.approx(np.exp(near - row[order[0]]).sum(), rel=1e-12)
+
+
+def test_columns_that_are_not_there_are_refused(native: NativeLibrary) -> None:
+    rows = torch.zeros(2, 40)
+    for wrong in (-1, 29, 40):  # outside, and among the first, which would count twice
+        with pytest.raises(ValueError, match="refused"):
+            largest_and_mass(native, rows, 1, 10.0, 30, [array("q"), array("q", [35, wrong])])
 
 
 def test_the_kernel_passes_nan_over_and_says_where_nothing_is(native: NativeLibrary) -> None:

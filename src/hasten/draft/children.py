@@ -13,7 +13,7 @@ from hasten.draft.growth import Growing
 from hasten.draft.shortlist import Shortlists
 from hasten.model.head import IntArray
 from hasten.sampling.filters import History
-from hasten.sampling.guess import Guess, draft_law, guesses
+from hasten.sampling.guess import Guess, draft_law, guesses, likeliest_guesses
 
 
 @dataclass(slots=True)
@@ -58,6 +58,20 @@ def children(
         ids=ids,
         noisy=growing.noisy,
     )
+
+
+def as_the_model_says(growing: Growing) -> bool:
+    """Whether children are simply the likeliest tokens of a row: those that ``likeliest_children`` finds."""
+    params = growing.sequence.params
+    return params.greedy and not growing.drawn and not params.needs_history and not params.logit_bias
+
+
+def likeliest_children(shortlists: Shortlists, growing: list[Growing], logits: Tensor) -> list[list[Guess]] | None:
+    """``children`` of all rows [n, columns of the head] of one level, in one call: row by row those of the tree beside it, each of
+    which must be ``as_the_model_says``. None where no kernel does that."""
+    places = [shortlists.places(each.sequence.id) for each in growing]
+    count = growing[0].shape.children(growing[0].level)
+    return likeliest_guesses(logits, count, shortlists.ids, shortlists.fixed, places)
 
 
 def too_unsure(growing: Growing, logits: Tensor) -> bool:

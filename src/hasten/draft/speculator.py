@@ -16,12 +16,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from hasten.core.types import DraftTree, Sequence, Verdict
+from hasten.core.types import ROOT, DraftTree, Sequence, Verdict
 from hasten.draft.base import DraftBudget, Drafter
-from hasten.draft.children import Text, children, too_unsure
+from hasten.draft.children import Text, as_the_model_says, children, likeliest_children, too_unsure
 from hasten.draft.growth import Growing, Shape
 from hasten.draft.shortlist import Shortlists
 from hasten.model.head import TrimmedHead
+from hasten.sampling.guess import Guess
 from hasten.sampling.laws import DraftLaws
 
 
@@ -44,19 +45,19 @@ class Followed:
 
 @dataclass(slots=True)
 class Feeding:
-    """A tree that is being drafted. ``states`` are the network's by node."""
+    """A tree that is being drafted from ``state``. ``rows`` says by node which of the last level's states is there."""
 
     growing: Growing
-    followed: Followed
-    states: dict[int, Tensor] = field(default_factory=dict)
+    text: Text
+    state: Tensor
+    rows: dict[int, int] = field(default_factory=dict)
 
-    def inputs(self) -> list[tuple[Tensor, int]]:
-        """State and token for each node of the frontier."""
+    def inputs(self) -> list[tuple[int, int]]:
+        """For each node of the frontier the row of its parent's state, and its token."""
         growing, tree = self.growing, self.growing.tree
         if growing.level == 0:
-            assert self.followed.state is not None
-            return [(self.followed.state, growing.sequence.tokens[-1])]
-        return [(self.states[tree.parents[beam.node]], tree.tokens[beam.node]) for beam in growing.frontier]
+            return [(self.rows[ROOT], growing.sequence.tokens[-1])]
+        return [(self.rows[tree.parents[beam.node]], tree.tokens[beam.node]) for beam in growing.frontier]
 
 
 class SpeculatorDrafter(Drafter):
@@ -121,15 +122,16 @@ class SpeculatorDrafter(Drafter):
         began, self.passes = time.perf_counter(), 0
         if active:
             self._shortlists.prepare()
+            states = torch.stack([feed.state for feed in active])
+            for row, feed in enumerate(active):
+                feed.rows[ROOT] = row
         while active:
-            inputs = [feed.inputs() for feed in active]
-            whole = [pair for each in inputs for pair in each]
-            states, logits = self._network(torch.stack([state for state, _ in whole]), torch.tensor([token for _, token in whole]))
+            rows, tokens = zip(*(pair for feed in active for pair in feed.inputs()), strict=True)
+            states, logits = self._network(
+                states if rows == tuple(range(len(states))) else states[list(rows)], torch.tensor(tokens)
+            )
             self.passes += 1
-            row = 0
-            for feed, each in zip(active, inputs, strict=True):
-                self._grow(feed, states[row : row + len(each)], logits[row : row + len(each)])
-                row += len(each)
+            self._grow(active, logits)
             active = [feed for feed in active if feed.growing.continues]
         self.seconds_per_pass = (time.perf_counter() - began) / self.passes if self.passes else None
         return [(DraftTree(), DraftLaws()) if feed is None else (feed.growing.tree, feed.growing.laws) for feed in feeds]
@@ -141,17 +143,27 @@ class SpeculatorDrafter(Drafter):
             return None
         followed.text.catch_up(sequence, self._shortlists)
         drawn = drawing and self._shape.tree != "top-k" and not sequence.params.greedy
-        return Feeding(Growing(sequence, budget, self._shape, self.name, drawn), followed)
+        return Feeding(Growing(sequence, budget, self._shape, self.name, drawn), followed.text, followed.state)
 
-    def _grow(self, feed: Feeding, states: Tensor, logits: Tensor) -> None:
-        """One level below the frontier, whose states and logits these are."""
-        growing = feed.growing
-        if too_unsure(growing, logits):
-            growing.unsure = True
-            return
-        found = []
-        for beam, state, row in zip(growing.frontier, states, logits, strict=True):
-            feed.states[beam.node] = state
+    def _grow(self, feeds: list[Feeding], logits: Tensor) -> None:
+        """One level below the frontiers, whose logits these are, one after the other."""
+        whose = [feed.growing for feed in feeds for _ in feed.growing.frontier]
+        simple = all(as_the_model_says(feed.growing) for feed in feeds)
+        likeliest = likeliest_children(self._shortlists, whose, logits) if simple else None
+        row = 0
+        for feed in feeds:
+            growing, first = feed.growing, row
+            row += len(growing.frontier)
+            if too_unsure(growing, logits[first:row]):
+                growing.unsure = True
+                continue
+            feed.rows = {beam.node: first + at for at, beam in enumerate(growing.frontier)}
+            growing.add_level(self._children(feed, logits[first:row]) if likeliest is None else likeliest[first:row])
+
+    def _children(self, feed: Feeding, logits: Tensor) -> list[list[Guess]]:
+        """Of each node of the frontier."""
+        growing, found = feed.growing, []
+        for beam, row in zip(growing.frontier, logits, strict=True):
             own, ids = self._shortlists.pick(growing.sequence.id, row)
-            found.append(children(growing, beam.node, own, ids, feed.followed.text.history, self._vocabulary))
-        growing.add_level(found)
+            found.append(children(growing, beam.node, own, ids, feed.text.history, self._vocabulary))
+        return found

@@ -89,6 +89,11 @@ class Joining:
             self._layer.join(torch.from_numpy(self._codes[new]), torch.from_numpy(self._scale[new]))
         self._ids = ids
 
+    @property
+    def layer(self) -> Growing:
+        """The projection, the same object whatever is held."""
+        return self._layer
+
     def layers(self) -> list[Linear]:
         return [self._layer] if self._layer.outputs else []
 
@@ -173,6 +178,11 @@ class TrimmedHead:
         self._changing.hold(more)
         self.ids = np.concatenate([self.fixed, more])
         self.outputs = len(self.ids)
+
+    @property
+    def lasting(self) -> tuple[Linear, Linear] | None:
+        """The projections of the fixed ids and of those behind them, where these are the same objects whatever is held."""
+        return (self._fixed, self._changing.layer) if isinstance(self._changing, Joining) else None
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         parts = [part(x) for part in self._parts()]

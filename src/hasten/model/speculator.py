@@ -25,16 +25,20 @@ from hasten.core.damaged import set_aside
 from hasten.core.replacement import Replacement
 from hasten.model.conversion import checksum
 from hasten.model.decoder import EmbeddingTable
-from hasten.model.head import IntArray
+from hasten.model.head import IntArray, TrimmedHead
 from hasten.model.linear import DenseLinear, Linear, Mlp, int8_linear, make_mlp
 from hasten.model.linear_packed import few_bits_run, pack, packed_linear
 from hasten.model.precision import Precision
 from hasten.model.weights import quantise_weights
+from hasten.native.kernels import GrowingLinear, PackedLinear, PackedMlp, PackedProgressive
+from hasten.native.loader import load as load_library
+from hasten.native.speculator import SpeculatorLevel
 
 FORMAT = "hasten-speculator-1"
 EPS = 1e-6
 IDS = 8192  # of the vocabulary that its head computes, but for those of a text's own
 MOST_LAYERS = 8
+PACKED = (PackedLinear, PackedProgressive)
 log = logging.getLogger(__name__)
 
 
@@ -91,6 +95,21 @@ class Speculator:
             for index in range(weights.layers)
         ]
 
+        self._level = self._one_call()
+
+    def _one_call(self) -> SpeculatorLevel | None:
+        """A kernel for a whole level; None where some part is not one of its."""
+        library = load_library()
+        head, more = (isinstance(self._head, TrimmedHead) and self._head.lasting) or (None, None)
+        layers = [(norm, mlp) for norm, mlp in self._layers if isinstance(mlp, PackedMlp)]
+        squares = [linear for linear in (self._state, self._token) if isinstance(linear, PACKED)]
+        if library is None or not isinstance(head, PACKED) or not isinstance(more, GrowingLinear):
+            return None
+        if len(layers) < len(self._layers) or len(squares) < 2:
+            return None
+        state, token = zip((self._state_norm, self._token_norm), squares, strict=True)
+        return SpeculatorLevel(library, state, token, layers, self._final_norm, (head, more), EPS)
+
     def blank(self, rows: int) -> Tensor:
         """States that mean nothing, [rows, hidden], to time a level with."""
         return self._state_norm.new_ones(rows, len(self._state_norm))
@@ -100,6 +119,8 @@ class Speculator:
         """One level: from ``states`` [rows, hidden] in the stream dtype and the ``tokens`` int64 [rows] that were chosen there, the
         states at these tokens and their logits [rows, outputs of the head]."""
         embedded = self._embedding[tokens.to(states.device)].to(states.dtype)
+        if self._level is not None:
+            return self._level(states, embedded)
         hidden = self._state.after_norm(states, self._state_norm, EPS)
         hidden += self._token.after_norm(embedded, self._token_norm, EPS)
         for norm, mlp in self._layers:

@@ -83,7 +83,7 @@ int gate_up_linear(const HastenLinear& layer, const float* x, const float* weigh
     return rows_linear(layer, {x, weight, eps, NORM, rows, layer.inputs, layer.block}, gate, nullptr, out);
 }
 
-EXPORT int hst_version() { return 12; }
+EXPORT int hst_version() { return 13; }
 EXPORT int hst_best_isa() { return best_isa(); }
 EXPORT int hst_isa() { return current_isa(); }
 EXPORT int hst_set_isa(int level) { return set_isa(level) ? OK : BAD_SIZE; }
@@ -188,11 +188,18 @@ EXPORT int hst_largest(const float* rows, std::int64_t stride, std::int64_t coun
     return OK;
 }
 
-// The same of one row, and the sum of e^(value - the largest) over values that are less than `reach` below it.
-EXPORT int hst_largest_and_mass(const float* row, std::int64_t width, std::int64_t k, float reach, std::int64_t* ids, float* values,
-                                double* mass) {
-    if (k < 1 || k > 16 || k > width || !(reach > 0.0f)) return BAD_SIZE;
-    largest_and_mass(row, width, k, reach, ids, values, mass);
+// The same of the first `width` values of each row and of those at its `places`, [lengths[row]], which stand behind them and are told
+// once each; with the sum of e^(value - the largest), [count], over those that are less than `reach` below it.
+EXPORT int hst_largest_and_mass(const float* rows, std::int64_t stride, std::int64_t count, std::int64_t width,
+                                const std::int64_t* const* places, const std::int64_t* lengths, std::int64_t k, float reach,
+                                std::int64_t* ids, float* values, double* mass) {
+    if (count < 0 || stride < width || k < 1 || k > 16 || k > width || !(reach > 0.0f)) return BAD_SIZE;
+    for (std::int64_t row = 0; row < count; ++row) {
+        for (std::int64_t i = 0; i < lengths[row]; ++i) {
+            if (places[row][i] < width || places[row][i] >= stride) return BAD_SIZE;
+        }
+    }
+    largest_and_mass(rows, stride, count, width, places, lengths, k, reach, ids, values, mass);
     return OK;
 }
 

@@ -91,6 +91,7 @@ def units() -> list[Unit]:
         "sketch",
         "sketch_pack",
         "drawn",
+        "speculator",
     )
     codes = ("grouped", "grouped_pack", "grouped_api")
     plain = [Unit(f"{name}.cpp") for name in (*shared, *codes)]

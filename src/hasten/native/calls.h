@@ -51,6 +51,8 @@ int gate_up_linear(const HastenLinear& layer, const float* x, const float* weigh
 
 EXPORT int hst_rows_linear(const HastenLinear* layer, const float* x, const float* weight, float eps, std::int32_t source,
                            const float* residual, float* out, std::int64_t rows);
+EXPORT int hst_mlp(const HastenLinear* gate_up, const HastenLinear* down, const float* x, const float* weight, float eps,
+                   std::int32_t activation, const float* residual, float* out, std::int64_t rows);
 EXPORT int hst_grouped_linear(const HastenGrouped* layer, const float* x, const float* weight, float eps, std::int32_t source,
                               const float* residual, float* out, std::int64_t rows);
 EXPORT int hst_attention(const HastenStep* step, const float* qkv, const float* query_norm, const float* key_norm, const float* cosine,

@@ -102,7 +102,9 @@ bool linear8_top(const Linear8& call, const std::uint8_t* packed, std::int64_t k
 // The same of the `width` values in each of `count` rows, `stride` apart.
 void largest(const float* rows, std::int64_t stride, std::int64_t count, std::int64_t width, std::int64_t k, std::int64_t* ids, float* values);
 
-// The same of one row, and the sum of e^(value - the largest) over values that are less than `reach` below it.
-void largest_and_mass(const float* row, std::int64_t width, std::int64_t k, float reach, std::int64_t* ids, float* values, double* mass);
+// The same of the first `width` values of each row and of those at its `places`, so many as its length says; and the sum of
+// e^(value - the largest) over those that are less than `reach` below it.
+void largest_and_mass(const float* rows, std::int64_t stride, std::int64_t count, std::int64_t width, const std::int64_t* const* places,
+                      const std::int64_t* lengths, std::int64_t k, float reach, std::int64_t* ids, float* values, double* mass);
 
 }  // namespace hasten

@@ -18,7 +18,7 @@ from hasten.core.errors import ConfigError
 from hasten.native.build import LIBRARY, SOURCES, cache_folder
 from hasten.native.processors import usable_cores
 
-INTERFACE_VERSION = 12
+INTERFACE_VERSION = 13
 LEVELS = ("generic", "avx2", "vnni", "amx")
 MODES = ("auto", "off")
 
@@ -46,7 +46,7 @@ _PROTOTYPES: dict[str, tuple[type, tuple[type, ...]]] = {
     "hst_rows_linear": (_INT, (_POINTER, _POINTER, _POINTER, _FLOAT, _INT, _POINTER, _POINTER, _LONG)),
     "hst_rows_linear_top": (_INT, (_POINTER, _POINTER, _POINTER, _FLOAT, _INT, _LONG, _LONG, _POINTER, _POINTER)),
     "hst_largest": (_INT, (_POINTER,) + (_LONG,) * 4 + (_POINTER,) * 2),
-    "hst_largest_and_mass": (_INT, (_POINTER, _LONG, _LONG, _FLOAT, _POINTER, _POINTER, _POINTER)),
+    "hst_largest_and_mass": (_INT, (_POINTER, *(_LONG,) * 3, *(_POINTER,) * 2, _LONG, _FLOAT, *(_POINTER,) * 3)),
     "hst_drawn": (_INT, (_POINTER, _POINTER, _LONG, _POINTER, _LONG, _POINTER, _POINTER)),
     "hst_sketch_pack": (_INT, (_POINTER, _POINTER, _LONG, _LONG, _LONG, _POINTER, _POINTER, _POINTER)),
     "hst_sketched_head": (_INT, (_POINTER, _POINTER, _POINTER, _FLOAT, _POINTER, _POINTER, _POINTER, _LONG)),
@@ -60,6 +60,7 @@ _PROTOTYPES: dict[str, tuple[type, tuple[type, ...]]] = {
     "hst_paged_attention": (_INT, (_POINTER,) * 4 + (_LONG, _POINTER)),
     "hst_attention": (_INT, (_POINTER,) * 8 + (_LONG, _POINTER)),
     "hst_attention8": (_INT, (_POINTER,) * 7 + (_LONG, _POINTER)),
+    "hst_speculator": (_INT, (*(_POINTER,) * 3, _LONG, *(_POINTER,) * 2)),
     "hst_layers": (_INT, (_POINTER, _POINTER, _LONG, _POINTER, _FLOAT, _POINTER, _LONG, _LONG, _POINTER, _LONG)),
 }
 

@@ -49,6 +49,29 @@ void forget(std::int64_t count, float* values, std::int64_t* ids) {
     for (std::int64_t i = 0; i < count; ++i) values[i] = -INFINITY, ids[i] = -1;
 }
 
+// Of one row; beside the first `width` values those at `places`.
+void one_largest_and_mass(const float* row, std::int64_t width, const std::int64_t* places, std::int64_t length, std::int64_t k,
+                                 float reach, std::int64_t* ids, float* values, double* mass) {
+    forget(k, values, ids);
+    look_through(row, width, 0, k, values, ids);
+    for (std::int64_t i = 0; i < length; ++i) {
+        const float value = row[places[i]];
+        if (value > values[k - 1]) insert(value, places[i], k, values, ids);
+    }
+    double sum = 0.0;
+    const float least = values[0] - reach;
+    auto add = [&](float value) {
+        if (value > least) sum += std::exp(static_cast<double>(value) - values[0]);
+    };
+    for (std::int64_t from = 0; from < width; from += LOOK) {
+        const std::int64_t end = from + LOOK < width ? from + LOOK : width;
+        if (end - from == LOOK && !any_above(row + from, least)) continue;
+        for (std::int64_t i = from; i < end; ++i) add(row[i]);
+    }
+    for (std::int64_t i = 0; i < length; ++i) add(row[places[i]]);
+    *mass = sum;
+}
+
 }  // namespace
 
 void largest(const float* rows, std::int64_t stride, std::int64_t count, std::int64_t width, std::int64_t k, std::int64_t* ids, float* values) {
@@ -59,18 +82,14 @@ void largest(const float* rows, std::int64_t stride, std::int64_t count, std::in
     parallel(count, 1, body);
 }
 
-void largest_and_mass(const float* row, std::int64_t width, std::int64_t k, float reach, std::int64_t* ids, float* values, double* mass) {
-    forget(k, values, ids);
-    look_through(row, width, 0, k, values, ids);
-    *mass = 0.0;
-    const float least = values[0] - reach;
-    for (std::int64_t from = 0; from < width; from += LOOK) {
-        const std::int64_t end = from + LOOK < width ? from + LOOK : width;
-        if (end - from == LOOK && !any_above(row + from, least)) continue;
-        for (std::int64_t i = from; i < end; ++i) {
-            if (row[i] > least) *mass += std::exp(static_cast<double>(row[i]) - values[0]);
+void largest_and_mass(const float* rows, std::int64_t stride, std::int64_t count, std::int64_t width, const std::int64_t* const* places,
+                      const std::int64_t* lengths, std::int64_t k, float reach, std::int64_t* ids, float* values, double* mass) {
+    auto body = [&](std::int64_t begin, std::int64_t end) {
+        for (std::int64_t row = begin; row < end; ++row) {
+            one_largest_and_mass(rows + row * stride, width, places[row], lengths[row], k, reach, ids + row * k, values + row * k, mass + row);
         }
-    }
+    };
+    parallel(count, 1, body);
 }
 
 bool linear8_top(const Linear8& asked, const std::uint8_t* packed, std::int64_t k, std::int64_t* ids, float* values) {

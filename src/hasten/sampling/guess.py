@@ -4,6 +4,8 @@ verification by rejection, the law that its proposals are drawn from."""
 from __future__ import annotations
 
 import math
+from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +17,7 @@ from hasten.sampling.choose import choose_place
 from hasten.sampling.draws import Drawn
 from hasten.sampling.filters import History, Logits, adjusted, at_least, kept, largest, ranked, scaled
 from hasten.sampling.laws import Law, likeliest, warped_law
-from hasten.sampling.likeliest import likeliest_and_mass
+from hasten.sampling.likeliest import Largest, likeliest_and_mass, likeliest_and_masses
 
 _REACH = 10.0  # likelihood ratios beyond e^-10 cannot matter for a guess
 MOST_DRAWN = 2048  # tokens that a draft is drawn from: what lies beyond is hardly ever drawn and makes every law dearer
@@ -75,13 +77,28 @@ def guesses(
     return [Guess(int(tokens[at]), float(logs[at]), float(scores[at]), float(weight[at])) for at in [chosen, *order]]
 
 
+def likeliest_guesses(
+    rows: torch.Tensor, count: int, ids: noise.IntArray, fixed: int, more: Sequence[array[int]]
+) -> list[list[Guess]] | None:
+    """``guesses`` of many rows at once for texts that are chosen greedily from what the model says: each from the first ``fixed``
+    columns and those that ``more`` names for it, ``array("q")``; ``ids`` are those of all columns. None where no kernel does that,
+    or a row has nothing to choose from."""
+    found = likeliest_and_masses(rows, min(count, fixed), _REACH, fixed, more) if fixed else None
+    if found is None or not all(math.isfinite(each.values[0]) for each in found):
+        return None
+    return [_sure_by(each, ids) for each in found]
+
+
 def _greedy_guesses(values: Logits, names: noise.IntArray | None, count: int) -> list[Guess]:
     """``guesses`` where there is no noise. Few calls: each costs microseconds where a step has swept the caches."""
-    best, logits, total = likeliest_and_mass(values, min(count, len(values)), _REACH)
-    peak, out = logits[0], []
-    for place, value in zip(best, logits, strict=True):
+    return _sure_by(likeliest_and_mass(values, min(count, len(values)), _REACH), names)
+
+
+def _sure_by(found: Largest, names: noise.IntArray | None) -> list[Guess]:
+    peak, out, total = found.values[0], [], math.log(found.mass)
+    for place, value in zip(found.places, found.values, strict=True):
         if place >= 0 and value >= peak - _REACH:
-            log = value - peak - math.log(total)
+            log = value - peak - total
             out.append(Guess(place if names is None else int(names[place]), log, log, math.exp(log)))
     return out
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from hasten.native.largest import MOST, largest, largest_and_mass
+from hasten.native.largest import Largest as Largest
 from hasten.native.loader import load
 from hasten.sampling.filters import Logits
 
@@ -25,15 +29,27 @@ def likeliest(logits: torch.Tensor, count: int) -> list[list[int]]:
     return [_sorted(row, count) for row in logits.detach().float().cpu().numpy()]
 
 
-def likeliest_and_mass(row: Logits, count: int, reach: float) -> tuple[list[int], list[float], float]:
+def likeliest_and_mass(row: Logits, count: int, reach: float) -> Largest:
     """Ids of the ``count`` largest logits of a row [vocabulary] as ``likeliest``, these logits, and how likely all are together
     that are less than ``reach`` below the largest one: in multiples of it. Behind those above -inf ids may be -1."""
-    library = load()
-    if library is not None and row.dtype == np.float32 and row.strides == (4,) and count <= MOST:
-        return largest_and_mass(library, row, count, reach)
-    ids = likeliest(torch.from_numpy(row)[None], count)[0]
+    rows = torch.from_numpy(row)[None]
+    if (found := likeliest_and_masses(rows, count, reach, len(row), None)) is not None:
+        return found[0]
+    ids = likeliest(rows, count)[0]
     near = row[row > row[ids[0]] - reach].astype(np.float64)
-    return ids, [float(row[place]) for place in ids], float(np.exp(near - row[ids[0]]).sum())
+    return Largest(ids, [float(row[place]) for place in ids], float(np.exp(near - row[ids[0]]).sum()))
+
+
+def likeliest_and_masses(
+    rows: torch.Tensor, count: int, reach: float, width: int, more: Sequence[array[int]] | None
+) -> list[Largest] | None:
+    """``likeliest_and_mass`` of each row [n, logits], in one call: of its first ``width`` logits and those behind them that
+    ``more`` names for it, ``array("q")``. None where no kernel does that."""
+    library = load()
+    in_memory = rows.dtype is torch.float32 and not rows.is_cuda and rows.stride(1) == 1
+    if library is None or not in_memory or not 1 <= count <= min(MOST, width):
+        return None
+    return largest_and_mass(library, rows, count, reach, width, more)
 
 
 def _sorted(row: npt.NDArray[np.float32], count: int) -> list[int]:
