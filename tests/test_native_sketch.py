@@ -14,6 +14,7 @@ from hasten.model.hadamard import hadamard_block
 from hasten.model.sketch import sketch_of
 from hasten.native.grouped import GroupedLinear
 from hasten.native.kernels import PackedLinear
+from hasten.native.largest import largest
 from hasten.native.loader import NativeLibrary
 from hasten.native.sketch import LEAST_BLOCK, MOST_KEPT, SketchedHead
 from hasten.sampling.choose import choose_row
@@ -74,6 +75,41 @@ def test_leaders_of_a_files_codes_have_their_bits(native: NativeLibrary, kind: s
             x = torch.randn(rows, inputs)
             keep = torch.randint(1, MOST_KEPT + 1, (rows,))
             check_leaders(sketched.leaders(x, keep, norm, 1e-6), head.after_norm(x, norm, 1e-6), outputs, keep)
+
+
+@pytest.mark.parametrize("spread", [1.0, 0.0])
+def test_the_likeliest_are_those_of_what_is_returned(native: NativeLibrary, spread: float) -> None:
+    """Whatever was computed exactly, and whichever blocks were looked into; of equal outputs the first."""
+    torch.manual_seed(5)
+    inputs, choosable = 192, 8900
+    heads: list[Head] = [
+        int8_head(native, 9001, inputs),
+        grouped_head(native, "Q8_0", 9001, inputs),
+        int8_head(native, 9001, inputs, 40),
+    ]
+    for head in heads:
+        sketched = SketchedHead(native, head, hadamard_block(inputs), choosable)
+        for isa in native.available_isas():
+            native.set_isa(isa)
+            for rows in (1, 3, 17, 32):
+                x = torch.randn(rows, inputs) * spread
+                keep = torch.ones(rows, dtype=torch.int64)
+                for count in (1, 8, 16):
+                    told = torch.empty(rows, count, dtype=torch.int64)
+                    found = sketched.leaders(x, keep, likeliest=told)
+                    assert told.tolist() == largest(native, found[:, :choosable], count)
+                    assert torch.equal(found, sketched.leaders(x, keep))
+
+
+def test_where_there_are_fewer_likeliest_than_asked_for(native: NativeLibrary) -> None:
+    head = int8_head(native, 40, 64)
+    sketched = SketchedHead(native, head, hadamard_block(64), 5)
+    told = torch.empty(2, 8, dtype=torch.int64)
+    found = sketched.leaders(torch.randn(2, 64), torch.ones(2, dtype=torch.int64), likeliest=told)
+    assert told[:, 5:].tolist() == [[-1] * 3] * 2
+    assert told[:, :5].tolist() == largest(native, found[:, :5], 5)
+    with pytest.raises(ValueError, match="refused"):
+        sketched.leaders(torch.randn(1, 64), torch.ones(1, dtype=torch.int64), likeliest=torch.empty(1, 65, dtype=torch.int64))
 
 
 def without_a_margin(native: NativeLibrary, monkeypatch: pytest.MonkeyPatch) -> tuple[Head, SketchedHead, torch.Tensor]:

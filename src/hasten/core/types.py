@@ -389,9 +389,10 @@ class Segment:
 
 @dataclass(slots=True)
 class Batch:
-    """Everything one forward pass computes: segments of different sequences, laid out one after the other."""
+    """Segments of different sequences, one pass for all. ``likeliest``: how many of each row's largest logits to tell, if known."""
 
     segments: list[Segment]
+    likeliest: int = 0
 
     @property
     def rows(self) -> int:

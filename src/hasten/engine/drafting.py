@@ -263,13 +263,22 @@ class Drafting:
             if sequence.id not in drafter.passed_over:
                 self._seen[drafter.name, sequence.id] = round.context
 
-    def show(self, logits: Tensor) -> None:
-        """All rows of the step, [rows, vocabulary], before the first is verified."""
-        asked = [
-            (round, [d for d in self.drafters if d.name in round.seconds and (d.name, round.sequence) not in self._out])
-            for round in self._rounds.values()
-        ]
-        self._likeliest.look(logits[:, : self.vocabulary], asked, self.clock)
+    @property
+    def likeliest_wanted(self) -> int:
+        """How many of the target's likeliest tokens of each row of this step some drafter may want to know."""
+        return max((drafter.likeliest_wanted for drafter in self.drafters), default=0) if self._rounds else 0
+
+    def show(self, logits: Tensor, likeliest: Tensor | None = None) -> None:
+        """All rows of the step, [rows, vocabulary], before the first is verified; with them their ``likeliest`` tokens, [rows,
+        ``likeliest_wanted``], where these are known already."""
+        if likeliest is not None:
+            self._likeliest.know(logits, likeliest)
+        elif len(self._rounds) > 1:
+            asked = [
+                (round, [d for d in self.drafters if d.name in round.seconds and (d.name, round.sequence) not in self._out])
+                for round in self._rounds.values()
+            ]
+            self._likeliest.look(logits[:, : self.vocabulary], asked, self.clock)
 
     @_counted
     def observe(self, sequence: Sequence, tree: DraftTree, verdict: Verdict, logits: Tensor, states: Tensor | None = None) -> None:

@@ -148,12 +148,12 @@ class Engine:
         if not packed.items:
             return []
         self.executor.copy_blocks(packed.copies)
-        batch = Batch([item.segment() for item in packed.items])
+        batch = Batch([item.segment() for item in packed.items], self.drafting.likeliest_wanted)
         started = time.perf_counter()
         with interrupts_let_through():
             logits = self.executor.forward(batch)
         forward = time.perf_counter() - started
-        self.drafting.show(logits)
+        self.drafting.show(logits, self.executor.likeliest)
         told: list[Request] = []
         row, plain = 0, self._plain_shares(packed.items)
         for item, segment in zip(packed.items, batch.segments, strict=True):

@@ -19,6 +19,13 @@ class LikeliestRows:
     logits: Tensor | None = None
     found: list[list[int]] = field(default_factory=list)
 
+    def know(self, logits: Tensor, likeliest: Tensor) -> None:
+        """Take what the head has told, unless some row has fewer logits above -infinity."""
+        self.forget()
+        found = likeliest.tolist()
+        if all(row[-1] >= 0 for row in found):
+            self.logits, self.found = logits, found
+
     def look(self, logits: Tensor, asked: Sequence[tuple[Round, Sequence[Drafter]]], clock: Callable[[], float]) -> None:
         """Look through all rows at once where drafters of more than one round want to know: fewer calls, and threads share more."""
         self.forget()

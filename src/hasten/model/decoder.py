@@ -40,7 +40,7 @@ class EmbeddingTable(Protocol):
 
 class Sketch(Protocol):
     """A head's largest outputs, without the whole head (``sketch.sketch_of``). ``keep`` int64 [rows]: how many of each row's.
-    ``draws`` as in ``Layout``."""
+    ``draws`` as in ``Layout``. ``likeliest`` int64 [rows, n] takes the ids of the n largest, -1 where there are fewer."""
 
     @property
     def bytes(self) -> int: ...
@@ -48,7 +48,13 @@ class Sketch(Protocol):
     def pays(self, keep: Tensor, drawn: bool) -> bool: ...
 
     def leaders(
-        self, x: Tensor, keep: Tensor, weight: Tensor, eps: float, draws: Sequence[tuple[float, int, int]] | None
+        self,
+        x: Tensor,
+        keep: Tensor,
+        weight: Tensor,
+        eps: float,
+        draws: Sequence[tuple[float, int, int]] | None,
+        likeliest: Tensor | None,
     ) -> Tensor: ...
 
 
@@ -90,18 +96,21 @@ class Decoder:
         return Decoder(self.description, self.precision, replace(self.weights, sketch=sketch))
 
     @torch.inference_mode()
-    def logits(self, hidden: Tensor, layout: Layout) -> Tensor:
+    def logits(self, hidden: Tensor, layout: Layout) -> tuple[Tensor, Tensor | None]:
         """[len(layout.logit_rows), outputs of the head] in the stream dtype from these rows' ``states``, exact where
-        ``layout.leaders`` says."""
-        shape, weights = self.description, self.weights
+        ``layout.leaders`` says; and ids int64 [rows, ``batch.likeliest``] of the largest of each, None where they are not asked
+        for or would have to be looked for."""
+        shape, weights, wanted = self.description, self.weights, layout.batch.likeliest
         keep, sketch = layout.leaders, self._sketch_for(layout)
+        likeliest = None
         if sketch is not None and keep is not None:
-            logits = sketch.leaders(hidden, keep, weights.final_norm, shape.norm_eps, layout.draws)
+            likeliest = torch.empty((len(keep), wanted), dtype=torch.int64) if wanted else None
+            logits = sketch.leaders(hidden, keep, weights.final_norm, shape.norm_eps, layout.draws, likeliest)
         else:
             logits = weights.head.after_norm(hidden, weights.final_norm, shape.norm_eps)
         if shape.final_softcap:
             logits = torch.tanh(logits / shape.final_softcap) * shape.final_softcap
-        return logits
+        return logits, likeliest
 
     @torch.inference_mode()
     def hidden(self, layout: Layout, layers: Layers) -> Tensor:

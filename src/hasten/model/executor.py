@@ -27,6 +27,9 @@ class Executor:
         self.cache = cache or decoder.precision.cache
         self.pool = make_pool(shape.layers, shape.kv_heads, shape.head_dim, num_blocks, self.cache, device)
         self.states: Tensor | None = None  # of the last ``forward``, [wanted rows, hidden]: what the head was given, not normalised
+        self.likeliest: Tensor | None = (
+            None  # of the same rows the ids of the largest logits, where the batch asked and they are known
+        )
         self._layers = make_layers(shape, decoder.weights.layers, self.pool, decoder.precision.stream, device)
 
     @property
@@ -51,7 +54,8 @@ class Executor:
         layout = self._lay_out(batch)
         states = self.decoder.states(layout, self._layers)
         self.states = states
-        return self.decoder.logits(states, layout)
+        logits, self.likeliest = self.decoder.logits(states, layout)
+        return logits
 
     def hidden(self, batch: Batch) -> Tensor:
         """``forward`` up to the head: [wanted rows, hidden]."""

@@ -83,7 +83,7 @@ int gate_up_linear(const HastenLinear& layer, const float* x, const float* weigh
     return rows_linear(layer, {x, weight, eps, NORM, rows, layer.inputs, layer.block}, gate, nullptr, out);
 }
 
-EXPORT int hst_version() { return 13; }
+EXPORT int hst_version() { return 14; }
 EXPORT int hst_best_isa() { return best_isa(); }
 EXPORT int hst_isa() { return current_isa(); }
 EXPORT int hst_set_isa(int level) { return set_isa(level) ? OK : BAD_SIZE; }

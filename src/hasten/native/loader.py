@@ -18,7 +18,7 @@ from hasten.core.errors import ConfigError
 from hasten.native.build import LIBRARY, SOURCES, cache_folder
 from hasten.native.processors import usable_cores
 
-INTERFACE_VERSION = 13
+INTERFACE_VERSION = 14
 LEVELS = ("generic", "avx2", "vnni", "amx")
 MODES = ("auto", "off")
 
@@ -49,7 +49,7 @@ _PROTOTYPES: dict[str, tuple[type, tuple[type, ...]]] = {
     "hst_largest_and_mass": (_INT, (_POINTER, *(_LONG,) * 3, *(_POINTER,) * 2, _LONG, _FLOAT, *(_POINTER,) * 3)),
     "hst_drawn": (_INT, (_POINTER, _POINTER, _LONG, _POINTER, _LONG, _POINTER, _POINTER)),
     "hst_sketch_pack": (_INT, (_POINTER, _POINTER, _LONG, _LONG, _LONG, _POINTER, _POINTER, _POINTER)),
-    "hst_sketched_head": (_INT, (_POINTER, _POINTER, _POINTER, _FLOAT, _POINTER, _POINTER, _POINTER, _LONG)),
+    "hst_sketched_head": (_INT, (*(_POINTER,) * 3, _FLOAT, *(_POINTER,) * 3, *(_LONG,) * 2, _POINTER)),
     "hst_mlp": (_INT, (*(_POINTER,) * 4, _FLOAT, _INT, _POINTER, _POINTER, _LONG)),
     "hst_grouped_packed_bytes": (_LONG, (_INT, _LONG, _LONG)),
     "hst_grouped_pack": (_INT, (_INT, _POINTER, _LONG, _LONG, _POINTER)),

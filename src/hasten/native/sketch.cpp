@@ -190,6 +190,29 @@ void mark(const Looked& looked, const Leaders* leaders, const std::uint8_t* done
     for (std::int64_t i = 0; i < looked.rows * looked.blocks; ++i) marks[i] = marks[i] != 0 && done[i] == 0;
 }
 
+// Of each row the `count` largest choosable outputs by what they are said to be, equal ones by number: [rows][count], -1 where there are
+// fewer. Looks only into blocks that may hold one.
+void likeliest(const Looked& looked, std::int64_t count, std::int64_t* ids) {
+    const std::int64_t reach = (looked.choosable + looked.width - 1) / looked.width;
+    auto body = [&](std::int64_t begin, std::int64_t end) {
+        for (std::int64_t row = begin; row < end; ++row) {
+            const float* out = looked.out + row * looked.outputs;
+            const float* bounds = looked.bounds + row * looked.blocks;
+            Place best[MOST_KEPT];
+            for (std::int64_t i = 0; i < count; ++i) best[i] = {-INFINITY, -1};
+            for (std::int64_t block = 0; block < reach; ++block) {
+                if (!(bounds[block] > best[count - 1].value)) continue;
+                const std::int64_t last = (block + 1) * looked.width;
+                for (std::int64_t i = block * looked.width; i < (last < looked.choosable ? last : looked.choosable); ++i) {
+                    if (out[i] > best[count - 1].value) insert({out[i], i}, count, best);
+                }
+            }
+            for (std::int64_t i = 0; i < count; ++i) ids[row * count + i] = best[i].output;
+        }
+    };
+    parallel(looked.rows, 1, body);
+}
+
 // The head whole, where so much of it is wanted that finding and reading it piece by piece would take longer.
 const std::int64_t MOST_MARKED = 4;  // one block in so many
 
@@ -283,8 +306,14 @@ std::int64_t piece_for(std::int64_t rows) {
     return size;
 }
 
+// Where the `count` largest outputs of each row are told.
+struct Likeliest {
+    std::int64_t* ids;
+    std::int64_t count;
+};
+
 int run_sketched(const HastenSketch& head, const float* x, const float* weight, float eps, const std::int64_t* keep, const Draw* draws,
-                 float* out, std::int64_t rows) {
+                 float* out, std::int64_t rows, const Likeliest& told) {
     const HastenLinear& rough = *head.rough;
     const std::int64_t inputs = rough.inputs, outputs = rough.outputs, width = head.exact != nullptr ? PAIR_OUTPUTS : STRIP_OUTPUTS;
     const std::int64_t blocks = (outputs + width - 1) / width;
@@ -314,22 +343,24 @@ int run_sketched(const HastenSketch& head, const float* x, const float* weight, 
         mark(looked, leaders, leading, marks);
         computed = compute(marks);
     }
+    if (computed != FAILED && told.count > 0) likeliest(looked, told.count, told.ids);
     return computed == FAILED ? NO_MEMORY : OK;
 }
 
 }  // namespace
 
 // The head applied to x / rms(x) * weight, or to x where there is no weight: [rows][outputs]. Of each row the `keep` (1 to 64) largest of
-// the choosable outputs are exact, and all others below them; so is the one that `draws` (or null) draws, with the largest score.
+// the choosable outputs are exact, and all others below them; so is the one that `draws` (or null) draws, with the largest score. Of what is
+// given so for each row, the `count` (0 to 64) largest choosable ones are `ids` [rows][count], -1 behind those above -infinity.
 EXPORT int hst_sketched_head(const HastenSketch* head, const float* x, const float* weight, float eps, const std::int64_t* keep,
-                             const Draw* draws, float* out, std::int64_t rows) {
-    if (rows < 0 || !fits(*head)) return BAD_SIZE;
+                             const Draw* draws, float* out, std::int64_t rows, std::int64_t count, std::int64_t* ids) {
+    if (rows < 0 || count < 0 || count > MOST_KEPT || !fits(*head)) return BAD_SIZE;
     for (std::int64_t row = 0; row < rows; ++row) {
         if (keep[row] < 1 || keep[row] > MOST_KEPT || keep[row] > head->choosable) return BAD_SIZE;
     }
     if (rows == 0) return OK;
     try {
-        return run_sketched(*head, x, weight, eps, keep, draws, out, rows);
+        return run_sketched(*head, x, weight, eps, keep, draws, out, rows, {ids, count});
     } catch (const std::bad_alloc&) {
         return NO_MEMORY;
     }

@@ -116,18 +116,24 @@ class SketchedHead:
         weight: Tensor | None = None,
         eps: float = 0.0,
         draws: Sequence[tuple[float, int, int]] | None = None,
+        likeliest: Tensor | None = None,
     ) -> Tensor:
         """Outputs [rows, outputs] for x [rows, inputs], or for x / rms(x) * ``weight``: of row i the ``keep[i]`` (int64, 1 to 64)
         largest choosable ones are exact, and every other lies below them.
 
         ``draws``: of each row temperature, seed and position (temperature 0: nothing is drawn). Then that choosable output, too,
-        is exact for which output / temperature + noise (``sampling.noise``) is largest, and all others lie below by that."""
+        is exact for which output / temperature + noise (``sampling.noise``) is largest, and all others lie below by that.
+
+        ``likeliest`` int64 [rows, 0 to 64] takes the choosable ones that are largest in what is returned, descending, equal ones
+        by id, -1 behind those above -infinity."""
         rows = x.shape[0]
         start, kept = _need(x, torch.float32, (rows, self.inputs)), _need(keep, torch.int64, (rows,))
         norm = None if weight is None else _need(weight, torch.float32, (self.inputs,))
         chances = None if draws is None else (DrawFields * rows)(*(DrawFields(*draw) for draw in draws))
         out = torch.empty(rows, self.outputs)
-        check(self._call(self._address, start, norm, eps, kept, chances, out.data_ptr(), rows))
+        count = 0 if likeliest is None else likeliest.shape[1]
+        ids = None if likeliest is None else _need(likeliest, torch.int64, (rows, count))
+        check(self._call(self._address, start, norm, eps, kept, chances, out.data_ptr(), rows, count, ids))
         return out
 
     def _draw(self, packed: Tensor, scale: Tensor, block: int) -> float:

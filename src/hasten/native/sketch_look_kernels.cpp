@@ -2,6 +2,7 @@
 // enough for the LOOK outputs that it belongs to.
 #include <cmath>
 
+#include "lanes.h"
 #include "noise.h"
 #include "sketch.h"
 
@@ -9,25 +10,43 @@ namespace hasten {
 namespace HASTEN_LEVEL {
 namespace {
 
-#define INLINE inline __attribute__((always_inline))
+static_assert(LOOK == LANES, "what is looked at together is what is computed together");
 
-typedef float Four __attribute__((vector_size(16), aligned(4), may_alias));
+// The largest of lanes of which none is NaN.
+INLINE float top_lane(Floats value) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_max_ps(value.part[0]);
+#else
+    return highest(value);
+#endif
+}
+
+INLINE bool any_above(Floats value, float limit) {
+#if defined(__AVX512F__)
+    return _mm512_cmp_ps_mask(value.part[0], all(limit).part[0], _CMP_GT_OQ) != 0;
+#else
+    IntPart above = value.part[0] > part_all(limit);
+    for (int i = 1; i < PARTS; ++i) above |= value.part[i] > part_all(limit);
+#if defined(__AVX2__)
+    return _mm256_movemask_ps(reinterpret_cast<__m256>(above)) != 0;
+#else
+    return (above[0] | above[1] | above[2] | above[3]) != 0;
+#endif
+#endif
+}
+
+// The most that each of LOOK outputs from `from` on may be for a row of this length.
+INLINE Floats most_each(const Rough& rough, std::int64_t from, float length) {
+    return load(rough.value + from) + all(length) * load(rough.error + from);
+}
 
 // The largest of value + length * error of up to LOOK outputs; -infinity where all are NaN.
 INLINE float most_of(const Rough& rough, std::int64_t from, std::int64_t count, float length) {
+    if (count == LOOK) return top_lane(most(all(-INFINITY), most_each(rough, from, length)));
     const float* value = rough.value + from;
     const float* error = rough.error + from;
     float most = -INFINITY;
-    if (count < LOOK) {
-        for (std::int64_t i = 0; i < count; ++i) most = value[i] + length * error[i] > most ? value[i] + length * error[i] : most;
-        return most;
-    }
-    Four mosts = {most, most, most, most};
-    for (std::int64_t i = 0; i < LOOK; i += 4) {
-        const Four some = *reinterpret_cast<const Four*>(value + i) + length * *reinterpret_cast<const Four*>(error + i);
-        mosts = some > mosts ? some : mosts;
-    }
-    for (int i = 0; i < 4; ++i) most = mosts[i] > most ? mosts[i] : most;
+    for (std::int64_t i = 0; i < count; ++i) most = value[i] + length * error[i] > most ? value[i] + length * error[i] : most;
     return most;
 }
 
@@ -63,18 +82,18 @@ INLINE void above(const Rough& rough, const Draw& draw, const std::int64_t* ids,
 void look_through(const Rough& rough, float length, std::int64_t width, std::int64_t kept, Place* places, float* bounds) {
     for (std::int64_t i = 0; i < kept; ++i) places[i] = {-INFINITY, -1};
     for (std::int64_t block = 0; block < rough.count; block += width) {
-        const std::int64_t end = rough.count - block < width ? rough.count : block + width;
-        float bound = -INFINITY;
-        for (std::int64_t from = block; from < end; from += LOOK) {
-            const std::int64_t some = end - from < LOOK ? end - from : LOOK;
-            const float most = most_of(rough, from, some, length);
-            bound = most > bound ? most : bound;
-            if (!(most_of(rough, from, some, 0.0f) > places[kept - 1].value)) continue;
-            for (std::int64_t i = from; i < from + some; ++i) {
-                if (rough.value[i] > places[kept - 1].value) insert({rough.value[i], rough.first + i}, kept, places);
-            }
+        const std::int64_t end = rough.count - block < width ? rough.count : block + width, whole = (end - block) / LOOK * LOOK + block;
+        Floats bound = all(-INFINITY), top = bound;
+        for (std::int64_t from = block; from < whole; from += LOOK) {
+            bound = most(bound, most_each(rough, from, length));
+            top = most(top, load(rough.value + from));
         }
-        bounds[block / width] = bound;
+        const float rest = most_of(rough, whole, end - whole, length), here = top_lane(bound);
+        bounds[block / width] = rest > here ? rest : here;
+        if (whole == end && !any_above(top, places[kept - 1].value)) continue;
+        for (std::int64_t i = block; i < end; ++i) {
+            if (rough.value[i] > places[kept - 1].value) insert({rough.value[i], rough.first + i}, kept, places);
+        }
     }
 }
 
