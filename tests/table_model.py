@@ -35,6 +35,7 @@ class TableExecutor:
         shape = SimpleNamespace(context_length=BLOCKS * BLOCK_SIZE)
         self.precision = "table"
         self.states: torch.Tensor | None = None  # the last tokens of each wanted row's path
+        self.likeliest: torch.Tensor | None = None  # nobody has told
         self.decoder = SimpleNamespace(description=shape)
 
     def forward(self, batch: Batch) -> torch.Tensor:
