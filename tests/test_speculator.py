@@ -261,7 +261,7 @@ def test_a_file_is_found_again(tmp_path: Path) -> None:
     assert other.identity != found.identity
 
 
-def _with(name: str, tensor: Tensor | None) -> Callable[[Path], None]:
+def _with(name: str, tensor: Tensor | None, **metadata: str) -> Callable[[Path], None]:
     def write(path: Path) -> None:
         tensors = {key: each.contiguous() for key, each in random_weights().tensors.items()}
         tensors["ids"] = torch.arange(40)
@@ -269,7 +269,7 @@ def _with(name: str, tensor: Tensor | None) -> Callable[[Path], None]:
             del tensors[name]
         else:
             tensors[name] = tensor
-        path.write_bytes(safetensors.torch.save(tensors, {"format": speculator.FORMAT, "target": "model"}))
+        path.write_bytes(safetensors.torch.save(tensors, {"format": speculator.FORMAT, "target": "model", **metadata}))
 
     return write
 
@@ -295,6 +295,8 @@ HOSTILE: dict[str, Callable[[Path], None]] = {
     "no number": _with("state_norm", torch.full((HIDDEN,), torch.nan)),
     "infinite": _with("0.norm", torch.full((HIDDEN,), torch.inf)),
     "whole numbers": _with("state", torch.ones(HIDDEN, HIDDEN, dtype=torch.int32)),
+    "learnt from no number": _with("ids", torch.arange(40), learnt="much"),
+    "learnt from less than nothing": _with("ids", torch.arange(40), learnt="-5"),
 }
 
 

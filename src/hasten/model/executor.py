@@ -27,9 +27,7 @@ class Executor:
         self.cache = cache or decoder.precision.cache
         self.pool = make_pool(shape.layers, shape.kv_heads, shape.head_dim, num_blocks, self.cache, device)
         self.states: Tensor | None = None  # of the last ``forward``, [wanted rows, hidden]: what the head was given, not normalised
-        self.likeliest: Tensor | None = (
-            None  # of the same rows the ids of the largest logits, where the batch asked and they are known
-        )
+        self.likeliest: Tensor | None = None  # of the same rows, ids of the largest logits (``Decoder.logits``)
         self._layers = make_layers(shape, decoder.weights.layers, self.pool, decoder.precision.stream, device)
 
     @property

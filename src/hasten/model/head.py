@@ -76,26 +76,22 @@ class Joining:
     """Rows that join those that are there: nothing of these is copied again."""
 
     def __init__(self, codes: npt.NDArray[Any], scale: npt.NDArray[Any], layer: Growing) -> None:
-        self._codes, self._scale, self._layer = codes, scale, layer
+        self._codes, self._scale = codes, scale
+        self.layer = layer  # the same object whatever is held
         self._ids = np.empty(0, np.int64)
 
     def hold(self, ids: IntArray) -> None:
         known = len(self._ids)
         if not np.array_equal(ids[:known], self._ids):
-            self._layer.clear()
+            self.layer.clear()
             known = 0
         if len(ids) > known:
             new = ids[known:]
-            self._layer.join(torch.from_numpy(self._codes[new]), torch.from_numpy(self._scale[new]))
+            self.layer.join(torch.from_numpy(self._codes[new]), torch.from_numpy(self._scale[new]))
         self._ids = ids
 
-    @property
-    def layer(self) -> Growing:
-        """The projection, the same object whatever is held."""
-        return self._layer
-
     def layers(self) -> list[Linear]:
-        return [self._layer] if self._layer.outputs else []
+        return [self.layer] if self.layer.outputs else []
 
 
 class Runs:
@@ -180,9 +176,9 @@ class TrimmedHead:
         self.outputs = len(self.ids)
 
     @property
-    def lasting(self) -> tuple[Linear, Linear] | None:
-        """The projections of the fixed ids and of those behind them, where these are the same objects whatever is held."""
-        return (self._fixed, self._changing.layer) if isinstance(self._changing, Joining) else None
+    def lasting(self) -> tuple[Linear, Linear | None]:
+        """The projections of the fixed ids and of those behind them; None for these where the object changes."""
+        return self._fixed, self._changing.layer if isinstance(self._changing, Joining) else None
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         parts = [part(x) for part in self._parts()]

@@ -17,6 +17,7 @@ from hasten.model.hadamard import hadamard_block, rotate
 from hasten.native.kernels import GrowingLinear, PackedLinear, PackedMlp, PackedProgressive
 from hasten.native.loader import load
 
+PACKED = (PackedLinear, PackedProgressive)  # projections that a kernel of several takes
 ACTIVATIONS = {"silu": F.silu, "gelu_tanh": lambda gate: F.gelu(gate, approximate="tanh")}
 
 
@@ -71,8 +72,7 @@ class ComposedMlp:
 def make_mlp(gate_up: Linear, down: Linear, activation: Activation) -> Mlp:
     """One kernel for the whole MLP where both projections are packed for the native kernels."""
     library = load()
-    packed = (PackedLinear, PackedProgressive)
-    if library is not None and isinstance(gate_up, packed) and isinstance(down, packed):
+    if library is not None and isinstance(gate_up, PACKED) and isinstance(down, PACKED):
         return PackedMlp(library, gate_up, down, activation)
     return ComposedMlp(gate_up, down, activation)
 

@@ -26,11 +26,11 @@ from hasten.core.replacement import Replacement
 from hasten.model.conversion import checksum
 from hasten.model.decoder import EmbeddingTable
 from hasten.model.head import IntArray, TrimmedHead
-from hasten.model.linear import DenseLinear, Linear, Mlp, int8_linear, make_mlp
+from hasten.model.linear import PACKED, DenseLinear, Linear, Mlp, int8_linear, make_mlp
 from hasten.model.linear_packed import few_bits_run, pack, packed_linear
 from hasten.model.precision import Precision
 from hasten.model.weights import quantise_weights
-from hasten.native.kernels import GrowingLinear, PackedLinear, PackedMlp, PackedProgressive
+from hasten.native.kernels import GrowingLinear, PackedMlp
 from hasten.native.loader import load as load_library
 from hasten.native.speculator import SpeculatorLevel
 
@@ -38,7 +38,6 @@ FORMAT = "hasten-speculator-1"
 EPS = 1e-6
 IDS = 8192  # of the vocabulary that its head computes, but for those of a text's own
 MOST_LAYERS = 8
-PACKED = (PackedLinear, PackedProgressive)
 log = logging.getLogger(__name__)
 
 
@@ -100,7 +99,7 @@ class Speculator:
     def _one_call(self) -> SpeculatorLevel | None:
         """A kernel for a whole level; None where some part is not one of its."""
         library = load_library()
-        head, more = (isinstance(self._head, TrimmedHead) and self._head.lasting) or (None, None)
+        head, more = self._head.lasting if isinstance(self._head, TrimmedHead) else (None, None)
         layers = [(norm, mlp) for norm, mlp in self._layers if isinstance(mlp, PackedMlp)]
         squares = [linear for linear in (self._state, self._token) if isinstance(linear, PACKED)]
         if library is None or not isinstance(head, PACKED) or not isinstance(more, GrowingLinear):
@@ -156,8 +155,11 @@ def load(path: Path, target: str, hidden: int, vocabulary: int) -> SpeculatorWei
             metadata = file.metadata() or {}
             if (metadata.get("format"), metadata.get("target")) != (FORMAT, target):
                 raise ValueError("it belongs to another model")
+            learnt = metadata.get("learnt", "0")
+            if not learnt.isdecimal():
+                raise ValueError("it does not say what it learnt from")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return replace(_checked(tensors, hidden, vocabulary), learnt=int(metadata.get("learnt", 0)))
+        return replace(_checked(tensors, hidden, vocabulary), learnt=int(learnt))
     except FileNotFoundError:
         return None
     except OSError as problem:

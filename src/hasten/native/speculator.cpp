@@ -62,7 +62,7 @@ int follow(const HastenSpeculator& network, const float* states, const float* em
     return status;
 }
 
-// One part of the head: `count` columns of logits, `stride` wide, from `first` on.
+// One part of the head, to its columns of logits, whose rows lie `stride` apart.
 int project(const HastenSpeculator& network, const HastenLinear* part, const float* hidden, std::int64_t rows, float* logits, std::int64_t stride) {
     if (part->outputs == 0) return OK;
     const float* norm = network.final_norm;

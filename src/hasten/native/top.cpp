@@ -51,7 +51,7 @@ void forget(std::int64_t count, float* values, std::int64_t* ids) {
 
 // Of one row; beside the first `width` values those at `places`.
 void one_largest_and_mass(const float* row, std::int64_t width, const std::int64_t* places, std::int64_t length, std::int64_t k,
-                                 float reach, std::int64_t* ids, float* values, double* mass) {
+                          float reach, std::int64_t* ids, float* values, double* mass) {
     forget(k, values, ids);
     look_through(row, width, 0, k, values, ids);
     for (std::int64_t i = 0; i < length; ++i) {
