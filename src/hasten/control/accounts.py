@@ -7,10 +7,10 @@ what others save a larger one. So, whatever is accepted or not:
 
     seconds <= (1 + EXPLORATION) x plain seconds - (1 - PASSED_ON) x what is saved + START + the largest single loss
 
-where START is in steps of one sequence. Less is spent in company, where it is learnt from all sequences, and on hot sampling,
-where guesses are rarely right (``exploration``, ``start_steps``). Two accounts: the *standing* of a drafter under a kind of
-sampling, alone or in company (kept over restarts), decides whether it may begin with a request and probe; the account of one
-request, whether it goes on there.
+where START is in steps of one sequence. Less is spent in company, where it is learnt from all sequences, and on hot sampling
+and flat laws, where guesses are rarely right (``exploration``, ``start_steps``). Two accounts: the *standing* of a drafter
+under a kind of sampling, alone or in company (kept over restarts), decides whether it may begin with a request and probe; the
+account of one request, whether it goes on there.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ LONGEST_PROBE = 1024
 STANDING_FORGETTING = 0.99
 OWN_FORGETTING = 0.92
 PRIOR_ACCEPTANCE, PRIOR_TRIALS = 0.6, 4.0
+PRIOR_FLAT = 0.03  # where the target itself wavered between thousands of tokens
+TRYING = {"hot": 0.5, "flat": 0.1}  # times as much as otherwise goes into trying where guesses are rarely right
 SHRINKAGE = 5.0  # trials of a request that count as much as all that was seen before it
 PROVEN = 30.0  # trials
 REMEMBERED_REQUESTS = 8
@@ -42,14 +44,14 @@ TOLD = 4.0  # trials of a request from which on it says how well its text is gue
 def exploration(kind: str, sequences: int) -> float:
     """The share of a sequence's plain time that may go into trying, where so many share a step: with n of them the root of n times
     as much is still learnt a step."""
-    return EXPLORATION * (0.5 if kind == "hot" else 1.0) / math.sqrt(sequences)
+    return EXPLORATION * TRYING.get(kind, 1.0) / math.sqrt(sequences)
 
 
 def start_steps(paid: bool, kind: str, sequences: int) -> float:
-    """Plain steps of one sequence that a drafter may lose at first: half of them where guesses are rarely right. A model shows in
+    """Plain steps of one sequence that a drafter may lose at first: fewer where guesses are rarely right. A model shows in
     company what it is worth in fewer steps, as with ``exploration``."""
     steps = max(FREE_START_STEPS, START_STEPS / math.sqrt(sequences)) if paid else FREE_START_STEPS
-    return steps * (0.5 if kind == "hot" else 1.0)
+    return steps * TRYING.get(kind, 1.0)
 
 
 @dataclass(slots=True)
@@ -80,6 +82,7 @@ class Standing:
     evidence: Evidence = field(default_factory=Evidence)
     start: float = START_STEPS  # plain steps of credit to begin with
     paid: bool = True
+    prior: float = PRIOR_ACCEPTANCE  # what its guesses are taken for before anything is known of them
     requests: list[float] = field(default_factory=list)  # acceptance of the last ones, the newest at the end
 
     @property
@@ -104,7 +107,7 @@ class Standing:
 
     @property
     def acceptance(self) -> float:
-        return self.evidence.acceptance(PRIOR_ACCEPTANCE, PRIOR_TRIALS)
+        return self.evidence.acceptance(self.prior, PRIOR_TRIALS)
 
     @property
     def proven(self) -> bool:
@@ -191,9 +194,9 @@ class Own:
 
     def look_forward(self, standing: Standing, price: float, answer: float, kind: str) -> None:
         """Only before the request has begun: it may be hopeful where what was earned pays for a try, and where that takes little of
-        what the ``answer`` takes plainly. Hot sampling is not."""
+        what the ``answer`` takes plainly. Hot sampling and flat laws are not."""
         self.tells = standing
-        paid = kind != "hot" and price <= min(standing.free, DEAREST_TRY * answer)
+        paid = kind not in TRYING and price <= min(standing.free, DEAREST_TRY * answer)
         self.hope = standing.hope if paid else None
 
     def probe_due(self, rounds: int = 1) -> bool:

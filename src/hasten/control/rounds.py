@@ -32,10 +32,10 @@ class Round:
     unread: dict[str, int] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, sequence: Sequence, wish: SpeculationParams) -> Round:
+    def of(cls, sequence: Sequence, wish: SpeculationParams, flat: bool = False) -> Round:
         return cls(
             sequence.id,
-            kind_of(sequence.params),
+            kind_of(sequence.params, flat),
             len(sequence.tokens),
             sequence.output_length,
             sequence.tokens_left,
@@ -108,8 +108,11 @@ def share_deciding(rounds: list[Round], spent: float) -> None:
         round.seconds[name] += rest / len(asked)
 
 
-def kind_of(params: SamplingParams) -> str:
-    """The kind of sampling: how far the target's choices can be foreseen depends on its temperature."""
+def kind_of(params: SamplingParams, flat: bool = False) -> str:
+    """The kind of sampling: how far the target's choices can be foreseen depends on its temperature, and on whether the law that it
+    last drew from was ``flat``."""
     if params.greedy:
         return "greedy"
+    if flat:
+        return "flat"
     return "warm" if params.temperature <= 0.9 else "hot"

@@ -28,6 +28,7 @@ from hasten.core.registry import brief
 from hasten.core.types import DraftTree, Sequence, Verdict
 from hasten.draft.base import DraftBudget, Drafter
 from hasten.engine.bids import bids_of, check_names, fault_of, sound
+from hasten.engine.flat_laws import FlatLaws
 from hasten.engine.likeliest_rows import LikeliestRows
 from hasten.engine.scheduler import Scheduled
 from hasten.engine.views import Views
@@ -78,6 +79,7 @@ class Drafting:
     _speaking: list[str] = field(default_factory=list)  # who has something to say about one of them; the others need no credit
     _laws: dict[int, DraftLaws] = field(default_factory=dict)  # the same, of those whose drafts may be drawn
     _likeliest: LikeliestRows = field(default_factory=LikeliestRows)
+    _flat: FlatLaws = field(default_factory=FlatLaws)
     _rest: int = 0  # steps of the present rest: while nobody drafts, most steps are not even looked at
     _rested: int = 0
     _settling: Average = field(default_factory=lambda: Average(0.1))  # seconds that the books of a round take
@@ -127,7 +129,7 @@ class Drafting:
         wishes = [self._wishes.get(item.sequence.id, AUTO) for item in decoding]
         if all(wish.mode == "off" for wish in wishes):
             return
-        rounds = [Round.of(item.sequence, wish) for item, wish in zip(decoding, wishes, strict=True)]
+        rounds = [Round.of(item.sequence, wish, item.sequence in self._flat) for item, wish in zip(decoding, wishes, strict=True)]
         self._rounds = {round.sequence: round for round in rounds}
         self._speaking = [d.name for d in self.drafters if any((d.name, round.sequence) not in self._out for round in rounds)]
         rested, self._rested = self._rested, 0
@@ -240,7 +242,8 @@ class Drafting:
         calibrated = self.controller.calibrated(drafter.name, round.kind)
         floors = [] if drafter.paid else self.controller.floors(round, max(0, nodes))
         ahead = self.controller.costs.ahead(drafter.name, askers) if drafter.paid else []
-        return DraftBudget(nodes, min(depth, _depth_left(sequence)), floor, calibrated, entropy, floors, ahead)
+        depth = min(depth, max(0, sequence.tokens_left - 1))  # the round adds a token of the target's own to what is accepted
+        return DraftBudget(nodes, depth, floor, calibrated, entropy, floors, ahead)
 
     def _charge(self, drafter: Drafter, sequences: list[Sequence], rounds: list[Round], spent: float) -> None:
         """Share out what a drafter took: its levels evenly, with all that one who reads nothing does for them; its reading by how
@@ -288,8 +291,9 @@ class Drafting:
         Drafters learn of the first token and of rounds that they were asked in; what that takes is charged to them."""
         if not self.drafters or self._wishes.get(sequence.id, AUTO).mode == "off":
             return
+        last = 1 + verdict.path[-1] if verdict.path else 0
         if states is not None and self._rested >= self._rest:  # nobody is asked before another step gives its states
-            self._follow(sequence, states[1 + verdict.path[-1] if verdict.path else 0])
+            self._follow(sequence, states[last])
         round = self._rounds.get(sequence.id)
         if round is None and sequence.output_length > 1:
             return
@@ -299,6 +303,7 @@ class Drafting:
             if len(tree) != len(round.verified):
                 round.keep(set())
             self.controller.observe(round, verdict.path)
+        self._flat.look(sequence, logits[:, : self.vocabulary], last, round, self.clock)
         learning = [drafter for drafter in self.drafters if self._learns(drafter, sequence, round)]
         verdict.likeliest = self._likeliest.find(logits[:, : self.vocabulary], learning, round, self.clock)
         for drafter in learning:
@@ -363,6 +368,7 @@ class Drafting:
                 log.warning("Drafter '%s' failed to clean up (%r).", drafter.name, problem)
             self.controller.keep_up(drafter.name, sequence.id, wish, "end", self.clock() - started)
         self._views.forget(sequence)
+        self._flat.forget(sequence)
         complete = sequence.finish_reason in ("stop", "length") and sequence.output_length > 0
         self.controller.finish(sequence.id, sequence.output_length, complete)
         if self.memory is not None:
@@ -390,8 +396,3 @@ def _pure(items: list[Scheduled], decoding: int) -> bool:
     """Whether a step of these items, so many of which decode, is a decoding step and nothing else. Prompt chunks, and texts that
     are computed again, have other shapes and would distort the curve."""
     return decoding == len(items) and all(item.chain == 1 for item in items)
-
-
-def _depth_left(sequence: Sequence) -> int:
-    """Nodes that can still be accepted: one less than the tokens wanted, for the round always adds one of the target's own."""
-    return max(0, sequence.tokens_left - 1)
