@@ -82,9 +82,11 @@ def test_a_flat_law_is_a_kind_of_sampling_of_its_own() -> None:
     assert kind_of(SAMPLED) == "hot"
     controller = Controller(StepCosts(CostCurve.measured({1: 0.1, 8: 0.15})))
     controller.costs.open([0])
-    for kind, prior, share in (("greedy", accounts.PRIOR_ACCEPTANCE, 1.0), ("flat", accounts.PRIOR_FLAT, 0.1)):
+    for kind, prior, share in (("greedy", accounts.PRIOR_ACCEPTANCE, 1.0), ("flat", accounts.FLAT_ACCEPTANCE, 0.1)):
         standing = controller._opened("lm", Round(1, kind, 10, 1, 100, SpeculationParams()), paid=True)
         assert standing.acceptance == pytest.approx(prior)
+        standing.evidence.observe(1, 1, 1.0)
+        assert standing.acceptance < prior + (0.1 if kind == "greedy" else 0.03)
         assert standing.balance == pytest.approx(share * accounts.START_STEPS * controller.costs.unit)
         assert accounts.exploration(kind, 1) == pytest.approx(share * accounts.EXPLORATION)
 

@@ -32,7 +32,7 @@ GROUPS = {
     "math_reasoning": "math_reasoning",
     "rag": "rag",
 }
-RANDOM_TOKENS = 128
+RANDOM_TEXTS, RANDOM_TOKENS = 24, 128  # most answers to nonsense are short, and one tells little
 HOT = 1.2
 
 
@@ -179,7 +179,7 @@ def hostile(llm: ChatModel, params: SamplingParams, count: int | None, vocabular
     not know, and sixteen unrelated requests at once."""
     sampled = replace(params, temperature=HOT, seed=params.seed or 0)
     draw = random.Random(7)
-    noise = [[draw.randrange(vocabulary) for _ in range(RANDOM_TOKENS)] for _ in CREATIVE[:count]]
+    noise = [[draw.randrange(vocabulary) for _ in range(RANDOM_TOKENS)] for _ in range(RANDOM_TEXTS)][:count]
     mixed = random.Random(16).sample(UNRELATED, len(UNRELATED))
     meaningless = [Question(f"{at + 1}", tokens) for at, tokens in enumerate(noise)]
     return [

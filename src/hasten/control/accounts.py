@@ -31,7 +31,7 @@ LONGEST_PROBE = 1024
 STANDING_FORGETTING = 0.99
 OWN_FORGETTING = 0.92
 PRIOR_ACCEPTANCE, PRIOR_TRIALS = 0.6, 4.0
-PRIOR_FLAT = 0.03  # where the target itself wavered between thousands of tokens
+FLAT_ACCEPTANCE, FLAT_TRIALS = 0.02, 40.0  # the same behind flat laws: one guess that was right there says little
 TRYING = {"hot": 0.5, "flat": 0.1}  # times as much as otherwise goes into trying where guesses are rarely right
 SHRINKAGE = 5.0  # trials of a request that count as much as all that was seen before it
 PROVEN = 30.0  # trials
@@ -52,6 +52,11 @@ def start_steps(paid: bool, kind: str, sequences: int) -> float:
     company what it is worth in fewer steps, as with ``exploration``."""
     steps = max(FREE_START_STEPS, START_STEPS / math.sqrt(sequences)) if paid else FREE_START_STEPS
     return steps * TRYING.get(kind, 1.0)
+
+
+def prior(kind: str) -> tuple[float, float]:
+    """What guesses are taken for before anything is known of them: their acceptance, and the trials that it counts as."""
+    return (FLAT_ACCEPTANCE, FLAT_TRIALS) if kind == "flat" else (PRIOR_ACCEPTANCE, PRIOR_TRIALS)
 
 
 @dataclass(slots=True)
@@ -82,7 +87,7 @@ class Standing:
     evidence: Evidence = field(default_factory=Evidence)
     start: float = START_STEPS  # plain steps of credit to begin with
     paid: bool = True
-    prior: float = PRIOR_ACCEPTANCE  # what its guesses are taken for before anything is known of them
+    prior: tuple[float, float] = PRIOR_ACCEPTANCE, PRIOR_TRIALS  # what its guesses are taken for at first, and how firmly
     requests: list[float] = field(default_factory=list)  # acceptance of the last ones, the newest at the end
 
     @property
@@ -107,7 +112,7 @@ class Standing:
 
     @property
     def acceptance(self) -> float:
-        return self.evidence.acceptance(self.prior, PRIOR_TRIALS)
+        return self.evidence.acceptance(*self.prior)
 
     @property
     def proven(self) -> bool:

@@ -174,7 +174,7 @@ class Controller:
         """The drafter's standing, which begins with credit."""
         standing = self.standing(drafter, round.kind)
         standing.paid = paid
-        standing.prior = accounts.PRIOR_FLAT if round.kind == "flat" else accounts.PRIOR_ACCEPTANCE
+        standing.prior = accounts.prior(round.kind)
         if standing.balance is None:
             standing.start = accounts.start_steps(paid, round.kind, max(1, len(self.costs.shapes)))
             standing.book(0.0, self.costs.unit)
