@@ -482,9 +482,10 @@ def test_best_depth_is_the_enumerated_optimum() -> None:
     assert depth > rules.best_depth(0.8, lambda k: 1.0 + 0.4 * k)
 
 
+@pytest.mark.parametrize("breadth", [1.0, 2.5])
 @pytest.mark.parametrize("others", [0, 3])
-def test_the_best_group_is_the_enumerated_optimum(others: int) -> None:
-    """``others`` step along and are not asked about: what drafting costs delays their tokens too. A chain stands in the place of
+def test_the_best_group_is_the_enumerated_optimum(others: int, breadth: float) -> None:
+    """``others`` step along and are not asked about: what drafting costs delays their tokens too. A draft stands in the place of
     what was offered, rows and all."""
     acceptances, plain = [0.9, 0.8, 0.5, 0.1], 1.0
     offered = [Offer(), Offer(0.3, 2), Offer(), Offer(2.0, 3)]
@@ -505,7 +506,7 @@ def test_the_best_group_is_the_enumerated_optimum(others: int) -> None:
         tokens, verified = whole.tokens, whole.rows
         for at in range(members):
             if (expected := rules.expected_tokens(depth, acceptances[at])) > offered[at].tokens:
-                tokens, verified = tokens + expected - offered[at].tokens, verified + depth - offered[at].rows
+                tokens, verified = tokens + expected - offered[at].tokens, verified + round(depth * breadth) - offered[at].rows
         return tokens / (plain + (drafting(members, depth) if depth else 0.0) + rows(verified))
 
     def product_of_speeds(members: int, depth: int) -> float:
@@ -514,16 +515,40 @@ def test_the_best_group_is_the_enumerated_optimum(others: int) -> None:
             expected = rules.expected_tokens(depth, acceptances[at]) if at < members else 0.0
             tokens = max(expected, offered[at].tokens)
             speeds *= 1 + tokens
-            verified += depth - offered[at].rows if expected > offered[at].tokens else 0
+            verified += round(depth * breadth) - offered[at].rows if expected > offered[at].tokens else 0
         return speeds / (plain + (drafting(members, depth) if depth else 0.0) + rows(verified)) ** (4 + others)
 
     best = max(product(range(1, 5), range(1, 9)), key=lambda pair: product_of_speeds(*pair))
-    members, depth, gain = rules.best_group(acceptances, offered, whole, 4 + others, plain, passes, rows, 8)
+    members, depth, gain = rules.best_group(acceptances, offered, whole, 4 + others, plain, passes, rows, 8, breadth)
     assert (members, depth) == best
     assert 0 < members < 4
-    assert depth > 1 or others  # whoever is not asked about is delayed, too
+    assert depth > 1 or others or breadth > 1.0  # whoever is not asked about is delayed, too
     assert gain == pytest.approx(rate(*best) / rate(0, 0))
-    assert rules.best_group(acceptances, offered, whole, 4 + others, plain, lambda members: (9.0, 0.0), rows, 8) == (0, 0, 1.0)
+    assert rules.best_group(acceptances, offered, whole, 4 + others, plain, lambda members: (9.0, 0.0), rows, 8, breadth) == (
+        0,
+        0,
+        1.0,
+    )
+
+
+def test_a_level_of_several_guesses_is_expected_to_take_their_rows() -> None:
+    """What is learnt of a model counts its siblings' hits, so it must count their rows as well."""
+    controller = Controller(StepCosts(CostCurve.measured({1: 0.050, 2: 0.051, 16: 0.065}), {"lm": CostCurve.measured({1: 0.001})}))
+    controller.open([Round(0, "greedy", 40, 20, 100, SpeculationParams())])
+    standing = controller.standing("lm", "greedy")
+    for breadth, right, asked in ((1, 6, True), (3, 6, False), (3, 10, True)):
+        for number in range(60):
+            round = Round(number, "greedy", 40, 20, 100, SpeculationParams())
+            chain = [round.tree.add(ROOT, token, 0.1, "lm") for token in range(breadth)]
+            round.claim("lm")
+            round.keep(set(chain))
+            round.levels["lm"] = 1
+            controller.observe(round, [0] if number % 100 < right else [])
+        standing.evidence = Evidence(right, 100.0)
+        assert standing.breadth.value == pytest.approx(breadth, rel=0.05)
+        new = [Round(1000 + breadth + right, "greedy", 40, 20, 100, SpeculationParams())]
+        _, depth, _ = controller._best_group("lm", new, [right / 100], [Offer()], Offer(1.0))
+        assert (depth > 0) == asked, (breadth, right)
 
 
 def test_an_offer_is_what_would_be_verified() -> None:

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hasten.control import store
+from hasten.control.cost import Average
 
 EXPLORATION = 0.01  # of the plain time of a sequence alone, shared by all drafters
 PASSED_ON = 0.1  # of what drafting saves, to those that are not asked, shared by all
@@ -88,6 +89,7 @@ class Standing:
     start: float = START_STEPS  # plain steps of credit to begin with
     paid: bool = True
     prior: tuple[float, float] = PRIOR_ACCEPTANCE, PRIOR_TRIALS  # what its guesses are taken for at first, and how firmly
+    breadth: Average = field(default_factory=lambda: Average(0.1))  # rows that are verified for each level of a model's draft
     requests: list[float] = field(default_factory=list)  # acceptance of the last ones, the newest at the end
 
     @property

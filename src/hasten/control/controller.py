@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from statistics import fmean
 
 from hasten.control import accounts, chains, rules
 from hasten.control.accounts import Own, Savings, Standing, Tally
@@ -168,7 +169,8 @@ class Controller:
     ) -> tuple[int, int, float]:
         costs, deepest = self.costs, min(DEEPEST_ASKED, max(round.tokens_left for round in rounds))
         passes, sequences = partial(costs.passes, drafter), len(costs.shapes)
-        return rules.best_group(acceptances, offered, whole, sequences, costs.plain, passes, costs.rows, max(1, deepest))
+        breadth = fmean(self.standing(drafter, round.kind).breadth.value or 1.0 for round in rounds)
+        return rules.best_group(acceptances, offered, whole, sequences, costs.plain, passes, costs.rows, max(1, deepest), breadth)
 
     def _opened(self, drafter: str, round: Round, paid: bool) -> Standing:
         """The drafter's standing, which begins with credit."""
@@ -298,6 +300,7 @@ class Controller:
             if verified:
                 standing = self.standing(drafter, round.kind)
                 standing.evidence.observe(len(accepted), verified, accounts.STANDING_FORGETTING)
+                standing.breadth.observe(round.verified_origins.count(drafter) / verified)
                 own = self._own[drafter, round.sequence]
                 own.evidence.observe(len(accepted), verified, accounts.OWN_FORGETTING)
                 if self.rule == "entropy":

@@ -43,6 +43,7 @@ def best_group(
     passes: Callable[[int], tuple[float, float]],
     rows: Callable[[int], float],
     deepest: int = DEEPEST,
+    breadth: float = 1.0,
 ) -> tuple[int, int, float]:
     """How many of the sequences a paid drafter should draft for together, the first ones, how deep, and how many
     times as many tokens a second that makes; (0, 0, 1.0) for none. The product of all sequences' speeds decides
@@ -51,7 +52,8 @@ def best_group(
     ``acceptances`` stand in falling order, ``offered`` is what each of these sequences has without this drafter. ``whole`` is
     what the step makes without it: tokens of all ``sequences``, those that are not asked about too, and drafted rows. ``plain`` is
     the seconds of a step without any drafts, ``passes(k)`` those of the first level for k sequences and of each one behind it,
-    ``rows(n)`` those of n verified rows. A chain stands in the place of what its sequence was offered, where it promises more.
+    ``rows(n)`` those of n verified rows, of which a level has ``breadth``.
+    A draft stands in the place of what its sequence was offered, where it promises more.
     A level is dear for one sequence and cheap for many, so this is decided for all at once."""
     base = plain + rows(whole.rows)
     best, best_score, gain = (0, 0), -sequences * log(base), 1.0
@@ -62,7 +64,7 @@ def best_group(
         for depth in range(1, deepest + 1):
             expected = expected_tokens(depth, acceptance)
             if expected > own.tokens:
-                made[depth] += Offer(expected - own.tokens, depth - own.rows)
+                made[depth] += Offer(expected - own.tokens, round(depth * breadth) - own.rows)
                 gained[depth] += log((1.0 + expected) / (1.0 + own.tokens))
             seconds = plain + first + (depth - 1) * further + rows(made[depth].rows)
             score = gained[depth] - sequences * log(seconds)
