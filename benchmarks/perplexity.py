@@ -2,9 +2,10 @@
 
 python benchmarks/perplexity.py smollm2-135m --precisions bf16 int8 --chunks 8
 python benchmarks/perplexity.py qwen2.5-coder-0.5b --precisions int8 --kv-cache auto int8 --chunks 12
-python benchmarks/perplexity.py smollm2-135m --precisions fp32 int8 int4 int4-nearest
+python benchmarks/perplexity.py smollm2-135m --precisions fp32 int8 int4 int4-nearest int4-alike
 
-``int4`` is what ``hasten quantize`` made where it was run, ``int4-nearest`` plain rounding.
+``int4`` is what ``hasten quantize`` made where it was run, ``int4-nearest`` plain rounding, ``int4-alike`` what ``hasten quantize
+--text`` makes of other text of the kind that is measured: that behind the file's middle, of which nothing is measured.
 Every way after the first is compared with the first on the same tokens: the difference of the mean log-likelihoods, as a percentage
 of perplexity, with its standard error over chunks (a difference of less than two standard errors is no difference); and the mean
 divergence from the first's distribution, KL(first || way), in thousandths of a nat a token. Perplexity on one text also falls where
@@ -35,8 +36,9 @@ from hasten.model.executor import Executor
 from hasten.model.loaders import open_source
 from hasten.model.precision import INT4
 from hasten.model.weights import load_decoder
+from hasten.train.quantise import pieces_of, round_weights
 
-NEAREST = "int4-nearest"
+NEAREST, ALIKE = "int4-nearest", "int4-alike"
 
 
 def losses(model: LoadedModel, tokens: list[int], chunk: int, chunks: int, reference: Path) -> tuple[Tensor, Tensor]:
@@ -58,16 +60,24 @@ def losses(model: LoadedModel, tokens: list[int], chunk: int, chunks: int, refer
 
 
 def measure(name: str, precision: str, cache: str, chunk: int, chunks: int, reference: Path) -> tuple[Tensor, Tensor]:
-    nearest = precision == NEAREST
-    config = EngineConfig(model=name, precision="int4" if nearest else precision, kv_cache_dtype=cache, cache_tokens=chunk)
+    ours = precision in (NEAREST, ALIKE)
+    config = EngineConfig(model=name, precision="int4" if ours else precision, kv_cache_dtype=cache, cache_tokens=chunk)
     resolved = resolve(name, fetch=True)
     model = load_model(name, resolved.path, config, choose_device(config.device), silent)
-    if nearest:
-        source, device = open_source(resolved.path), choose_device(config.device)
-        plain = load_decoder(source, INT4, device, storage.converted_path(source.fingerprint, INT4.name))
-        model = replace(model, executor=Executor(plain, model.num_blocks, device))
     text = data_file("wikitext2_test_part.txt").read_text()
-    return losses(model, model.tokenizer.encode(text, add_bos=False), chunk, chunks, reference)
+    tokens = model.tokenizer.encode(text[: len(text) // 2], add_bos=False)
+    if len(tokens) < chunk * chunks:
+        raise SystemExit(f"Half of the text has {len(tokens)} tokens; take fewer --chunks.")
+    if ours:
+        source, device = open_source(resolved.path), choose_device(config.device)
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "alike" if precision == ALIKE else storage.converted_path(source.fingerprint, INT4.name)
+            if precision == ALIKE:
+                rest = text[text.index("\n = ", len(text) // 2) + 1 :]
+                round_weights(source, path, pieces_of(model.tokenizer, [rest]), INT4)
+            decoder = load_decoder(source, INT4, device, path)
+        model = replace(model, executor=Executor(decoder, model.num_blocks, device))
+    return losses(model, tokens, chunk, chunks, reference)
 
 
 def compared(found: Tensor, base: Tensor) -> tuple[float, float]:

@@ -15,7 +15,7 @@ from hasten.engine.engine import Engine
 from hasten.model.partial import partial_of
 from hasten.train import quantise
 from hasten.train.alone import alone
-from hasten.train.quantise import FEWEST_PIECES, LENGTH, TOKENS, Outcome, _keep_text, _kept_text, _pieces
+from hasten.train.quantise import FEWEST_PIECES, LENGTH, TOKENS, Outcome, _keep_text, _kept_text, pieces_of
 from tiny import LetterTokenizer, tiny_engine
 
 
@@ -179,7 +179,7 @@ def test_layers_that_were_rounded_for_another_text_are_not_kept(
 
     monkeypatch.setenv("HASTEN_HOME", str(tmp_path))
     monkeypatch.setattr(quantise, "round_weights", interrupted)
-    monkeypatch.setattr(quantise, "_pieces", lambda tokenizer, texts: [[ord(text) for text in texts]])
+    monkeypatch.setattr(quantise, "pieces_of", lambda tokenizer, texts: [[ord(text) for text in texts]])
     monkeypatch.setattr(quantise, "sample_text", lambda config, progress: [[7]])
     monkeypatch.setattr(quantise, "kernels", lambda: None)
     for text in (first, second):
@@ -195,11 +195,11 @@ class Led(LetterTokenizer):
 def test_pieces_come_from_all_over_the_text() -> None:
     tokenizer = Led()
     text = "".join("abcdefghij"[at // 40_000 % 10] for at in range(400_000))
-    pieces = _pieces(tokenizer, [text])  # type: ignore[arg-type]
+    pieces = pieces_of(tokenizer, [text])  # type: ignore[arg-type]
     assert len(pieces) == TOKENS // LENGTH
     assert all(len(piece) == LENGTH and piece[0] == 7 for piece in pieces)
     assert {piece[1] for piece in pieces} == set(range(10))
     short = "a" * (FEWEST_PIECES * (LENGTH - 1))
-    assert len(_pieces(tokenizer, [short])) == FEWEST_PIECES  # type: ignore[arg-type]
+    assert len(pieces_of(tokenizer, [short])) == FEWEST_PIECES  # type: ignore[arg-type]
     with pytest.raises(quantise.InvalidRequest, match="give more with --text"):
-        _pieces(tokenizer, [short[1:]])  # type: ignore[arg-type]
+        pieces_of(tokenizer, [short[1:]])  # type: ignore[arg-type]

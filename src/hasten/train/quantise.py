@@ -119,7 +119,7 @@ def _quantise(
     """``write`` gives the pieces where there are no ``texts``, and none that an interrupted call has kept."""
     resolved = catalogue.resolve(name, fetch=True, progress=progress)
     source, tokenizer = open_source(resolved.path), load_tokenizer(resolved.path)
-    given = _pieces(tokenizer, texts) if texts else []
+    given = pieces_of(tokenizer, texts) if texts else []
     path = storage.calibrated_path(source.fingerprint, precision.name)
     with alone(path, source.path, "quantised"):
         text = path.with_suffix(".text")
@@ -209,12 +209,12 @@ def target_text(config: EngineConfig, tokenizer: Tokenizer, progress: Progress) 
         alike = llm.engine.tokenizer.vocabulary_fingerprint == tokenizer.vocabulary_fingerprint
     gc.collect()
     if not alike:
-        return _pieces(tokenizer, [completion.text for completion in done])
+        return pieces_of(tokenizer, [completion.text for completion in done])
     stream = [token for prompt, completion in zip(prompts, done, strict=True) for token in (*prompt, *completion.tokens)]
     return _cut(stream, [])
 
 
-def _pieces(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+def pieces_of(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
     """About ``TOKENS`` tokens from all over the texts, in pieces of ``LENGTH``. Raises InvalidRequest where there is too little."""
     lead = list(tokenizer.prefix_ids)
     return _cut([token for text in texts for token in tokenizer.encode(text[:MOST_CHARACTERS], add_bos=False)], lead)
