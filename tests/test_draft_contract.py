@@ -302,6 +302,17 @@ def test_after_missed_rounds_it_guesses_as_if_it_had_begun_there(make: Make) -> 
     check_equal(proposals(late, [sequence], GENEROUS), proposals(fresh, [sequence], GENEROUS))
 
 
+def test_texts_of_others_take_memory_that_is_told(make: Make) -> None:
+    drafter = make()
+    before = drafter.bytes
+    sequence = sequence_of([1, 2, 3, 4, 5] * 9, 0)
+    drafter.begin(sequence)
+    proposals(drafter, [sequence], GENEROUS)
+    assert drafter.bytes >= before >= 0
+    drafter.end(sequence)
+    assert drafter.bytes >= 0
+
+
 def test_an_ended_number_can_be_used_again(make: Make) -> None:
     drafter, fresh = make(), make()
     drafter.begin(sequence_of([1, 2] * 20, 0))

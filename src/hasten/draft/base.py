@@ -111,6 +111,12 @@ class Drafter:
     def end(self, sequence: Sequence) -> None:
         """Let go of everything kept for the sequence."""
 
+    @property
+    def bytes(self) -> int:
+        """About how much memory the texts that it has indexed and what it has learnt take now, of all requests and tenants;
+        networks and files that are mapped left out. Asked from any thread."""
+        return 0
+
     def pass_seconds(self, rows: int, context: int) -> float:
         """Of a drafter that is a model: what one pass over that many rows of one sequence takes now, to measure its cost curve.
         Asked before the first sequence begins."""
@@ -119,3 +125,8 @@ class Drafter:
 
 class NoDrafter(Drafter):
     """Guesses nothing: plain decoding."""
+
+
+def held(memory: int) -> str:
+    """So many bytes as the end of a line about a drafter; nothing where they are too few to matter."""
+    return f"; holds {memory / 1e6:.1f} MB" if memory >= 50_000 else ""

@@ -87,6 +87,10 @@ class ForeignDrafter(LanguageModelDrafter):
             self._told(tree, sequence, budget) for tree, sequence, budget in zip(trees, sequences, budgets, strict=True)
         ]  # fmt: skip
 
+    @property
+    def bytes(self) -> int:
+        return sum(merges.bytes for merges in [*self._merges.values()])
+
     def _known(self, sequence: Sequence, state: DraftState) -> list[int]:
         reading = self._readings[sequence.id]
         if self._match == "merges":

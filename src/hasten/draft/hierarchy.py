@@ -71,6 +71,10 @@ class HierarchyDrafter(Drafter):
         """Free the sequence's memory."""
         self._memories.pop(sequence.id, None)
 
+    @property
+    def bytes(self) -> int:
+        return sum(memory.bytes for memory in [*self._memories.values()])
+
     def _matches(self, memory: SuffixMemory) -> list[Match]:
         """What the sources know of the text's end, nearest source first."""
         pairs = zip(memory.matches(), _CONTEXT, strict=False)

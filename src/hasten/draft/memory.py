@@ -63,7 +63,7 @@ class MemoryDrafter(Drafter):
     @property
     def bytes(self) -> int:
         """Memory of all tenants' texts."""
-        return sum(texts.bytes for texts in self._texts.values())
+        return sum(texts.bytes for texts in [*self._texts.values()])
 
     def begin(self, sequence: Sequence) -> None:
         """Have the tenant's outputs in memory."""

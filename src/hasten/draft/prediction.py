@@ -25,6 +25,7 @@ LEAST_RESUME = 2  # a shorter match does not move the expected place
 ESCAPE = 4.0  # weight of "something else", as much as a match of two tokens
 DOUBT = 0.02  # what is left of it where a long match stands alone
 
+BYTES = 300  # of memory a predicted token
 _WEIGHTS = weights(1.0, 2.0, 4 * MOST_PLACES + 1)
 
 
@@ -42,6 +43,11 @@ class Follower:
             for length in (1, 2):
                 if end + 1 >= length:
                     self._ends.setdefault(tuple(self._prediction[end + 1 - length : end + 1]), []).append(end)
+
+    @property
+    def bytes(self) -> int:
+        """Of memory, about."""
+        return BYTES * len(self._prediction)
 
     @property
     def answered(self) -> int:
@@ -131,3 +137,7 @@ class PredictionDrafter(Drafter):
     def end(self, sequence: Sequence) -> None:
         """Free the sequence's index."""
         self._followers.pop(sequence.id, None)
+
+    @property
+    def bytes(self) -> int:
+        return sum(follower.bytes for follower in [*self._followers.values()])

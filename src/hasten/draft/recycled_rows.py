@@ -23,6 +23,8 @@ _FIRST = {"3 same": 0.62, "3 other": 0.38, "2 same": 0.50, "2 other": 0.14, "1 s
 _OTHERS = (0.09, 0.045, 0.025, 0.02, 0.015, 0.01, 0.01)
 _OTHERS_BEHIND = (0.025, 0.02, 0.015, 0.01, 0.01, 0.005, 0.005)
 
+BYTES = 250  # of memory a row, about
+
 Key = tuple[int, ...]  # the last tokens before a place, at most ``LONGEST_KEY``
 Candidate = tuple[int, str, int]  # token, kind, rank among those of its kind
 
@@ -134,6 +136,12 @@ class RowsOfTenants:
         self._tenants: OrderedDict[str, TenantRows] = OrderedDict()
         self.seeded: dict[int, array[int]] = {}
         self._learnt: Verdict | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Of memory, about."""
+        rows = sum(len(table) for tenant in [*self._tenants.values()] for table in tenant.tables)
+        return BYTES * (rows + len(self.seeded))
 
     def learn(self, sequence: Sequence, tree: DraftTree, verdict: Verdict) -> None:
         """Keep what the target found likely at every row of the sequence's tree that was verified; nothing where that was not asked

@@ -57,6 +57,10 @@ class RecyclingDrafter(Drafter):
         for token, successors in rows.items():
             self.rows.seeded[token] = array("i", list(dict.fromkeys(successors))[:WIDTH])
 
+    @property
+    def bytes(self) -> int:
+        return self.rows.bytes
+
     def propose(self, sequences: list[Sequence], budgets: list[DraftBudget]) -> list[DraftTree]:
         """Follow the tenant's rows from the last tokens on."""
         trees: list[DraftTree] = []

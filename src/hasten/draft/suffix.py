@@ -40,6 +40,8 @@ LEAST_SURVIVAL = 0.03  # less likely nodes are not worth a row on any machine
 _BY_LENGTH = [float(length * length) for length in range(LONGEST_MATCH + 1)]
 _BY_RANK = [(1.0 + rank) ** -0.5 for rank in range(len(GRAM_LENGTHS) * MOST_MATCHES)]
 
+BYTES = 330  # of memory a token at most, where no run comes twice
+
 Match = tuple[int, int]  # index of the token that followed, and how many tokens before it equal the text's end
 
 
@@ -78,6 +80,11 @@ class SuffixMemory:
     def __init__(self) -> None:
         self.tokens: list[int] = []
         self._indexes = [GramIndex(length) for length in GRAM_LENGTHS]
+
+    @property
+    def bytes(self) -> int:
+        """Of memory, about."""
+        return BYTES * len(self.tokens)
 
     def extend(self, tokens: list[int]) -> None:
         """Append committed tokens; a rejected draft must never come here."""
@@ -158,3 +165,7 @@ class SuffixDrafter(Drafter):
     def end(self, sequence: Sequence) -> None:
         """Free the sequence's memory."""
         self._memories.pop(sequence.id, None)
+
+    @property
+    def bytes(self) -> int:
+        return sum(memory.bytes for memory in [*self._memories.values()])

@@ -34,6 +34,9 @@ NEGLIGIBLE = 0.005  # share of a table below which a count is not worth its time
 Branch = tuple[int, ...]
 
 
+BYTES = 100  # of memory a pair of run and token, about
+
+
 class BranchCounts:
     """How often each token followed each run of 1 to ``LONGEST_BRANCH`` tokens; ``size`` is the number of (run, token) pairs.
 
@@ -157,6 +160,10 @@ class TrieDrafter(Drafter):
         shared.squeeze(self._most_counts)
         if len(self._tenants) > self._most_tenants:
             self._tenants.popitem(last=False)
+
+    @property
+    def bytes(self) -> int:
+        return BYTES * sum(counts.size for counts in [*self._own.values(), *self._tenants.values()])
 
     def _catch_up(self, sequence: Sequence) -> None:
         self._own[sequence.id].add(sequence.tokens, self._counted[sequence.id])

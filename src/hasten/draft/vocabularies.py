@@ -208,6 +208,9 @@ class Telling:
         return list(before[at:])
 
 
+MERGE_BYTES = 600  # of memory a merge, about
+
+
 @dataclass(slots=True)
 class Merges:
     """OmniDraft's cache (2507.02659, section 3.1): target tokens that another vocabulary spells with several tokens, learnt from
@@ -222,6 +225,11 @@ class Merges:
 
     def __len__(self) -> int:
         return len(self._known)
+
+    @property
+    def bytes(self) -> int:
+        """Of memory, about."""
+        return MERGE_BYTES * len(self._known)
 
     def learn(self, tokens: Iterable[int]) -> None:
         """These target tokens stand in a text."""

@@ -26,7 +26,7 @@ from hasten.control.rounds import Round, share_deciding
 from hasten.core.config import SpeculationParams
 from hasten.core.registry import brief
 from hasten.core.types import DraftTree, Sequence, Verdict
-from hasten.draft.base import DraftBudget, Drafter
+from hasten.draft.base import DraftBudget, Drafter, held
 from hasten.engine.bids import bids_of, check_names, fault_of, sound
 from hasten.engine.flat_laws import FlatLaws
 from hasten.engine.likeliest_rows import LikeliestRows
@@ -380,7 +380,8 @@ class Drafting:
             return {}
         out = {name: f"{name}: off, {why}" for (name, number), why in self._out.items() if number == sequence.id}
         return {
-            drafter.name: out.get(drafter.name) or self.controller.explain(drafter.name, sequence.id) for drafter in self.drafters
+            drafter.name: (out.get(drafter.name) or self.controller.explain(drafter.name, sequence.id)) + held(drafter.bytes)
+            for drafter in self.drafters
         }
 
     def statistics(self) -> dict[str, Tally]:

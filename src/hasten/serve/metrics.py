@@ -49,6 +49,7 @@ def _of_models(server: Server) -> Iterator[Metric]:
     hosts = list(server.models.hosts.values())
     loaded = [host for host in hosts if host.loaded]
     yield from _gauges(loaded)
+    yield from _stores(loaded)
     yield from _counters(hosts)
     yield from _drafting(hosts)
     yield from _histograms(hosts)
@@ -86,6 +87,16 @@ def _gauges(hosts: list[Host]) -> Iterator[Metric]:
         if host.totals.speedup is not None:
             speedup.add_metric([host.name], host.totals.speedup)
     yield from (running, waiting, cache, speedup)
+
+
+def _stores(hosts: list[Host]) -> Iterator[Metric]:
+    held = GaugeMetricFamily(
+        "hasten:draft_store_bytes", "Memory of what a drafter has indexed and learnt", labels=[*LABEL, "drafter"]
+    )
+    for host in hosts:
+        for drafter in host.ready[0].engine.drafting.drafters:
+            held.add_metric([host.name, drafter.name], drafter.bytes)
+    yield held
 
 
 def _counters(hosts: list[Host]) -> Iterator[Metric]:
