@@ -32,10 +32,11 @@ from hasten.core.types import BLOCK_SIZE, Batch, Segment
 from hasten.engine.loading import LoadedModel, choose_device, load_model
 from hasten.model import storage
 from hasten.model.catalogue import resolve
+from hasten.model.decoder import Decoder
 from hasten.model.executor import Executor
 from hasten.model.loaders import open_source
 from hasten.model.precision import INT4
-from hasten.model.weights import load_decoder
+from hasten.model.weights import Weights, load_decoder
 from hasten.train.quantise import pieces_of, round_weights
 
 NEAREST, ALIKE = "int4-nearest", "int4-alike"
@@ -59,6 +60,16 @@ def losses(model: LoadedModel, tokens: list[int], chunk: int, chunks: int, refer
     return torch.stack(found), torch.stack(apart)
 
 
+def rounded(source: Weights, device: torch.device, pieces: list[list[int]]) -> Decoder:
+    """In int4, for a text of these ``pieces``; to the nearest where there are none."""
+    if not pieces:
+        return load_decoder(source, INT4, device, storage.converted_path(source.fingerprint, INT4.name))
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "rounded"
+        round_weights(source, path, pieces, INT4)
+        return load_decoder(source, INT4, device, path)
+
+
 def measure(name: str, precision: str, cache: str, chunk: int, chunks: int, reference: Path) -> tuple[Tensor, Tensor]:
     ours = precision in (NEAREST, ALIKE)
     config = EngineConfig(model=name, precision="int4" if ours else precision, kv_cache_dtype=cache, cache_tokens=chunk)
@@ -69,13 +80,9 @@ def measure(name: str, precision: str, cache: str, chunk: int, chunks: int, refe
     if len(tokens) < chunk * chunks:
         raise SystemExit(f"Half of the text has {len(tokens)} tokens; take fewer --chunks.")
     if ours:
-        source, device = open_source(resolved.path), choose_device(config.device)
-        with TemporaryDirectory() as folder:
-            path = Path(folder) / "alike" if precision == ALIKE else storage.converted_path(source.fingerprint, INT4.name)
-            if precision == ALIKE:
-                rest = text[text.index("\n = ", len(text) // 2) + 1 :]
-                round_weights(source, path, pieces_of(model.tokenizer, [rest]), INT4)
-            decoder = load_decoder(source, INT4, device, path)
+        device = choose_device(config.device)
+        pieces = pieces_of(model.tokenizer, [text[text.index("\n = ", len(text) // 2) + 1 :]]) if precision == ALIKE else []
+        decoder = rounded(open_source(resolved.path), device, pieces)
         model = replace(model, executor=Executor(decoder, model.num_blocks, device))
     return losses(model, tokens, chunk, chunks, reference)
 

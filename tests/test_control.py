@@ -524,11 +524,8 @@ def test_the_best_group_is_the_enumerated_optimum(others: int, breadth: float) -
     assert 0 < members < 4
     assert depth > 1 or others or breadth > 1.0  # whoever is not asked about is delayed, too
     assert gain == pytest.approx(rate(*best) / rate(0, 0))
-    assert rules.best_group(acceptances, offered, whole, 4 + others, plain, lambda members: (9.0, 0.0), rows, 8, breadth) == (
-        0,
-        0,
-        1.0,
-    )
+    dear = rules.best_group(acceptances, offered, whole, 4 + others, plain, lambda members: (9.0, 0.0), rows, 8, breadth)
+    assert dear == (0, 0, 1.0)
 
 
 def test_a_level_of_several_guesses_is_expected_to_take_their_rows() -> None:

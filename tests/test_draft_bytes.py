@@ -12,7 +12,7 @@ import pytest
 from hasten import LLM
 from hasten.core.config import SpeculationParams
 from hasten.core.types import DraftTree, SamplingParams, Sequence, Verdict
-from hasten.draft.base import Drafter, held
+from hasten.draft.base import DraftBudget, Drafter, held
 from hasten.draft.hierarchy import HierarchyDrafter
 from hasten.draft.memory import MemoryDrafter
 from hasten.draft.prediction import PredictionDrafter
@@ -54,8 +54,7 @@ def live(drafter: Drafter, number: int, tenant: str = "", length: int = LENGTH) 
 
 def learn(drafter: Drafter) -> Sequence:
     sequence = live(drafter, 1)
-    if isinstance(drafter, SuffixDrafter | HierarchyDrafter):
-        drafter._memories[1].extend(sequence.tokens[sequence.prompt_length :])
+    drafter.propose([sequence], [DraftBudget(1, 1)])  # who follows a text does so when it is asked
     return sequence
 
 

@@ -302,7 +302,7 @@ def test_after_missed_rounds_it_guesses_as_if_it_had_begun_there(make: Make) -> 
     check_equal(proposals(late, [sequence], GENEROUS), proposals(fresh, [sequence], GENEROUS))
 
 
-def test_texts_of_others_take_memory_that_is_told(make: Make) -> None:
+def test_the_memory_that_it_tells_of_does_not_fall_where_a_text_begins(make: Make) -> None:
     drafter = make()
     before = drafter.bytes
     sequence = sequence_of([1, 2, 3, 4, 5] * 9, 0)

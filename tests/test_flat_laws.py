@@ -16,6 +16,7 @@ from hasten.control.step_costs import StepCosts
 from hasten.core.config import SpeculationParams
 from hasten.core.types import DraftTree, SamplingParams, Sequence, Verdict
 from hasten.draft.base import Drafter
+from hasten.draft.children import entropy
 from hasten.engine.drafting import Drafting
 from hasten.engine.flat_laws import EVERY, FLAT, FlatLaws, rough_entropy
 from hasten.engine.scheduler import Scheduled
@@ -24,11 +25,6 @@ from test_control_never_slower import Clock, Scripted
 VOCABULARY = 150_000
 NOISE = torch.randn(VOCABULARY, generator=torch.Generator().manual_seed(2))
 SAMPLED = SamplingParams(temperature=1.0, seed=3)
-
-
-def entropy(logits: torch.Tensor) -> float:
-    law = torch.log_softmax(logits.double(), -1)
-    return -float((law.exp() * law).nan_to_num(0.0).sum())
 
 
 def peaked(by: float, at: int) -> torch.Tensor:
@@ -41,7 +37,7 @@ def peaked(by: float, at: int) -> torch.Tensor:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_of_laws_without_a_peak_a_sixteenth_tells_the_entropy(spread: float, dtype: torch.dtype) -> None:
     logits = (spread * NOISE).to(dtype)
-    assert rough_entropy(logits) == pytest.approx(entropy(logits), abs=0.5)
+    assert rough_entropy(logits) == pytest.approx(entropy(logits, 1.0), abs=0.5)
 
 
 @pytest.mark.parametrize("at", [0, 5, VOCABULARY - 1], ids=["looked at", "not looked at", "the last"])

@@ -3,7 +3,9 @@ it changes a text."""
 
 from __future__ import annotations
 
+import gc
 import random
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -374,3 +376,19 @@ def test_real_vocabularies_read_each_other() -> None:
         reading.extend(ids[:at])
     reading.extend(ids)
     assert reading.tokens == own.encode(text, add_bos=False, allow_special=False)
+
+
+@pytest.mark.real
+def test_what_merges_say_of_their_memory_is_about_what_they_take() -> None:
+    target, own = real_tokenizer("qwen2.5-coder-0.5b"), real_tokenizer("smollm2-135m")
+    merges = Merges(own, target, overlap(target, own))
+    merges.learn(range(20_000, 20_100))  # whatever tokenizers make once is made
+    before = merges.bytes
+    gc.collect()
+    tracemalloc.start()
+    merges.learn(range(60_000, 75_000))
+    gc.collect()
+    taken = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert merges.bytes > before
+    assert 0.5 < (merges.bytes - before) / taken < 2.0, (merges.bytes, taken)

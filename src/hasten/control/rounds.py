@@ -103,9 +103,13 @@ class Round:
 def share_deciding(rounds: list[Round], spent: float) -> None:
     """What the round took beyond the drafters' own time (choosing, merging, keeping the books) is charged to those who bid."""
     asked = [(round, name) for round in rounds for name in round.seconds]
-    rest = spent - sum(round.seconds[name] for round, name in asked)
+    share_out(spent - sum(round.seconds[name] for round, name in asked), asked)
+
+
+def share_out(seconds: float, asked: list[tuple[Round, str]]) -> None:
+    """Charge drafters for something that was done for all of them, the same to each in each round."""
     for round, name in asked:
-        round.seconds[name] += rest / len(asked)
+        round.seconds[name] += seconds / len(asked)
 
 
 def kind_of(params: SamplingParams, flat: bool = False) -> str:

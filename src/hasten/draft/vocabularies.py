@@ -208,7 +208,7 @@ class Telling:
         return list(before[at:])
 
 
-MERGE_BYTES = 600  # of memory a merge, about
+MERGE_BYTES = 300  # of memory a merge, about
 
 
 @dataclass(slots=True)

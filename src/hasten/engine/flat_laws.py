@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import Tensor
 
-from hasten.control.rounds import Round
+from hasten.control.rounds import Round, share_out
 from hasten.core.types import Sequence
 
 EVERY = 16  # one in so many tokens stands for the others: looking at all of them takes a hundredth of a step
@@ -36,9 +36,7 @@ class FlatLaws:
         else:
             self._sequences.discard(sequence.id)
         if round is not None:
-            spent = clock() - began
-            for drafter in round.seconds:
-                round.seconds[drafter] += spent / len(round.seconds)
+            share_out(clock() - began, [(round, drafter) for drafter in round.seconds])
 
     def forget(self, sequence: Sequence) -> None:
         self._sequences.discard(sequence.id)
@@ -46,7 +44,7 @@ class FlatLaws:
 
 def rough_entropy(logits: Tensor) -> float:
     """About how many nats the law of a row [vocabulary] leaves open, at temperature 1: by its largest logit and one in ``EVERY``.
-    Off by far where a few tokens that are not looked at share the law, but not above half of what a flat law has."""
+    Where tokens that are not looked at have much of the law, all others seem to have more of it than they do."""
     below = (logits[::EVERY] - logits.max()).float().cpu().numpy()
     below = np.maximum(below, -80.0)  # e to that is nothing beside 1, and so is its product with it
     weights = EVERY * np.exp(below)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from hasten.control.rounds import Round
+from hasten.control.rounds import Round, share_out
 from hasten.draft.base import Drafter
 from hasten.sampling.likeliest import likeliest
 
@@ -34,7 +34,7 @@ class LikeliestRows:
             return
         started = clock()
         self.logits, self.found = logits, likeliest(logits, max(drafter.likeliest_wanted for _, drafter in wanting))
-        _charge(wanting, clock() - started)
+        share_out(clock() - started, [(round, drafter.name) for round, drafter in wanting])
 
     def forget(self) -> None:
         """The step is over, and its logits are let go."""
@@ -51,7 +51,7 @@ class LikeliestRows:
         started = clock()
         found = likeliest(rows, max(drafter.likeliest_wanted for drafter in wanting))
         if round is not None:
-            _charge([(round, drafter) for drafter in wanting], clock() - started)
+            share_out(clock() - started, [(round, drafter.name) for drafter in wanting])
         return found
 
     def _known(self, rows: Tensor) -> list[list[int]] | None:
@@ -61,8 +61,3 @@ class LikeliestRows:
         first, rest = divmod(int(rows.storage_offset()) - int(whole.storage_offset()), whole.stride(0))
         within = rest == 0 and first >= 0 and first + len(rows) <= len(self.found)
         return self.found[first : first + len(rows)] if within else None
-
-
-def _charge(wanting: Sequence[tuple[Round, Drafter]], spent: float) -> None:
-    for round, drafter in wanting:
-        round.seconds[drafter.name] += spent / len(wanting)
