@@ -115,27 +115,45 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[EngineConfig]:
     return found
 
 
-def test_the_model_writes_its_own_text(asked: list[EngineConfig], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("prefix", [(), (3,)])
+def test_the_model_writes_its_own_text(asked: list[EngineConfig], monkeypatch: pytest.MonkeyPatch, prefix: tuple[int, ...]) -> None:
+    monkeypatch.setattr(LetterTokenizer, "prefix_ids", prefix)
     monkeypatch.setattr(quantise, "BEGINNINGS", ("Once upon", "def main", "a", "b", "c"))
     monkeypatch.setattr(quantise, "LENGTH", 100)
+    monkeypatch.setattr(quantise, "PASSAGE", 25)
     monkeypatch.setattr(quantise, "TOKENS", 1200)
+    monkeypatch.setattr(quantise, "TOGETHER", 8)
     seen: list[tuple[int, int]] = []
     texts = quantise.sample_text(
         EngineConfig(model="tiny", precision="int4"), lambda label, done, total: seen.append((done, total))
     )
-    assert [len(text) for text in texts] == [100] * 12
-    assert [LetterTokenizer().decode(text).startswith("Once upon") for text in texts] == ([True] + [False] * 4) * 2 + [True, False]
-    assert len({tuple(text) for text in texts}) == 12
-    assert (asked[0].precision, asked[0].draft, asked[0].cache_tokens) == ("int8", "none", 500)
+    tokenizer = LetterTokenizer()
+    lead, end = list(tokenizer.prefix_ids), tokenizer.encode("\n\n", add_bos=False)
+    size = (100 - len(lead)) // 4
+    assert [len(text) for text in texts] == [len(lead) + 4 * size] * 12
+    assert all(text[: len(lead)] == lead for text in texts)
+    passages = [text[len(lead) + place * size :][:size] for text in texts for place in range(4)]
+    assert [tokenizer.decode(passage)[0] for passage in passages] == (list("Odabc") * 10)[:48]
+    assert tokenizer.decode(passages[0]).startswith("Once upon")
+    assert all(passage[-len(end) :] == end for passage in passages)
+    assert len({tuple(passage) for passage in passages}) == 48
+    assert (asked[0].precision, asked[0].draft, asked[0].cache_tokens, asked[0].max_sequences) == ("int8", "none", 200, 8)
     assert seen == sorted(seen)
-    assert seen[-1] == (300, 300)
-    assert len({done for done, _ in seen}) > 200
+    assert seen[-1] == (48, 48)
     assert texts == quantise.sample_text(EngineConfig(model="tiny"), lambda label, done, total: None)
+
+
+def test_a_model_of_little_context_writes_fewer_passages(asked: list[EngineConfig], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantise, "BEGINNINGS", ("Once upon a time there was", "def main"))
+    monkeypatch.setattr(quantise, "LENGTH", 20)
+    monkeypatch.setattr(quantise, "TOKENS", 200)
+    texts = quantise.sample_text(EngineConfig(model="tiny"), lambda label, done, total: None)
+    assert [len(text) for text in texts] == [20] * 10
+    assert all(len({*text}) > 1 for text in texts)
 
 
 class OtherTokenizer(LetterTokenizer):
     vocabulary_fingerprint = "other"
-    prefix_ids = ()
 
 
 def test_a_draft_model_reads_what_its_target_says(asked: list[EngineConfig], monkeypatch: pytest.MonkeyPatch) -> None:

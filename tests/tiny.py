@@ -172,6 +172,7 @@ class LetterTokenizer:
     """One letter a token; the last id ends an answer."""
 
     vocabulary_size = VOCABULARY
+    prefix_ids = ()
     bos_token_id = None
     eos_token_ids = (VOCABULARY - 1,)
     special_ids = frozenset({VOCABULARY - 1})

@@ -13,6 +13,7 @@ import gc
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 from torch import Tensor
@@ -42,6 +43,7 @@ from hasten.model.weights import (
     quantise_weights,
 )
 from hasten.train.alone import alone
+from hasten.train.beginnings import BEGINNINGS
 from hasten.train.own_questions import own_questions
 
 LENGTH = 512  # tokens of each piece of calibration text
@@ -50,32 +52,8 @@ FEWEST_PIECES = 8
 TALKS = 64  # conversations of a target with itself, for its draft model
 TALK_TEMPERATURE = 0.7
 MOST_CHARACTERS = 4 << 20
-BEGINNINGS = (
-    "The town lies on the left bank of the river. It was first mentioned in",
-    "The beetle is found in the forests of the north, where it",
-    "He was born in a small village, the third son of a carpenter, and",
-    "The song was released as the second single from her album, and",
-    "The regiment was formed in spring and took part in",
-    "The railway between the two cities was opened in",
-    "The match ended two to one after",
-    "In mathematics, a group is called",
-    "A storm formed over the ocean on the fourth of September and",
-    "The film tells the story of a young teacher who",
-    "The government announced on Tuesday that",
-    "Shares of the company fell after it reported",
-    "It was late in November, and the rain had not stopped for days, when",
-    '"You should have told me," she said, and',
-    "Dear Sir or Madam,\n\nI am writing to",
-    "How to repair a bicycle tyre:\n\n1.",
-    "Two onions, finely chopped, a spoonful of butter and",
-    "Question: Why do leaves turn red in autumn?\nAnswer:",
-    "import json\nfrom pathlib import Path\n\n\ndef main() -> None:\n",
-    "#include <stdio.h>\n\nint main(void) {\n",
-    "function merge(left, right) {\n",
-    "SELECT customer.name, SUM(",
-    "Es war einmal ein König, der",
-    "La ville est connue pour",
-)
+PASSAGE = 64  # tokens of a model's own text from one beginning on
+TOGETHER = 64  # passages that are written at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,8 +137,8 @@ def _keep_text(path: Path, pieces: list[list[int]]) -> None:
 
 
 def sample_text(config: EngineConfig, progress: Progress) -> list[list[int]]:
-    """What the model says in int8 when it goes on from ``BEGINNINGS``, from each several times, at temperature 1: token ids, the
-    same each time."""
+    """What the model says in int8 when it goes on from ``BEGINNINGS``, from each several times, at temperature 1: pieces of several
+    passages as token ids, the same each time."""
     from hasten import LLM
 
     settings = replace(
@@ -169,28 +147,27 @@ def sample_text(config: EngineConfig, progress: Progress) -> list[list[int]]:
         device="cpu",
         draft="none",
         context_length=0,
-        cache_tokens=len(BEGINNINGS) * LENGTH,
-        max_sequences=len(BEGINNINGS),
+        cache_tokens=TOGETHER * PASSAGE,
+        max_sequences=TOGETHER,
         prefix_cache=False,
     )
     with LLM(settings, progress=progress) as llm:
-        length = min(LENGTH, llm.context_length)
-        prompts = [llm.encode(BEGINNINGS[place % len(BEGINNINGS)]) for place in range(TOKENS // LENGTH)]
+        tokenizer = llm.engine.tokenizer
+        lead, end = list(tokenizer.prefix_ids), tokenizer.encode("\n\n", add_bos=False)
+        count, room = TOKENS // LENGTH, min(LENGTH, llm.context_length) - len(lead)
+        together = max(1, round(room / PASSAGE))
+        size = room // together - len(end)
+        begun = [tokenizer.encode(text, add_bos=False)[: size // 2] for text in BEGINNINGS]
+        starts = [begun[place % len(begun)] for place in range(count * together)]
         params = [
-            SamplingParams(max_tokens=length - len(prompt), temperature=1.0, seed=place, ignore_eos=True)
-            for place, prompt in enumerate(prompts)
+            SamplingParams(max_tokens=size - len(start), temperature=1.0, seed=seed, ignore_eos=True)
+            for seed, start in enumerate(starts)
         ]
-        requests = [llm.stream(prompt, each) for prompt, each in zip(prompts, params, strict=True)]
-        texts = [list(prompt) for prompt in prompts]
-        turns, written = -(-len(texts) // len(BEGINNINGS)), 0  # as many as there are beginnings are written together
-        for place, (text, events) in enumerate(zip(texts, requests, strict=True)):
-            for event in events:
-                text += event.tokens
-                written = max(written, place // len(BEGINNINGS) * length + len(text))
-                progress("writing text", written, turns * length)
+        done = llm.generate([lead + start for start in starts], params, on_done=counted(progress, "writing text", len(starts)))
     del llm
     gc.collect()
-    return texts
+    passages = [[*start, *written.tokens, *end] for start, written in zip(starts, done, strict=True)]
+    return [[*lead, *chain(*passages[first : first + together])] for first in range(0, len(passages), together)]
 
 
 def target_text(config: EngineConfig, tokenizer: Tokenizer, progress: Progress) -> list[list[int]]:
