@@ -215,5 +215,6 @@ def test_engines_and_their_modes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 def test_build_flags_fit_the_processor() -> None:
     assert llama_arguments({"avx", "avx2", "sse"}) == "-DGGML_NATIVE=OFF -DGGML_AVX=ON -DGGML_AVX2=ON"
     assert "AVX512" not in llama_arguments({"avx2", "fma"})
+    assert llama_arguments({"amx_tile", "amx_int8"}) == "-DGGML_NATIVE=OFF -DGGML_AMX_TILE=ON -DGGML_AMX_INT8=ON"
     assert llama_arguments(set()) == ""
     assert (dense_type({"avx2"}), dense_type({"avx2", "avx512f"}), dense_type(set())) == ("fp32", "bf16", "bf16")

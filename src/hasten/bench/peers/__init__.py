@@ -28,6 +28,9 @@ LLAMA_FLAGS = {
     "avx512vbmi": ("AVX512_VBMI",),
     "avx512_vnni": ("AVX512_VNNI",),
     "avx512_bf16": ("AVX512_BF16",),
+    "amx_tile": ("AMX_TILE",),
+    "amx_int8": ("AMX_INT8",),
+    "amx_bf16": ("AMX_BF16",),
 }
 
 # Engines that cannot be had from the package index, and why: a row of the comparison says so.
