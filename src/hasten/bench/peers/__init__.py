@@ -98,8 +98,8 @@ def llama_arguments(present: set[str]) -> str:
 
 
 def llama_variables(present: set[str], more: str = "") -> dict[str, str]:
-    """What llama.cpp is built with on a processor that reports ``present``; ``more``: CMake arguments. With AMX GCC must be kept
-    from leaving out the stores of a tile configuration, which it takes for dead: the program would stop at an illegal instruction."""
+    """What llama.cpp is built with on a processor that reports ``present``; ``more``: CMake arguments. With AMX, GCC must be kept
+    from leaving out the stores of a tile configuration, which it takes for dead: programs would stop at an illegal instruction."""
     found = {"CMAKE_ARGS": f"{llama_arguments(present)} {more}".strip()}
     return found | ({"CXXFLAGS": "-fno-dse -fno-tree-dse"} if "AMX" in found["CMAKE_ARGS"] else {})
 
