@@ -8,10 +8,10 @@ import sys
 import time
 from typing import Any
 
-from llama_cpp import Llama
-
 
 def main() -> None:
+    from llama_cpp import Llama  # there is none in ours
+
     asked: dict[str, Any] = json.loads(sys.argv[1])
     context, text, threads = asked["context"], asked["text"], asked["threads"]
     model = Llama(asked["gguf"], n_ctx=len(text), n_threads=threads, n_threads_batch=threads, logits_all=True, verbose=False)
