@@ -11,12 +11,15 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
+from contextlib import closing
 from pathlib import Path
 
 from common import data_file, machine, table
 from hasten.bench.peers import engines
-from hasten.bench.peers.environment import own_variables, python_of, versions_of
+from hasten.bench.peers.environment import python_of, versions_of
+from hasten.bench.peers.process import WORKERS, PeerProcess
+from hasten.bench.session import ContestantFailed
+from hasten.control.profile import Timed
 from hasten.core.config import EngineConfig
 from hasten.core.progress import silent
 from hasten.core.types import BLOCK_SIZE
@@ -25,38 +28,34 @@ from hasten.engine.profiling import timed_passes
 from hasten.model.catalogue import resolve
 from hasten.model.kernels import set_threads, threads_and_level
 
+LLAMA = "llama.cpp"
+Seconds = dict[tuple[str, int], list[float]]  # by engine and rows
 
-class OtherEngine:
-    """llama.cpp in a process of its own. Raises SystemExit where that does not start."""
 
-    def __init__(self, gguf: Path, text: list[int], context: int, threads: int) -> None:
-        asked = {"gguf": str(gguf), "text": text, "context": context, "threads": threads}
-        script = Path(__file__).with_name("rows_llama_cpp.py")
-        command = [str(python_of(engines()["llama.cpp"].recipe, print)), str(script), json.dumps(asked)]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=own_variables()
-        )
-        if self._answer() != "ready":
-            raise SystemExit(f"llama.cpp does not start; run {script.name} in its environment to see why.")
-
-    def seconds(self, rows: int) -> float:
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"{rows}\n")
-        self._process.stdin.flush()
-        return float(self._answer())
-
-    def close(self) -> None:
-        self._process.kill()
-        self._process.wait()
-
-    def _answer(self) -> str:
-        assert self._process.stdout is not None
-        return self._process.stdout.readline().strip()
+def other_engine(gguf: Path, text: list[int], context: int) -> PeerProcess:
+    """llama.cpp, which has read the first ``context`` of the text. Raises ContestantFailed."""
+    threads, script = threads_and_level()[0], WORKERS / "llama_cpp_rows_worker.py"
+    asked = {"name": LLAMA, "gguf": str(gguf), "text": text, "context": context, "threads": threads}
+    return PeerProcess(python_of(engines()[LLAMA].recipe, print), script, asked)
 
 
 def loaded(name: str, precision: str, path: Path, room: int) -> LoadedModel:
     config = EngineConfig(model=name, precision=precision, cache_tokens=room)
     return load_model(name, path, config, choose_device("cpu"), silent)
+
+
+def in_turns(ours: dict[str, Timed], other: PeerProcess, rows: list[int], context: int, repeats: int) -> Seconds:
+    """Of every step the second of two in a row: whoever was before has taken the caches."""
+
+    def step(name: str, count: int) -> float:
+        return ours[name](count, context) if name in ours else float(other.ask({"rows": count})["seconds"])
+
+    found: Seconds = {(name, count): [] for count in rows for name in (*ours, LLAMA)}
+    for _ in range(repeats):
+        for (name, count), spent in found.items():
+            step(name, count)
+            spent.append(step(name, count))
+    return found
 
 
 def main() -> None:
@@ -71,35 +70,29 @@ def main() -> None:
     models = {precision: loaded(args.model, precision, path, most + BLOCK_SIZE) for precision in args.precisions}
     first = next(iter(models.values()))
     set_threads(0, first.executor.decoder.precision)  # as the engine does
-    text = first.tokenizer.encode(data_file("wikitext2_test_part.txt").read_text(encoding="utf-8")[: 20 * most], add_bos=True)[
-        :most
-    ]
-    other = OtherEngine(path, text, args.context, threads_and_level()[0])
+    characters = data_file("wikitext2_test_part.txt").read_text(encoding="utf-8")[: 20 * most]
+    text = first.tokenizer.encode(characters, add_bos=True)[:most]
     ours = {precision: timed_passes(model.executor, text) for precision, model in models.items()}
     for timed in ours.values():
         timed(max(args.rows), args.context)  # fills the pool
-    seconds: dict[tuple[str, int], list[float]] = {}
-    for _ in range(args.repeats):
-        for rows in args.rows:
-            for precision, timed in ours.items():
-                timed(rows, args.context)  # whoever was before has taken the caches
-                seconds.setdefault((precision, rows), []).append(timed(rows, args.context))
-            other.seconds(rows)
-            seconds.setdefault(("llama.cpp", rows), []).append(other.seconds(rows))
-    other.close()
+    try:
+        with closing(other_engine(path, text, args.context)) as other:
+            seconds = in_turns(ours, other, args.rows, args.context, args.repeats)
+    except ContestantFailed as problem:
+        raise SystemExit(str(problem)) from problem
     print(f"Median milliseconds of a step behind {args.context} positions, and how many times as long llama.cpp's takes\n")
     print(
         table(
             ["engine", *(f"{rows} rows" for rows in args.rows)],
-            [[name, *(_cell(seconds, name, rows) for rows in args.rows)] for name in (*ours, "llama.cpp")],
+            [[name, *(_cell(seconds, name, rows) for rows in args.rows)] for name in (*ours, LLAMA)],
         )
     )
-    print(json.dumps({"model": args.model, "llama.cpp": versions_of(engines()["llama.cpp"].recipe), **machine()}))
+    print(json.dumps({"model": args.model, LLAMA: versions_of(engines()[LLAMA].recipe), **machine()}))
 
 
-def _cell(seconds: dict[tuple[str, int], list[float]], name: str, rows: int) -> str:
-    mine, theirs = statistics.median(seconds[name, rows]), statistics.median(seconds["llama.cpp", rows])
-    return f"{1e3 * mine:.1f}" if name == "llama.cpp" else f"{1e3 * mine:.1f} ({theirs / mine:.2f})"
+def _cell(seconds: Seconds, name: str, rows: int) -> str:
+    mine, theirs = statistics.median(seconds[name, rows]), statistics.median(seconds[LLAMA, rows])
+    return f"{1e3 * mine:.1f}" if name == LLAMA else f"{1e3 * mine:.1f} ({theirs / mine:.2f})"
 
 
 if __name__ == "__main__":

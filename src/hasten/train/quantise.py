@@ -155,10 +155,10 @@ def sample_text(config: EngineConfig, progress: Progress) -> list[list[int]]:
         tokenizer = llm.engine.tokenizer
         lead, end = list(tokenizer.prefix_ids), tokenizer.encode("\n\n", add_bos=False)
         count, room = TOKENS // LENGTH, min(LENGTH, llm.context_length) - len(lead)
-        together = max(1, round(room / PASSAGE))
-        size = room // together - len(end)
+        in_piece = max(1, round(room / PASSAGE))
+        size = room // in_piece - len(end)
         begun = [tokenizer.encode(text, add_bos=False)[: size // 2] for text in BEGINNINGS]
-        starts = [begun[place % len(begun)] for place in range(count * together)]
+        starts = [begun[place % len(begun)] for place in range(count * in_piece)]
         params = [
             SamplingParams(max_tokens=size - len(start), temperature=1.0, seed=seed, ignore_eos=True)
             for seed, start in enumerate(starts)
@@ -167,7 +167,7 @@ def sample_text(config: EngineConfig, progress: Progress) -> list[list[int]]:
     del llm
     gc.collect()
     passages = [[*start, *written.tokens, *end] for start, written in zip(starts, done, strict=True)]
-    return [[*lead, *chain(*passages[first : first + together])] for first in range(0, len(passages), together)]
+    return [[*lead, *chain(*passages[first : first + in_piece])] for first in range(0, len(passages), in_piece)]
 
 
 def target_text(config: EngineConfig, tokenizer: Tokenizer, progress: Progress) -> list[list[int]]:
